@@ -1,0 +1,45 @@
+# `make demo` and `make test` each do everything on a fresh machine with Python >= 3.11 and make.
+PYTHON ?= python3
+BIN := .venv/bin
+# One thread a test process: two processes on two cores are faster than two threads on each.
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test quick check format demo-base demo-train benchmarks clean
+
+help: ## what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "softeval needs Python >= 3.11"'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt pip setuptools
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]' \
+	  --config-settings editable_mode=compat
+	touch $@
+
+demo: .venv/installed ## evaluate the bundled checkpoints under the six CoT modes
+	$(BIN)/softeval run --num-samples 32 --seed 0
+
+test: check quick slow ## everything: style, types, unit tests, slow tests
+
+check: .venv/installed ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+quick: .venv/installed ## unit tests, under a minute
+	$(TEST_ENV) $(BIN)/pytest -q -n 2 --dist worksteal -m 'not slow and not browser'
+
+slow: .venv/installed ## tests that run processes, browsers and whole evaluations
+	$(TEST_ENV) $(BIN)/pytest -q -n 2 --dist worksteal -m 'slow or browser'
+
+format: .venv/installed ## format and sort imports
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo-base: .venv/installed ## make the bundled base checkpoint anew, from its seed
+	$(BIN)/python -m softeval.trainers.demo_base --output-path softeval/checkpoints/base --seed 0
+
+clean: ## remove the environment and build products (never runs/)
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,52 @@
+"""softeval: the six CoT modes of *Soft Tokens, Hard Truths*, measured.
+
+The public names. They load lazily, so that `import softeval` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from softeval.run import Run, evaluate, load_run
+    from softeval.generation import generate
+    from softeval.model import LanguageModel, load_model
+    from softeval.modes import MODES, get_mode
+    from softeval.records import Generation
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MODES",
+    "Generation",
+    "LanguageModel",
+    "Run",
+    "evaluate",
+    "generate",
+    "get_mode",
+    "load_model",
+    "load_run",
+]
+
+_HOMES = {
+    "MODES": "softeval.modes",
+    "Generation": "softeval.records",
+    "LanguageModel": "softeval.model",
+    "Run": "softeval.run",
+    "evaluate": "softeval.run",
+    "generate": "softeval.generation",
+    "get_mode": "softeval.modes",
+    "load_model": "softeval.model",
+    "load_run": "softeval.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'softeval' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

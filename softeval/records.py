@@ -1,0 +1,212 @@
+"""What one generation is, and the tables that a run directory holds.
+
+Knows nothing of models, tasks or files. Every table on disk has its Arrow schema here; a change of
+columns or meaning raises `SCHEMA_VERSION`.
+
+Shapes: T chain-of-thought (CoT) positions, D embedding width, K recorded mixture entries.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+
+class StopReason(StrEnum):
+    """Why a CoT ended (method, paper appendix C)."""
+
+    ANSWER_PREFIX = "answer_prefix"
+    EOS = "eos"
+    LENGTH = "length"
+
+
+class AnswerStop(StrEnum):
+    """Why an answer ended: its box was closed, an end-of-sequence token came, or the cap."""
+
+    CLOSED = "closed"
+    EOS = "eos"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True)
+class SampleKey:
+    """What names a generation inside one run and mode; also the key of its random numbers."""
+
+    task: str
+    doc_id: int
+    sample: int
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    r"""One sample: a CoT of T positions, the prefill and the answer.
+
+    Position t of the CoT is predicted by the logits at position t-1 (t = 0: by those of the last
+    prompt token). A CoT that ends with an end-of-sequence token holds that token as its last
+    position, and it is fed like any other.
+
+    Attributes:
+        key: task, question and sample index.
+        mode: name of the CoT mode.
+        cot_text: decoded shadow tokens.
+        prefill_text: what the decoder put between CoT and answer, up to and with ``\boxed{``.
+        answer: content of the box; None where no brace closed it.
+        answer_text: everything decoded after the prefill.
+        stop_reason: why the CoT ended.
+        answer_stop: why the answer ended.
+        prompt_ids: token ids of the prompt.
+        shadow_ids: (T,) argmax token at each position; the token drawn in hard_sample.
+        prefill_ids: token ids of the prefill.
+        answer_ids: token ids of the answer, the closing token with it.
+        entropy: (T,) entropy in nats of the next-token distribution at temperature 1.
+        mode_entropy: (T,) the same at the mode's own temperature.
+        top1_prob: (T,) largest probability at temperature 1.
+        top_ids: (T, K) token ids of the K largest entries of the mode's distribution; K may be 0.
+        top_probs: (T, K) their probabilities.
+        inputs: (T, D) vectors as given to the model's ``inputs_embeds``, where they were kept.
+        seconds: wall-clock seconds from admission to the batch until the end.
+    """
+
+    key: SampleKey
+    mode: str
+    cot_text: str
+    prefill_text: str
+    answer: str | None
+    answer_text: str
+    stop_reason: StopReason
+    answer_stop: AnswerStop
+    prompt_ids: np.ndarray
+    shadow_ids: np.ndarray
+    prefill_ids: np.ndarray
+    answer_ids: np.ndarray
+    entropy: np.ndarray
+    mode_entropy: np.ndarray
+    top1_prob: np.ndarray
+    top_ids: np.ndarray
+    top_probs: np.ndarray
+    inputs: np.ndarray | None
+    seconds: float
+
+    @property
+    def text(self) -> str:
+        """CoT, prefill and answer as one text."""
+        return self.cot_text + self.prefill_text + self.answer_text
+
+
+@cache
+def samples_schema() -> pa.Schema:
+    """One row a generation; sorted by task, mode, doc_id, sample."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("task", pa.string()),
+            ("doc_id", pa.int32()),
+            ("mode", pa.string()),
+            ("sample", pa.int32()),
+            ("prompt_hash", pa.string()),
+            ("cot_text", pa.string()),
+            ("prefill", pa.string()),
+            ("answer_text", pa.string()),
+            ("answer", pa.string()),  # null: no box was closed
+            ("target", pa.string()),
+            ("correct", pa.bool_()),
+            ("verdict", pa.string()),  # ok | no_answer | timeout | error
+            ("stop_reason", pa.string()),
+            ("answer_stop", pa.string()),
+            ("n_cot_tokens", pa.int32()),
+            ("n_answer_tokens", pa.int32()),
+            ("seconds", pa.float32()),
+        ]
+    )
+
+
+@cache
+def positions_schema() -> pa.Schema:
+    """One row a CoT position; sorted like the samples, then by position. Entropies in nats."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("task", pa.dictionary(pa.int16(), pa.string())),
+            ("doc_id", pa.int32()),
+            ("mode", pa.dictionary(pa.int16(), pa.string())),
+            ("sample", pa.int32()),
+            ("position", pa.int32()),
+            ("entropy", pa.float32()),  # of the temperature-1 distribution
+            ("mode_entropy", pa.float32()),  # at the mode's own temperature
+            ("top1_prob", pa.float32()),  # at temperature 1
+            ("shadow_id", pa.int32()),
+        ]
+    )
+
+
+@cache
+def mixtures_schema() -> pa.Schema:
+    """The largest entries of the mode's distribution, for the first samples of each question."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("task", pa.dictionary(pa.int16(), pa.string())),
+            ("doc_id", pa.int32()),
+            ("mode", pa.dictionary(pa.int16(), pa.string())),
+            ("sample", pa.int32()),
+            ("position", pa.int32()),
+            ("rank", pa.int8()),  # 0 is the largest
+            ("token_id", pa.int32()),
+            ("prob", pa.float32()),
+        ]
+    )
+
+
+@cache
+def prompts_schema() -> pa.Schema:
+    """One row a question: the exact prompt that was given to the model, and the label."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("task", pa.string()),
+            ("doc_id", pa.int32()),
+            ("prompt_hash", pa.string()),
+            ("prompt", pa.string()),
+            ("target", pa.string()),
+        ]
+    )
+
+
+@cache
+def tokens_schema() -> pa.Schema:
+    """Text of each token id that the positions or mixtures name."""
+    import pyarrow as pa
+
+    return pa.schema([("token_id", pa.int32()), ("text", pa.string())])
+
+
+@cache
+def likelihoods_schema() -> pa.Schema:
+    """One row a question of a log-likelihood task. NLL in nats, of the correct answer."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("task", pa.string()),
+            ("doc_id", pa.int32()),
+            ("target", pa.int32()),  # index of the correct choice
+            ("prediction", pa.int32()),  # index of the most likely choice
+            ("correct", pa.bool_()),
+            ("nll", pa.float64()),
+            ("n_tokens", pa.int32()),
+            ("nll_per_token", pa.float64()),
+        ]
+    )

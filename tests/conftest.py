@@ -1,0 +1,19 @@
+"""Shared fixtures: where the real data and checkpoints lie, if they are here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("SOFTEVAL_SHARED", ROOT.parent / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder of real benchmarks, tokenizers and a real checkpoint; not part of the project."""
+    if not SHARED.is_dir():
+        pytest.skip(f"real test data absent: no {SHARED.name}/ beside the project")
+    return SHARED

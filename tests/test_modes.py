@@ -1,0 +1,235 @@
+"""Modes against their definitions: limits, one-hot identity, distributions, log-probabilities."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import FAMILIES, tiny_lm
+
+from softeval.errors import UserError
+from softeval.modes import (
+    MODES,
+    HardMode,
+    MixtureMode,
+    NoiseNorm,
+    Randomness,
+    get_mode,
+    invert_cdf,
+    is_greedy,
+    select_modes,
+)
+
+
+def random_logits(rows: int = 8, vocab: int = 99, seed: int = 0, scale: float = 3.0):
+    return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def test_the_six_modes_are_those_of_the_paper():
+    table = {
+        name: (mode.temperature, mode.noise_scale, is_greedy(mode)) for name, mode in MODES.items()
+    }
+    assert table == {
+        "hard_greedy": (0.0, 0.0, True),
+        "hard_sample": (1.0, 0.0, False),
+        "soft_greedy": (0.5, 0.0, True),
+        "soft_sample": (0.5, 0.33, False),
+        "fuzzy_greedy": (1e-4, 0.0, True),
+        "fuzzy_sample": (1e-4, 0.33, False),
+    }
+
+
+def test_a_mode_cannot_be_changed_in_place():
+    with pytest.raises(AttributeError):
+        MODES["soft_sample"].temperature = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_one_hot_mixture_is_bit_for_bit_what_input_ids_give(family):
+    lm = tiny_lm(family)
+    ids = torch.arange(lm.vocab)
+    hot = torch.nn.functional.one_hot(ids, lm.vocab).float()
+    mixed = lm.embedding.mix(hot).to(lm.dtype)
+    assert torch.equal(mixed, lm.embedding.rows(ids))
+    with torch.inference_mode():
+        by_ids = lm.model(input_ids=ids[None, :40]).logits
+        by_mixture = lm.model(inputs_embeds=mixed[None, :40]).logits
+    assert torch.equal(by_ids, by_mixture)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma", "gemma3", "gpt2"])
+def test_a_one_hot_mixture_is_exact_in_bfloat16(family):
+    import copy
+
+    from softeval.embedding import InputEmbedding
+
+    lm = tiny_lm(family)
+    module = copy.deepcopy(lm.model.get_input_embeddings()).to(torch.bfloat16)
+    embedding = InputEmbedding(module, lm.vocab)
+    ids = torch.arange(lm.vocab)
+    hot = torch.nn.functional.one_hot(ids, lm.vocab).float()
+    assert torch.equal(embedding.mix(hot).to(torch.bfloat16), embedding.rows(ids))
+
+
+def test_padding_rows_of_the_embedding_never_enter_a_mixture():
+    lm = tiny_lm()
+    assert lm.vocab == len(lm.tokenizer) < lm.model.config.vocab_size
+    assert lm.logits(torch.zeros(1, lm.model.config.vocab_size)).shape[-1] == lm.vocab
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_sigma_is_gamma_times_the_rms_of_what_is_fed(family):
+    lm = tiny_lm(family)
+    fed = lm.embedding.rows(torch.arange(lm.vocab)).double()
+    element = 0.33 * fed.square().mean().sqrt().item()
+    vector = 0.33 * fed.norm(dim=-1).square().mean().sqrt().item()
+    assert MODES["soft_sample"].sigma(lm.embedding) == pytest.approx(element, rel=1e-6)
+    literal = get_mode("soft_sample", noise_norm="vector")
+    assert literal.sigma(lm.embedding) == pytest.approx(vector, rel=1e-6)
+    assert vector == pytest.approx(element * math.sqrt(lm.embedding.width), rel=1e-9)
+
+
+def test_a_noise_vector_is_about_gamma_embeddings_long():
+    lm = tiny_lm()
+    mode = MODES["soft_sample"]
+    noise = torch.randn(4000, lm.embedding.width)
+    length = (mode.sigma(lm.embedding) * noise).norm(dim=-1).mean()
+    typical = lm.embedding.rms * math.sqrt(lm.embedding.width)
+    assert float(length / typical) == pytest.approx(0.33, rel=0.02)
+
+
+def test_soft_at_vanishing_temperature_is_hard_greedy():
+    lm = tiny_lm()
+    logits = random_logits(vocab=lm.vocab)
+    hard = MODES["hard_greedy"]
+    expected = hard.step(logits, hard.probs(logits), lm.embedding, None)
+    for temperature in (0.0, 1e-6):
+        soft = get_mode("soft_greedy", temperature=temperature)
+        step = soft.step(logits, soft.probs(logits), lm.embedding, None)
+        assert torch.equal(step.inputs_ND, expected.inputs_ND)
+        assert torch.equal(step.shadow_N, expected.shadow_N)
+
+
+@pytest.mark.parametrize("kind", ["soft", "fuzzy"])
+def test_without_noise_sample_is_greedy(kind):
+    silent = get_mode(f"{kind}_sample", noise_scale=0.0)
+    assert is_greedy(silent)
+    lm = tiny_lm()
+    logits = random_logits(vocab=lm.vocab)
+    greedy = MODES[f"{kind}_greedy"]
+    a = silent.step(logits, silent.probs(logits), lm.embedding, None)
+    b = greedy.step(logits, greedy.probs(logits), lm.embedding, None)
+    assert torch.equal(a.inputs_ND, b.inputs_ND)
+
+
+def test_mixture_is_the_expectation_of_embeddings():
+    lm = tiny_lm("gemma2")
+    logits = random_logits(vocab=lm.vocab)
+    mode = MODES["soft_greedy"]
+    weights = (logits.double() / 0.5).softmax(-1)
+    expected = weights @ lm.embedding.rows(torch.arange(lm.vocab)).double()
+    got = mode.step(logits, mode.probs(logits), lm.embedding, None).inputs_ND
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    weights=st.lists(st.sampled_from([0.0, 0.1, 0.5, 2.0]), min_size=2, max_size=9).filter(any),
+    uniform=st.floats(0, 1, exclude_max=True),
+)
+def test_inverse_cdf_never_draws_what_has_no_probability(weights, uniform):
+    probs = torch.tensor([weights]) / sum(weights)
+    drawn = int(invert_cdf(probs, torch.tensor([uniform], dtype=torch.float64)))
+    assert weights[drawn] > 0
+
+
+def test_hard_sampling_draws_from_the_distribution():
+    probs = torch.tensor([[0.5, 0.0, 0.3, 0.15, 0.05]])
+    uniforms = torch.from_numpy(np.random.default_rng(0).random(40_000))
+    drawn = invert_cdf(probs.expand(len(uniforms), -1), uniforms)
+    share = torch.bincount(drawn, minlength=5) / len(uniforms)
+    torch.testing.assert_close(share, probs[0], atol=4 * 0.5 / math.sqrt(40_000), rtol=0)
+
+
+def test_hard_log_prob_is_that_of_the_sampling_temperature():
+    lm = tiny_lm()
+    logits = random_logits(vocab=lm.vocab)
+    ids = torch.arange(8)
+    for temperature in (1.0, 0.7):
+        mode = get_mode("hard_sample", temperature=temperature)
+        expected = torch.log_softmax(logits.double() / temperature, -1)[torch.arange(8), ids]
+        got = mode.log_prob(logits, ids, torch.empty(0), lm.embedding)
+        torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_gaussian_log_prob_against_scipy():
+    from scipy.stats import multivariate_normal
+
+    lm = tiny_lm()
+    mode = MODES["soft_sample"]
+    logits = random_logits(rows=2, vocab=lm.vocab)
+    noise = torch.randn(2, lm.embedding.width)
+    fed = mode.step(logits, mode.probs(logits), lm.embedding, noise).inputs_ND
+    got = mode.log_prob(logits, torch.zeros(2, dtype=torch.long), fed, lm.embedding)
+    means = lm.embedding.mix(mode.probs(logits)).numpy().astype(float)
+    sigma = mode.sigma(lm.embedding)
+    width = lm.embedding.width
+    peak = -width * math.log(sigma * math.sqrt(2 * math.pi))
+    for row in range(2):
+        full = multivariate_normal.logpdf(
+            fed[row].numpy().astype(float), means[row], np.full(width, sigma**2)
+        )
+        assert float(got[row]) == pytest.approx(full - peak, rel=1e-3)
+
+
+def test_chi_square_of_the_noise_is_one():
+    lm = tiny_lm()
+    mode = MODES["soft_sample"]
+    logits = random_logits(rows=512, vocab=lm.vocab)
+    width = lm.embedding.width
+    noise = torch.randn(512, width, generator=torch.Generator().manual_seed(1))
+    fed = mode.step(logits, mode.probs(logits), lm.embedding, noise).inputs_ND
+    minus_two_log = -2 * mode.log_prob(logits, torch.zeros(512).long(), fed, lm.embedding)
+    assert float(minus_two_log.mean()) / width == pytest.approx(
+        1, abs=3 * math.sqrt(2 / (width * 512))
+    )
+
+
+def test_overrides_reach_the_modes_that_have_them():
+    modes = {m.name: m for m in select_modes(["all"], noise_scale=1.0, noise_norm="vector")}
+    assert modes["soft_sample"] == MixtureMode("soft_sample", 0.5, 1.0, NoiseNorm.VECTOR)
+    assert modes["soft_greedy"] == MODES["soft_greedy"]
+    assert modes["hard_sample"] == MODES["hard_sample"]
+    (warm,) = select_modes(["hard-sample"], temperature=0.6)
+    assert warm == HardMode("hard_sample", 0.6)
+    assert get_mode("hard_sample", temperature=0.0).randomness is Randomness.NONE
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "part"),
+    [
+        (["sofr"], {}, "unknown mode 'sofr'; choose from hard_greedy"),
+        (["all"], {"temperature": 0.5}, "one kind of mode"),
+        (["hard_greedy"], {"temperature": 0.5}, "override it on hard_sample"),
+        (["hard_sample"], {"noise_scale": 0.5}, "no chosen mode has noise"),
+        (["soft_greedy"], {"noise_scale": 0.5}, "no chosen mode has noise"),
+        (["soft_sample"], {"noise_scale": -1.0}, "--noise-scale -1.0"),
+        (["soft_sample"], {"temperature": float("nan")}, "--temperature nan"),
+        (["soft_sample"], {"noise_norm": "matrix"}, "choose from element, vector"),
+    ],
+)
+def test_impossible_modes_are_refused_with_a_remedy(names, options, part):
+    with pytest.raises(UserError, match=part.replace("(", r"\(")):
+        select_modes(names, **options)
+
+
+def test_greedy_and_noiseless_modes_have_no_log_prob():
+    lm = tiny_lm()
+    logits = random_logits(vocab=lm.vocab)
+    for name in ("hard_greedy", "soft_greedy"):
+        with pytest.raises(UserError):
+            MODES[name].log_prob(logits, torch.zeros(8).long(), torch.zeros(8, 32), lm.embedding)

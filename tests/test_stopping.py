@@ -1,0 +1,152 @@
+"""Stop rules and prefills, with the real Qwen 2.5 and Llama 3.2 tokenizers where they are here."""
+
+from __future__ import annotations
+
+import pytest
+from tiny import tiny_tokenizer
+
+from softeval.randomness import SampleRandomness
+from softeval.records import AnswerStop, SampleKey, StopReason
+from softeval.rows import Limits, Row
+from softeval.stopping import ANSWER_PREFIX, Stopper
+
+REAL = ["qwen2.5", "llama-3.2-instruct"]
+
+
+@pytest.fixture(scope="module", params=[*REAL, "stories260K", "characters"])
+def stopper(request):
+    if request.param == "characters":
+        return Stopper(tiny_tokenizer())
+    from transformers import AutoTokenizer
+
+    shared = request.getfixturevalue("shared")
+    folder = "models" if request.param == "stories260K" else "tokenizers"
+    return Stopper(AutoTokenizer.from_pretrained(shared / folder / request.param))
+
+
+def ids(stopper: Stopper, text: str) -> list[int]:
+    return stopper._tokenizer.encode(text, add_special_tokens=False)
+
+
+ENDINGS = [
+    "So 3 + 4 = 7. The final answer is:",
+    "So 3 + 4 = 7. The final answer is: ",
+    "So 3 + 4 = 7.\n\nThe final answer is:\n",
+    "The final answer is:",
+    "Note: this. Also: that. The final answer is:  ",
+]
+
+
+@pytest.mark.parametrize("text", ENDINGS)
+def test_text_that_ends_in_the_prefix_stops_exactly_once_it_does(stopper, text):
+    tokens = ids(stopper, text)
+    fired = [n for n in range(1, len(tokens) + 1) if stopper.ends_cot(tokens[:n])]
+    assert fired, "never fired"
+    at_first = stopper.decode(tokens[: fired[0]])
+    assert at_first.rstrip().endswith(ANSWER_PREFIX)
+    for n in range(1, fired[0]):
+        assert not stopper.decode(tokens[:n]).rstrip().endswith(ANSWER_PREFIX)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The final answer is",
+        "The final answer is: 42",
+        "The final answer is :",
+        "the final answer is:",
+        "The answer is:",
+        "Final answer: The final answer is: \\boxed{3}. Note:",
+        ":",
+    ],
+)
+def test_other_text_does_not_stop(stopper, text):
+    assert not stopper.ends_cot(ids(stopper, text))
+
+
+@pytest.mark.parametrize("cot", ["It is 7. The final answer is:", "The final answer is: "])
+def test_box_follows_an_early_stop_with_exactly_one_space(stopper, cot):
+    prefill = stopper.prefill_text(cot, StopReason.ANSWER_PREFIX)
+    assert (cot + prefill).endswith("The final answer is: \\boxed{")
+    whole = ids(stopper, cot.rstrip()) + list(
+        stopper.prefill_ids(cot.rstrip(), StopReason.ANSWER_PREFIX)
+    )
+    assert stopper.decode(whole).endswith("The final answer is: \\boxed{")
+
+
+@pytest.mark.parametrize("reason", [StopReason.LENGTH, StopReason.EOS])
+@pytest.mark.parametrize("cot", ["so 3 + 4 is", "so 3 + 4 is ", "so\n", ""])
+def test_the_whole_prefix_follows_a_cap_or_an_end_token(stopper, cot, reason):
+    text = cot + stopper.prefill_text(cot, reason)
+    assert text.endswith("The final answer is: \\boxed{")
+    assert "  " not in text
+    prefill = stopper.prefill_ids(cot, reason)
+    assert stopper.decode(prefill).strip() == "The final answer is: \\boxed{"
+
+
+def test_prefill_ids_are_those_of_the_joined_text(shared):
+    """Where no merge crosses the seam, prefilled ids are what encoding the whole text gives."""
+    from transformers import AutoTokenizer
+
+    for name in REAL:
+        tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / name)
+        cot = "It is 7. The final answer is:"
+        joined = tokenizer.encode(cot + " \\boxed{", add_special_tokens=False)
+        parts = tokenizer.encode(cot, add_special_tokens=False)
+        assert joined == parts + list(Stopper(tokenizer).prefill_ids(cot, StopReason.ANSWER_PREFIX))
+
+
+def test_longest_prefill_bounds_every_prefill(stopper):
+    for cot in ("", "x", "x ", "x\n"):
+        for reason in StopReason:
+            assert len(stopper.prefill_ids(cot, reason)) <= stopper.longest_prefill
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        ("42}", "42"),
+        ("\\frac{1}{2}}. So", "\\frac{1}{2}"),
+        ("\\{1, 2\\}}", "\\{1, 2\\}"),
+        ("}", ""),
+        ("42", None),
+        ("\\frac{1}{2}", None),
+        ("\\}", None),
+    ],
+)
+def test_an_answer_is_cut_at_the_brace_that_closes_the_box(stopper, text, content):
+    assert stopper.closed_answer(ids(stopper, text)) == content
+
+
+def new_row() -> Row:
+    key = SampleKey("t", 0, 0)
+    return Row(key, (5, 6), SampleRandomness(0, key), position=1)
+
+
+def test_a_row_walks_through_its_phases():
+    stopper = Stopper(tiny_tokenizer())
+    row, limits = new_row(), Limits(max_cot_tokens=60, max_answer_tokens=4)
+    for token in ids(stopper, "1+1=2. The final answer is:"):
+        assert row.chooses_cot
+        row.step_cot(token, stopper, limits, frozenset({2}))
+    assert row.stop_reason is StopReason.ANSWER_PREFIX
+    assert not row.chooses_cot
+    assert stopper.decode(row.queue) == " \\boxed{"
+    row.queue.clear()
+    for token in ids(stopper, "2}"):
+        assert row.answer_stop is None
+        row.step_answer(token, stopper, limits, frozenset({2}))
+    assert (row.answer, row.answer_stop) == ("2", AnswerStop.CLOSED)
+
+
+@pytest.mark.parametrize(("tokens", "stop"), [("12345", AnswerStop.LENGTH), ("12", AnswerStop.EOS)])
+def test_an_answer_without_a_brace_is_no_answer(tokens, stop):
+    stopper = Stopper(tiny_tokenizer())
+    row = new_row()
+    row.in_cot = False
+    for token in [*ids(stopper, tokens), 2]:
+        row.step_answer(token, stopper, Limits(8, 5), frozenset({2}))
+        if row.answer_stop:
+            break
+    assert row.answer_stop is stop
+    assert row.answer is None
