@@ -28,7 +28,6 @@ from softeval.noise import NoiseFeed
 from softeval.randomness import SampleRandomness, Stream
 from softeval.records import Generation, SampleKey
 from softeval.rows import Limits, Row
-from softeval.stopping import Stopper
 from softeval.trace import Trace, measure
 
 ROW_TILE = 16
@@ -82,7 +81,7 @@ class Decoder:
         self.answer_temperature = answer_temperature
         self.record_top = record_top
         self.keep_inputs = keep_inputs
-        self.stopper = Stopper(lm.tokenizer)
+        self.stopper = lm.stopper
         self.sigma = mode.sigma(lm.embedding)
         self._visibility = Visibility(lm.model)
 

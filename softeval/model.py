@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from softeval.embedding import InputEmbedding
 from softeval.errors import UserError
+from softeval.stopping import Stopper
 
 BUNDLED_CHECKPOINT = str(files("softeval") / "checkpoints" / "base")
 
@@ -68,6 +70,11 @@ class LanguageModel:
     @property
     def dtype(self) -> torch.dtype:
         return self.embedding.dtype
+
+    @cached_property
+    def stopper(self) -> Stopper:
+        """Stop rules of this tokenizer; made once, as it reads the whole vocabulary."""
+        return Stopper(self.tokenizer)
 
     def logits(self, hidden_or_logits: Tensor) -> Tensor:
         """(…, V) logits in the chosen precision, cut to the tokenizer's ids."""
