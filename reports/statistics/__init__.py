@@ -1,0 +1,150 @@
+"""Statistics of the reports: arrays in, frozen dataclasses out, pure numpy and scipy.
+
+Follows the definitions of docs/statistics.md. Knows nothing of runs, files, models or figures.
+"""
+
+from softeval.reports.statistics.contrast import (
+    SCOPE_A_IS_FIXED,
+    SCOPE_B_IS_FIXED,
+    SCOPE_CHECKPOINTS,
+    SCOPE_SEEDS_AND_PROBLEMS,
+    Contrast,
+    compare_methods,
+)
+from softeval.reports.statistics.crossed import (
+    CrossedMean,
+    SeedSpread,
+    crossed_mean,
+    seed_permutation_floor,
+    seed_spread,
+)
+from softeval.reports.statistics.curves import (
+    Band,
+    Crossing,
+    CrossingEvidence,
+    crossing,
+    crossing_evidence,
+    curve_band,
+    difference_band,
+)
+from softeval.reports.statistics.divergence import (
+    KLSummary,
+    SequenceScores,
+    print_kl,
+    sequence_scores,
+    summarise_kl,
+)
+from softeval.reports.statistics.equivalence import (
+    MARGIN,
+    Equivalence,
+    Verdict,
+    holm,
+    judge,
+    judge_family,
+    not_distinguishable_from_best,
+    tost,
+)
+from softeval.reports.statistics.extrapolation import Extrapolation, extrapolate
+from softeval.reports.statistics.interval import (
+    Interval,
+    mean_interval,
+    problem_interval,
+    wilson_interval,
+)
+from softeval.reports.statistics.likelihood import nll_difference
+from softeval.reports.statistics.paired import (
+    Discordance,
+    SignFlip,
+    discordance,
+    mcnemar,
+    sign_flip,
+)
+from softeval.reports.statistics.passk import (
+    TooFewSamples,
+    pass_at_k,
+    pass_at_k_curve,
+    se_within,
+    within_problem_variance,
+)
+from softeval.reports.statistics.positions import (
+    PositionSums,
+    length_terciles,
+    reduce_sequences,
+)
+from softeval.reports.statistics.power import Plan, Spread, plan_comparison, spread_of
+from softeval.reports.statistics.profiles import (
+    Profile,
+    ProfileDifference,
+    Scalars,
+    position_profile,
+    position_scalars,
+    profile_difference,
+)
+from softeval.reports.statistics.summary import PassAtK, count_correct, summarise_samples
+
+__all__ = [
+    "MARGIN",
+    "SCOPE_A_IS_FIXED",
+    "SCOPE_B_IS_FIXED",
+    "SCOPE_CHECKPOINTS",
+    "SCOPE_SEEDS_AND_PROBLEMS",
+    "Band",
+    "Contrast",
+    "CrossedMean",
+    "Crossing",
+    "CrossingEvidence",
+    "Discordance",
+    "Equivalence",
+    "Extrapolation",
+    "Interval",
+    "KLSummary",
+    "PassAtK",
+    "Plan",
+    "PositionSums",
+    "Profile",
+    "ProfileDifference",
+    "Scalars",
+    "SeedSpread",
+    "SequenceScores",
+    "SignFlip",
+    "Spread",
+    "TooFewSamples",
+    "Verdict",
+    "compare_methods",
+    "count_correct",
+    "crossed_mean",
+    "crossing",
+    "crossing_evidence",
+    "curve_band",
+    "difference_band",
+    "discordance",
+    "extrapolate",
+    "holm",
+    "judge",
+    "judge_family",
+    "length_terciles",
+    "mcnemar",
+    "mean_interval",
+    "nll_difference",
+    "not_distinguishable_from_best",
+    "pass_at_k",
+    "pass_at_k_curve",
+    "plan_comparison",
+    "position_profile",
+    "position_scalars",
+    "print_kl",
+    "problem_interval",
+    "profile_difference",
+    "reduce_sequences",
+    "se_within",
+    "seed_permutation_floor",
+    "seed_spread",
+    "sequence_scores",
+    "sign_flip",
+    "spread_of",
+    "summarise_kl",
+    "summarise_samples",
+    "tost",
+    "wilson_interval",
+    "within_problem_variance",
+]

@@ -1,0 +1,271 @@
+"""pass@k curves with simultaneous bands, their difference D(k), and where they cross.
+
+The points of one curve share samples, problems and seeds, so pointwise bars mislead about the
+curve: bands here hold for all k at once. "Wins at small k, loses at large k" (Yue et al. 2025,
+arXiv 2504.13837) is a claim about D(k), read off the difference curve and not off two lines.
+
+Shape letters: S training seeds, M problems, K values of k, B bootstrap replicates.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import ndtr
+
+from softeval.reports.statistics.bootstrap import (
+    REPLICATES,
+    draw_weights,
+    resampled_means,
+    sup_t,
+)
+from softeval.reports.statistics.contrast import ROUNDING, contrast_variance, rare_difference
+from softeval.reports.statistics.crossed import crossed_variance
+from softeval.reports.statistics.interval import (
+    effective_size,
+    guarded_error,
+    score_bounds,
+    t_quantile,
+)
+from softeval.reports.statistics.passk import Floats, Integers
+
+
+@dataclass(frozen=True)
+class Band:
+    """A curve over k with a band that contains the whole true curve with probability ``level``.
+
+    Attributes:
+        ks: the values of k, shape (K,).
+        mean: the curve (scores, or differences of scores), shape (K,).
+        low: lower edge of the simultaneous band.
+        high: upper edge.
+        point_low: lower end of the pointwise interval, for reference.
+        point_high: upper end of the pointwise interval.
+        critical: simultaneous critical value c of the bootstrap (pointwise normal: 1.96).
+        level: nominal coverage.
+        seeds: training seeds behind the curve; the smaller number for a difference.
+        problems: problems behind it.
+    """
+
+    ks: Integers
+    mean: Floats
+    low: Floats
+    high: Floats
+    point_low: Floats
+    point_high: Floats
+    critical: float
+    level: float
+    seeds: int
+    problems: int
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Where D(k) first changes sign, and how sure that is.
+
+    Attributes:
+        k: first k at which D has the sign opposite to the one it started with; None if it never
+            does up to ``k_max``.
+        k_max: largest k looked at: a crossing beyond it cannot be seen.
+        start_sign: +1 if A leads at small k, −1 if B does, 0 if the curves coincide.
+        p_no_crossing: share of bootstrap replicates without a crossing up to ``k_max``.
+        low: 2.5 % quantile of the crossing k over the replicates that cross; NaN if none does.
+        high: 97.5 % quantile.
+        support: the k at which replicates cross, ascending.
+        share: share of all replicates that cross there; with ``p_no_crossing`` sums to 1.
+    """
+
+    k: int | None
+    k_max: int
+    start_sign: int
+    p_no_crossing: float
+    low: float
+    high: float
+    support: Integers
+    share: Floats
+
+
+@dataclass(frozen=True)
+class CrossingEvidence:
+    """How many problems carry a crossing claim.
+
+    Attributes:
+        mixed_a: problems with 0 < c < n in arm A; only these bend its curve.
+        mixed_b: the same for B.
+        only_a: problems that A solves at least once and B never.
+        only_b: the reverse.
+    """
+
+    mixed_a: int
+    mixed_b: int
+    only_a: int
+    only_b: int
+
+
+def curve_band(
+    x_SMK: ArrayLike,
+    ks: ArrayLike,
+    level: float = 0.95,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+) -> Band:
+    """Simultaneous sup-t band of one pass@k curve, over problems and seeds.
+
+    c is the level-quantile of max_k |û*_k − û_k| / SE_k in a joint bootstrap. Its pointwise level
+    is then applied to the crossed t distribution in Wilson form, so that the band has the right
+    width with three seeds and stays in [0, 1] near the ceiling.
+
+    Args:
+        x_SMK: pass@k of each seed, problem and k (two axes: one checkpoint).
+        ks: the values of k.
+        level: nominal simultaneous coverage.
+        replicates: bootstrap replicates.
+        seed: of the bootstrap.
+
+    Raises:
+        ValueError: shapes disagree, or a score is NaN (n < k).
+    """
+    x, ks_K = _curve(x_SMK, ks)
+    seeds, problems, _ = x.shape
+    rng = np.random.default_rng(seed)
+    weights = draw_weights(rng, replicates, problems)
+    mean = x.mean(axis=(0, 1))
+    critical = sup_t(resampled_means(x, weights, rng), mean, level)
+    variance, df = crossed_variance(np.moveaxis(x, 2, 0))
+    size = effective_size(mean, guarded_error(mean, variance, problems), problems)
+    low, high, _ = score_bounds(mean, size, _as_t(critical, df))
+    point_low, point_high, _ = score_bounds(mean, size, t_quantile(0.5 + level / 2, df))
+    return Band(ks_K, mean, low, high, point_low, point_high, critical, level, seeds, problems)
+
+
+def difference_band(
+    xA_SMK: ArrayLike,
+    xB_SMK: ArrayLike,
+    ks: ArrayLike,
+    level: float = 0.95,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+) -> Band:
+    """Simultaneous band of D(k) = pass@k of A − pass@k of B on the same problems.
+
+    Standard errors and degrees of freedom are those of `compare_methods` at each k.
+    """
+    a, ks_K = _curve(xA_SMK, ks)
+    b, _ = _curve(xB_SMK, ks)
+    problems = _shared_count(a, b)
+    diff = a.mean(axis=(0, 1)) - b.mean(axis=(0, 1))
+    critical = sup_t(_resampled_difference(a, b, replicates, seed), diff, level)
+    variance, df = contrast_variance(np.moveaxis(a, 2, 0), np.moveaxis(b, 2, 0))
+    se, unsure = np.sqrt(variance), rare_difference(problems, level)
+    flat = variance < ROUNDING  # identical answers at this k: see Contrast.at_level
+    half = np.where(flat, unsure, _as_t(critical, df) * se)
+    point = np.where(flat, unsure, t_quantile(0.5 + level / 2, df) * se)
+    return Band(
+        ks=ks_K,
+        mean=diff,
+        low=np.maximum(diff - half, -1.0),
+        high=np.minimum(diff + half, 1.0),
+        point_low=np.maximum(diff - point, -1.0),
+        point_high=np.minimum(diff + point, 1.0),
+        critical=critical,
+        level=level,
+        seeds=min(len(a), len(b)),
+        problems=problems,
+    )
+
+
+def crossing(
+    xA_SMK: ArrayLike,
+    xB_SMK: ArrayLike,
+    ks: ArrayLike,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+) -> Crossing:
+    """First sign change of D(k), with its bootstrap distribution over problems and seeds.
+
+    Args:
+        xA_SMK: pass@k of A; give every whole k up to n to date a crossing exactly.
+        xB_SMK: pass@k of B on the same problems.
+        ks: the values of k, ascending.
+        replicates: bootstrap replicates.
+        seed: of the bootstrap.
+    """
+    a, ks_K = _curve(xA_SMK, ks)
+    b, _ = _curve(xB_SMK, ks)
+    _shared_count(a, b)
+    diff = a.mean(axis=(0, 1)) - b.mean(axis=(0, 1))
+    where = first_sign_change(diff)
+    positions = first_sign_change(_resampled_difference(a, b, replicates, seed))
+    crossed = ks_K[positions[positions >= 0]]
+    support, counts = np.unique(crossed, return_counts=True)
+    low, high = np.quantile(crossed, [0.025, 0.975]) if crossed.size else (np.nan, np.nan)
+    signs = _signs(diff)
+    nonzero = signs[signs != 0]
+    return Crossing(
+        k=int(ks_K[where]) if where >= 0 else None,
+        k_max=int(ks_K[-1]),
+        start_sign=int(nonzero[0]) if nonzero.size else 0,
+        p_no_crossing=float((positions < 0).mean()),
+        low=float(low),
+        high=float(high),
+        support=support,
+        share=counts / replicates,
+    )
+
+
+def first_sign_change(diff_K: ArrayLike) -> Integers:
+    """Index of the first k whose D is opposite in sign to the first non-zero D; −1 if none.
+
+    Works on the last axis; zeros (up to rounding) are neither sign.
+    """
+    signs = _signs(np.asarray(diff_K, dtype=float))
+    started = (signs != 0).argmax(axis=-1)
+    start = np.take_along_axis(signs, started[..., None], axis=-1)
+    opposite = (signs == -start) & (signs != 0)
+    return np.where(opposite.any(axis=-1), opposite.argmax(axis=-1), -1)
+
+
+def crossing_evidence(
+    nA_M: ArrayLike, cA_M: ArrayLike, nB_M: ArrayLike, cB_M: ArrayLike
+) -> CrossingEvidence:
+    """Counts to print beside any crossing claim; samples pooled over seeds or of one seed."""
+    n_a, c_a, n_b, c_b = (np.asarray(counts) for counts in (nA_M, cA_M, nB_M, cB_M))
+    return CrossingEvidence(
+        mixed_a=int(((c_a > 0) & (c_a < n_a)).sum()),
+        mixed_b=int(((c_b > 0) & (c_b < n_b)).sum()),
+        only_a=int(((c_a > 0) & (c_b == 0)).sum()),
+        only_b=int(((c_b > 0) & (c_a == 0)).sum()),
+    )
+
+
+def _resampled_difference(a: Floats, b: Floats, replicates: int, seed: int) -> Floats:
+    rng = np.random.default_rng(seed)
+    weights = draw_weights(rng, replicates, a.shape[1])
+    return resampled_means(a, weights, rng) - resampled_means(b, weights, rng)
+
+
+def _as_t(critical: float, df: ArrayLike) -> Floats:
+    """Student quantile at the pointwise level that ``critical`` has under the normal."""
+    return t_quantile(float(ndtr(critical)), df)
+
+
+def _signs(diff: Floats) -> Integers:
+    return np.where(np.abs(diff) < 1e-12, 0, np.sign(diff)).astype(np.int64)
+
+
+def _curve(x_SMK: ArrayLike, ks: ArrayLike) -> tuple[Floats, Integers]:
+    x, ks_K = np.asarray(x_SMK, dtype=float), np.asarray(ks, dtype=np.int64)
+    x = x[None] if x.ndim == 2 else x
+    if x.ndim != 3 or x.shape[2] != ks_K.size:
+        raise ValueError("a curve needs scores of shape (S, M, K) and K values of k")
+    if np.isnan(x).any():
+        raise ValueError("a curve cannot contain NaN: leave out the k above the smallest n")
+    return x, ks_K
+
+
+def _shared_count(a: Floats, b: Floats) -> int:
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(
+            f"the curves have {a.shape[1]} and {b.shape[1]} problems: compare on the same ones"
+        )
+    return int(a.shape[1])

@@ -1,0 +1,243 @@
+"""Comparing two methods: the five-term variance, the exact tests, what each scope claims."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from softeval.reports.statistics import (
+    SCOPE_A_IS_FIXED,
+    SCOPE_B_IS_FIXED,
+    SCOPE_CHECKPOINTS,
+    SCOPE_SEEDS_AND_PROBLEMS,
+    compare_methods,
+    discordance,
+    mcnemar,
+    nll_difference,
+    plan_comparison,
+    sign_flip,
+    spread_of,
+)
+from softeval.reports.statistics.contrast import contrast_variance
+from softeval.reports.statistics.power import Spread
+
+
+def arms(seeds_a: int, seeds_b: int, problems: int, seed: int = 0, gap: float = 0.0):
+    rng = np.random.default_rng(seed)
+    base = rng.uniform(0.2, 0.7, problems)
+
+    def arm(seeds: int, shift: float) -> np.ndarray:
+        noise = rng.normal(0, 0.03, (seeds, 1)) + rng.normal(0, 0.05, (seeds, problems))
+        return np.clip(base + shift + noise, 0, 1)
+
+    return arm(seeds_a, gap), arm(seeds_b, 0.0)
+
+
+def residual(x: np.ndarray) -> float:
+    left = x - x.mean(0) - x.mean(1, keepdims=True) + x.mean()
+    return (left**2).sum() / ((x.shape[0] - 1) * (x.shape[1] - 1)) / x.size
+
+
+@given(st.integers(2, 5), st.integers(2, 5), st.integers(2, 40), st.integers(0, 1000))
+def test_variance_follows_the_definition(seeds_a, seeds_b, problems, seed):
+    a, b = arms(seeds_a, seeds_b, problems, seed)
+    first = np.var(a.mean(0) - b.mean(0), ddof=1) / problems
+    second, third = np.var(a.mean(1), ddof=1) / seeds_a, np.var(b.mean(1), ddof=1) / seeds_b
+    r_a, r_b = residual(a), residual(b)
+    expected = max(first + second + third - r_a - r_b, first, second + third)
+    spread = first**2 / (problems - 1) + second**2 / (seeds_a - 1) + third**2 / (seeds_b - 1)
+    spread += r_a**2 / ((seeds_a - 1) * (problems - 1))
+    spread += r_b**2 / ((seeds_b - 1) * (problems - 1))
+    variance, df = contrast_variance(a, b)
+    assert variance == pytest.approx(expected, rel=1e-9)
+    assert df == pytest.approx(max(expected**2 / spread, 1.0), rel=1e-9)
+
+
+def test_contrast_is_a_t_test_on_that_variance():
+    a, b = arms(3, 4, 60, gap=0.05)
+    contrast = compare_methods(a, b)
+    variance, df = contrast_variance(a, b)
+    se = np.sqrt(variance)
+    assert contrast.diff == pytest.approx(a.mean() - b.mean())
+    assert contrast.p == pytest.approx(2 * stats.t.sf(contrast.diff / se, df))
+    half = stats.t.ppf(0.975, df) * se
+    assert (contrast.low, contrast.high) == pytest.approx(
+        (contrast.diff - half, contrast.diff + half)
+    )
+    assert contrast.mde == pytest.approx((stats.t.ppf(0.975, df) + stats.t.ppf(0.8, df)) * se)
+    assert (contrast.seeds_a, contrast.seeds_b, contrast.problems) == (3, 4, 60)
+
+
+def test_swapping_the_arms_mirrors_everything():
+    a, b = arms(3, 3, 40, gap=0.03)
+    forth, back = compare_methods(a, b), compare_methods(b, a)
+    assert (forth.diff, forth.low, forth.high) == pytest.approx((-back.diff, -back.high, -back.low))
+    assert forth.p == pytest.approx(back.p)
+    assert forth.discordance.a_only == back.discordance.b_only
+
+
+@pytest.mark.parametrize(
+    ("seeds_a", "seeds_b", "scope"),
+    [
+        (3, 3, SCOPE_SEEDS_AND_PROBLEMS),
+        (3, 1, SCOPE_B_IS_FIXED),
+        (1, 3, SCOPE_A_IS_FIXED),
+        (1, 1, SCOPE_CHECKPOINTS),
+    ],
+)
+def test_scope_names_what_is_fixed(seeds_a, seeds_b, scope):
+    assert compare_methods(*arms(seeds_a, seeds_b, 20)).scope == scope
+
+
+def test_single_checkpoint_arm_drops_its_terms():
+    a, b = arms(3, 1, 50)
+    variance, _ = contrast_variance(a, b)
+    first = np.var(a.mean(0) - b[0], ddof=1) / 50
+    second = np.var(a.mean(1), ddof=1) / 3
+    assert variance == pytest.approx(max(first + second - residual(a), first, second))
+
+
+def test_two_checkpoints_are_a_paired_comparison():
+    a, b = arms(1, 1, 50)
+    contrast = compare_methods(a[0], b[0])
+    low, high = stats.ttest_1samp(a[0] - b[0], 0).confidence_interval(0.95)
+    assert (contrast.low, contrast.high) == pytest.approx((low, high))
+    assert contrast.df == pytest.approx(49)
+    assert contrast.test.startswith("sign-flip")
+    assert contrast.p == sign_flip(a[0] - b[0]).p
+
+
+def test_greedy_checkpoints_get_the_exact_mcnemar_test():
+    a = np.array([1] * 12 + [0] * 3 + [1] * 20 + [0] * 5)
+    b = np.array([0] * 12 + [1] * 3 + [1] * 20 + [0] * 5)
+    contrast = compare_methods(a, b)
+    assert contrast.test == "exact McNemar"
+    assert contrast.p == pytest.approx(stats.binomtest(3, 15).pvalue)
+    counts = contrast.discordance
+    assert (counts.a_only, counts.b_only, counts.both, counts.neither) == (12, 3, 20, 5)
+    assert counts.problems == 40
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mcnemar_is_the_binomial_test(b, c):
+    expected = stats.binomtest(min(b, c), b + c).pvalue if b + c else 1.0
+    assert mcnemar(b, c) == pytest.approx(expected)
+    assert mcnemar(b, c) == mcnemar(c, b)
+
+
+def test_negative_counts_are_refused():
+    with pytest.raises(ValueError, match="negative"):
+        mcnemar(-1, 2)
+
+
+@given(st.lists(st.integers(-4, 4), min_size=1, max_size=9))
+def test_small_sign_flip_equals_enumeration(values):
+    d = np.array(values) / 7
+    sums = [abs(np.dot(signs, d)) for signs in product([1, -1], repeat=d.size)]
+    expected = np.mean([total >= abs(d.sum()) - 1e-12 for total in sums])
+    result = sign_flip(d)
+    assert result.exact
+    assert result.p == pytest.approx(expected)
+
+
+def test_large_sign_flip_is_seeded_and_close_to_the_t_test():
+    d = np.random.default_rng(0).normal(0.05, 0.3, 200)
+    first, again, other = sign_flip(d, seed=1), sign_flip(d, seed=1), sign_flip(d, seed=2)
+    assert first == again
+    assert first.p != other.p
+    assert not first.exact
+    assert first.p == pytest.approx(stats.ttest_1samp(d, 0).pvalue, abs=0.01)
+
+
+def test_monte_carlo_agrees_with_enumeration():
+    d = np.random.default_rng(3).normal(0.1, 0.3, 16)
+    exact = sign_flip(d)
+    padded = np.concatenate([d, np.full(4, 1e-13)])  # more than can be enumerated
+    drawn = sign_flip(padded, draws=40_000)
+    assert exact.exact
+    assert not drawn.exact
+    assert drawn.p == pytest.approx(exact.p, abs=0.01)
+
+
+def test_monte_carlo_p_is_never_zero():
+    assert sign_flip(np.full(100, 0.3), draws=999).p == pytest.approx(1 / 1000)
+
+
+def test_sign_flip_of_ties_says_nothing():
+    assert sign_flip(np.zeros(10)).p == 1.0
+
+
+def test_discordance_counts_graded_scores():
+    counts = discordance([0.5, 0.2, 0.7, 0.0], [0.2, 0.5, 0.7, 0.0])
+    assert (counts.a_only, counts.b_only, counts.both, counts.neither) == (1, 1, 1, 1)
+
+
+def test_identical_answers_leave_room_for_a_rare_difference():
+    x = np.random.default_rng(0).integers(0, 2, (1, 100))
+    contrast = compare_methods(x, x)
+    assert contrast.p == 1.0
+    assert contrast.high == pytest.approx(1 - 0.025 ** (1 / 100))
+    assert contrast.low == -contrast.high
+    assert contrast.at_level(0.9)[1] == pytest.approx(1 - 0.05 ** (1 / 100))
+
+
+def test_missing_scores_leave_both_arms():
+    a, b = arms(3, 3, 20)
+    a[0, 3], b[2, 5] = np.nan, np.nan
+    contrast = compare_methods(a, b)
+    assert (contrast.problems, contrast.excluded) == (18, 2)
+
+
+def test_different_problems_are_refused():
+    with pytest.raises(ValueError, match="10 and 11 problems"):
+        compare_methods(np.zeros((2, 10)), np.zeros((2, 11)))
+    with pytest.raises(ValueError, match="no problem"):
+        compare_methods([np.nan], [0.0])
+
+
+def test_nll_difference_is_not_confined_to_proportions():
+    rng = np.random.default_rng(0)
+    base = rng.gamma(2, 2, 80)
+    contrast = nll_difference(base + 3 + rng.normal(0, 0.1, (3, 80)), base)
+    assert contrast.diff == pytest.approx(3, abs=0.1)
+    assert contrast.low > 2
+    assert contrast.scope == SCOPE_B_IS_FIXED
+
+
+POINTS = {30: (9.8, 8.3, 7.3), 500: (5.5, 3.7, 2.7), 1319: (5.1, 3.6, 2.4)}
+"""Planning table of the notes: seed SD 1.8 points, S = 3, 5, 10."""
+
+
+@pytest.mark.parametrize("problems", POINTS)
+def test_planning_table(problems):
+    spread = Spread(
+        problem=0.016, seed_a=0.018**2, seed_b=0.018**2, residual_a=0.0157, residual_b=0.0157
+    )
+    effects = [100 * plan_comparison(spread, seeds, problems).mde for seeds in (3, 5, 10)]
+    np.testing.assert_allclose(effects, POINTS[problems], rtol=0.1)
+
+
+def test_plan_for_the_size_of_the_run_predicts_its_effect():
+    a, b = arms(4, 4, 300, seed=5)
+    plan, contrast = plan_comparison(spread_of(a, b), 4, 300), compare_methods(a, b)
+    assert plan.se == pytest.approx(contrast.se, rel=1e-6)
+    assert plan.df == pytest.approx(contrast.df, rel=1e-6)
+    assert plan.mde == pytest.approx(contrast.mde, rel=1e-6)
+
+
+def test_more_problems_barely_help_once_seeds_dominate():
+    spread = Spread(0.01, 0.03**2, 0.03**2, 0.01, 0.01)
+    few, many = (plan_comparison(spread, 3, problems).mde for problems in (500, 50_000))
+    more_seeds = plan_comparison(spread, 10, 500).mde
+    assert many > 0.9 * few
+    assert more_seeds < 0.5 * few
+
+
+def test_planning_needs_two_seeds():
+    with pytest.raises(ValueError, match="two seeds"):
+        spread_of(*arms(1, 3, 10))
+    with pytest.raises(ValueError, match="two seeds"):
+        plan_comparison(Spread(0, 0, 0, 0, 0), 1, 10)
