@@ -1,12 +1,15 @@
 """softeval: the six CoT modes of *Soft Tokens, Hard Truths*, measured.
 
-The public names. They load lazily, so that `import softeval` costs nothing.
+The public names load lazily, so that `import softeval` costs next to nothing. It also makes
+`model="softeval"` known to lm-eval, at once or as soon as lm-eval is imported.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from softeval.lmeval import register_when_imported
 
 if TYPE_CHECKING:
     from softeval.run import Run, evaluate, load_run
@@ -16,6 +19,8 @@ if TYPE_CHECKING:
     from softeval.records import Generation
 
 __version__ = "0.1.0"
+
+register_when_imported()
 
 __all__ = [
     "MODES",

@@ -1,0 +1,258 @@
+"""softeval as a model of lm-eval: generation under a CoT mode, log-likelihoods as `hf` has them.
+
+A sub-class of lm-eval's HFLM that brings its own decoder and keeps tokenisation, chat templates and
+log-likelihoods. Guards against lm-eval's pitfalls are listed in docs/lm-eval.md.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import CacheHook
+from lm_eval.models.huggingface import HFLM
+from tqdm import tqdm
+
+from softeval.decoding import Decoder, Question
+from softeval.errors import UserError
+from softeval.lmeval.arguments import refuse_unknown
+from softeval.lmeval.cot import cot_settings
+from softeval.lmeval.loading import (
+    known_tokenizer,
+    likelihood_batch,
+    loaded_model,
+    package_version,
+    quiet,
+)
+from softeval.lmeval.requests import Ask, group_requests
+from softeval.lmeval.store import SavingHook, stored_score
+from softeval.lmeval.text import GenText, ScoreTuple
+from softeval.model import BUNDLED_CHECKPOINT, LanguageModel, weights_hash
+from softeval.records import Generation, SampleKey
+
+# lm-eval's registering decorator hides the type of its class from checkers.
+_HFLM: Any = HFLM
+
+
+class SoftEvalLM(_HFLM):
+    """A checkpoint under one CoT mode.
+
+    Args:
+        pretrained: checkpoint directory, hub id, or a model from `softeval.load_model`.
+        mode: name of the CoT mode.
+        temperature: τ in the CoT; the mode's own by default.
+        noise_scale: γ of soft_sample and fuzzy_sample.
+        noise_norm: "element" or "vector".
+        logits_dtype: "model", "bfloat16" or "float32".
+        num_samples: samples a question; greedy modes take one.
+        max_cot_tokens: cap on the CoT.
+        max_answer_tokens: cap on the answer.
+        seed: seed of the random numbers.
+        batch_size: rows at a time, or "auto".
+        dtype: precision of the weights.
+        device: torch device; "auto" or None takes CUDA where there is one.
+        data_dir: local data, read by the tasks.
+        pass_at: the k of pass@k, read by the tasks.
+        revision: hub revision.
+        trust_remote_code: run code that comes with the checkpoint.
+        add_bos_token: as in lm-eval's hf model.
+        max_batch_size: as in lm-eval's hf model, for log-likelihoods.
+
+    Raises:
+        UserError: an unknown or unusable argument, or a checkpoint that cannot be used.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | LanguageModel = BUNDLED_CHECKPOINT,
+        *,
+        mode: str = "hard_greedy",
+        batch_size: int | str | None = "auto",
+        max_batch_size: int | None = None,
+        add_bos_token: bool | None = None,
+        **arguments: Any,
+    ) -> None:
+        refuse_unknown(arguments)
+        arguments["mode"] = mode
+        self.cot = cot_settings(arguments, batch_size)
+        self.language_model = loaded_model(pretrained, arguments)
+        self.data_dir = arguments.get("data_dir")
+        with quiet("lm_eval.models.huggingface"):
+            super().__init__(
+                pretrained=self.language_model.model,
+                backend="causal",
+                tokenizer=known_tokenizer(self.language_model),
+                max_length=self.language_model.max_length,
+                batch_size=likelihood_batch(batch_size, self.language_model),
+                max_batch_size=max_batch_size or 64,
+                add_bos_token=add_bos_token,
+            )
+        # Absolute, because lm-eval asks the hub about whatever could be the name of a repository.
+        path = Path(self.language_model.path).expanduser()
+        self.pretrained = str(path.resolve()) if path.exists() else self.language_model.path
+        self.revision = str(arguments.get("revision") or "main")
+        self._join_processes()
+
+    def configure(self, **changes: Any) -> None:
+        """Change fields of `softeval.lmeval.cot.CotSettings`; the checkpoint stays loaded."""
+        self.cot = replace(self.cot, **changes)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """One text a request, each a `GenText`, in their order.
+
+        Raises:
+            UserError: an argument that has no effect here, or a prompt that does not fit.
+        """
+        cot = self.cot
+        asks = group_requests(
+            requests,
+            greedy=cot.greedy,
+            expected=cot.expected_samples,
+            max_gen_toks=cot.limits.max_cot_tokens + cot.limits.max_answer_tokens,
+        )
+        done = self._generate(asks, show=cot.progress and not disable_tqdm and self.rank == 0)
+        texts: list[str] = [""] * len(requests)
+        for ask in asks:
+            for index, place in enumerate(ask.places):
+                key = SampleKey(ask.task, ask.doc_id, ask.sample_at(index))
+                texts[place] = GenText.of(done[key], ask.until)
+        return texts
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """lm-eval's own log-likelihoods, each with its number of tokens (`ScoreTuple`)."""
+        store = self.cot.store
+        if store is None:
+            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        found = [stored_score(store, request) for request in requests]
+        missing = [r for r, score in zip(requests, found, strict=True) if score is None]
+        self.cache_hook = SavingHook(store, missing)
+        fresh = iter(super().loglikelihood(missing, disable_tqdm=disable_tqdm) if missing else [])
+        self.cache_hook = CacheHook(None)
+        return [next(fresh) if score is None else score for score in found]
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[Any, list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        for texts, context, continuation in requests:
+            self._check_length(texts, len(context) + len(continuation))
+        if isinstance(self.cache_hook, SavingHook):
+            self.cache_hook.n_tokens = {texts: len(tokens) for texts, _, tokens in requests}
+        scores = super()._loglikelihood_tokens(requests, **kwargs)
+        return [
+            ScoreTuple(log_prob, greedy, len(tokens))
+            for (log_prob, greedy), (_, _, tokens) in zip(scores, requests, strict=True)
+        ]
+
+    def set_cache_hook(self, cache_hook: CacheHook) -> None:
+        """Refuse lm-eval's --use_cache.
+
+        Raises:
+            UserError: always; lm-eval itself never calls this for another reason.
+        """
+        raise UserError(
+            "--use_cache mixes checkpoints, modes and samples; use `softeval run`, which resumes"
+        )
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What lm-eval writes into the results: its own facts, and all that names this model."""
+        cot, mode = self.cot, self.cot.mode
+        return super().get_model_info() | {
+            "softeval_version": package_version(),
+            "path": self.language_model.path,
+            "weights_sha256": self.weights_sha256,
+            "mode": mode.name,
+            "temperature": mode.temperature,
+            "noise_scale": mode.noise_scale,
+            "noise_norm": str(getattr(mode, "noise_norm", "")) or None,
+            "sigma": mode.sigma(self.language_model.embedding),
+            "logits_dtype": str(self.language_model.logits_dtype),
+            "seed": cot.seed,
+            "num_samples": cot.num_samples,
+            "max_cot_tokens": cot.limits.max_cot_tokens,
+            "max_answer_tokens": cot.limits.max_answer_tokens,
+            "generation_config_ignored": self._generation_config(),
+        }
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Hash of the weights; lm-eval's own is empty for a local checkpoint."""
+        return weights_hash(self.language_model.model)
+
+    def _generate(self, asks: Sequence[Ask], *, show: bool) -> dict[SampleKey, Generation]:
+        """Every sample of every question, from the store or from the decoder."""
+        done, questions = self._split_finished(asks)
+        prompts = {(ask.task, ask.doc_id): ask.prompt for ask in asks}
+        decoder = Decoder(
+            self.language_model,
+            self.cot.mode,
+            self.cot.limits,
+            seed=self.cot.seed,
+            batch_size=self.cot.batch_size,
+            record_top=self.cot.record_top,
+        )
+        total = sum(len(question.samples) for question in questions)
+        for generation in tqdm(decoder.run(questions), self.cot.mode.name, total, disable=not show):
+            key = generation.key
+            if self.cot.store is not None:
+                self.cot.store.add(generation, prompts[key.task, key.doc_id])
+            done[key] = generation
+        return done
+
+    def _split_finished(
+        self, asks: Sequence[Ask]
+    ) -> tuple[dict[SampleKey, Generation], list[Question]]:
+        """What the store has, and what is left to do."""
+        done: dict[SampleKey, Generation] = {}
+        questions = []
+        for ask in asks:
+            keys = [SampleKey(ask.task, ask.doc_id, sample) for sample in range(ask.samples)]
+            done |= self._stored(keys)
+            left = tuple(key.sample for key in keys if key not in done)
+            if left:
+                ids = tuple(self.tok_encode(ask.prompt))
+                questions.append(Question(ask.task, ask.doc_id, ids, left))
+        return done, questions
+
+    def _stored(self, keys: Sequence[SampleKey]) -> dict[SampleKey, Generation]:
+        store = self.cot.store
+        if store is None:
+            return {}
+        found = {key: store.get(key, self.cot.mode.name) for key in keys}
+        return {key: generation for key, generation in found.items() if generation is not None}
+
+    def _check_length(self, texts: Any, tokens: int) -> None:
+        """lm-eval would cut the beginning of the context off, with a warning at most."""
+        if tokens > self.max_length + 1:
+            start = texts[0][:40] if texts else ""
+            raise UserError(
+                f"a request of {tokens} tokens exceeds the context of {self.max_length}: "
+                f"{start!r}...; leave the question out with --limit or --samples"
+            )
+
+    def _generation_config(self) -> dict[str, Any]:
+        """Settings in the checkpoint's generation_config; the decoder applies none of them."""
+        config = getattr(self.language_model.model, "generation_config", None)
+        return {} if config is None else config.to_diff_dict()
+
+    def _join_processes(self) -> None:
+        """Take rank and number of processes from accelerate.
+
+        HFLM does so only with several GPUs visible, and then takes the rank within the machine.
+        """
+        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+            return
+        from accelerate import Accelerator, InitProcessGroupKwargs
+
+        waiting = InitProcessGroupKwargs(timeout=timedelta(weeks=52))
+        on_cpu = self.language_model.device.type == "cpu"
+        self.accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[waiting])
+        self._rank = self.accelerator.process_index
+        self._world_size = self.accelerator.num_processes

@@ -1,0 +1,107 @@
+"""What a task takes from the run: samples a question, the k of pass@k, caps, data directory.
+
+lm-eval hands all model arguments to every task as metadata, so ``num_samples=32`` among them
+reaches the task too. Knows nothing of lm-eval's classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from softeval.errors import UserError
+from softeval.modes import Mode, get_mode, is_greedy
+from softeval.rows import Limits
+
+ROW = "softeval_row"
+"""Field of every document: its row number in the data set. It names the question in the keys of
+random numbers and of the store, however the documents were selected."""
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """How a task is run.
+
+    Attributes:
+        num_samples: samples a question; 1 in a greedy mode, whose samples are all the same.
+        pass_at: the k of the pass@k that are reported, rising.
+        max_gen_toks: cap on CoT and answer together, for models that are not ours.
+        data_dir: directory of local data; None takes the hub.
+    """
+
+    num_samples: int = 1
+    pass_at: tuple[int, ...] = (1,)
+    max_gen_toks: int = Limits().max_cot_tokens + Limits().max_answer_tokens
+    data_dir: str | None = None
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> TaskSettings:
+        """Read the model arguments that lm-eval put into a task's metadata.
+
+        Raises:
+            UserError: a value out of range, or a k above the number of samples.
+        """
+        asked = whole_number("num_samples", metadata.get("num_samples", 1))
+        mode = mode_from(metadata) if "mode" in metadata else None
+        n = 1 if mode is not None and is_greedy(mode) else asked
+        limits = limits_from(metadata)
+        data_dir = metadata.get("data_dir")
+        return cls(
+            num_samples=n,
+            pass_at=_pass_at(metadata.get("pass_at"), asked, n),
+            max_gen_toks=limits.max_cot_tokens + limits.max_answer_tokens,
+            data_dir=None if data_dir is None else str(data_dir),
+        )
+
+
+def mode_from(arguments: Mapping[str, Any]) -> Mode:
+    """The mode that model arguments describe; UserError as `softeval.modes.get_mode`."""
+    scale, temperature = arguments.get("noise_scale"), arguments.get("temperature")
+    return get_mode(
+        str(arguments["mode"]),
+        None if temperature is None else _real("temperature", temperature),
+        None if scale is None else _real("noise_scale", scale),
+        arguments.get("noise_norm"),
+    )
+
+
+def limits_from(arguments: Mapping[str, Any]) -> Limits:
+    """The caps that model arguments name, the paper's where they name none."""
+    given = {
+        name: whole_number(name, arguments[name])
+        for name in ("max_cot_tokens", "max_answer_tokens")
+        if arguments.get(name) is not None
+    }
+    return Limits(**given)
+
+
+def powers_of_two(n: int) -> tuple[int, ...]:
+    """1, 2, 4, ... up to n: the k that are reported unless others are asked for."""
+    return tuple(1 << i for i in range(n.bit_length()))
+
+
+def _pass_at(ks: Any, asked: int, n: int) -> tuple[int, ...]:
+    if ks is None:
+        return powers_of_two(n)
+    given = ks if isinstance(ks, list | tuple) else [ks]
+    chosen = sorted({whole_number("pass_at", k) for k in given})
+    if chosen[-1] > asked:
+        raise UserError(f"pass@{chosen[-1]} needs {chosen[-1]} samples: set num_samples to it")
+    return tuple(k for k in chosen if k <= n) or (1,)
+
+
+def whole_number(name: str, value: Any, least: int = 1) -> int:
+    """A whole number of at least `least`, given as number or text; UserError otherwise."""
+    if isinstance(value, bool) or not str(value).strip().lstrip("-").isdigit():
+        raise UserError(f"{name}={value!r} must be a whole number")
+    if int(value) < least:
+        raise UserError(f"{name}={value} must be at least {least}")
+    return int(value)
+
+
+def _real(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name}={value!r} must be a number") from error

@@ -1,0 +1,273 @@
+"""Data sets: local files, manifest, hub and bundled, and what their rows mean."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from softeval.data import DATASETS, Origin, dataset_source, load, load_split, rows_hash
+from softeval.errors import UserError
+from softeval.problems import load_problems, read_choice, read_problem
+
+ROWS = [{"question": f"{i} + {i}?", "answer": f"#### {2 * i}"} for i in range(3)]
+
+EXPECTED = {  # name: rows, first question, first target
+    "gsm8k": (1319, "Janet’s ducks lay 16 eggs", "18"),
+    "math500": (500, "Convert the point $(0,3)$", "\\left( 3, \\frac{\\pi}{2} \\right)"),
+    "olympiadbench": (675, "Xenia and Sergey play", "2"),
+    "hellaswag": (10042, "Which choice continues the text best?\nRoof shingle removal", "D"),
+    "mmlu": (14042, "Find the degree for the given field extension", "B"),
+    "arc_challenge": (1172, "An astronomer observes", "C"),
+    "arc_easy": (2376, "Which statement best explains why photosynthesis", "A"),
+    "math": (12000, "How many vertical asymptotes", "2"),
+    "deepscaler": (3660, "The operation $\\otimes$ is defined", "-\\frac{2}{3}"),
+}
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+    return path
+
+
+def write_manifest(folder: Path, *entries: dict[str, Any]) -> None:
+    (folder / "MANIFEST.json").write_text(json.dumps({"datasets": list(entries)}))
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_real_data_gives_the_known_problems(name: str, shared: Path) -> None:
+    problems, source = load_problems(name, str(shared / "data"))
+    rows, question, target = EXPECTED[name]
+    assert len(problems) == source.rows == rows
+    assert problems[0].question.startswith(question)
+    assert problems[0].target == target
+    assert source.origin is Origin.LOCAL
+    assert source.fidelity  # the manifest's word reaches the run record
+
+
+def test_every_dataset_of_the_table_is_bundled_or_tested_on_real_data() -> None:
+    assert set(DATASETS) == {*EXPECTED, "arithmetic"}
+
+
+def test_the_bundled_dataset_needs_neither_hub_nor_directory() -> None:
+    problems, source = load_problems("arithmetic")
+    assert (source.origin, source.location) == (Origin.BUNDLED, "arithmetic_test.jsonl")
+    assert len(problems) == source.rows == 200
+    assert load_problems("arithmetic", "/no/such/directory") == (problems, source)
+    assert len(load_split("arithmetic", split="validation")) == 100
+    with pytest.raises(UserError, match="arithmetic has no split 'dev'"):
+        load_split("arithmetic", split="dev")
+
+
+@pytest.mark.parametrize("name", ["hellaswag", "mmlu", "arc_challenge", "arc_easy"])
+def test_every_letter_names_the_correct_choice(name: str, shared: Path) -> None:
+    for row in load_split(name, str(shared / "data"))[:500]:
+        choice, problem = read_choice(name, row), read_problem(name, row)
+        assert f"\n{problem.target}. {choice.choices[choice.gold]}\n" in problem.question
+
+
+def test_arc_digits_become_letters(shared: Path) -> None:
+    rows = load_split("arc_challenge", str(shared / "data"))
+    digits = [row for row in rows if row["answerKey"] in "12345"]
+    assert len(digits) > 10
+    for row in digits:
+        assert read_problem("arc_challenge", row).target == "ABCDE"[int(row["answerKey"]) - 1]
+
+
+def test_the_manifest_prefers_the_complete_file(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a.jsonl", ROWS[:1])
+    write_rows(tmp_path / "b.jsonl", ROWS)
+    write_rows(tmp_path / "gsm8k_test.jsonl", ROWS[:2])
+    entry = {"name": "gsm8k", "split": "test"}
+    write_manifest(
+        tmp_path, entry | {"file": "a.jsonl", "rows": 1}, entry | {"file": "b.jsonl", "rows": 3}
+    )
+    assert load_split("gsm8k", str(tmp_path)) == ROWS
+
+
+def test_an_alias_of_the_manifest_stands_in(tmp_path: Path) -> None:
+    row = {"problem": "1+1?", "answer": "2"}
+    write_rows(tmp_path / "x.jsonl", [row])
+    write_rows(tmp_path / "y.jsonl", [row | {"answer": "3"}])
+    write_manifest(
+        tmp_path,
+        {"name": "math_train", "split": "train", "file": "y.jsonl", "rows": 99},
+        {"name": "math_train_prm800k", "split": "train", "file": "x.jsonl", "rows": 1},
+    )
+    assert load_split("math", str(tmp_path)) == [row]
+
+
+@pytest.mark.parametrize(
+    "name", ["gsm8k_test.jsonl", "gsm8k_test.jsonl.gz", "gsm8k/test.jsonl", "gsm8k.jsonl"]
+)
+def test_usual_file_names_are_found_without_a_manifest(name: str, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / name, ROWS)
+    loaded = load("gsm8k", str(tmp_path))
+    assert loaded.rows == ROWS
+    assert loaded.source.location == str(path)
+
+
+def test_another_split_is_another_file(tmp_path: Path) -> None:
+    write_rows(tmp_path / "gsm8k_test.jsonl", ROWS)
+    write_rows(tmp_path / "gsm8k_train.jsonl", ROWS[:1])
+    assert len(load_split("gsm8k", str(tmp_path), "train")) == 1
+
+
+def test_the_hash_knows_order_and_content_but_not_further_fields(tmp_path: Path) -> None:
+    def hashed(rows: list[dict[str, Any]]) -> str:
+        write_rows(tmp_path / "gsm8k_test.jsonl", rows)
+        return dataset_source("gsm8k", str(tmp_path)).sha256
+
+    base = hashed(ROWS)
+    assert hashed([row | {"extra": 1} for row in ROWS]) == base
+    assert hashed([dict(reversed(row.items())) for row in ROWS]) == base
+    assert hashed(ROWS[::-1]) != base
+    assert hashed(ROWS[:2]) != base
+    assert hashed([*ROWS[:2], ROWS[2] | {"answer": "#### 5"}]) != base
+
+
+def test_the_hub_is_the_default_and_gives_the_same_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str | None, str]] = []
+
+    def load_dataset(path: str, name: str | None, split: str) -> datasets.Dataset:
+        asked.append((path, name, split))
+        return datasets.Dataset.from_list([row | {"more": "x"} for row in ROWS])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    write_rows(tmp_path / "gsm8k_test.jsonl", ROWS)
+    hub = dataset_source("gsm8k")
+    assert asked == [("openai/gsm8k", "main", "test")]
+    assert (hub.origin, hub.location) == (Origin.HUB, "openai/gsm8k (main)")
+    assert hub.sha256 == dataset_source("gsm8k", str(tmp_path)).sha256
+
+
+def test_an_unreachable_hub_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*_: Any, **__: Any) -> None:
+        raise ConnectionError("Couldn't reach 'openai/gsm8k' on the Hub\nand more")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(UserError, match=r"^cannot load gsm8k .*--data-dir DIR$"):
+        load_split("gsm8k")
+
+
+def test_a_hub_row_without_a_field_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = datasets.Dataset.from_list([{"question": "?"}])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: table)
+    with pytest.raises(UserError, match=r"openai/gsm8k, row 0: no answer"):
+        load_split("gsm8k")
+
+
+BAD = {
+    "no directory": ({}, "no data directory"),
+    "no file": ({"other.jsonl": "{}"}, r"no file for gsm8k \(test\).*gsm8k_test.jsonl"),
+    "not JSON": (
+        {"gsm8k_test.jsonl": '{"question": "a", "answer": "b"}\n\n{x'},
+        "line 3: not JSON",
+    ),
+    "not an object": ({"gsm8k_test.jsonl": "[1]"}, "line 1: not a JSON object"),
+    "missing field": (
+        {"gsm8k_test.jsonl": '{"question": "a", "answer": "b"}\n{"question": "a"}'},
+        r"gsm8k_test.jsonl, line 2: no answer; every row needs question, answer",
+    ),
+    "null field": (
+        {"gsm8k_test.jsonl": '{"question": null, "answer": "b"}'},
+        "line 1: no question",
+    ),
+    "empty": ({"gsm8k_test.jsonl": "\n"}, "holds no rows"),
+    "not UTF-8": ({"gsm8k_test.jsonl": b"\xff\xfe"}, "not UTF-8"),
+    "torn gzip": ({"gsm8k_test.jsonl.gz": gzip.compress(b"{}")[:-4]}, "not a whole gzip file"),
+    "no gzip": ({"gsm8k_test.jsonl.gz": "{}"}, "not a whole gzip file"),
+    "folder": ({"MANIFEST.json": '{"datasets": [{"name": "gsm8k"}]}'}, "must hold"),
+    "bad manifest": ({"MANIFEST.json": "nonsense"}, "must hold"),
+    "listed, absent": (
+        {"MANIFEST.json": '{"datasets": [{"name": "gsm8k", "split": "test", "file": "z"}]}'},
+        "lists z, which is missing",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_with_a_remedy(case: str, tmp_path: Path) -> None:
+    contents, message = BAD[case]
+    folder = tmp_path / "data"
+    if contents:
+        folder.mkdir()
+    for name, content in contents.items():
+        raw = content if isinstance(content, bytes) else content.encode()
+        (folder / name).write_bytes(raw)
+    with pytest.raises(UserError, match=message) as caught:
+        load_split("gsm8k", str(folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_differs_from_the_manifest_is_refused(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "gsm8k_test.jsonl", ROWS)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    entry = {
+        "name": "gsm8k",
+        "split": "test",
+        "file": path.name,
+        "sha256": sha256,
+        "fidelity": "exact",
+    }
+    write_manifest(tmp_path, entry)
+    assert dataset_source("gsm8k", str(tmp_path)).fidelity == "exact"
+    write_rows(path, ROWS[:2])
+    with pytest.raises(UserError, match="not the file that MANIFEST"):
+        load_split("gsm8k", str(tmp_path))
+
+
+def test_an_unreadable_directory_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("softeval.local_data.os.access", lambda *_: False)  # root reads everything
+    with pytest.raises(UserError, match="cannot read the data directory"):
+        load_split("gsm8k", str(tmp_path))
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(UserError, match=r"unknown data set 'gsm9k'; choose from .*gsm8k"):
+        load_split("gsm9k")
+
+
+def test_gsm8k_takes_what_follows_the_last_mark() -> None:
+    row = {"question": "q", "answer": "#### is a mark\n#### 1,234 "}
+    assert read_problem("gsm8k", row).target == "1,234"
+    with pytest.raises(UserError, match="no '#### '"):
+        read_problem("gsm8k", {"question": "q", "answer": "42"})
+
+
+def test_several_olympiad_answers_are_one_list() -> None:
+    row = {"question": "q", "final_answer": ["1", "2"], "context": "Given c."}
+    problem = read_problem("olympiadbench", row)
+    assert (problem.question, problem.target) == ("Given c.\nq", "1, 2")
+
+
+@pytest.mark.parametrize("field", ["question", "problem"])
+def test_an_own_file_may_name_its_questions_either_way(field: str, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "own.jsonl", [{field: "1+1?", "answer": 2}])
+    problems, source = load_problems(str(path))
+    assert [(p.question, p.target) for p in problems] == [("1+1?", "2")]
+    assert (source.name, source.rows) == ("own", 1)
+
+
+def test_an_own_file_without_answers_is_refused(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "own.jsonl", [{"question": "1+1?"}])
+    with pytest.raises(UserError, match="line 1: no answer"):
+        load_problems(str(path))
+    with pytest.raises(UserError, match="no file"):
+        load_problems(str(tmp_path / "absent.jsonl"))
+
+
+def test_rows_hash_is_over_canonical_lines() -> None:
+    expected = hashlib.sha256('{"a":"é","b":1}\n'.encode()).hexdigest()
+    assert rows_hash([{"b": 1, "a": "é", "c": 2}], ["b", "a"]) == expected

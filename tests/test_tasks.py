@@ -1,0 +1,293 @@
+"""Task definitions: their documents, requests, settings and scores."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations, pairwise
+from pathlib import Path
+from typing import Any
+
+import datasets
+import lm_eval
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from softeval.data import DATASETS, load_split
+from softeval.errors import UserError
+from softeval.lmeval import TASKS_DIR, load_tasks, task_names
+from softeval.lmeval.likelihood import choice_scores, normed_choice_scores, ratio
+from softeval.lmeval.settings import ROW, TaskSettings, powers_of_two
+from softeval.lmeval.task import GenerativeTask, sample_scores
+from softeval.lmeval.text import GenText, ScoreTuple
+from softeval.problems import read_problem
+from softeval.prompts import paper_prompt
+from softeval.rows import Limits
+
+GENERATIVE = [
+    *("gsm8k", "math500", "olympiadbench"),
+    *("hellaswag_cot", "mmlu_cot", "arc_challenge_cot", "arc_easy_cot"),
+]
+BUILT_IN = Path(lm_eval.__file__).parent / "tasks"
+
+
+def load_one(name: str, **metadata: Any) -> Any:
+    return load_tasks([name], **metadata)["tasks"][name]
+
+
+@pytest.fixture(scope="module")
+def data_dir(shared: Path) -> str:
+    return str(shared / "data")
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> str:
+    """A data directory with five GSM8K-like rows."""
+    lines = [f'{{"question": "q{i}?", "answer": "#### {i}"}}\n' for i in range(5)]
+    (tmp_path / "gsm8k_test.jsonl").write_text("".join(lines))
+    return str(tmp_path)
+
+
+def test_the_demanded_tasks_are_there() -> None:
+    single = {*GENERATIVE, "hellaswag", "mmlu", "arc_challenge", "arc_easy", "arithmetic"}
+    assert set(task_names(groups=False)) == single
+    assert set(task_names()) == single | {"arc", "arc_cot"}
+
+
+@pytest.mark.parametrize("path", sorted(TASKS_DIR.glob("**/*.yaml")), ids=lambda p: p.stem)
+def test_every_yaml_names_its_file_a_version_and_a_known_dataset(path: Path) -> None:
+    config = load_yaml(path, resolve_func=False)
+    assert config.get("task") == path.stem or config.get("group") == path.stem
+    assert config["metadata"]["version"] == 1.0
+    if "group" not in config:
+        spec = DATASETS[config["dataset_kwargs"]["name"]]
+        assert config["test_split"] == spec.split
+        assert config["num_fewshot"] == 0
+
+
+@pytest.mark.parametrize("name", GENERATIVE)
+def test_generative_tasks_put_real_questions_into_the_papers_prompt(
+    name: str, data_dir: str
+) -> None:
+    task = load_one(name, data_dir=data_dir)
+    dataset = name.removesuffix("_cot")
+    rows = load_split(dataset, data_dir)
+    assert len(task.eval_docs) == len(rows) == task.source.rows
+    task.build_all_requests(limit=3)
+    for request, row in zip(task.instances, rows[:3], strict=True):
+        problem = read_problem(dataset, row)
+        assert request.args[0] == paper_prompt(problem.question)
+        assert task.doc_to_target(request.doc) == problem.target
+
+
+def test_the_bundled_task_loads_from_the_package() -> None:
+    task = load_one("arithmetic", num_samples=2)
+    assert (task.source.origin, len(task.eval_docs)) == ("bundled", 200)
+    assert task.eval_docs[0]["prompt"] == paper_prompt(task.eval_docs[0]["question"])
+
+
+def built_in(yaml: str, rows: list[dict[str, Any]]) -> ConfigurableTask:
+    """lm-eval's own task on given rows, instead of the hub's."""
+    config = load_yaml(BUILT_IN / yaml)
+    table = datasets.Dataset.from_list(rows)
+    splits = dict.fromkeys(("train", "validation", "test", "dev"), table)
+    for key in ("tag", "dataset_path", "dataset_name"):
+        config.pop(key, None)
+    return ConfigurableTask(config=config | {"custom_dataset": lambda **_: splits})
+
+
+def requests_of(task: Any, limit: int) -> list[tuple[Any, ...]]:
+    task.build_all_requests(limit=limit)
+    return [(*request.args, task.doc_to_target(request.doc)) for request in task.instances]
+
+
+@pytest.mark.parametrize(
+    ("name", "yaml"),
+    [
+        ("hellaswag", "hellaswag/hellaswag.yaml"),
+        ("arc_challenge", "arc/arc_challenge.yaml"),
+        ("arc_easy", "arc/arc_easy.yaml"),
+    ],
+)
+def test_likelihood_requests_are_those_of_lm_evals_own_task(
+    name: str, yaml: str, data_dir: str
+) -> None:
+    ours = load_one(name, data_dir=data_dir)
+    theirs = built_in(yaml, load_split(name, data_dir)[:400])
+    theirs.config.num_fewshot = 0
+    assert requests_of(ours, 400) == requests_of(theirs, 400)
+    shared_metrics = {"acc", "acc_norm"}
+    assert shared_metrics <= set(ours.aggregation()) and shared_metrics <= set(theirs.aggregation())
+
+
+def test_raw_hellaswag_rows_are_cleaned_as_lm_eval_cleans_them(
+    tmp_path: Path, shared: Path
+) -> None:
+    raw = shared / "data" / "hellaswag_validation_raw1000.jsonl"
+    (tmp_path / "hellaswag_validation.jsonl").write_text(raw.read_text())
+    rows = load_split("hellaswag", str(tmp_path))
+    assert any("[" in row["ctx_a"] for row in rows)  # else nothing is cleaned
+    ours = load_one("hellaswag", data_dir=str(tmp_path))
+    theirs = built_in("hellaswag/hellaswag.yaml", rows)
+    theirs.config.num_fewshot = 0
+    assert requests_of(ours, 1000) == requests_of(theirs, 1000)
+
+
+@pytest.mark.parametrize("subject", ["abstract_algebra", "us_foreign_policy", "professional_law"])
+def test_mmlu_requests_are_those_of_lm_evals_subject_task(subject: str, data_dir: str) -> None:
+    ours = load_one("mmlu", data_dir=data_dir)
+    rows = load_split("mmlu", data_dir)
+    places = [place for place, row in enumerate(rows) if row["subject"] == subject][:60]
+    theirs = built_in(f"mmlu/default/mmlu_{subject}.yaml", [rows[place] for place in places])
+    theirs.config.num_fewshot = 0
+    ours.build_all_requests(samples=places)
+    mine = [(*request.args, ours.doc_to_target(request.doc)) for request in ours.instances]
+    assert mine == requests_of(theirs, 60)
+
+
+def test_settings_come_from_the_model_arguments() -> None:
+    sampled = {"mode": "soft_sample", "num_samples": "12", "max_cot_tokens": 10, "data_dir": "d"}
+    assert TaskSettings.from_metadata(sampled) == TaskSettings(12, (1, 2, 4, 8), 42, "d")
+    assert TaskSettings.from_metadata(sampled | {"pass_at": [8, 3]}).pass_at == (3, 8)
+    assert TaskSettings.from_metadata({}) == TaskSettings(1, (1,), 544, None)
+
+
+@pytest.mark.parametrize(
+    "greedy",
+    [
+        {"mode": "hard_greedy"},
+        {"mode": "soft_greedy"},
+        {"mode": "soft_sample", "noise_scale": 0},
+        {"mode": "hard_sample", "temperature": "0.0"},
+    ],
+)
+def test_a_greedy_mode_takes_one_sample(greedy: dict[str, Any]) -> None:
+    settings = TaskSettings.from_metadata(greedy | {"num_samples": 32, "pass_at": [1, 32]})
+    assert (settings.num_samples, settings.pass_at) == (1, (1,))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"num_samples": 4, "pass_at": [8]}, "pass@8 needs 8 samples"),
+        ({"num_samples": 0}, "num_samples=0 must be at least 1"),
+        ({"num_samples": "many"}, "num_samples='many' must be a whole number"),
+        ({"num_samples": 2.5}, "num_samples=2.5 must be a whole number"),
+        ({"max_cot_tokens": -1}, "max_cot_tokens=-1 must be at least 1"),
+        ({"mode": "softly"}, "unknown mode 'softly'"),
+        ({"mode": "soft_sample", "noise_scale": "x"}, "noise_scale='x' must be a number"),
+    ],
+)
+def test_bad_settings_are_refused(metadata: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        TaskSettings.from_metadata(metadata)
+
+
+@given(st.integers(1, 2000))
+def test_powers_of_two_end_at_the_largest_that_fits(n: int) -> None:
+    ks = powers_of_two(n)
+    assert ks[0] == 1 and ks[-1] <= n < 2 * ks[-1]
+    assert all(b == 2 * a for a, b in pairwise(ks))
+
+
+def test_samples_and_metrics_follow_the_settings(small: str) -> None:
+    task: GenerativeTask = load_one("gsm8k", data_dir=small, mode="hard_sample", num_samples=4)
+    assert task.config.repeats == 4
+    assert list(task.aggregation()) == [
+        *("pass@1", "pass@2", "pass@4"),
+        *("no_answer", "timeout", "error", "truncated"),
+    ]
+    assert task.higher_is_better()["pass@4"] and not task.higher_is_better()["no_answer"]
+    task.use_limits(Limits(10, 5))
+    task.build_all_requests()
+    assert task.instances[0].args[-1] == {"until": [], "do_sample": False, "max_gen_toks": 15}
+
+
+def test_copies_that_lm_eval_appends_are_dropped(small: str) -> None:
+    task = load_one("gsm8k", data_dir=small, mode="hard_sample", num_samples=2)
+    task.build_all_requests(limit=1)
+    task.instances[0].resps = ["a", "b", "b", "b"]
+    task.apply_filters()
+    assert task.instances[0].filtered_resps == {"none": ["a", "b"]}
+
+
+def test_repeats_changed_after_loading_are_refused(small: str) -> None:
+    task = load_one("gsm8k", data_dir=small)
+    task.set_config("repeats", 8)
+    with pytest.raises(UserError, match="num_samples"):
+        task.build_all_requests()
+
+
+def test_the_request_cache_is_refused(small: str) -> None:
+    with pytest.raises(UserError, match="stale"):
+        load_one("gsm8k", data_dir=small).build_all_requests(cache_requests=True)
+
+
+def test_samples_may_come_in_any_order_and_twice(small: str) -> None:
+    task = load_one("gsm8k", data_dir=small)
+    pairs = list(task.doc_iterator(samples=[4, 1, 4, 2]))
+    assert [(place, doc[ROW]) for place, doc in pairs] == [(0, 4), (1, 1), (3, 2)]
+    halves = [list(task.doc_iterator(samples=[4, 1, 2], rank=r, world_size=2)) for r in (0, 1)]
+    assert [[doc[ROW] for _, doc in half] for half in halves] == [[4, 2], [1]]
+    with pytest.raises(UserError, match=r"0\.\.4"):
+        list(task.doc_iterator(samples=[5]))
+
+
+def test_an_unknown_task_is_named_with_its_neighbour() -> None:
+    with pytest.raises(UserError, match="unknown task 'gsm8'; did you mean gsm8k"):
+        load_tasks(["gsm8"])
+
+
+def gen_text(answer: str | None, stop_reason: str = "answer_prefix") -> GenText:
+    return GenText("text", {"answer": answer, "stop_reason": stop_reason})
+
+
+def document(target: str, kind: str = "math", pass_at: tuple[int, ...] = (1, 2, 4)) -> Any:
+    return {"target": target, "kind": kind, "pass_at": list(pass_at)}
+
+
+@given(st.lists(st.booleans(), min_size=4, max_size=6))
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(correct: list[bool]) -> None:
+    samples = [gen_text("7" if c else "8") for c in correct]
+    scores = sample_scores(document("7"), [samples])
+    for k in (1, 2, 4):
+        subsets = list(combinations(correct, k))
+        share = sum(any(subset) for subset in subsets) / len(subsets)
+        assert math.isclose(scores[f"pass@{k}"], share, abs_tol=1e-12)
+
+
+def test_letters_are_compared_as_letters() -> None:
+    scores = sample_scores(document("C", "letter", (1,)), [[gen_text("(c)"), gen_text("B")]])
+    assert scores["pass@1"] == 0.5
+
+
+def test_shares_of_samples_without_verdict_or_end() -> None:
+    samples = [gen_text("7"), gen_text(None), gen_text(" ", "length"), gen_text("8", "length")]
+    scores = sample_scores(document("7"), [samples])
+    assert scores["no_answer"] == scores["truncated"] == 0.5
+    assert scores["timeout"] == scores["error"] == 0.0
+
+
+def test_plain_text_of_another_model_is_scored_by_its_last_box() -> None:
+    text = r"so \boxed{3}. The final answer is: \boxed{7}. User: \boxed{"
+    scores = sample_scores(document("7", pass_at=(1,)), [[text]])
+    assert scores["pass@1"] == 1.0
+    assert "truncated" not in scores
+
+
+def test_choice_scores() -> None:
+    doc = {"gold": 1, "choices": ["a", "bbbb"]}
+    results = [ScoreTuple(-1.0, True, 1), ScoreTuple(-2.0, False, 4)]
+    assert choice_scores(doc, results) == {
+        "acc": 0.0,
+        "nll_per_token": 0.5,
+        "nll_per_token_micro": (2.0, 4),
+    }
+    assert normed_choice_scores(doc, results)["acc_norm"] == 1.0
+    assert choice_scores(doc, [(-1.0, True), (-2.0, False)]) == {"acc": 0.0}
+
+
+def test_the_micro_average_weights_by_tokens() -> None:
+    assert ratio([(2.0, 4), (6.0, 1)]) == 8.0 / 5
