@@ -18,7 +18,7 @@ help: ## what can be made
 	  --config-settings editable_mode=compat
 	touch $@
 
-demo: .venv/installed ## evaluate the bundled checkpoints under the six CoT modes
+demo: .venv/installed ## evaluate the bundled checkpoints under the six CoT modes, and report
 	$(BIN)/softeval run --num-samples 32 --seed 0
 
 test: check quick slow ## everything: style, types, unit tests, slow tests

@@ -210,3 +210,22 @@ def likelihoods_schema() -> pa.Schema:
             ("nll_per_token", pa.float64()),
         ]
     )
+
+
+@cache
+def kl_schema() -> pa.Schema:
+    """One row a position of a replayed prefix, as `softeval diagnose` measures it. KL in nats."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("task", pa.string()),
+            ("doc_id", pa.int32()),
+            ("mode", pa.string()),  # that made the prefix; "" for gold
+            ("sample", pa.int32()),
+            ("prefix_set", pa.string()),  # own | base | gold
+            ("position", pa.int32()),
+            ("forward", pa.float32()),  # KL(base‖checkpoint)
+            ("reverse", pa.float32()),  # KL(checkpoint‖base)
+        ]
+    )

@@ -1,0 +1,97 @@
+"""Turns the fields of a configuration into typer options.
+
+A field's name, type, documentation and limits are declared once, in its pydantic model; flags, help
+text and environment variables follow. An option that is not given is not passed on, so that a file
+can set it. Knows nothing of what the options mean.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+Command = Callable[..., Any]
+
+
+def with_options(config: type[BaseModel]) -> Callable[[Command], Command]:
+    """Give a command every field of `config` as an option.
+
+    The command's first parameter is a dict of the options that were given (on the command line or
+    as an environment variable); its further, keyword-only parameters stay options of their own.
+    """
+
+    def decorate(command: Command) -> Command:
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+        fields = config.model_fields
+
+        def run(**values: Any) -> Any:
+            given = {name: values.pop(name) for name in fields}
+            return command({n: v for n, v in given.items() if v not in (None, [], ())}, **values)
+
+        parameters = [_parameter(name, field) for name, field in fields.items()] + own
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        run.__name__ = command.__name__
+        run.__doc__ = command.__doc__
+        return run
+
+    return decorate
+
+
+def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+    kind, metavar = _kind(field.annotation)
+    flag = "--" + name.replace("_", "-")
+    if kind is bool:
+        flag += "/--no-" + name.replace("_", "-")
+    flags: Any = extra.get("flags", [])
+    info = typer.Option(
+        flag,
+        *flags,
+        help=_help(field),
+        rich_help_panel=str(extra.get("panel", "Options")),
+        metavar=metavar,
+        # A default is shown with the help, because the option's own is "not given".
+        show_default=False,
+        show_envvar=False,
+    )
+    annotation = Annotated[kind | None, info]
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+    )
+
+
+def _kind(annotation: Any) -> tuple[Any, str | None]:
+    """The type typer is to parse, and the metavar where the type alone does not say it.
+
+    Unions and choices stay texts: pydantic reads them, and its errors name the choices.
+    """
+    options = [a for a in _members(annotation) if a is not type(None)]
+    if len(options) == 1:
+        single = options[0]
+        if get_origin(single) is tuple:
+            return list[str], "LIST"
+        if single in (bool, int, float, str):
+            return single, None
+    names = [str(v) for a in options for v in (get_args(a) or (a.__name__.upper(),))]
+    return str, "|".join(names)
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    if get_origin(annotation) in (Union, types.UnionType):
+        return get_args(annotation)
+    return (annotation,)
+
+
+def _help(field: FieldInfo) -> str:
+    default = field.default
+    if default is None or isinstance(default, bool):
+        return str(field.description)
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    return f"{field.description} Default: {shown}."

@@ -1,0 +1,333 @@
+"""The journal of a run: every finished result at once on disk, in append-only shards.
+
+One shard a process (``shards/rank-0000.jsonl``), one JSON line a result. A process killed at any
+moment leaves at most one torn line at the end of its shard, which is cut off when that shard is
+opened again; everything before it stays. Lines reach the operating system when `add` returns;
+`close` also flushes them to the disk.
+
+Knows what a generation is; nothing of models, tasks or scoring.
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import json
+import os
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from softeval.errors import UserError
+from softeval.records import AnswerStop, Generation, SampleKey, StopReason
+
+_INT_ARRAYS = ("shadow_ids", "prefill_ids", "answer_ids", "top_ids")
+_FLOAT_ARRAYS = ("entropy", "mode_entropy", "top1_prob", "top_probs")
+_TEXTS = ("cot_text", "prefill_text", "answer", "answer_text", "stop_reason", "answer_stop")
+_READ_BYTES = 1 << 20
+
+
+class GenerationName(NamedTuple):
+    """What names a generation in a run. Sorts like the tables do."""
+
+    task: str
+    mode: str
+    doc_id: int
+    sample: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question as given to the model: text, and its P token ids (P,)."""
+
+    text: str
+    ids: np.ndarray
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """One scored continuation: log-probability in nats, whether greedy, its number of tokens."""
+
+    log_prob: float
+    is_greedy: bool
+    n_tokens: int
+
+
+class _Place(NamedTuple):
+    shard: int
+    offset: int
+    length: int
+
+
+class Journal:
+    """Appends results to this process's shard and finds those of every shard.
+
+    Args:
+        folder: the shards folder; it exists.
+        rank: of this process; each rank appends to its own shard.
+        mixture_samples: the mixture entries of sample indices from this on are not stored.
+
+    Raises:
+        UserError: another process is writing to this shard, or a shard is damaged.
+    """
+
+    def __init__(self, folder: Path, rank: int = 0, mixture_samples: int = 1) -> None:
+        self._folder = folder
+        self._mixture_samples = mixture_samples
+        self._shards: list[_Shard] = []
+        self._places: dict[GenerationName, _Place] = {}
+        self._prompts: dict[tuple[str, int], Prompt] = {}
+        self._likelihoods: dict[tuple[str, int, int], Likelihood] = {}
+        self._own = _Shard(folder / _shard_name(rank), writable=True)
+        self._shards.append(self._own)
+        self._own.cut(self._scan(0))
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take in what other processes have appended since."""
+        known = {shard.path for shard in self._shards}
+        for path in sorted(self._folder.glob("rank-*.jsonl")):
+            if path not in known:
+                self._shards.append(_Shard(path, writable=False))
+        for index in range(1, len(self._shards)):
+            self._scan(index)
+
+    def get(self, key: SampleKey, mode: str) -> Generation | None:
+        """The generation of that name, or None where it is not finished."""
+        place = self._places.get(GenerationName(key.task, mode, key.doc_id, key.sample))
+        if place is None:
+            return None
+        line = self._shards[place.shard].read(place.offset, place.length)
+        prompt = self._prompts[key.task, key.doc_id]
+        return _decode_generation(json.loads(line), key, mode, prompt.ids)
+
+    def add(self, generation: Generation, prompt_text: str) -> None:
+        """Store a finished generation; one that is stored already is left as it is.
+
+        Raises:
+            OSError: the disk is full or gone; the shard keeps its earlier lines only.
+            UserError: the question had another prompt before.
+        """
+        key = generation.key
+        name = GenerationName(key.task, generation.mode, key.doc_id, key.sample)
+        if name in self._places:
+            return
+        self._add_prompt(key, prompt_text, generation.prompt_ids)
+        keep_mixture = key.sample < self._mixture_samples
+        self._append(_encode_generation(generation, keep_mixture))
+
+    def get_likelihood(self, task: str, doc_id: int, choice: int) -> Likelihood | None:
+        """The score of one continuation, or None where it is not finished."""
+        return self._likelihoods.get((task, doc_id, choice))
+
+    def add_likelihood(self, task: str, doc_id: int, choice: int, result: Likelihood) -> None:
+        """Store the score of one continuation."""
+        if (task, doc_id, choice) in self._likelihoods:
+            return
+        self._append(
+            {
+                "kind": "likelihood",
+                "task": task,
+                "doc_id": doc_id,
+                "choice": choice,
+                "log_prob": float(result.log_prob),
+                "is_greedy": bool(result.is_greedy),
+                "n_tokens": int(result.n_tokens),
+            }
+        )
+
+    def names(self) -> list[GenerationName]:
+        """Every finished generation, in the order of the tables."""
+        return sorted(self._places)
+
+    def prompts(self) -> dict[tuple[str, int], Prompt]:
+        """Prompt of every (task, doc_id) with a finished generation."""
+        return dict(self._prompts)
+
+    def likelihoods(self) -> dict[tuple[str, int, int], Likelihood]:
+        """Score of every finished (task, doc_id, choice)."""
+        return dict(self._likelihoods)
+
+    def close(self) -> None:
+        """Flush to the disk and release the shards."""
+        for shard in self._shards:
+            shard.close()
+
+    def _add_prompt(self, key: SampleKey, text: str, ids: np.ndarray) -> None:
+        known = self._prompts.get((key.task, key.doc_id))
+        if known is None:
+            record = {"kind": "prompt", "task": key.task, "doc_id": key.doc_id, "prompt": text}
+            self._append(record | {"prompt_ids": _encode_array(ids, np.int32)})
+        elif known.text != text:
+            raise UserError(
+                f"question {key.doc_id} of {key.task} has another prompt than the samples already"
+                f" in {self._folder.parent}; use --overwrite to start anew"
+            )
+
+    def _append(self, record: dict[str, Any]) -> None:
+        line = json.dumps(record, ensure_ascii=True, allow_nan=True).encode() + b"\n"
+        place = _Place(0, self._own.append(line), len(line))
+        self._note(record, place)
+
+    def _scan(self, index: int) -> int:
+        """Index the lines of a shard not seen yet; the offset after its last whole line."""
+        shard = self._shards[index]
+        for offset, line in shard.new_lines():
+            self._note(_parse(shard.path, offset, line), _Place(index, offset, len(line)))
+        return shard.seen
+
+    def _note(self, record: dict[str, Any], place: _Place) -> None:
+        task, doc_id = record["task"], record["doc_id"]
+        if record["kind"] == "generation":
+            name = GenerationName(task, record["mode"], doc_id, record["sample"])
+            self._places.setdefault(name, place)
+        elif record["kind"] == "prompt":
+            ids = _decode_array(record["prompt_ids"], np.int32)
+            self._prompts.setdefault((task, doc_id), Prompt(record["prompt"], ids))
+        else:
+            result = Likelihood(record["log_prob"], record["is_greedy"], record["n_tokens"])
+            self._likelihoods.setdefault((task, doc_id, record["choice"]), result)
+
+
+def check_idle(folder: Path) -> None:
+    """Make sure that no process is writing to these shards.
+
+    Raises:
+        UserError: one is.
+    """
+    _Shard(folder / _shard_name(0), writable=True).close()
+
+
+def _shard_name(rank: int) -> str:
+    return f"rank-{rank:04d}.jsonl"
+
+
+class _Shard:
+    """One append-only file, held open: closing any descriptor of it would release its lock."""
+
+    def __init__(self, path: Path, writable: bool) -> None:
+        self.path = path
+        self.seen = 0
+        self._writable = writable
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND if writable else os.O_RDONLY
+        self._fd = os.open(path, flags, 0o644)
+        if writable:
+            self._lock()
+
+    def _lock(self) -> None:
+        """Keep a second run out. A POSIX lock: child processes do not inherit it."""
+        try:
+            fcntl.lockf(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            os.close(self._fd)
+            raise UserError(
+                f"another process is writing to {self.path.parent.parent};"
+                " wait for it, or give another --output-path"
+            ) from None
+
+    def new_lines(self) -> Iterator[tuple[int, bytes]]:
+        """(offset, line) of each whole line after the last one seen; a torn end is left out."""
+        rest = b""
+        read_to = self.seen
+        while chunk := os.pread(self._fd, _READ_BYTES, read_to):
+            read_to += len(chunk)
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                offset = self.seen
+                self.seen += len(line) + 1
+                yield offset, line + b"\n"
+
+    def cut(self, size: int) -> None:
+        """Drop everything after `size` bytes."""
+        os.ftruncate(self._fd, size)
+
+    def read(self, offset: int, length: int) -> bytes:
+        return os.pread(self._fd, length, offset)
+
+    def append(self, line: bytes) -> int:
+        """Write one line, wholly or not at all; its offset."""
+        start = self.seen
+        try:
+            written = 0
+            while written < len(line):
+                written += os.write(self._fd, line[written:])
+        except OSError:
+            os.ftruncate(self._fd, start)
+            raise
+        self.seen = start + len(line)
+        return start
+
+    def close(self) -> None:
+        if self._fd < 0:
+            return
+        if self._writable:
+            os.fsync(self._fd)
+        os.close(self._fd)
+        self._fd = -1
+
+
+def _parse(path: Path, offset: int, line: bytes) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        raise UserError(
+            f"{path} is damaged at byte {offset};"
+            f" keep what is before with: truncate -s {offset} {shlex.quote(str(path))}"
+        ) from None
+    return record
+
+
+def _encode_generation(generation: Generation, keep_mixture: bool) -> dict[str, Any]:
+    key = generation.key
+    record: dict[str, Any] = {
+        "kind": "generation",
+        "task": key.task,
+        "doc_id": key.doc_id,
+        "mode": generation.mode,
+        "sample": key.sample,
+        "seconds": float(generation.seconds),
+        "top": int(generation.top_ids.shape[-1]) if keep_mixture else 0,
+    }
+    record |= {name: getattr(generation, name) for name in _TEXTS}
+    for names, dtype in ((_INT_ARRAYS, np.int32), (_FLOAT_ARRAYS, np.float32)):
+        for name in names:
+            if keep_mixture or not name.startswith("top_"):
+                record[name] = _encode_array(getattr(generation, name), dtype)
+    return record
+
+
+def _decode_generation(
+    record: dict[str, Any], key: SampleKey, mode: str, prompt_ids: np.ndarray
+) -> Generation:
+    arrays = {n: _decode_array(record.get(n, ""), np.int32) for n in _INT_ARRAYS}
+    arrays |= {n: _decode_array(record.get(n, ""), np.float32) for n in _FLOAT_ARRAYS}
+    shape = (len(arrays["shadow_ids"]), record["top"])
+    arrays["top_ids"] = arrays["top_ids"].reshape(shape)
+    arrays["top_probs"] = arrays["top_probs"].reshape(shape)
+    fields: dict[str, Any] = {name: record[name] for name in _TEXTS} | arrays
+    fields["stop_reason"] = StopReason(fields["stop_reason"])
+    fields["answer_stop"] = AnswerStop(fields["answer_stop"])
+    return Generation(
+        key=key,
+        mode=mode,
+        prompt_ids=prompt_ids,
+        inputs=None,
+        seconds=record["seconds"],
+        **fields,
+    )
+
+
+def _encode_array(values: np.ndarray, dtype: type) -> str:
+    """Base64 of the little-endian bytes in the given dtype."""
+    little = np.ascontiguousarray(values, np.dtype(dtype).newbyteorder("<"))
+    return base64.b64encode(little.tobytes()).decode()
+
+
+def _decode_array(text: str, dtype: type) -> np.ndarray:
+    """The array back; ids as int64, as the decoder gives them."""
+    values = np.frombuffer(base64.b64decode(text), np.dtype(dtype).newbyteorder("<"))
+    return values.astype(np.int64 if dtype is np.int32 else dtype)

@@ -1,0 +1,178 @@
+"""A run directory: its run.json, what must agree to continue it, and where its parts lie.
+
+Every file but the shards appears whole or not at all (written beside, then renamed). Knows nothing
+of models, tasks or how samples are made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from softeval.errors import UserError
+from softeval.records import SCHEMA_VERSION
+
+RUN_FILE = "run.json"
+RESULTS_FILE = "results.json"
+CONFIG_FILE = "config.yaml"
+SHARDS = "shards"
+
+RUNNING = "running"
+PARTIAL = "partial"
+COMPLETE = "complete"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file that is never seen half-written."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that is never seen half-written."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Content of a run.json.
+
+    Raises:
+        UserError: no run there, an unreadable one, or one written by a newer softeval.
+    """
+    path = folder / RUN_FILE
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            f"{folder} is not a run directory (no {RUN_FILE}); `softeval ls runs` lists runs"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    version = record.get("schema_version") if isinstance(record, dict) else None
+    if not isinstance(version, int):
+        raise UserError(f"{path} has no schema_version; it was not written by softeval")
+    if version > SCHEMA_VERSION:
+        raise UserError(
+            f"{folder} has schema version {version}, this softeval reads up to {SCHEMA_VERSION};"
+            " upgrade softeval"
+        )
+    return record
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write run.json, with the schema version first."""
+    write_json(folder / RUN_FILE, {"schema_version": SCHEMA_VERSION, **record})
+
+
+def is_run(folder: Path) -> bool:
+    """Whether the folder holds a run.json."""
+    return (folder / RUN_FILE).is_file()
+
+
+def find_runs(parent: Path) -> list[Path]:
+    """Run directories directly inside `parent`, the one written last first."""
+    found = [path.parent for path in parent.glob(f"*/{RUN_FILE}")]
+    return sorted(found, key=lambda run: (run / RUN_FILE).stat().st_mtime, reverse=True)
+
+
+def differing_fields(ours: Any, theirs: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, our value, their value) of every leaf in which two identities differ."""
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        for name in sorted(ours.keys() | theirs.keys()):
+            path = f"{prefix}.{name}" if prefix else str(name)
+            yield from differing_fields(ours.get(name), theirs.get(name), path)
+    elif ours != theirs:
+        yield prefix, ours, theirs
+
+
+def check_identity(folder: Path, identity: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Refuse to continue a run that was started with other arguments.
+
+    Raises:
+        UserError: naming each field that differs, there and now.
+    """
+    # Through JSON, as the record was: a tuple is a list there.
+    ours = json.loads(json.dumps(identity))
+    differing = list(differing_fields(ours, record.get("identity", {})))
+    if differing:
+        named = "; ".join(
+            f"{name}: {_short(old)} there, {_short(new)} now" for name, new, old in differing
+        )
+        raise UserError(
+            f"{folder} holds a run with other arguments ({named});"
+            " give another --output-path, or --overwrite to start anew"
+        )
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder, and show before any long work that it can be written to.
+
+    Raises:
+        UserError: not a folder, a folder with other content, read-only, or full.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; give another --output-path")
+    if folder.is_dir() and not is_run(folder) and _has_foreign_content(folder):
+        raise UserError(f"{folder} is not empty and not a run; give another --output-path")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _probe(folder)
+    except OSError as error:
+        raise unwritable(folder, error) from None
+
+
+def unwritable(folder: Path, error: OSError) -> UserError:
+    """The one-line error for a folder that is full, read-only or gone."""
+    return UserError(
+        f"cannot write to {folder} ({error.strerror or error}); finished samples are kept there,"
+        " free space or give another --output-path"
+    )
+
+
+def clear(folder: Path) -> None:
+    """Remove what a run wrote, run.json first so that no half-removed run looks whole."""
+    (folder / RUN_FILE).unlink(missing_ok=True)
+    remove_shards(folder)
+    for path in folder.iterdir():
+        if path.suffix in (".parquet", ".partial") or path.name in (RESULTS_FILE, CONFIG_FILE):
+            path.unlink()
+
+
+def remove_shards(folder: Path) -> None:
+    """Remove the shards, once the tables hold every sample."""
+    if (folder / SHARDS).is_dir():
+        shutil.rmtree(folder / SHARDS)
+
+
+def _has_foreign_content(folder: Path) -> bool:
+    """Whether there is anything that a run killed before its run.json does not leave."""
+    return any(path.name != SHARDS and path.suffix != ".partial" for path in folder.iterdir())
+
+
+def _probe(folder: Path) -> None:
+    """Write, flush and remove 64 KiB: a full disk accepts an empty file."""
+    probe = folder / ".probe.partial"
+    try:
+        with probe.open("wb") as file:
+            file.write(bytes(65536))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,99 @@
+"""`softeval show`, `ls`, `env` and `lm-eval`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command_line import Ended
+from synthetic import make_generation, write_run
+
+from softeval.records import SampleKey
+from softeval.run import Run
+from softeval.tables import PromptRow, ScoredSample, TableWriter
+
+pytest_plugins = ("command_line_fixtures",)
+
+
+def test_show_prints_samples_and_nothing_steers_the_terminal(
+    softeval: Callable[..., Ended],
+) -> None:
+    Path("run").mkdir()
+    generation = make_generation(SampleKey("t", 4, 0), "soft_sample", answer="[b]7[/b]\x1b[2J")
+    with TableWriter(Path("run"), ["t"], ["soft_sample"], str) as writer:
+        writer.add(ScoredSample(generation, "0" * 16, "7", False, "ok"))
+        writer.add_prompts([PromptRow("t", 4, "What is [red]x[/red]?\x07", "7")])
+    write_run(Path("other"), questions=1, samples=1)
+    shutil.copy("other/run.json", "run")
+    shown = softeval("show", "run", "--task", "t", "--doc", "4", "--mode", "soft-sample").out
+    assert "[b]7[/b]" in shown and "[red]x[/red]" in shown
+    assert "\x1b[2J" not in shown and "\x07" not in shown
+    found = json.loads(softeval("show", "run", "--doc", "4", "--json").out)
+    assert found["target"] == "7" and found["samples"][0]["answer"] == "[b]7[/b]\x1b[2J"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--doc", "99"], "no doc_id 99"),
+        (["--task", "gsm8k"], "this run's tasks are arithmetic"),
+        (["--mode", "soft"], "this run's modes are"),
+        (["--sample", "77", "--mode", "soft_sample"], "no sample 77"),
+    ],
+)
+def test_show_names_what_is_there(
+    softeval: Callable[..., Ended], finished: Run, arguments: list[str], message: str
+) -> None:
+    ended = softeval("show", str(finished.path), *arguments)
+    assert ended.code == 2 and message in ended.err
+
+
+def test_show_of_a_real_run(softeval: Callable[..., Ended], finished: Run) -> None:
+    one = ["--doc", "1", "--mode", "hard_sample", "--sample", "2"]
+    shown = softeval("show", str(finished.path), *one).out
+    samples = finished.samples()
+    row = samples[(samples["doc_id"] == 1) & (samples["sample"] == 2)]
+    row = row[row["mode"] == "hard_sample"].iloc[0]
+    assert row["cot_text"].split()[0] in shown and "hard_sample sample 2" in shown
+    assert f"{row['n_cot_tokens']} CoT tokens" in shown
+
+
+def test_ls_lists_runs(softeval: Callable[..., Ended]) -> None:
+    write_run(Path("runs/a"), questions=1, samples=1)
+    (Path("runs/b")).mkdir()
+    Path("runs/b/run.json").write_text("{")
+    ended = softeval("ls", "runs", "--json")
+    (row,) = json.loads(ended.out)
+    assert row["run"] == "runs/a" and row["status"] == "complete"
+    assert "runs/b/run.json cannot be read" in ended.err
+    assert "runs/a" in softeval("ls", "runs").out
+
+
+def test_ls_tasks_are_those_lm_eval_finds(softeval: Callable[..., Ended]) -> None:
+    from softeval.lmeval import task_names
+
+    listed = json.loads(softeval("ls", "tasks", "--json").out)
+    assert sorted(row["task"] for row in listed) == task_names()
+    kinds = {row["task"]: row["kind"] for row in listed}
+    assert kinds["hellaswag"] == "log-likelihood" and kinds["hellaswag_cot"] == "generative"
+
+
+def test_env_names_versions_and_hardware(softeval: Callable[..., Ended]) -> None:
+    found = json.loads(softeval("env", "--json").out)
+    assert found["versions"]["torch"] and found["hardware"]["cores"] >= 1
+    assert f"torch: {found['versions']['torch']}" in softeval("env").out
+
+
+def test_lm_eval_gets_its_arguments_as_they_are(
+    softeval: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from softeval import lmeval
+
+    given: list[str] = []
+    monkeypatch.setattr(lmeval, "lm_eval_main", given.extend)
+    arguments = ["run", "--model_args", "mode=soft_sample", "--tasks", "a_b", "--help", "-x"]
+    assert softeval("lm_eval", *arguments).code == 0
+    assert given == arguments

@@ -1,0 +1,84 @@
+"""Stopped at any moment, or made by several processes: the samples are those of an undisturbed run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from softeval.run import load_run
+from softeval.rundir import SHARDS
+from softeval.tables import SCHEMAS
+
+TESTS = Path(__file__).resolve().parent
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "TQDM_DISABLE": "1",
+    "ACCELERATE_USE_CPU": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "PYTHONPATH": str(TESTS.parent),
+}
+
+
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    """Every table is the same to the byte, but for the seconds of each sample."""
+    for name in SCHEMAS:
+        if name == "samples":
+            continue
+        file = f"{name}.parquet"
+        assert (ours / file).read_bytes() == (theirs / file).read_bytes(), name
+    a, b = (load_run(folder).samples().drop(columns="seconds") for folder in (ours, theirs))
+    assert len(a) > 0
+    assert a.equals(b)
+    results = [json.loads((folder / "results.json").read_text()) for folder in (ours, theirs)]
+    assert results[0]["results"] == results[1]["results"]
+    assert not (ours / SHARDS).exists()
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_the_samples_are_the_same(tmp_path: Path) -> None:
+    options = [
+        "limit=2",
+        "num_samples=8",
+        "batch_size=5",
+        "max_cot_tokens=60",
+        "modes=hard_sample,soft_sample",
+    ]
+    command = [sys.executable, str(TESTS / "kill_and_resume.py"), str(tmp_path), "20", *options]
+    done = subprocess.run(
+        command, env=ENVIRONMENT, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    amounts = {line for line in done.stderr.splitlines() if line.startswith("killed with")}
+    assert len(amounts) >= 5, "the kills must fall into the generation, not beside it"
+    for index in range(int(done.stdout)):
+        assert_same_run(tmp_path / f"killed-{index}", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_samples_of_one(tmp_path: Path) -> None:
+    arguments = ["run", "--limit", "3", "--num-samples", "4", "--max-cot-tokens", "60"]
+    arguments += ["--modes", "hard_greedy,soft_sample", "--quiet", "--device", "cpu"]
+    for name, launcher in (
+        ("one", []),
+        ("two", ["-m", "torch.distributed.run", "--nproc-per-node", "2"]),
+    ):
+        command = [sys.executable, *launcher, "-m", "softeval", *arguments]
+        output = tmp_path / name
+        done = subprocess.run(
+            [*command, "--output-path", str(output)],
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("Run directory:") == 1
+    assert_same_run(tmp_path / "two", tmp_path / "one")
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["sessions"][0]["processes"] == 2
