@@ -1,0 +1,111 @@
+"""`softeval run` and lm-eval's own front door give the same scores on the real questions."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
+
+import softeval
+
+TASKS = ["gsm8k", "math500", "olympiadbench", "hellaswag", "mmlu", "arc_challenge", "arc_easy"]
+CHOICE_TASKS = TASKS[3:]
+LIMIT, CAPS = 2, {"max_cot_tokens": 12, "max_answer_tokens": 6}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(shared, tmp_path_factory):
+    """A random model with the real Qwen 2.5 tokenizer."""
+    path = tmp_path_factory.mktemp("stock") / "tiny-qwen"
+    tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / "qwen2.5")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=4096,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return str(path)
+
+
+def stock(model_args: dict[str, Any], tasks: list[str], limit: int) -> dict[str, Any]:
+    """Results of lm-eval's own simple_evaluate, with the model named as a user names it."""
+    import lm_eval
+
+    from softeval.lmeval import task_manager
+
+    found = lm_eval.simple_evaluate(
+        model="softeval",
+        model_args=model_args,
+        tasks=tasks,
+        limit=limit,
+        task_manager=task_manager(**model_args),
+        bootstrap_iters=0,
+    )
+    assert found is not None
+    return found["results"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["hard_greedy", "soft_sample"])
+def test_stock_lm_eval_gives_the_scores_of_softeval_run(checkpoint, shared, tmp_path, mode):
+    data = str(shared / "data")
+    run = softeval.evaluate(
+        model=checkpoint,
+        tasks=TASKS,
+        modes=[mode],
+        num_samples=2,
+        limit=LIMIT,
+        data_dir=data,
+        device="cpu",
+        output_path=str(tmp_path / "run"),
+        **CAPS,
+    )
+    ours = json.loads((run.path / "results.json").read_text())["results"]
+    arguments = {"pretrained": checkpoint, "mode": mode, "num_samples": 2, "data_dir": data, **CAPS}
+    theirs = stock(arguments, TASKS, LIMIT)
+    compared = 0
+    for task in TASKS:
+        mine = ours[task if task in CHOICE_TASKS else f"{task}@{mode}"]
+        for metric, value in theirs[task].items():
+            if isinstance(value, float) and "stderr" not in metric:
+                assert mine[metric] == pytest.approx(value, rel=1e-5), (task, metric)
+                compared += 1
+    assert compared >= 2 * len(TASKS)
+
+
+@pytest.mark.slow
+def test_scores_that_are_not_zero_agree_too(tmp_path):
+    """On the bundled checkpoint, which does answer some questions."""
+    from softeval.model import BUNDLED_CHECKPOINT
+
+    run = softeval.evaluate(
+        tasks=["arithmetic"],
+        modes=["hard_sample"],
+        num_samples=4,
+        limit=12,
+        max_cot_tokens=64,
+        device="cpu",
+        output_path=str(tmp_path / "run"),
+    )
+    scores = run.scores().set_index("k")["value"]
+    arguments = {
+        "pretrained": BUNDLED_CHECKPOINT,
+        "mode": "hard_sample",
+        "num_samples": 4,
+        "max_cot_tokens": 64,
+    }
+    theirs = stock(arguments, ["arithmetic"], 12)["arithmetic"]
+    for k in (1, 2, 4):
+        (value,) = [v for name, v in theirs.items() if name.startswith(f"pass@{k},")]
+        assert scores[k] == pytest.approx(value, rel=1e-9)
+    assert 0 < scores[1] < 1
