@@ -1,0 +1,74 @@
+"""RLOO against hand computation; rewards from real strings."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from train_cases import tiny_config
+
+from softeval.boxed import closing_brace
+from softeval.errors import UserError
+from softeval.scoring import ScoreKind, reward, scorer
+from softeval.trainers.advantages import Algorithm, advantages, leave_one_out, uninformative
+from softeval.trainers.rollout import reward as configured_reward
+
+
+def test_leave_one_out_by_hand() -> None:
+    rewards = torch.tensor([[100.0, 10.0, 0.0], [10.0, 10.0, 100.0]])
+    expected = torch.tensor([[95.0, -40.0, -55.0], [-45.0, -45.0, 90.0]])
+    assert torch.equal(advantages(rewards, Algorithm.RLOO), expected)
+
+
+@given(st.lists(st.sampled_from([0.0, 10.0, 100.0]), min_size=2, max_size=32))
+def test_leave_one_out_is_the_definition_and_sums_to_zero(rewards: list[float]) -> None:
+    group = torch.tensor([rewards], dtype=torch.float64)
+    found = leave_one_out(group)[0]
+    for b, own in enumerate(rewards):
+        others = rewards[:b] + rewards[b + 1 :]
+        assert float(found[b]) == pytest.approx(own - sum(others) / len(others))
+    assert float(found.sum()) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("value", [0.0, 10.0, 100.0, 0.1])
+@pytest.mark.parametrize("size", [2, 3, 7, 32])
+def test_equal_rewards_have_advantages_of_exactly_zero(value: float, size: int) -> None:
+    rewards = torch.full((2, size), value, dtype=torch.float64)
+    rewards[1, 0] += 1
+    found = leave_one_out(rewards)
+    assert (found[0] == 0).all()
+    assert uninformative(rewards).tolist() == [True, False]
+
+
+def test_a_group_of_one_is_refused() -> None:
+    with pytest.raises(UserError, match="--group-size"):
+        leave_one_out(torch.zeros(2, 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "expected"),
+    [
+        ("72}", "72", 100.0),
+        (r"\frac{1}{2}}", "0.5", 100.0),
+        ("1,000} apples", "1000", 100.0),
+        ("73}", "72", 10.0),
+        ("no idea}", "72", 10.0),
+        ("72", "72", 0.0),
+        ("72 and so on", "72", 0.0),
+        ("}", "72", 0.0),
+    ],
+)
+def test_rewards_of_real_strings(text: str, target: str, expected: float) -> None:
+    """`text` is what the model writes after the prefilled `\\boxed{`."""
+    end = closing_brace(text)
+    verdict = scorer().score(None if end is None else text[:end], target, ScoreKind.MATH)
+    assert configured_reward(verdict, tiny_config()) == expected
+    assert reward(verdict) == expected
+
+
+def test_the_three_rewards_can_be_set() -> None:
+    config = tiny_config(reward_correct=1.0, reward_boxed=0.5, reward_none=-1.0)
+    answers = ("4", "5", None)
+    verdicts = [scorer().score(answer, "4", ScoreKind.MATH) for answer in answers]
+    assert [configured_reward(v, config) for v in verdicts] == [1.0, 0.5, -1.0]

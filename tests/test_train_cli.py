@@ -1,0 +1,84 @@
+"""`softeval train` from the command line, and the real training sets through it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, SHARED
+from train_cases import save_tiny
+
+from softeval.cli import run
+from softeval.trainers.config import TrainConfig
+from softeval.trainers.run_files import read_metrics
+
+SMALL = ["--steps", "1", "-C", "demo_soft", "--prompts-per-step", "1", "--group-size", "2"]
+SMALL += ["--limit", "12", "--validation-size", "2", "--report-to", "none", "--device", "cpu"]
+
+
+def test_every_field_is_a_documented_option(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    assert run(["train", "--help"]) == 0
+    shown = capsys.readouterr().out
+    for name, field in TrainConfig.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in shown, name
+        assert field.description, name
+    assert "--steps" in shown and "--group-size" in shown
+
+
+@pytest.mark.parametrize("heavy", ["torch", "transformers", "accelerate"])
+def test_help_and_refusals_are_light(heavy: str) -> None:
+    code = (
+        "import sys; from softeval.cli import run; run(['train', '--help']); "
+        f"run(['train', '--group-size', '1']); sys.exit({heavy!r} in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_dry_run_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "-C", "qwen-2.5-3b+math+hard", "--steps", "7", "--dry-run"]) == 0
+    config = json.loads(capsys.readouterr().out)
+    assert (config["method"], config["dataset"], config["max_steps"]) == ("hard", "math", 7)
+    assert config["learning_rate"] == 8e-6
+
+
+def test_mistakes_are_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--group-size", "1"], ["-C", "nothing"], ["--dataset", "gsm"]):
+        assert run(["train", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("softeval: ") and error.count("\n") == 1
+
+
+def test_a_run_reports_its_best_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["train", *SMALL, "--output-path", str(tmp_path), "--json", "-q"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["path"] == str(tmp_path) and 0 <= result["best_success"] <= 1
+    assert run(["train", *SMALL, "--output-path", str(tmp_path)]) == 0
+    shown = capsys.readouterr()
+    assert "Best validation" in shown.out and "10 training and 2 held-out" in shown.err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (SHARED / "data").is_dir(), reason=f"no benchmark data in {SHARED}")
+@pytest.mark.parametrize("dataset", ["gsm8k", "math", "deepscaler"])
+def test_real_questions_end_to_end(tmp_path: Path, dataset: str) -> None:
+    """A tiny random model on the real training sets, three updates, with real labels."""
+    model = save_tiny(tmp_path / "model", max_position_embeddings=8192)
+    arguments = ["--model", str(model), "--dataset", dataset, "--data-dir", str(SHARED / "data")]
+    arguments += ["--steps", "3", "--group-size", "2", "--max-cot-tokens", "4", "--limit", "40"]
+    arguments += ["--max-answer-tokens", "4", "--validation-size", "4", "--learning-rate", "1e-3"]
+    arguments += ["--output-path", str(tmp_path / "run"), "--report-to", "none", "-q"]
+    assert run(["train", *arguments]) == 0
+    lines = read_metrics(tmp_path / "run")
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    record = json.loads((tmp_path / "run" / "train.json").read_text())
+    assert record["data"]["origin"] == "local"
+    assert record["data"]["train"] + record["data"]["validation"] == 40
+    assert set(record["data"]["overlaps"]) == {"gsm8k", "math500", "olympiadbench"}

@@ -1,0 +1,139 @@
+"""Defaults, recipes, refusals."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+from train_cases import tiny_config
+
+from softeval.errors import UserError
+from softeval.trainers.config import Method, TrainConfig, make_config
+from softeval.trainers.recipe_files import read_recipes, shipped_recipes
+from softeval.trainers.setup import sampled_mode
+from softeval.trainers.validation import greedy_mode
+
+RATES = {"llama-3.2-3b": 6e-6, "llama-3.1-8b": 3e-6, "qwen-2.5-3b": 8e-6}
+CAPS = {"gsm8k": 128, "math": 512, "deepscaler": 512}
+TEMPERATURES = {"hard": 1.0, "soft": 0.5, "fuzzy": 1e-4}
+
+
+def test_defaults_are_the_papers() -> None:
+    config = TrainConfig()
+    assert (config.prompts_per_step, config.num_generations, config.max_steps) == (2, 32, 4000)
+    assert (config.warmup_steps, config.max_answer_tokens, config.algorithm) == (20, 32, "rloo")
+    rewards = (config.reward_correct, config.reward_boxed, config.reward_none)
+    assert rewards == (100, 10, 0)
+    assert config.cot_logprob_reduction == "sum" and not config.detach_embedding_in_mixture
+    assert {make_config({"dataset": name}).cot_cap for name in ("math", "deepscaler")} == {512}
+    assert make_config({"dataset": "gsm8k"}).cot_cap == 128
+    assert make_config({"dataset": "gsm8k", "max_cot_tokens": 7}).cot_cap == 7
+
+
+@pytest.mark.parametrize(("model", "dataset", "method"), product(RATES, CAPS, TEMPERATURES))
+def test_the_papers_27_runs_are_recipes(model: str, dataset: str, method: str) -> None:
+    config = make_config({}, read_recipes([f"{model}+{dataset}+{method}"]))
+    assert config.learning_rate == RATES[model]
+    assert config.cot_cap == CAPS[dataset] and config.dataset == dataset
+    mode = sampled_mode(config)
+    assert mode.name == f"{method}_sample" and mode.temperature == TEMPERATURES[method]
+    assert mode.noise_scale == (0.0 if method == "hard" else 0.33)
+    assert config.dtype == "bfloat16" and config.max_steps == 4000
+
+
+@pytest.mark.parametrize("method", Method)
+def test_the_demos_have_rates_of_their_own(method: Method) -> None:
+    config = make_config({}, read_recipes([f"demo_{method}"]))
+    assert config.method is method and config.dataset == "demo"
+    assert (config.prompts_per_step, config.num_generations) == (2, 32)
+    assert (config.logits_dtype == "bfloat16") == (method is Method.FUZZY)
+
+
+def test_every_shipped_recipe_is_valid() -> None:
+    assert len(shipped_recipes()) >= 14
+    for name in shipped_recipes():
+        make_config({}, read_recipes([name]))
+
+
+def test_precedence_is_command_line_then_later_recipe(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("include: demo\nseed: 5\nmax-steps: 7\nvalidation_size: 3\n")
+    options = read_recipes([str(own), "gsm8k"])
+    config = make_config({"max_steps": 9}, options)
+    assert (config.seed, config.max_steps, config.dataset) == (5, 9, "gsm8k")
+    assert config.validation_size == 3
+    beside = tmp_path / "beside.yaml"
+    beside.write_text("include: own.yaml\nseed: 6\n")
+    assert read_recipes([str(beside)])["seed"] == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("a: [", "no YAML"),
+        ("- 1", "name: value"),
+        ("include: self.yaml", "includes itself"),
+        ("include: nothing-like-it", "no recipe"),
+    ],
+)
+def test_bad_recipes(tmp_path: Path, text: str, match: str) -> None:
+    path = tmp_path / "self.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=match):
+        read_recipes([str(path)])
+
+
+def test_an_unknown_recipe_gets_a_suggestion() -> None:
+    with pytest.raises(UserError, match="did you mean demo_soft"):
+        read_recipes(["demo_sft"])
+    with pytest.raises(UserError, match=r"no recipe x\.yaml"):
+        read_recipes(["x.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"num_generations": 1}, "--group-size 2"),
+        ({"num_iterations": 2, "method": "soft"}, "31 nats"),
+        ({"num_iterations": 2, "method": "fuzzy"}, "1420 nats"),
+        ({"num_iterations": 2, "method": "hard"}, "on-policy"),
+        ({"validation_size": 0}, "no validation data"),
+        ({"method": "hard", "noise_scale": 0.3}, "hard has no noise"),
+        ({"method": "softer"}, "--method 'softer'"),
+        ({"noise_scale": 0.0}, "--noise-scale 0.0"),
+        ({"dataset": "gsm"}, "did you mean gsm8k"),
+        ({"learning_rat": 1.0}, "did you mean learning_rate"),
+        ({"reward_correct": 5.0}, "--reward-correct"),
+        ({"micro_batch_size": 0}, "--micro-batch-size"),
+        ({"max_cot_tokens": 0}, "--max-cot-tokens 0"),
+        ({"save_total_limit": 1}, "--save-total-limit 1"),
+    ],
+)
+def test_refusals_name_the_flag(options: dict[str, object], match: str) -> None:
+    with pytest.raises(UserError, match=match) as caught:
+        make_config(options)
+    assert "\n" not in str(caught.value)
+
+
+def test_lists_are_texts_too() -> None:
+    config = make_config({"report_to": "tensorboard,wandb", "exclude_tasks": "none"})
+    assert config.report_to == ("tensorboard", "wandb") and config.exclude_tasks == ()
+    assert config.overlaps == ()
+    assert make_config({"dataset": "gsm8k"}).overlaps == ("gsm8k", "math500", "olympiadbench")
+    assert make_config({}).overlaps == ("arithmetic",)
+
+
+def test_identity_leaves_out_what_changes_no_number() -> None:
+    one, other = tiny_config(), tiny_config(output_path="elsewhere", save_steps=7)
+    assert one.identity() == other.identity()
+    assert one.identity() != tiny_config(seed=1).identity()
+    assert one.identity() != tiny_config(micro_batch_size=3).identity()
+
+
+def test_modes_follow_the_overrides() -> None:
+    config = tiny_config(method="soft", temperature=0.7, noise_scale=0.1, noise_norm="vector")
+    mode = sampled_mode(config)
+    assert (mode.temperature, mode.noise_scale) == (0.7, 0.1)
+    assert greedy_mode(config).temperature == 0.7 and greedy_mode(config).noise_scale == 0
+    assert greedy_mode(tiny_config(method="hard")).name == "hard_greedy"

@@ -1,0 +1,134 @@
+"""Overlap filter, hold-out and data order."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import SHARED
+from train_cases import tiny_config, tiny_lm
+
+from softeval.errors import UserError
+from softeval.prompts import paper_prompt
+from softeval.trainers.questions import DataOrder, QuestionSet, load_questions
+
+needs_shared = pytest.mark.skipif(
+    not (SHARED / "data").is_dir(), reason=f"no benchmark data in {SHARED}"
+)
+
+
+def encode(text: str) -> list[int]:
+    return list(text.encode())
+
+
+def write_rows(path: Path, rows: list[dict[str, str]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def texts(questions: QuestionSet) -> list[str]:
+    return [q.problem.question for q in questions.train + questions.validation]
+
+
+def test_evaluation_questions_are_dropped_whatever_their_white_space(tmp_path: Path) -> None:
+    for name, asked in (("gsm8k", "question"), ("math500", "problem")):
+        row = {asked: f"What is\n 1+1 in  {name}?", "answer": "#### 2", "solution": ""}
+        write_rows(tmp_path / f"{name}_test.jsonl", [row])
+    rows = [
+        {"question": f"What is 1+1 in {name}? ", "answer": "2"} for name in ("gsm8k", "math500")
+    ]
+    rows += [{"question": f"q{n}", "answer": "1"} for n in range(6)]
+    rows += [{"question": " q3", "answer": "1"}]
+    config = tiny_config(
+        dataset=write_rows(tmp_path / "own.jsonl", rows),
+        data_dir=str(tmp_path),
+        exclude_tasks=("gsm8k", "math500"),
+        limit=None,
+    )
+    found = load_questions(config, encode)
+    assert found.overlaps == {"gsm8k": 1, "math500": 1} and found.repeated == 1
+    assert sorted(texts(found)) == [f"q{n}" for n in range(6)]
+    assert len(found.validation) == 4 and len(found.train) == 2
+    assert "1 in gsm8k, 1 in math500, 1 repeated" in found.summary()
+    unfiltered = load_questions(config.model_copy(update={"exclude_tasks": ()}), encode)
+    assert len(texts(unfiltered)) == 8
+
+
+def test_the_prompt_is_the_papers() -> None:
+    found = load_questions(tiny_config(), tiny_lm().tokenizer.encode)
+    question = found.train[0]
+    expected = tiny_lm().tokenizer.encode(paper_prompt(question.problem.question))
+    assert list(question.prompt_ids) == expected
+
+
+def test_the_hold_out_does_not_depend_on_seed_or_order(tmp_path: Path) -> None:
+    rows = [{"question": f"q{n}", "answer": "1"} for n in range(40)]
+    held = []
+    for seed, order in ((0, rows), (1, rows[::-1])):
+        path = write_rows(tmp_path / f"{seed}.jsonl", order)
+        config = tiny_config(dataset=path, seed=seed, exclude_tasks=(), limit=None)
+        found = load_questions(config, encode)
+        held.append({q.problem.question for q in found.validation})
+        assert not held[-1] & {q.problem.question for q in found.train}
+    assert held[0] == held[1] and len(held[0]) == 4
+
+
+def test_long_prompts_are_dropped_and_counted(tmp_path: Path) -> None:
+    rows = [{"question": "q" * n, "answer": "1"} for n in range(1, 11)]
+    path = write_rows(tmp_path / "own.jsonl", rows)
+    longest = len(paper_prompt("q" * 8))
+    config = tiny_config(dataset=path, exclude_tasks=(), max_prompt_tokens=longest, limit=None)
+    found = load_questions(config, encode)
+    assert found.too_long == 2 and len(texts(found)) == 8
+
+
+def test_the_order_is_a_permutation_each_epoch_and_a_function_of_the_place() -> None:
+    order = DataOrder(7, seed=3)
+    drawn = order.take(0, 21)
+    assert all(sorted(drawn[i : i + 7]) == list(range(7)) for i in (0, 7, 14))
+    assert drawn[:7] != drawn[7:14]
+    assert [DataOrder(7, 3).take(place, 1)[0] for place in range(21)] == drawn
+    assert DataOrder(7, 4).take(0, 21) != drawn
+    assert Counter(drawn) == dict.fromkeys(range(7), 3)
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "match"),
+    [
+        ([{"question": "q"}], {}, "needs .*answer"),
+        ([{"ask": "q", "answer": "1"}] * 9, {}, "needs problem, answer"),
+        ([{"question": "q", "answer": "1"}] * 9, {}, "--validation-size"),
+        ([], {}, "no rows"),
+    ],
+)
+def test_bad_data(
+    tmp_path: Path, rows: list[dict[str, str]], options: dict[str, object], match: str
+) -> None:
+    path = write_rows(tmp_path / "own.jsonl", rows)
+    with pytest.raises(UserError, match=match):
+        load_questions(tiny_config(dataset=path, exclude_tasks=(), **options), encode)
+
+
+def test_an_unreachable_evaluation_set_says_why_it_is_wanted(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "own.jsonl", [{"question": "q", "answer": "1"}])
+    config = tiny_config(dataset=path, data_dir=str(tmp_path), exclude_tasks=("math500",))
+    with pytest.raises(UserError, match="drop its questions from training"):
+        load_questions(config, encode)
+
+
+@needs_shared
+@pytest.mark.parametrize(
+    ("dataset", "rows"), [("gsm8k", 7473), ("math", 12000), ("deepscaler", 3660)]
+)
+def test_real_training_sets(dataset: str, rows: int) -> None:
+    config = tiny_config(
+        dataset=dataset, data_dir=str(SHARED / "data"), limit=None, validation_size=100
+    )
+    found = load_questions(config, encode)
+    dropped = sum(found.overlaps.values()) + found.repeated
+    assert len(texts(found)) + dropped == rows == found.source.rows
+    assert len(found.validation) == 100
+    if dataset == "deepscaler":
+        assert found.overlaps["math500"] == 4

@@ -1,0 +1,593 @@
+"""Whole runs on the bundled checkpoint, with small groups and few steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+from train_cases import save_tiny, tiny_config, tiny_lm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from softeval.decoding import Decoder
+from softeval.errors import UserError
+from softeval.generation import generate
+from softeval.model import load_model
+from softeval.scoring import Verdict
+from softeval.trainers import atomic, rollout, run_files, trainer, validation
+from softeval.trainers.config import Method, TrainConfig
+from softeval.trainers.optimization import MasterWeights, Optimization
+from softeval.trainers.rollout import RolloutCollector
+from softeval.trainers.run_files import read_metrics
+from softeval.trainers.trainer import TrainResult, train
+
+METHODS = {
+    "hard": {"method": "hard"},
+    "soft": {"method": "soft", "temperature": 1.0, "noise_scale": 1.0},
+    "fuzzy": {"method": "fuzzy", "logits_dtype": "bfloat16", "noise_scale": 1.0},
+}
+
+
+def run(folder: Path, **changes: Any) -> TrainResult:
+    options = {"max_steps": 3, "output_path": str(folder)} | changes
+    return train(tiny_config(**options), quiet=True)
+
+
+def timeless(folder: Path) -> list[dict[str, Any]]:
+    return [
+        {name: value for name, value in line.items() if not name.startswith("time/")}
+        for line in read_metrics(folder)
+    ]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(str(folder / "model.safetensors"))
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_leaves_what_it_promises(tmp_path: Path, method: str) -> None:
+    result = run(tmp_path, **METHODS[method], kl_steps=1, gradient_split_steps=2)
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    assert lines[0].keys() >= {"validation/success"} and "validation/success" in lines[2]
+    assert "validation/success" not in lines[1]
+    for line in lines[1:]:
+        assert line["gradient/norm"] >= 0 and line["rollout/cot_tokens"] <= 24
+        stops = [line[f"rollout/stop_{s}"] for s in ("answer_prefix", "eos", "length")]
+        assert sum(stops) == pytest.approx(1)
+        noisy = method != "hard"
+        assert (line["health/chi_square"] is not None) == noisy
+        if noisy:
+            assert line["health/chi_square"] == pytest.approx(1, abs=0.1)
+        assert line["time/step"] > 0 and line["time/tokens_per_second"] > 0
+    assert (lines[3]["kl/gaussian"] is not None) == (method != "hard")
+    assert lines[1]["kl/tokens"] == pytest.approx(0, abs=1e-6) and lines[3]["kl/tokens"] > 1e-6
+    parts = [lines[2][f"gradient/{part}_norm"] for part in ("cot", "answer")]
+    total = lines[2]["gradient/norm"]
+    assert abs(parts[0] - parts[1]) <= total * 1.001 and total <= sum(parts) * 1.001
+    assert lines[3]["gradient/cot_norm"] is None
+    curve = json.loads((tmp_path / "last" / "softeval_training.json").read_text())["validation"]
+    assert [point["step"] for point in curve] == [0, 2, 3]
+    assert result.best_success == max(point["success"] for point in curve)
+    samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert {row["step"] for row in samples} == {1} and len(samples) == 4
+    assert len(samples[0]["positions"][0]["mixture"]) == 3
+
+
+def test_checkpoints_are_ordinary_transformers_checkpoints(tmp_path: Path) -> None:
+    run(tmp_path, **METHODS["soft"], max_steps=2)
+    for name in ("best", "last"):
+        folder = str(tmp_path / name)
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        lm = load_model(folder)
+        assert generate(lm, "What is 1+1?", max_cot_tokens=4)[0][0].cot_text
+        ids = tokenizer("What is 1+1?", return_tensors="pt").input_ids
+        assert torch.equal(model(ids).logits, lm.model(ids).logits)
+    record = json.loads((tmp_path / "last" / "softeval_training.json").read_text())
+    assert (record["method"], record["step"], record["train_seed"]) == ("soft", 2, 0)
+    assert record["sigma"] == pytest.approx(load_model().embedding.rms)  # γ = 1
+    card = (tmp_path / "last" / "README.md").read_text()
+    assert "soft" in card and "γ = 1" in card and "| 0 |" in card
+
+
+class BoxJudge:
+    """Any closed box is a wrong answer. Gibberish would keep the real scorer's workers busy."""
+
+    def score_many(self, items: list[tuple[str | None, str, Any]]) -> list[Verdict]:
+        return [Verdict(False, "no_answer" if item[0] is None else "ok") for item in items]
+
+
+def test_the_reward_rises_on_a_bandit_in_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One question that a tiny random model answers by luck; box or no box is the whole task."""
+    for module in (rollout, validation):
+        monkeypatch.setattr(module, "scorer", BoxJudge)
+    rows = [{"question": f"q{n}", "answer": "no number"} for n in range(12)]
+    data = tmp_path / "own.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = save_tiny(tmp_path / "model", initializer_range=0.05)
+    for method in ("hard", "soft"):
+        folder = tmp_path / method
+        run(
+            folder,
+            **METHODS[method],
+            model=str(model),
+            dataset=str(data),
+            exclude_tasks=(),
+            max_steps=60,
+            prompts_per_step=2,
+            num_generations=16,
+            max_cot_tokens=2,
+            max_answer_tokens=6,
+            learning_rate=2e-2,
+            eval_steps=60,
+            save_steps=60,
+        )
+        boxed = [line["reward/boxed"] for line in read_metrics(folder)[1:]]
+        assert sum(boxed[:5]) / 5 < 0.4 and sum(boxed[-5:]) / 5 > 0.8, method
+
+
+class Killed(BaseException):
+    """Stands for the power going off: nothing in the program catches it."""
+
+
+SITES: list[tuple[Any, str]] = [
+    (run_files, "append_line"),
+    (run_files, "truncate_lines"),
+    (atomic.os, "rename"),
+    (atomic, "_sync"),
+    (atomic.shutil, "rmtree"),
+    (Optimization, "step"),
+    (MasterWeights, "publish"),
+    (RolloutCollector, "collect"),
+    (trainer, "validate"),
+    (trainer, "save_state"),
+    (trainer, "export_checkpoint"),
+]
+
+
+def dying(function: Callable[..., Any], fuse: list[int], after: bool) -> Callable[..., Any]:
+    """The function, until the fuse has burnt down; then the process dies before or after it."""
+
+    def wrapped(*args: Any, **options: Any) -> Any:
+        fuse[0] -= 1
+        if fuse[0] == 0 and not after:
+            raise Killed
+        result = function(*args, **options)
+        if fuse[0] == 0:
+            raise Killed
+        return result
+
+    return wrapped
+
+
+def killed_run(
+    folder: Path, fuse: int, after: bool, patch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> bool:
+    burning = [fuse]
+    with patch.context() as inner:
+        for owner, name in SITES:
+            inner.setattr(owner, name, dying(getattr(owner, name), burning, after))
+        try:
+            run(folder, **options)
+        except Killed:
+            return True
+    return False
+
+
+def check_kills(
+    tmp_path: Path, patch: pytest.MonkeyPatch, method: str, kills: int, seed: int
+) -> None:
+    """A run killed again and again equals one that was left alone, bit for bit."""
+    options = METHODS[method] | {"max_steps": 7, "save_steps": 2, "eval_steps": 3}
+    options |= {"kl_steps": 2, "gradient_split_steps": 3, "log_completions_steps": 2}
+    run(tmp_path / "whole", **options)
+    rng = random.Random(seed)
+    done = 0
+    while done < kills:
+        fuse, after = rng.randint(1, 60), rng.random() < 0.5
+        if killed_run(tmp_path / "killed", fuse, after, patch, options):
+            done += 1
+        else:
+            break
+    run(tmp_path / "killed", **options)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert timeless(killed) == timeless(whole)
+    assert any(line.get("gradient/norm") for line in timeless(whole))
+    for name in ("best", "last"):
+        assert same(weights(killed / name), weights(whole / name))
+    samples = [(folder / "samples.jsonl").read_text() for folder in (killed, whole)]
+    assert samples[0] == samples[1]
+    state = "state/step-000007/tensors.safetensors"
+    assert same(load_file(str(killed / state)), load_file(str(whole / state)))
+    assert not list(killed.rglob("*.partial")) and not list(killed.rglob("*.retired"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_killed_run_continues_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    check_kills(tmp_path, monkeypatch, method, kills=2, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("seed", range(4))
+def test_a_run_killed_many_times_continues_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, seed: int
+) -> None:
+    check_kills(tmp_path, monkeypatch, method, kills=10, seed=seed)
+
+
+def command(folder: Path, **options: Any) -> list[str]:
+    values = tiny_config(output_path=str(folder), **options)
+    arguments = ["--report-to", "none", "--quiet"]
+    for name, value in values.model_dump(mode="json", exclude_defaults=True).items():
+        if not isinstance(value, list):
+            arguments += ["--" + name.replace("_", "-"), str(value)]
+    return ["-m", "softeval", "train", *arguments]
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_sigkill_at_any_moment(tmp_path: Path, method: str) -> None:
+    options = METHODS[method] | {"max_steps": 12, "save_steps": 2, "eval_steps": 5}
+    run(tmp_path / "whole", **options)
+    rng = random.Random(method)
+    for _ in range(5):
+        process = subprocess.Popen(
+            [sys.executable, *command(tmp_path / "killed", **options)], env=environment()
+        )
+        deadline = time.monotonic() + 120
+        while process.poll() is None and not (tmp_path / "killed" / "metrics.jsonl").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(rng.random() * 3)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(
+        [sys.executable, *command(tmp_path / "killed", **options)], env=environment(), check=True
+    )
+    assert timeless(tmp_path / "killed") == timeless(tmp_path / "whole")
+    assert same(weights(tmp_path / "killed" / "last"), weights(tmp_path / "whole" / "last"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_equal_one(tmp_path: Path, method: str) -> None:
+    """float32 sums in another order: weights agree to 1e-5 after three updates of 1e-3."""
+    options = METHODS[method] | {"max_steps": 3, "kl_steps": 2, "gradient_split_steps": 2}
+    run(tmp_path / "one", **options)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run(
+        [sys.executable, *launcher, *command(tmp_path / "two", **options)],
+        env=environment(),
+        check=True,
+        timeout=240,
+    )
+    one, two = (read_metrics(tmp_path / name) for name in ("one", "two"))
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for mine, theirs in zip(timeless(tmp_path / "one"), timeless(tmp_path / "two"), strict=True):
+        assert mine.keys() == theirs.keys()
+        numbers = {name: value for name, value in mine.items() if value is not None}
+        for name, value in numbers.items():
+            assert value == pytest.approx(theirs[name], rel=1e-3, abs=1e-4), name
+        assert numbers.keys() == {name for name, value in theirs.items() if value is not None}
+    ours, others = (weights(tmp_path / name / "last") for name in ("one", "two"))
+    start = load_model().model.state_dict()
+    assert max(float((ours[k] - start[k]).abs().max()) for k in ours) > 1e-3
+    for name in ours:
+        assert torch.allclose(ours[name], others[name], atol=1e-5), name
+
+
+def test_a_torn_state_is_passed_over_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = METHODS["soft"] | {"max_steps": 4, "save_steps": 1}
+    run(tmp_path / "whole", **options)
+    run(tmp_path / "torn", **options)
+    state = tmp_path / "torn" / "state" / "step-000004" / "tensors.safetensors"
+    state.write_bytes(state.read_bytes()[:-1])
+    train(tiny_config(output_path=str(tmp_path / "torn"), **options))
+    assert "step-000004 is torn; continuing from step 3" in capsys.readouterr().err
+    assert timeless(tmp_path / "torn") == timeless(tmp_path / "whole")
+    assert same(weights(tmp_path / "torn" / "last"), weights(tmp_path / "whole" / "last"))
+
+
+def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
+    first = run(tmp_path, max_steps=1)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    assert run(tmp_path, max_steps=1) == first
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_base_in_place_of_the_first_is_refused(tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "model")
+    options = {"model": str(model), "max_steps": 1}
+    run(tmp_path / "run", **options)
+    save_tiny(tmp_path / "model", seed=1)
+    with pytest.raises(UserError, match="no longer the checkpoint"):
+        run(tmp_path / "run", **options)
+
+
+def test_sigma_stays_what_it_was_at_the_start(tmp_path: Path, monkeypatch: Any) -> None:
+    seen: list[float] = []
+    plain = Decoder.run
+
+    def watched(self: Decoder, questions: Any) -> Any:
+        if self.keep_inputs:
+            seen.append(self.mode.sigma(self.lm.embedding))
+        return plain(self, questions)
+
+    monkeypatch.setattr(Decoder, "run", watched)
+    options = METHODS["soft"] | {"learning_rate": 0.05, "save_steps": 1}
+    run(tmp_path, **options, max_steps=3)
+    before = load_model().embedding.rms
+    assert set(seen) == {before}
+    assert load_model(str(tmp_path / "last")).embedding.rms != pytest.approx(before, rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cot_logprob_reduction": "mean"},
+        {"detach_embedding_in_mixture": True},
+        {"temperature": 0.6},
+        {"noise_scale": 0.9},
+        {"noise_norm": "vector"},
+        {"answer_temperature": 0.5},
+        {"logits_dtype": "bfloat16"},
+        {"max_cot_tokens": 20},
+        {"max_answer_tokens": 1},
+        {"reward_boxed": 99.0},
+        {"beta": 1.0},
+        {"num_generations": 4},
+        {"prompts_per_step": 2},
+        {"dynamic_sampling": True},
+        {"learning_rate": 2e-3},
+        {"warmup_steps": 5},
+        {"min_lr_ratio": 0.9},
+        {"weight_decay": 0.5},
+        {"adam_beta1": 0.5},
+        {"adam_beta2": 0.9},
+        {"adam_epsilon": 1.0},
+        {"max_grad_norm": 1e-9},
+        {"lora": True},
+        {"dtype": "bfloat16"},
+        {"dtype": "bfloat16", "master_weights": False},
+        {"dtype": "bfloat16", "logits_dtype": "float32"},
+        {"seed": 1},
+        {"limit": 20},
+        {"validation_size": 5},
+    ],
+)
+def test_every_option_changes_the_result(tmp_path: Path, change: dict[str, Any]) -> None:
+    options = METHODS["soft"] | {"reward_boxed": 50.0}
+    result = run_cached(tmp_path, options)
+    run(tmp_path / "changed", **(options | change))
+    if change.get("dtype") == "bfloat16" and len(change) > 1:
+        result = tmp_path / "bf16"
+        run(result, **(options | {"dtype": "bfloat16"}))
+    assert not same(weights(result / "last"), weights(tmp_path / "changed" / "last"))
+
+
+_plain: dict[str, Path] = {}
+
+
+def run_cached(tmp_path: Path, options: dict[str, Any]) -> Path:
+    """The run without any change, made once."""
+    if "plain" not in _plain:
+        run(tmp_path.parent / "plain", **options)
+        _plain["plain"] = tmp_path.parent / "plain"
+    return _plain["plain"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"skip_zero_advantage": False},
+        {"gradient_checkpointing": True},
+        {"micro_batch_size": 3},
+        {"loss_chunk_size": 5},
+        {"decode_batch_size": 3},
+        {"gradient_split_steps": 1},
+        {"kl_steps": 1},
+        {"log_completions_steps": 0},
+    ],
+)
+def test_what_must_not_change_the_result(tmp_path: Path, change: dict[str, Any]) -> None:
+    """Other ways to the same sums: equal to float32 rounding of two small updates."""
+    options = METHODS["soft"] | {"max_steps": 2, "kl_steps": 0, "gradient_split_steps": 0}
+    options |= {"learning_rate": 1e-5}
+    run(tmp_path / "plain", **options)
+    run(tmp_path / "changed", **(options | change))
+    one, other = (weights(tmp_path / name / "last") for name in ("plain", "changed"))
+    for name in one:
+        assert torch.allclose(one[name], other[name], atol=1e-6), name
+
+
+def test_dropout_is_off_in_rollout_and_training_pass(tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "model", attention_dropout=0.5, width=32)
+    run(
+        tmp_path / "run",
+        **(METHODS["soft"] | {"temperature": 0.5}),
+        model=str(model),
+        gradient_checkpointing=True,
+        skip_zero_advantage=False,
+    )
+    for line in read_metrics(tmp_path / "run")[1:]:
+        assert line["health/chi_square"] == pytest.approx(1, abs=0.1)
+
+
+def test_dynamic_sampling_replaces_equal_groups(tmp_path: Path) -> None:
+    options = METHODS["hard"] | {"max_steps": 3, "prompts_per_step": 2, "num_generations": 3}
+    run(tmp_path / "plain", **options)
+    run(tmp_path / "dynamic", **options, dynamic_sampling=True, max_refills=8)
+    plain, dynamic = (read_metrics(tmp_path / name)[1:] for name in ("plain", "dynamic"))
+    assert sum(line["groups/equal"] for line in plain) > sum(
+        line["groups/equal"] for line in dynamic
+    )
+    assert {line["groups/drawn"] for line in plain} == {2.0}
+    assert sum(line["groups/drawn"] for line in dynamic) > 6
+    assert dynamic[-1]["data/epoch"] > plain[-1]["data/epoch"]
+
+
+def test_groups_of_equal_rewards_leave_the_weights_alone(tmp_path: Path) -> None:
+    rows = [{"question": f"q{n}", "answer": "1"} for n in range(12)]
+    data = tmp_path / "own.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    same_rewards = {"reward_correct": 1e-9, "reward_boxed": 0.0, "reward_none": 0.0}
+    run(
+        tmp_path / "run",
+        **METHODS["hard"],
+        **same_rewards,
+        model=str(save_tiny(tmp_path / "model")),
+        dataset=str(data),
+        exclude_tasks=(),
+    )
+    assert all(line["gradient/norm"] == 0 for line in read_metrics(tmp_path / "run")[1:])
+    assert same(weights(tmp_path / "model"), weights(tmp_path / "run" / "last"))
+
+
+def test_adapters_train_alone_and_are_merged(tmp_path: Path) -> None:
+    options = METHODS["soft"] | {"lora": True, "lora_rank": 2, "max_steps": 3, "kl_steps": 1}
+    run(tmp_path, **options, learning_rate=1e-2)
+    base, trained = load_model().model.state_dict(), weights(tmp_path / "last")
+    assert base.keys() == trained.keys()
+    changed = {name for name in base if not torch.equal(base[name], trained[name])}
+    assert changed and all("_proj.weight" in name for name in changed)
+    state = load_file(str(tmp_path / "state" / "step-000003" / "tensors.safetensors"))
+    assert all("lora_" in name for name in state if name.startswith("weight."))
+    kl = [line["kl/tokens"] for line in read_metrics(tmp_path)[1:]]
+    assert kl[0] == pytest.approx(0, abs=1e-6) and kl[-1] > 1e-6
+    merged = load_model(str(tmp_path / "last"))
+    assert "lora" not in str(merged.model)
+
+
+def test_adapters_on_the_head_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--lora-target-modules"):
+        run(tmp_path / "a", lora=True, lora_target_modules=("lm_head",))
+    with pytest.raises(UserError, match="--lora-target-modules"):
+        run(tmp_path / "b", lora=True, lora_target_modules=("nothing_like_it",))
+
+
+def test_bfloat16_runs_keep_chi_square_and_resume(tmp_path: Path) -> None:
+    options = METHODS["soft"] | {"dtype": "bfloat16", "max_steps": 4, "save_steps": 2}
+    run(tmp_path / "whole", **options, skip_zero_advantage=False)
+    for line in read_metrics(tmp_path / "whole")[1:]:
+        assert line["health/chi_square"] == pytest.approx(1, abs=0.1)
+    exported = weights(tmp_path / "whole" / "last")
+    assert {t.dtype for t in exported.values()} == {torch.bfloat16}
+    state = load_file(str(tmp_path / "whole" / "state" / "step-000004" / "tensors.safetensors"))
+    masters = {n: t for n, t in state.items() if n.startswith("weight.")}
+    assert {t.dtype for t in masters.values()} == {torch.float32}
+
+
+def test_nan_stops_with_the_step_and_keeps_the_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = trainer.TrainingPass.run
+    calls = iter(range(10))
+
+    def poisoned(self: Any, *args: Any) -> Any:
+        result = plain(self, *args)
+        if next(calls) == 1:
+            result.sums["loss_cot"] = float("nan")
+        return result
+
+    monkeypatch.setattr(trainer.TrainingPass, "run", poisoned)
+    with pytest.raises(UserError, match=r"step 2: .*lower --learning-rate"):
+        run(tmp_path, **METHODS["soft"])
+    place = tmp_path / "failed-step-000002-rank0"
+    rows = json.loads((place / "batch.json").read_text())
+    arrays = load_file(str(place / "batch.safetensors"))
+    assert len(rows) == 24 and {"text", "reward", "advantage"} <= rows[0].keys()
+    assert arrays["0.inputs"].shape == (len(arrays["0.shadow"]), load_model().embedding.width)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [0, 1]
+
+
+def test_an_exploding_run_ends_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a finite number"):
+        run(
+            tmp_path,
+            **METHODS["soft"],
+            learning_rate=1e30,
+            max_grad_norm=0.0,
+            max_steps=8,
+            num_generations=8,
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"max_cot_tokens": 5000}, "--max-cot-tokens"),
+        ({"validation_size": 24}, "--validation-size"),
+        ({"model": "/nowhere"}, "no checkpoint at /nowhere"),
+        ({"dataset": "nowhere.jsonl"}, "no file nowhere.jsonl"),
+        ({"report_to": ("wandb",)}, "--report-to wandb"),
+    ],
+)
+def test_bad_requests_end_in_one_line(tmp_path: Path, options: dict[str, Any], match: str) -> None:
+    with pytest.raises(UserError, match=match) as caught:
+        run(tmp_path / "run", **options)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "train.json").exists()
+
+
+def test_another_configuration_in_the_directory_is_refused(tmp_path: Path) -> None:
+    run(tmp_path / "run", max_steps=1)
+    with pytest.raises(UserError, match=r"seed: 0 there, 1 now"):
+        run(tmp_path / "run", max_steps=1, seed=1)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("")
+    with pytest.raises(UserError, match="not empty"):
+        run(tmp_path / "other")
+    run(tmp_path / "run", max_steps=1, save_steps=3)  # changes no number
+
+
+def test_tensorboard_gets_the_metrics(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(tmp_path, max_steps=2, report_to=("tensorboard",))
+    events = EventAccumulator(str(tmp_path / "softeval"))
+    events.Reload()
+    found = [(e.step, e.value) for e in events.Scalars("reward/mean")]
+    lines = read_metrics(tmp_path)[1:]
+    assert found == [(line["step"], pytest.approx(line["reward/mean"])) for line in lines]
+
+
+def test_methods_train_from_the_same_rollout_noise() -> None:
+    """The default output directory keeps methods and seeds apart."""
+    names = {
+        str(trainer.default_path(TrainConfig(method=m, seed=s))) for m in Method for s in range(2)
+    }
+    assert len(names) == 6
+
+
+def test_a_tiny_random_model_has_the_demos_tokenizer() -> None:
+    assert tiny_lm().vocab == load_model().vocab

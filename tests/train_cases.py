@@ -1,0 +1,143 @@
+"""Tiny models, rollouts and oracles that the trainer's tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from softeval.model import LanguageModel, wrap_model
+from softeval.records import AnswerStop, Generation, SampleKey, StopReason
+from softeval.trainers.config import TrainConfig, make_config
+
+
+def tiny_llama(
+    vocab: int = 64, width: int = 16, layers: int = 2, seed: int = 0, **changes: Any
+) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = {
+        "vocab_size": vocab,
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.2,  # logits that differ, so that a mixture is no average
+        "bos_token_id": None,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+    }
+    return LlamaForCausalLM(LlamaConfig(**(config | changes))).eval()
+
+
+def tiny_lm(
+    dtype: torch.dtype = torch.float32, logits_dtype: str = "model", **changes: Any
+) -> LanguageModel:
+    from softeval.trainers.demo_base import build_tokenizer
+
+    tokenizer = build_tokenizer()
+    model = tiny_llama(vocab=len(tokenizer), **changes).to(dtype)
+    return wrap_model(model, tokenizer, "tiny", logits_dtype=logits_dtype)
+
+
+def made_generation(
+    lm: LanguageModel,
+    lengths: tuple[int, int, int, int] = (4, 5, 2, 3),
+    seed: int = 0,
+    sample: int = 0,
+    inputs: bool = True,
+) -> Generation:
+    """Random tokens and fed vectors: prompt, CoT, prefill and answer of the given lengths."""
+    rng = np.random.default_rng((seed, sample))
+    prompt, cot, prefill, answer = (rng.integers(3, lm.vocab, n) for n in lengths)
+    fed = rng.normal(size=(lengths[1], lm.embedding.width)) * lm.embedding.rms
+    empty = np.zeros(lengths[1], dtype=np.float32)
+    return Generation(
+        key=SampleKey("made", seed, sample),
+        mode="soft_sample",
+        cot_text="",
+        prefill_text="",
+        answer=None,
+        answer_text="",
+        stop_reason=StopReason.LENGTH,
+        answer_stop=AnswerStop.LENGTH,
+        prompt_ids=prompt,
+        shadow_ids=cot,
+        prefill_ids=prefill,
+        answer_ids=answer,
+        entropy=empty,
+        mode_entropy=empty,
+        top1_prob=empty,
+        top_ids=np.zeros((lengths[1], 0), dtype=np.int32),
+        top_probs=np.zeros((lengths[1], 0), dtype=np.float32),
+        inputs=fed.astype(np.float64 if lm.dtype == torch.float64 else np.float32)
+        if inputs
+        else None,
+        seconds=0.0,
+    )
+
+
+def tiny_gpt2(tied: bool, width: int = 8) -> LanguageModel:
+    """A float64 model without the float32 islands that Llama's norms have."""
+    from softeval.trainers.demo_base import build_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer()
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=64,
+        n_embd=width,
+        n_layer=1,
+        n_head=2,
+        initializer_range=0.3,
+        tie_word_embeddings=tied,
+        bos_token_id=None,
+        eos_token_id=1,
+    )
+    return wrap_model(GPT2LMHeadModel(config).double().eval(), tokenizer, "tiny")
+
+
+def directional_derivative(
+    function: Any, tensor: torch.Tensor, direction: torch.Tensor, step: float = 1e-6
+) -> Any:
+    """Central difference of a function as the tensor moves along a direction."""
+    values = []
+    for sign in (1, -1):
+        tensor.data.add_(direction, alpha=sign * step)
+        values.append(function().detach())
+        tensor.data.add_(direction, alpha=-sign * step)
+    return (values[0] - values[1]) / (2 * step)
+
+
+def tiny_config(**changes: Any) -> TrainConfig:
+    """Four questions of six samples, two steps, nothing beyond metrics.jsonl."""
+    options = {
+        "dataset": "demo",
+        "max_steps": 2,
+        "prompts_per_step": 4,
+        "num_generations": 6,
+        "max_cot_tokens": 24,
+        "max_answer_tokens": 4,
+        "learning_rate": 1e-3,
+        "warmup_steps": 1,
+        "validation_size": 4,
+        "limit": 24,
+        "eval_steps": 2,
+        "save_steps": 1,
+        "device": "cpu",
+        "report_to": (),
+    }
+    return make_config(options | changes)
+
+
+def save_tiny(folder: Path, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
+    """A tiny random checkpoint on disk, with room for the demo's prompts."""
+    lm = tiny_lm(dtype, **changes)
+    lm.model.save_pretrained(str(folder))
+    lm.tokenizer.save_pretrained(str(folder))
+    return folder

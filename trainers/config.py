@@ -1,0 +1,355 @@
+"""The configuration of `softeval train`: every field with its meaning, the paper's value and limits.
+
+The one place where a training run's parameters are declared: the command line takes its flags and
+help from here, recipes their keys. Precedence is command line, environment (SOFTEVAL_TRAIN_*),
+recipes in order, default. Where the paper is silent the help says so. Names are TRL's where the
+meaning agrees.
+
+Knows nothing of tensors, models or files of a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+
+from softeval.config import option, suggest
+from softeval.errors import UserError
+
+
+class Method(StrEnum):
+    """What the CoT is made of in training: the sampled mode of the same name."""
+
+    HARD = "hard"
+    SOFT = "soft"
+    FUZZY = "fuzzy"
+
+
+DATASETS = ("gsm8k", "math", "deepscaler", "demo")
+DEFAULT_MAX_COT_TOKENS = 512
+SHORT_MAX_COT_TOKENS = {"gsm8k": 128, "demo": 64}
+OVERLAPS = {"demo": ("arithmetic",)}
+DEFAULT_OVERLAPS = ("gsm8k", "math500", "olympiadbench")
+
+_WHAT, _POLICY, _LOSS, _OPTIMIZER = "Task", "Policy", "Loss", "Optimizer"
+_BATCH, _SELECTION, _OUTPUT, _MODEL = "Step", "Validation and checkpoints", "Output", "Model"
+
+
+class TrainConfig(BaseModel):
+    """Everything that decides a training run (method sections 1-3; paper section 4, appendix D)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model: str | None = option(
+        None,
+        "Checkpoint directory or hub id. Default: the small one inside the package.",
+        panel=_MODEL,
+        flags=("-m",),
+    )
+    revision: str | None = option(None, "Hub revision of the checkpoint.", panel=_MODEL)
+    trust_remote_code: bool = option(
+        False, "Run Python code that comes with the checkpoint.", panel=_MODEL
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = option(
+        "auto", "Precision the model computes in; auto is the checkpoint's own.", panel=_MODEL
+    )
+    device: str = option("auto", "Torch device; auto takes CUDA or MPS if present.", panel=_MODEL)
+    lora: bool = option(
+        False, "Train low-rank adapters (peft) instead of all weights.", panel=_MODEL
+    )
+    lora_rank: int = option(16, "Rank of the adapters.", panel=_MODEL, ge=1)
+    lora_alpha: float = option(32.0, "Scale of the adapters: alpha / rank.", panel=_MODEL, gt=0)
+    lora_target_modules: tuple[str, ...] = option(
+        ("all-linear",), "Modules that get adapters; never embeddings or head.", panel=_MODEL
+    )
+
+    dataset: str = option(
+        "demo",
+        "gsm8k, math, deepscaler, demo, or a JSONL file with a question and an answer.",
+        panel=_WHAT,
+    )
+    data_dir: str | None = option(
+        None, "Directory with JSONL files to read instead of the hub.", panel=_WHAT
+    )
+    exclude_tasks: tuple[str, ...] | None = option(
+        None,
+        "Evaluation sets whose questions are dropped from training; none for no check. Default: "
+        "arithmetic for demo, else gsm8k,math500,olympiadbench.",
+        panel=_WHAT,
+    )
+    limit: int | None = option(
+        None, "Use only the first questions of the training set.", panel=_WHAT, ge=2
+    )
+    max_prompt_tokens: int | None = option(
+        None, "Drop questions whose prompt is longer; they are counted.", panel=_WHAT, ge=1
+    )
+
+    method: Method = option(
+        Method.SOFT, "CoT sampled in training: hard, soft or fuzzy tokens.", panel=_POLICY
+    )
+    temperature: float | None = option(
+        None,
+        "CoT temperature τ. Default: the method's (hard 1, soft 0.5, fuzzy 0.0001).",
+        panel=_POLICY,
+        gt=0,
+    )
+    noise_scale: float | None = option(
+        None, "Noise scale γ of soft and fuzzy. Default: 0.33.", panel=_POLICY, gt=0
+    )
+    noise_norm: Literal["element", "vector"] | None = option(
+        None, "What γ multiplies to give σ: element (default) or vector.", panel=_POLICY
+    )
+    answer_temperature: float = option(
+        1.0, "Temperature of the answer tokens (not in the paper).", panel=_POLICY, gt=0
+    )
+    logits_dtype: Literal["model", "bfloat16", "float32"] = option(
+        "model",
+        "Precision of the logits before the float32 softmax; fuzzy learns with bfloat16 only "
+        "(the paper trains bfloat16 models).",
+        panel=_POLICY,
+    )
+    max_cot_tokens: int | None = option(
+        None,
+        "Cap on the CoT. Default: 128 for gsm8k, 64 for demo, else 512.",
+        panel=_POLICY,
+        ge=1,
+    )
+    max_answer_tokens: int = option(32, "Cap on the answer.", panel=_POLICY, ge=1)
+
+    algorithm: Literal["rloo"] = option("rloo", "How rewards become advantages.", panel=_LOSS)
+    reward_correct: float = option(100.0, "Reward of an accepted answer.", panel=_LOSS)
+    reward_boxed: float = option(10.0, "Reward of any other boxed answer.", panel=_LOSS)
+    reward_none: float = option(0.0, "Reward of a sample without a boxed answer.", panel=_LOSS)
+    cot_logprob_reduction: Literal["sum", "mean"] = option(
+        "sum", "Over the elements of a soft step: sum (the density) or mean.", panel=_LOSS
+    )
+    detach_embedding_in_mixture: bool = option(
+        False, "Let no gradient reach E through the mixture p·E; p keeps its own.", panel=_LOSS
+    )
+    beta: float = option(
+        0.0,
+        "Coefficient of the KL to the initial model, summed over tokens (not in the paper).",
+        panel=_LOSS,
+        ge=0,
+    )
+    num_iterations: int = option(
+        1, "Updates per rollout; training is strictly on-policy.", panel=_LOSS, ge=1
+    )
+
+    max_steps: int = option(4000, "Updates.", panel=_BATCH, flags=("--steps",), ge=1)
+    prompts_per_step: int = option(2, "Questions B of an update.", panel=_BATCH, ge=1)
+    num_generations: int = option(
+        32, "Samples G of each question.", panel=_BATCH, flags=("--group-size",), ge=1
+    )
+    micro_batch_size: int | Literal["auto"] = option(
+        "auto", "Sequences of one training pass; auto fits memory.", panel=_BATCH
+    )
+    decode_batch_size: int | Literal["auto"] = option(
+        "auto", "Sequences decoded at a time; it never changes a sample.", panel=_BATCH
+    )
+    loss_chunk_size: int | None = option(
+        None,
+        "Positions whose logits are held at once. Default: 8 M logits on a CPU, 64 M on CUDA.",
+        panel=_BATCH,
+        ge=1,
+    )
+    gradient_checkpointing: bool = option(
+        False, "Recompute activations in the backward pass: less memory, more time.", panel=_BATCH
+    )
+    dynamic_sampling: bool = option(
+        False, "Replace groups of equal rewards by new questions (DAPO).", panel=_BATCH
+    )
+    max_refills: int = option(
+        4, "Rounds of replacement before equal groups are kept.", panel=_BATCH, ge=1
+    )
+    skip_zero_advantage: bool = option(
+        True, "Leave sequences of advantage 0 out of the training pass.", panel=_BATCH
+    )
+
+    learning_rate: float = option(
+        6e-6,
+        "Peak learning rate. Paper: Llama 3.2 3B 6e-6, Llama 3.1 8B 3e-6, Qwen 2.5 3B 8e-6.",
+        panel=_OPTIMIZER,
+        gt=0,
+    )
+    warmup_steps: int = option(20, "Steps of linear warm-up.", panel=_OPTIMIZER, ge=0)
+    min_lr_ratio: float = option(
+        0.0, "End of the cosine as a share of the peak.", panel=_OPTIMIZER, ge=0, le=1
+    )
+    weight_decay: float = option(0.0, "AdamW's (not in the paper).", panel=_OPTIMIZER, ge=0)
+    adam_beta1: float = option(0.9, "AdamW's.", panel=_OPTIMIZER, ge=0, lt=1)
+    adam_beta2: float = option(0.999, "AdamW's.", panel=_OPTIMIZER, ge=0, lt=1)
+    adam_epsilon: float = option(1e-8, "AdamW's.", panel=_OPTIMIZER, gt=0)
+    max_grad_norm: float = option(
+        1.0,
+        "Gradients are scaled to this norm; 0 for never (not in the paper).",
+        panel=_OPTIMIZER,
+        ge=0,
+    )
+    master_weights: bool = option(
+        True, "Update float32 copies of half-precision weights.", panel=_OPTIMIZER
+    )
+
+    validation_size: int = option(
+        100,
+        "Questions held out of the training set to choose the best checkpoint.",
+        panel=_SELECTION,
+    )
+    eval_steps: int = option(
+        100, "Greedy validation every so many steps, and at both ends.", panel=_SELECTION, ge=1
+    )
+    save_steps: int = option(100, "Save the state every so many steps.", panel=_SELECTION, ge=1)
+    save_total_limit: int = option(
+        2, "States kept; an older one stands in for a torn one.", panel=_SELECTION, ge=2
+    )
+
+    seed: int = option(0, "Seed of data order and of every sample.", panel=_OUTPUT, ge=0)
+    output_path: str | None = option(
+        None,
+        "Directory of the run; the same command continues it. Default: runs/train-….",
+        panel=_OUTPUT,
+        flags=("-o",),
+    )
+    gradient_split_steps: int = option(
+        50,
+        "Split the gradient norm by CoT and answer every so many steps; 0 never.",
+        panel=_OUTPUT,
+        ge=0,
+    )
+    kl_steps: int = option(
+        50, "Measure the KL to the initial model every so many steps; 0 never.", panel=_OUTPUT, ge=0
+    )
+    log_completions_steps: int = option(
+        50, "Keep a table of sample rollouts every so many steps; 0 never.", panel=_OUTPUT, ge=0
+    )
+    num_completions: int = option(4, "Rollouts in such a table.", panel=_OUTPUT, ge=1)
+    report_to: tuple[str, ...] = option(
+        ("tensorboard",),
+        "Trackers besides metrics.jsonl: tensorboard, wandb or others of accelerate; none.",
+        panel=_OUTPUT,
+    )
+
+    @field_validator("exclude_tasks", "report_to", "lora_target_modules", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """Take "a,b" for ("a", "b") and "none" for nothing."""
+        if value is None:
+            return None
+        parts = value if isinstance(value, list | tuple) else [value]
+        names = [name.strip() for part in parts for name in str(part).split(",")]
+        return tuple(dict.fromkeys(name for name in names if name and name != "none"))
+
+    @field_validator("micro_batch_size", "decode_batch_size")
+    @classmethod
+    def _usable_batch(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"{value} must be auto or at least 1")
+        return value
+
+    @field_validator("dataset")
+    @classmethod
+    def _known_dataset(cls, value: str) -> str:
+        if value in DATASETS or value.endswith((".jsonl", ".jsonl.gz")):
+            return value
+        names = ", ".join(DATASETS)
+        raise ValueError(
+            f"{value!r} is none of {names}, nor a .jsonl file{suggest(value, DATASETS)}"
+        )
+
+    @field_validator("validation_size")
+    @classmethod
+    def _validated(cls, value: int) -> int:
+        if value < 1:
+            raise ValueError(
+                f"{value} leaves no validation data, which chooses the best checkpoint; hold out 1 or more"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        if self.algorithm == "rloo" and self.num_generations < 2:
+            raise ValueError(
+                "--num-generations 1: RLOO compares a sample with the others of its question; "
+                "set --group-size 2 or more"
+            )
+        if self.num_iterations > 1:
+            raise ValueError(_OFF_POLICY[self.method])
+        if self.method is Method.HARD and (self.noise_scale or self.noise_norm):
+            raise ValueError("--noise-scale and --noise-norm fit soft and fuzzy; hard has no noise")
+        if not self.reward_correct > max(self.reward_boxed, self.reward_none):
+            raise ValueError("--reward-correct must be the largest of the three rewards")
+        return self
+
+    @property
+    def cot_cap(self) -> int:
+        """Cap on the CoT, the dataset's own where none is set (paper section 4)."""
+        return self.max_cot_tokens or SHORT_MAX_COT_TOKENS.get(self.dataset, DEFAULT_MAX_COT_TOKENS)
+
+    @property
+    def overlaps(self) -> tuple[str, ...]:
+        """Evaluation sets whose questions must not be trained on."""
+        if self.exclude_tasks is not None:
+            return self.exclude_tasks
+        return OVERLAPS.get(self.dataset, DEFAULT_OVERLAPS)
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of one update."""
+        return self.prompts_per_step * self.num_generations
+
+    def identity(self) -> dict[str, Any]:
+        """What must agree when a run is continued: all fields but those that change no number."""
+        return self.model_dump(mode="json", exclude=COSMETIC_FIELDS)
+
+
+COSMETIC_FIELDS = {
+    "output_path",
+    "data_dir",
+    "device",
+    "decode_batch_size",
+    "save_steps",
+    "save_total_limit",
+    "log_completions_steps",
+    "num_completions",
+    "report_to",
+}
+
+_OFF_POLICY = {
+    Method.HARD: "--num-iterations: this trainer is strictly on-policy; use 1, or TRL for hard CoTs",
+    Method.SOFT: "--num-iterations: a soft CoT has no usable importance ratio (its log-probability "
+    "differs by up to 31 nats between two precisions of one model); use 1",
+    Method.FUZZY: "--num-iterations: a fuzzy CoT has no usable importance ratio (its log-probability "
+    "differs by up to 1420 nats between two precisions of one model); use 1",
+}
+
+
+def make_config(
+    explicit: Mapping[str, Any], recipe: Mapping[str, Any] | None = None
+) -> TrainConfig:
+    """The configuration from explicit options over a recipe over the defaults.
+
+    Raises:
+        UserError: unknown key (with a suggestion) or unusable value.
+    """
+    try:
+        return TrainConfig(**{**(recipe or {}), **explicit})
+    except ValidationError as error:
+        raise UserError(_explain(error)) from None
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem on one line, under the name of its flag."""
+    problem = error.errors()[0]
+    message = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return message
+    name = str(problem["loc"][0])
+    flag = "--" + name.replace("_", "-")
+    if problem["type"] == "extra_forbidden":
+        return f"unknown option {name!r}{suggest(name, TrainConfig.model_fields)}"
+    if problem["type"] == "value_error":
+        return f"{flag}: {message}"
+    return f"{flag} {problem['input']!r}: {message[0].lower()}{message[1:]}"

@@ -1,0 +1,124 @@
+"""A trained model as an ordinary transformers checkpoint with a model card.
+
+Beside the weights lie `softeval_training.json`, which `softeval run` copies into its record, and a
+README.md for people. Nothing of ours is needed to load the checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from softeval.model import LanguageModel
+from softeval.trainers.atomic import write_directory
+
+RECORD = "softeval_training.json"
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What is said of a trained checkpoint.
+
+    Attributes:
+        method: hard, soft or fuzzy.
+        dataset: name of the training set.
+        train_seed: seed of the run.
+        base: what was trained.
+        step: updates done.
+        sigma: noise deviation of one input element in training.
+        temperature: of the CoT in training.
+        noise_scale: γ in training; 0 in hard.
+        logits_dtype: precision of the logits in training.
+        validation: greedy validation success at every time it was taken.
+        selected: "best" or "last".
+        command: what was typed.
+        config: the whole configuration.
+        data: where the questions came from and what was dropped.
+        versions: of the packages.
+    """
+
+    method: str
+    dataset: str
+    train_seed: int
+    base: str
+    step: int
+    sigma: float
+    temperature: float
+    noise_scale: float
+    logits_dtype: str
+    validation: Sequence[dict[str, float]]
+    selected: str
+    command: str
+    config: dict[str, Any]
+    data: dict[str, Any]
+    versions: dict[str, str]
+
+
+def export_checkpoint(
+    place: Path,
+    lm: LanguageModel,
+    record: TrainingRecord,
+    state: dict[str, Tensor] | None = None,
+) -> None:
+    """Write a checkpoint directory, replacing one that stands there.
+
+    Args:
+        place: the directory.
+        lm: model and tokenizer.
+        record: what to say of it.
+        state: weights in place of the model's own (adapters merged in).
+    """
+
+    def fill(partial: Path) -> None:
+        lm.model.save_pretrained(str(partial), state_dict=state)
+        lm.tokenizer.save_pretrained(str(partial))
+        text = json.dumps(asdict(record), indent=2, ensure_ascii=False)
+        (partial / RECORD).write_text(text + "\n", encoding="utf-8")
+        (partial / "README.md").write_text(model_card(record), encoding="utf-8")
+
+    write_directory(place, fill)
+
+
+def model_card(record: TrainingRecord) -> str:
+    """README.md of a checkpoint."""
+    noise = (
+        "no noise"
+        if record.sigma == 0
+        else f"noise scale γ = {record.noise_scale:g} (σ = {record.sigma:.6g} an element)"
+    )
+    curve = "\n".join(
+        f"| {int(point['step'])} | {100 * point['success']:.1f} % |" for point in record.validation
+    )
+    return f"""---
+library_name: transformers
+tags: [softeval, reinforcement-learning, chain-of-thought]
+---
+
+# {record.method} chain-of-thought training on {record.dataset}
+
+Trained from `{record.base}` with `softeval train`, the method of *Soft Tokens, Hard Truths* (arXiv
+2509.19170). An ordinary transformers checkpoint; `softeval run --model DIR` evaluates it under the
+six CoT modes.
+
+- method: {record.method}, CoT temperature {record.temperature:g}, {noise}
+- data: {record.dataset}, seed {record.train_seed}
+- step: {record.step} ({record.selected})
+- logits: {record.logits_dtype}
+
+Greedy validation success on held-out training questions:
+
+| step | success |
+|---|---|
+{curve}
+
+Command:
+
+    {record.command}
+
+Everything else is in `{RECORD}`.
+"""

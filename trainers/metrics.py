@@ -1,0 +1,95 @@
+"""The numbers of one update, from sums over rollouts and passes.
+
+Every number is made of sums, so that processes can be added up. Names are `group/name`, as trackers
+show them. Times are under `time/`, and nothing else depends on the clock.
+
+Knows nothing of files or trackers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from softeval.records import StopReason
+from softeval.trainers.advantages import uninformative
+from softeval.trainers.rollout import Rollout, StepRollouts
+
+Metrics = dict[str, float | None]
+
+
+def rollout_sums(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Sums over this process's rollouts."""
+    found = [r.generation for r in rollouts]
+    sums = {
+        "rollouts": float(len(found)),
+        "success": float(sum(r.verdict.correct for r in rollouts)),
+        "boxed": float(sum(r.verdict.status != "no_answer" for r in rollouts)),
+        "cot_tokens": float(sum(len(g.shadow_ids) for g in found)),
+        "answer_tokens": float(sum(len(g.answer_ids) for g in found)),
+        "entropy": float(sum(g.entropy.sum(dtype="float64") for g in found)),
+        "mode_entropy": float(sum(g.mode_entropy.sum(dtype="float64") for g in found)),
+    }
+    for reason in StopReason:
+        sums[f"stop_{reason}"] = float(sum(g.stop_reason == reason for g in found))
+    return sums
+
+
+def rollout_metrics(sums: dict[str, float], drawn: StepRollouts) -> Metrics:
+    """Rates and means of an update's rollouts over all processes."""
+    count, tokens = sums["rollouts"], sums["cot_tokens"]
+    rewards_PG: Tensor = drawn.rewards_PG
+    stops: Metrics = {f"rollout/stop_{r}": sums[f"stop_{r}"] / count for r in StopReason}
+    return {
+        "reward/mean": float(rewards_PG.mean()),
+        "reward/success": sums["success"] / count,
+        "reward/boxed": sums["boxed"] / count,
+        "groups/equal": float(uninformative(rewards_PG).double().mean()),
+        "groups/equal_drawn": drawn.equal_groups / drawn.drawn,
+        "groups/drawn": float(drawn.drawn),
+        "rollout/cot_tokens": tokens / count,
+        "rollout/answer_tokens": sums["answer_tokens"] / count,
+        "rollout/entropy": sums["entropy"] / tokens,
+        "rollout/mode_entropy": sums["mode_entropy"] / tokens,
+        **stops,
+    }
+
+
+def pass_metrics(sums: dict[str, float], width: int, noisy: bool, drifted: bool) -> Metrics:
+    """Loss terms and health of an update's training pass over all processes.
+
+    Args:
+        sums: of `TrainingPass`.
+        width: D.
+        noisy: whether the CoT was soft or fuzzy.
+        drifted: whether the KL was measured.
+    """
+    found: Metrics = {
+        "loss/total": sums["loss_cot"] + sums["loss_answer"] + sums["loss_kl"],
+        "loss/cot": sums["loss_cot"],
+        "loss/answer": sums["loss_answer"],
+        "loss/kl": sums["loss_kl"],
+        "pass/sequences": sums["sequences"],
+        "health/chi_square": sums["squared"] / (sums["steps"] * width) if noisy else None,
+        "health/ties": sums["ties"] / sums["steps"] if noisy else None,
+        "kl/tokens": sums["kl"] / sums["choices"] if drifted else None,
+        "kl/gaussian": sums["kl_gaussian"] / sums["steps"] if drifted and noisy else None,
+    }
+    return found
+
+
+def is_finite(metrics: Metrics) -> bool:
+    """Whether no number of an update is NaN or infinite."""
+    return all(value is None or math.isfinite(value) for value in metrics.values())
+
+
+def time_metrics(seconds: dict[str, float], tokens: float) -> Metrics:
+    """Where an update's time went, and tokens (CoT and answer) a second."""
+    total = sum(seconds.values())
+    found: Metrics = {f"time/{name}": value for name, value in seconds.items()}
+    found["time/step"] = total
+    found["time/tokens_per_second"] = tokens / max(total, 1e-9)
+    found["time/rollout_tokens_per_second"] = tokens / max(seconds["rollout"], 1e-9)
+    return found

@@ -1,0 +1,177 @@
+"""Which questions are trained on, which are held out, and in which order they come.
+
+A training question that also stands in an evaluation set is dropped and counted: DeepScaleR holds
+some of MATH-500. Texts are compared without their white space. The held-out questions are chosen
+by a hash of their text, so every method and seed is validated on the same ones.
+
+Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from softeval.data import DatasetSource
+from softeval.errors import UserError
+from softeval.problems import Problem, load_problems
+from softeval.prompts import paper_prompt
+from softeval.trainers.config import TrainConfig
+
+Encode = Callable[[str], list[int]]
+
+
+@dataclass(frozen=True)
+class TrainingQuestion:
+    """A question ready to be decoded.
+
+    Attributes:
+        index: row of the training set, the key of its random numbers.
+        problem: its text and label.
+        prompt_ids: its prompt as tokens.
+    """
+
+    index: int
+    problem: Problem
+    prompt_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """Training and validation questions, and what was left out.
+
+    Attributes:
+        train: trained on.
+        validation: held out.
+        source: where they come from.
+        overlaps: questions dropped for standing in an evaluation set, by its name.
+        repeated: questions dropped for standing in the training set twice.
+        too_long: questions dropped for their prompt's length.
+    """
+
+    train: tuple[TrainingQuestion, ...]
+    validation: tuple[TrainingQuestion, ...]
+    source: DatasetSource
+    overlaps: dict[str, int] = field(default_factory=dict)
+    repeated: int = 0
+    too_long: int = 0
+
+    def summary(self) -> str:
+        """One line of counts."""
+        dropped = [f"{n} in {name}" for name, n in self.overlaps.items() if n]
+        dropped += [f"{self.repeated} repeated"] * bool(self.repeated)
+        dropped += [f"{self.too_long} too long"] * bool(self.too_long)
+        left_out = f"; dropped: {', '.join(dropped)}" if dropped else ""
+        return f"{len(self.train)} training and {len(self.validation)} held-out questions{left_out}"
+
+
+class DataOrder:
+    """An endless sequence of questions: every epoch a new permutation, a function of the seed.
+
+    Args:
+        count: number of questions.
+        seed: seed of the permutations.
+    """
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count = count
+        self.seed = seed
+        self._epoch = -1
+        self._permutation = np.empty(0, dtype=np.int64)
+
+    def take(self, cursor: int, number: int) -> list[int]:
+        """Indices of the questions at places cursor … cursor + number - 1 of the sequence."""
+        return [self._at(place) for place in range(cursor, cursor + number)]
+
+    def _at(self, place: int) -> int:
+        epoch, offset = divmod(place, self.count)
+        if epoch != self._epoch:
+            self._permutation = np.random.default_rng((self.seed, epoch)).permutation(self.count)
+            self._epoch = epoch
+        return int(self._permutation[offset])
+
+
+def load_questions(config: TrainConfig, encode: Encode) -> QuestionSet:
+    """Load, filter, hold out and encode the questions of a training run.
+
+    Args:
+        config: names the data.
+        encode: text to token ids.
+
+    Raises:
+        UserError: data that cannot be loaded, or too few questions left.
+    """
+    name = "arithmetic" if config.dataset == "demo" else config.dataset
+    file = name.endswith((".jsonl", ".jsonl.gz"))
+    problems, source = load_problems(name, config.data_dir, None if file else "train")
+    kept, overlaps, repeated = _filtered(problems, config)
+    questions = [
+        TrainingQuestion(index, problem, tuple(encode(paper_prompt(problem.question))))
+        for index, problem in kept[: config.limit]
+    ]
+    longest = config.max_prompt_tokens
+    fitting = [q for q in questions if longest is None or len(q.prompt_ids) <= longest]
+    train, validation = hold_out(fitting, config.validation_size)
+    return QuestionSet(
+        train, validation, source, overlaps, repeated, too_long=len(questions) - len(fitting)
+    )
+
+
+def hold_out(
+    questions: Sequence[TrainingQuestion], size: int
+) -> tuple[tuple[TrainingQuestion, ...], tuple[TrainingQuestion, ...]]:
+    """Training and validation questions; the choice depends on the questions' texts alone.
+
+    Raises:
+        UserError: nothing would be left to train on.
+    """
+    if len(questions) <= size:
+        raise UserError(
+            f"{len(questions)} questions leave none to train on beside {size} held out; "
+            "lower --validation-size or give more data"
+        )
+    ranked = sorted(questions, key=lambda q: _digest(q.problem.question))
+    held = {q.index for q in ranked[:size]}
+    train = tuple(q for q in questions if q.index not in held)
+    return train, tuple(q for q in questions if q.index in held)
+
+
+def normalised(text: str) -> str:
+    """Text without white space, in which copies of one question differ most."""
+    return "".join(text.split())
+
+
+def _filtered(
+    problems: Sequence[Problem], config: TrainConfig
+) -> tuple[list[tuple[int, Problem]], dict[str, int], int]:
+    """(row, problem) of those kept, count of those in each evaluation set, count of repeats."""
+    evaluated = {task: _texts(task, config) for task in config.overlaps}
+    overlaps = dict.fromkeys(evaluated, 0)
+    seen: set[str] = set()
+    kept: list[tuple[int, Problem]] = []
+    repeated = 0
+    for index, problem in enumerate(problems):
+        text = normalised(problem.question)
+        found = [task for task, texts in evaluated.items() if text in texts]
+        for task in found:
+            overlaps[task] += 1
+        repeated += not found and text in seen
+        if not found and text not in seen:
+            kept.append((index, problem))
+        seen.add(text)
+    return kept, overlaps, repeated
+
+
+def _texts(task: str, config: TrainConfig) -> set[str]:
+    try:
+        problems, _ = load_problems(task, config.data_dir)
+    except UserError as error:
+        raise UserError(f"{error}; it is read to drop its questions from training") from error
+    return {normalised(problem.question) for problem in problems}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(normalised(text).encode()).hexdigest()

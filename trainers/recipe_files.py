@@ -1,0 +1,85 @@
+"""Recipes: YAML files of options that combine.
+
+A recipe names options and may `include` others, which it overrides. Recipes are given by path or,
+for those that ship in `trainers/recipes/`, by name; `a+b` is a, then b over it. So a paper run is
+`llama-3.2-3b+gsm8k+fuzzy`, and what is common to all 27 stands in one file.
+
+Knows nothing of what the options mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from softeval.config import suggest
+from softeval.errors import UserError
+
+
+def read_recipes(names: Sequence[str]) -> dict[str, Any]:
+    """The options of several recipes, later ones over earlier ones.
+
+    Raises:
+        UserError: no such recipe, no YAML, or recipes that include each other.
+    """
+    options: dict[str, Any] = {}
+    for name in names:
+        for part in name.split("+"):
+            options |= _read(find_recipe(part), ())
+    return options
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes inside the package."""
+    return sorted(path.stem for path in _folder().glob("*.yaml"))
+
+
+def find_recipe(name: str) -> Path:
+    """File of a recipe, by path or shipped name.
+
+    Raises:
+        UserError: neither.
+    """
+    path = Path(name).expanduser()
+    if path.suffix in (".yaml", ".yml"):
+        if path.is_file():
+            return path
+        raise UserError(f"no recipe {name}; give a YAML file or a shipped name")
+    shipped = _folder() / f"{name}.yaml"
+    if not shipped.is_file():
+        known = shipped_recipes()
+        raise UserError(f"no recipe {name!r}{suggest(name, known)}; shipped are {', '.join(known)}")
+    return shipped
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    if path in above:
+        raise UserError(f"recipe {path.name} includes itself; remove it from its `include`")
+    content = _load(path)
+    included = content.pop("include", [])
+    options: dict[str, Any] = {}
+    for name in [included] if isinstance(included, str) else included:
+        beside = path.parent / str(name)
+        target = beside if beside.is_file() else find_recipe(str(name))
+        options |= _read(target, (*above, path))
+    return options | content
+
+
+def _load(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read recipe {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content or {}, dict):
+        raise UserError(f"recipe {path} must hold `name: value` lines")
+    return {str(name).replace("-", "_"): value for name, value in (content or {}).items()}
+
+
+def _folder() -> Path:
+    return Path(str(files("softeval.trainers") / "recipes"))

@@ -1,0 +1,387 @@
+"""The training loop: rollouts, gradient, update, validation, checkpoints.
+
+Strictly on-policy: every rollout is used for one update of the weights that made it. Killed at any
+moment and started again, a run continues from its last state; on a CPU in float32 it then equals
+the uninterrupted run bit for bit, times excepted.
+
+The parts know their own business; this file only says what happens when.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from softeval.decoding import Decoder
+from softeval.environment import package_versions
+from softeval.errors import UserError
+from softeval.model import BUNDLED_CHECKPOINT
+from softeval.rows import Limits
+from softeval.trainers import run_files
+from softeval.trainers.advantages import Algorithm, advantages
+from softeval.trainers.atomic import recover
+from softeval.trainers.checkpoint import Progress, SavedState, load_state, save_state
+from softeval.trainers.config import TrainConfig
+from softeval.trainers.export import TrainingRecord, export_checkpoint
+from softeval.trainers.failure import save_failure
+from softeval.trainers.metrics import (
+    Metrics,
+    is_finite,
+    pass_metrics,
+    rollout_metrics,
+    rollout_sums,
+    time_metrics,
+)
+from softeval.trainers.processes import Processes
+from softeval.trainers.progress import TrainProgress, make_progress
+from softeval.trainers.questions import DataOrder, QuestionSet, load_questions
+from softeval.trainers.rollout import RolloutCollector, StepRollouts
+from softeval.trainers.sample_table import RECORDED_TOP, sample_rows
+from softeval.trainers.setup import (
+    check_context,
+    keep_embedding_size,
+    load_for_training,
+    make_trainee,
+)
+from softeval.trainers.training_pass import PassPlan, TrainingPass, split_norms
+from softeval.trainers.validation import validate
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Attributes:
+        path: its directory, with `best` and `last` inside.
+        best_step: step of the best validation.
+        best_success: its share of accepted answers.
+        initial_success: that of the untrained model.
+        is_main: whether this process may speak for the run.
+    """
+
+    path: Path
+    best_step: int
+    best_success: float
+    initial_success: float
+    is_main: bool
+
+
+def train(config: TrainConfig, *, quiet: bool = False, command: str = "") -> TrainResult:
+    """Train, or continue the run that the output directory holds.
+
+    Args:
+        config: the run.
+        quiet: show nothing.
+        command: what was typed, for the model card.
+
+    Raises:
+        UserError: a request that cannot be met, or a loss that is no number.
+    """
+    folder = Path(config.output_path or default_path(config)).expanduser()
+    processes = Processes(config.device, config.report_to, folder)
+    if config.sequences < processes.count:
+        raise UserError(f"{processes.count} processes for {config.sequences} sequences; use fewer")
+    try:
+        return Trainer(config, folder, processes, quiet, command).run()
+    finally:
+        processes.close()
+
+
+def default_path(config: TrainConfig) -> Path:
+    """Where a run goes that names no directory; the same for the same method, data and seed."""
+    model = Path(config.model or "bundled").name
+    dataset = Path(config.dataset).name.split(".")[0]
+    return Path("runs") / f"train-{model}-{dataset}-{config.method}-seed{config.seed}"
+
+
+class Trainer:
+    """One run.
+
+    Args:
+        config: the run.
+        folder: its directory.
+        processes: this process and its peers.
+        quiet: show nothing.
+        command: what was typed.
+    """
+
+    def __init__(
+        self, config: TrainConfig, folder: Path, processes: Processes, quiet: bool, command: str
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self.processes = processes
+        self.command = command
+        _seed_everything(config.seed)
+        state = load_state(folder / run_files.STATES)
+        lm = load_for_training(config, processes.device)
+        if state is not None:
+            keep_embedding_size(lm, state.progress.embedding_rms)
+        self.questions: QuestionSet = load_questions(config, lm.tokenizer.encode)
+        check_context(config, lm, self.questions)
+        self.trainee = make_trainee(config, lm)
+        self.progress = Progress(embedding_rms=lm.embedding.rms)
+        self.passes = self._make_passes()
+        self.collector = self._make_collector()
+        if processes.is_main:
+            run_files.open_directory(folder, config, self._record())
+        processes.wait()
+        self._restore(state)
+        quiet = quiet or not processes.is_main
+        self.display: TrainProgress = make_progress(config.max_steps, self.progress.step, quiet)
+        for name in () if state is None else state.torn:
+            self.display.note(f"{name} is torn; continuing from step {self.progress.step}")
+        self.trackers = run_files.Trackers(processes.accelerator, config, self.progress.step)
+
+    def run(self) -> TrainResult:
+        """Train from where the run stands to its end."""
+        with self.display as display:
+            display.note(f"{self.folder}: {self.questions.summary()}")
+            if self.progress.step == 0:
+                self._finish_step(self._validated({}), 0)
+            while self.progress.step < self.config.max_steps:
+                self._advance()
+        curve = self.progress.curve
+        return TrainResult(
+            self.folder,
+            self.progress.best_step,
+            self.progress.best_success,
+            curve[0]["success"],
+            self.processes.is_main,
+        )
+
+    def _advance(self) -> None:
+        """One update and what follows it."""
+        step = self.progress.step + 1
+        metrics = self._update(step)
+        self.progress.step = step
+        last = step == self.config.max_steps
+        if last or step % self.config.eval_steps == 0:
+            metrics = self._validated(metrics)
+        self._finish_step(metrics, step)
+        self.display.step(step, metrics)
+        if last or step % self.config.save_steps == 0:
+            self._save()
+
+    def _update(self, step: int) -> Metrics:
+        """Rollouts, gradient, optimizer."""
+        config, trainee = self.config, self.trainee
+        tabled = _due(config.log_completions_steps, step)
+        self.collector.decoder.record_top = RECORDED_TOP if tabled else 0
+        drawn = self.collector.collect(self.progress.cursor)
+        found_PG = advantages(drawn.rewards_PG, Algorithm(config.algorithm))
+        mine = [float(found_PG[r.group, r.member]) for r in drawn.local]
+        found_B = torch.tensor(mine, dtype=found_PG.dtype)
+        started = time.perf_counter()
+        metrics = self._differentiate(step, drawn, found_PG, found_B)
+        differentiated = time.perf_counter()
+        norm = metrics["gradient/norm"]
+        if not is_finite(metrics) or norm is None:
+            raise self._fail(step, drawn, found_B)
+        metrics["optimizer/learning_rate"] = trainee.optimization.schedule(step - 1)
+        trainee.optimization.step(step - 1, norm)
+        self.progress.cursor = drawn.cursor
+        metrics["data/epoch"] = drawn.cursor / len(self.questions.train)
+        seconds = {**drawn.seconds, "training": differentiated - started}
+        seconds["optimizer"] = time.perf_counter() - differentiated
+        tokens = metrics["rollout/cot_tokens"] or 0, metrics["rollout/answer_tokens"] or 0
+        if tabled:
+            self._show_samples(step, drawn, found_B)
+        return {**metrics, **time_metrics(seconds, sum(tokens) * config.sequences)}
+
+    def _differentiate(
+        self, step: int, drawn: StepRollouts, found_PG: Tensor, found_B: Tensor
+    ) -> Metrics:
+        """Gradient of all processes in the masters; the update's numbers."""
+        config, trainee, processes = self.config, self.trainee, self.processes
+        plan = PassPlan(
+            sequences=config.sequences,
+            measure_drift=_due(config.kl_steps, step),
+            split=_due(config.gradient_split_steps, step),
+            keep_first=processes.is_main and bool((found_PG == 0).all()),
+        )
+        # Gradient checkpointing only happens in training mode; without dropout nothing else differs.
+        trainee.lm.model.train(config.gradient_checkpointing)
+        result = self.passes.run([r.generation for r in drawn.local], found_B, plan)
+        trainee.lm.model.eval()
+        trainee.weights.fill_missing()
+        processes.sum_gradients(trainee.weights.masters)
+        sums = processes.totals({**result.sums, **rollout_sums(drawn.local)})
+        noisy = not trainee.policy.feeds_tokens
+        drifted = plan.measure_drift or config.beta > 0
+        metrics = {
+            **rollout_metrics(sums, drawn),
+            **pass_metrics(sums, trainee.lm.embedding.width, noisy, drifted),
+            "gradient/norm": trainee.optimization.norm(),
+            "gradient/cot_norm": None,
+            "gradient/answer_norm": None,
+        }
+        if plan.split:
+            parts = result.cot_gradients or [torch.zeros_like(m) for m in trainee.weights.masters]
+            summed = [processes.total(part) for part in parts]
+            norms = split_norms(trainee.weights, summed)
+            metrics["gradient/cot_norm"], metrics["gradient/answer_norm"] = norms
+        return metrics
+
+    def _validated(self, metrics: Metrics) -> Metrics:
+        """Validate; keep the model if it is the best so far."""
+        started = time.perf_counter()
+        found = validate(self.trainee.lm, self.questions.validation, self.config, self.processes)
+        point = {"step": float(self.progress.step), **asdict(found)}
+        self.progress.curve.append(point)
+        self._warn_of_collapse()
+        if found.success > self.progress.best_success:
+            self.progress.best_step = self.progress.step
+            self.progress.best_success = found.success
+            self._export(run_files.BEST)
+        seconds = time.perf_counter() - started
+        shown: Metrics = {f"validation/{name}": value for name, value in asdict(found).items()}
+        return {**metrics, **shown, "time/validation": seconds}
+
+    def _warn_of_collapse(self) -> None:
+        first, now = self.progress.curve[0]["success"], self.progress.curve[-1]["success"]
+        if now < first - 0.1:
+            self.display.note(
+                f"validation success fell from {first:.2f} to {now:.2f}; the learning rate may be "
+                "too high for this method"
+            )
+
+    def _finish_step(self, metrics: Metrics, step: int) -> None:
+        if self.processes.is_main:
+            run_files.append_line(self.folder / run_files.METRICS, {"step": step, **metrics})
+            self.trackers.log(metrics, step)
+
+    def _show_samples(self, step: int, drawn: StepRollouts, found_B: Tensor) -> None:
+        if not self.processes.is_main:
+            return
+        tokenizer = self.trainee.lm.tokenizer
+        rows = sample_rows(drawn.local, found_B.tolist(), self.config.num_completions, tokenizer)
+        self.display.samples(rows)
+        for row in rows:
+            run_files.append_line(self.folder / run_files.SAMPLES, {"step": step, **row})
+
+    def _save(self) -> None:
+        """Export the last model, then save the state: a final state implies its export."""
+        self._export(run_files.LAST)
+        self.progress.micro_batch = self.passes.fitted
+        if self.processes.is_main:
+            tensors = self.trainee.optimization.tensors()
+            states = self.folder / run_files.STATES
+            save_state(states, self.progress, tensors, self.config.save_total_limit)
+        self.processes.wait()
+
+    def _restore(self, state: SavedState | None) -> None:
+        """Continue from a state, or from nothing; drop what was written after it."""
+        if state is not None:
+            self.trainee.optimization.restore(state.tensors)
+            state.restore_random()
+            self.progress = state.progress
+            self.passes.fitted = state.progress.micro_batch
+        if self.processes.is_main:
+            last = -1 if state is None else state.progress.step
+            for name in (run_files.METRICS, run_files.SAMPLES):
+                run_files.truncate_lines(self.folder / name, last)
+            for name in (run_files.BEST, run_files.LAST):
+                recover(self.folder / name)
+        self.processes.wait()
+
+    def _export(self, name: str) -> None:
+        if not self.processes.is_main:
+            return
+        merged = self.trainee.adapters.merged_state() if self.trainee.adapters else None
+        export_checkpoint(self.folder / name, self.trainee.lm, self._training_record(name), merged)
+
+    def _fail(self, step: int, drawn: StepRollouts, found_B: Tensor) -> UserError:
+        place = self.folder / f"failed-step-{step:06d}-rank{self.processes.rank}"
+        save_failure(place, drawn.local, found_B.tolist())
+        return UserError(
+            f"step {step}: the loss or its gradient is not a finite number; the batch is in "
+            f"{place}; lower --learning-rate"
+        )
+
+    def _make_collector(self) -> RolloutCollector:
+        config = self.config
+        size = config.decode_batch_size
+        decoder = Decoder(
+            self.trainee.lm,
+            self.trainee.policy.mode,
+            Limits(config.cot_cap, config.max_answer_tokens),
+            seed=config.seed,
+            batch_size=None if size == "auto" else size,
+            answer_temperature=config.answer_temperature,
+            keep_inputs=not self.trainee.policy.feeds_tokens,
+        )
+        order = DataOrder(len(self.questions.train), config.seed)
+        return RolloutCollector(decoder, self.questions, order, config, self.processes)
+
+    def _make_passes(self) -> TrainingPass:
+        config, trainee = self.config, self.trainee
+        size = config.micro_batch_size
+        return TrainingPass(
+            trainee.lm,
+            trainee.head,
+            trainee.weights,
+            trainee.policy,
+            micro_batch=None if size == "auto" else size,
+            reference=trainee.reference,
+            beta=config.beta,
+            skip_zero=config.skip_zero_advantage,
+        )
+
+    def _record(self) -> dict[str, Any]:
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "command": self.command,
+            "data": self._data(),
+            "sigma": self.trainee.policy.sigma,
+            "versions": package_versions(),
+        }
+
+    def _data(self) -> dict[str, Any]:
+        questions = self.questions
+        return {
+            **asdict(questions.source),
+            "train": len(questions.train),
+            "validation": len(questions.validation),
+            "overlaps": questions.overlaps,
+            "repeated": questions.repeated,
+            "too_long": questions.too_long,
+        }
+
+    def _training_record(self, name: str) -> TrainingRecord:
+        config, mode = self.config, self.trainee.policy.mode
+        return TrainingRecord(
+            method=str(config.method),
+            dataset=config.dataset,
+            train_seed=config.seed,
+            base=config.model or f"softeval:{Path(BUNDLED_CHECKPOINT).name}",
+            step=self.progress.step,
+            sigma=self.trainee.policy.sigma,
+            temperature=mode.temperature,
+            noise_scale=mode.noise_scale,
+            logits_dtype=config.logits_dtype,
+            validation=self.progress.curve,
+            selected=name,
+            command=self.command,
+            config=config.model_dump(mode="json"),
+            data=self._data(),
+            versions=package_versions(),
+        )
+
+
+def _due(every: int, step: int) -> bool:
+    """Whether something done every so many steps is done at this one; the first counts too."""
+    return every > 0 and (step == 1 or step % every == 0)
+
+
+def _seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)

@@ -1,0 +1,241 @@
+"""The gradient of one update: micro-batches of rollouts through the losses.
+
+Leaves the summed gradient of this process in the master weights, and returns sums that the metrics
+are made of. Sequences whose advantage is zero have a gradient of exactly zero and are left out
+unless something else is measured on them.
+
+Knows nothing of how rollouts came about or of the optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from softeval.model import LanguageModel
+from softeval.output_head import OutputHead
+from softeval.records import Generation
+from softeval.trainers.batch import Batch, collate
+from softeval.trainers.losses import (
+    LogProbs,
+    Policy,
+    drift,
+    log_probs,
+    policy_hidden,
+    policy_losses,
+)
+from softeval.trainers.optimization import MasterWeights, gradient_norm
+from softeval.trainers.reference import Reference
+
+SUMS = (
+    "loss_cot",
+    "loss_answer",
+    "loss_kl",
+    "squared",
+    "steps",
+    "ties",
+    "kl",
+    "kl_gaussian",
+    "choices",
+    "sequences",
+)
+CPU_MICRO_BATCH = 16
+"""On a CPU larger passes are no faster and hold more activations."""
+
+
+@dataclass(frozen=True)
+class PassPlan:
+    """What one pass does besides the policy gradient.
+
+    Attributes:
+        sequences: sequences of the update over all processes; the loss is their mean.
+        measure_drift: also measure the KL to the reference, on every sequence.
+        split: also measure the gradient's CoT and answer parts.
+        keep_first: pass over the first sequence even if every advantage is zero, for its χ².
+    """
+
+    sequences: int
+    measure_drift: bool = False
+    split: bool = False
+    keep_first: bool = False
+
+
+@dataclass(eq=False)
+class PassResult:
+    """Sums over this process's sequences, and on request its part of the CoT gradient."""
+
+    sums: dict[str, float]
+    cot_gradients: list[Tensor] | None = None
+
+
+class TrainingPass:
+    """Computes gradients.
+
+    `fitted` is the number of sequences at once that memory allowed. The sums depend on it in their
+    last bits, so a continued run must start with it.
+
+    Args:
+        lm: the model.
+        head: its output head.
+        weights: its master weights; gradients end up there.
+        policy: what the rollouts were sampled from.
+        micro_batch: sequences at once; None starts with all of them on an accelerator and halves
+            while memory runs out.
+        reference: the initial model, where its KL is wanted.
+        beta: coefficient of that KL.
+        skip_zero: leave out sequences of advantage zero.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        head: OutputHead,
+        weights: MasterWeights,
+        policy: Policy,
+        *,
+        micro_batch: int | None = None,
+        reference: Reference | None = None,
+        beta: float = 0.0,
+        skip_zero: bool = True,
+    ) -> None:
+        self.lm = lm
+        self.head = head
+        self.weights = weights
+        self.policy = policy
+        self.micro_batch = micro_batch
+        self.fitted: int | None = None
+        self.reference = reference
+        self.beta = beta
+        self.skip_zero = skip_zero
+
+    def run(
+        self, rollouts: Sequence[Generation], advantages_B: Tensor, plan: PassPlan
+    ) -> PassResult:
+        """Add the gradient of -1/sequences · Σ A·log π to the masters.
+
+        Args:
+            rollouts: this process's sequences.
+            advantages_B: their advantages.
+            plan: what else to do.
+        """
+        every = plan.measure_drift or self.beta > 0 or not self.skip_zero
+        chosen = [b for b in range(len(rollouts)) if every or advantages_B[b] != 0]
+        if not chosen and plan.keep_first:
+            chosen = [0]
+        # Long sequences together: less padding. Python's sort is stable, so the order is certain.
+        chosen.sort(key=lambda b: -_length(rollouts[b]))
+        while True:
+            size = self.micro_batch or self._fitting(len(chosen))
+            try:
+                return self._run(rollouts, advantages_B, plan, _parts(chosen, size))
+            except torch.OutOfMemoryError:
+                if self.micro_batch is not None or size == 1:
+                    raise
+            self.weights.clear()
+            self.fitted = max(1, size // 2)
+
+    def _fitting(self, count: int) -> int:
+        if self.fitted is None:
+            self.fitted = CPU_MICRO_BATCH if self.lm.device.type == "cpu" else count
+        return self.fitted
+
+    def _run(
+        self,
+        rollouts: Sequence[Generation],
+        advantages_B: Tensor,
+        plan: PassPlan,
+        parts: Iterator[list[int]],
+    ) -> PassResult:
+        result = PassResult(dict.fromkeys(SUMS, 0.0))
+        for part in parts:
+            batch = collate(
+                [rollouts[b] for b in part],
+                self.lm.device,
+                self.lm.dtype,
+                keep_fed=not self.policy.feeds_tokens,
+            )
+            self._add(batch, advantages_B[part].to(self.lm.device), plan, result)
+        if result.cot_gradients is not None:
+            self._return_cot_gradients(result.cot_gradients)
+        return result
+
+    def _add(self, batch: Batch, advantages_B: Tensor, plan: PassPlan, result: PassResult) -> None:
+        """One micro-batch, forward and backward."""
+        hidden = policy_hidden(self.lm, batch)
+        found = log_probs(self.lm, self.head, batch, self.policy, hidden)
+        cot, answer = policy_losses(found, batch, advantages_B, plan.sequences)
+        result.sums["loss_cot"] += float(cot.detach())
+        result.sums["loss_answer"] += float(answer.detach())
+        rest = answer
+        if plan.measure_drift or self.beta > 0:
+            rest = rest + self._drift_loss(hidden, found, batch, plan, result)
+        if plan.split:
+            self._keep_cot_gradients(cot, result)
+        else:
+            rest = rest + cot
+        rest.backward()
+        self.weights.collect()
+        _count(found, batch, result.sums)
+
+    def _drift_loss(
+        self,
+        hidden: tuple[Tensor, Tensor],
+        found: LogProbs,
+        batch: Batch,
+        plan: PassPlan,
+        result: PassResult,
+    ) -> Tensor:
+        assert self.reference is not None, "the KL needs the initial model"
+        moved = drift(hidden, self.head, found, batch, self.policy, self.reference)
+        loss = self.beta * moved.tokens.sum() / plan.sequences
+        result.sums["loss_kl"] += float(loss.detach())
+        result.sums["kl"] += float(moved.tokens.detach().sum())
+        result.sums["choices"] += moved.tokens.numel()
+        if moved.gaussian_N is not None:
+            result.sums["kl_gaussian"] += float(moved.gaussian_N.sum())
+        return loss
+
+    def _keep_cot_gradients(self, cot: Tensor, result: PassResult) -> None:
+        """Differentiate the CoT term by itself, into buffers of the masters' precision."""
+        gradients = torch.autograd.grad(
+            cot, self.weights.parameters, retain_graph=True, allow_unused=True
+        )
+        if result.cot_gradients is None:
+            result.cot_gradients = [torch.zeros_like(m) for m in self.weights.masters]
+        for kept, gradient in zip(result.cot_gradients, gradients, strict=True):
+            if gradient is not None:
+                kept += gradient
+
+    def _return_cot_gradients(self, gradients: Sequence[Tensor]) -> None:
+        for master, gradient in zip(self.weights.masters, gradients, strict=True):
+            master.grad = gradient.clone() if master.grad is None else master.grad + gradient
+
+
+def split_norms(weights: MasterWeights, cot_gradients: Sequence[Tensor]) -> tuple[float, float]:
+    """Norms of the CoT's part of the gradient and of the rest, both summed over all processes."""
+    rest = [
+        None if m.grad is None else m.grad - cot
+        for m, cot in zip(weights.masters, cot_gradients, strict=True)
+    ]
+    return gradient_norm(cot_gradients), gradient_norm(rest)
+
+
+def _count(found: LogProbs, batch: Batch, sums: dict[str, float]) -> None:
+    sums["sequences"] += batch.rows
+    sums["steps"] += len(batch.cot.ids_N)
+    if found.squared_N is not None:
+        sums["squared"] += float(found.squared_N.sum())
+    if found.tied_N is not None:
+        sums["ties"] += float(found.tied_N.sum())
+
+
+def _parts(chosen: list[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(chosen), size):
+        yield chosen[start : start + size]
+
+
+def _length(g: Generation) -> int:
+    return len(g.prompt_ids) + len(g.shadow_ids) + len(g.prefill_ids) + len(g.answer_ids)
