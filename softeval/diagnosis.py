@@ -1,0 +1,326 @@
+"""`softeval diagnose`: how far a run's checkpoint went from its base model, on named prefixes.
+
+Writes kl.parquet into the run directory and a "diagnose" block into its run.json. Prefix sets:
+`own`, the CoTs of the run itself; `base`, CoTs that the base model draws under hard_sample on the
+same questions; `gold`, the data set's reference solutions. Soft and fuzzy CoTs are made again from
+their keyed random numbers, and held against the recorded shadow tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from softeval import rundir
+from softeval.decoding import Decoder, Question
+from softeval.divergence import Comparison, PositionKL, Prefix
+from softeval.errors import UserError
+from softeval.gold import gold_solutions
+from softeval.model import LanguageModel, load_model, weights_hash
+from softeval.modes import HardMode, Mode, get_mode
+from softeval.records import SampleKey, kl_schema
+from softeval.rows import Limits
+from softeval.tables import read_table, table_path
+
+PREFIX_SETS = ("own", "base", "gold")
+FLOOR_PREFIXES = 8
+"""Prefixes in the one batch against which the noise floor is taken."""
+
+Tell = Callable[[str, int, int], None]
+"""Told what is replayed, how many are done, how many there are."""
+
+
+class Measured(NamedTuple):
+    """One replayed prefix."""
+
+    prefix_set: str
+    mode: str
+    key: SampleKey
+    kl: PositionKL
+
+
+@dataclass
+class Diagnosis:
+    """What a diagnosis found.
+
+    Attributes:
+        prefixes: number of prefixes of each set.
+        regenerated: soft and fuzzy CoTs that were made again.
+        differing: those whose shadow tokens were not the recorded ones.
+        floor: KL(base‖base) at another batch size, mean nats a token.
+        missing_gold: tasks without reference solutions.
+    """
+
+    prefixes: dict[str, int] = field(default_factory=dict)
+    regenerated: int = 0
+    differing: int = 0
+    floor: float = 0.0
+    missing_gold: list[str] = field(default_factory=list)
+
+
+def diagnose(
+    run: str | Path,
+    base: str | Path,
+    *,
+    sets: Sequence[str] = PREFIX_SETS,
+    samples: int = 1,
+    limit: int | None = None,
+    data_dir: str | None = None,
+    device: str = "auto",
+    dtype: str | None = None,
+    tell: Tell = lambda what, done, total: None,
+) -> Diagnosis:
+    """Measure KL to the base model along a run's prefixes.
+
+    Args:
+        run: run directory; its checkpoint must still be where it was.
+        base: checkpoint directory or hub id of the base model.
+        sets: which prefixes, of "own", "base" and "gold".
+        samples: how many samples of each question and mode.
+        limit: only the first questions of each task.
+        data_dir: where reference solutions lie, if not on the hub; None takes the run's.
+        device: of both models.
+        dtype: of both models; None takes the run's.
+        tell: called as prefixes are replayed.
+
+    Raises:
+        UserError: no run, another checkpoint than the run's, another tokenizer, an unknown set.
+    """
+    session = _Session.open(Path(run), str(base), device, dtype, data_dir)
+    unknown = set(sets) - set(PREFIX_SETS)
+    if unknown or not sets or samples < 1:
+        raise UserError(f"--sets {','.join(sets)}: choose from own, base, gold; --samples from 1")
+    questions = session.questions(limit)
+    found: list[Measured] = []
+    if "own" in sets:
+        found += session.own(questions, samples, tell)
+    base_prefixes = session.base_prefixes(questions, samples) if "base" in sets else []
+    found += session.measure("base", base_prefixes, tell)
+    if "gold" in sets:
+        found += session.measure("gold", session.gold_prefixes(questions), tell)
+    result = session.result
+    result.prefixes = {name: sum(m.prefix_set == name for m in found) for name in sets}
+    result.floor = session.noise_floor(base_prefixes or session.base_prefixes(questions[:4], 1))
+    _write(session, found, sets, samples)
+    return result
+
+
+class _Task(NamedTuple):
+    """A prefix to replay, with the mode that made it; None for a text."""
+
+    key: SampleKey
+    mode: Mode | None
+    prefix: Prefix
+
+
+@dataclass
+class _Session:
+    """The run, its checkpoint and the base model."""
+
+    folder: Path
+    record: dict[str, Any]
+    comparison: Comparison
+    data_dir: str | None
+    result: Diagnosis = field(default_factory=Diagnosis)
+
+    @classmethod
+    def open(
+        cls, folder: Path, base: str, device: str, dtype: str | None, data_dir: str | None
+    ) -> _Session:
+        record = rundir.read_record(folder)
+        model = record["model"]
+        options = {"device": device, "dtype": dtype or model["dtype"]}
+        checkpoint = load_model(model["path"], logits_dtype=model["logits_dtype"], **options)
+        if weights_hash(checkpoint.model) != model["weights_hash"] and dtype is None:
+            raise UserError(
+                f"{model['path']} is not the checkpoint of {folder} any more (other weights); "
+                "restore it, or evaluate it anew"
+            )
+        other = load_model(base, logits_dtype=model["logits_dtype"], **options)
+        directory = data_dir or record["config"].get("data_dir")
+        return cls(folder, record, Comparison(checkpoint, other), directory)
+
+    @property
+    def checkpoint(self) -> LanguageModel:
+        return self.comparison.checkpoint.lm
+
+    @property
+    def limits(self) -> Limits:
+        config = self.record["config"]
+        return Limits(config["max_cot_tokens"], config["max_answer_tokens"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.record["seeds"]["samples"])
+
+    def questions(self, limit: int | None) -> list[Question]:
+        """The run's questions, of each task the first `limit`."""
+        rows = read_table(self.folder, "prompts", ["task", "doc_id", "prompt"]).to_pylist()
+        tasks: dict[str, list[Question]] = {}
+        for row in rows:
+            ids = _encode(self.checkpoint.tokenizer, row["prompt"])
+            question = Question(row["task"], row["doc_id"], ids, ())
+            tasks.setdefault(row["task"], []).append(question)
+        return [question for found in tasks.values() for question in found[:limit]]
+
+    def own(self, questions: list[Question], samples: int, tell: Tell) -> list[Measured]:
+        """KL along the run's own CoTs, mode by mode."""
+        found: list[Measured] = []
+        for entry in self.record["modes"]:
+            mode = _mode(entry)
+            recorded = self._shadows(mode.name, samples)
+            wanted = [q for q in questions if SampleKey(q.task, q.doc_id, 0) in recorded]
+            prefixes = (
+                self._hard_prefixes(wanted, mode, recorded)
+                if isinstance(mode, HardMode)
+                else self._regenerated(wanted, mode, recorded)
+            )
+            found += self.measure("own", list(prefixes), tell)
+        return found
+
+    def base_prefixes(self, questions: list[Question], samples: int) -> list[_Task]:
+        """CoTs of the base model under hard_sample; the same for every checkpoint."""
+        mode = get_mode("hard_sample")
+        decoder = Decoder(self.comparison.base.lm, mode, self.limits, seed=self.seed)
+        asked = [replace(q, samples=tuple(range(samples))) for q in questions]
+        made = [_Task(g.key, mode, Prefix(g.prompt_ids, g.shadow_ids)) for g in decoder.run(asked)]
+        return sorted(made, key=lambda task: _order(task.key))
+
+    def gold_prefixes(self, questions: list[Question]) -> list[_Task]:
+        """Reference solutions as CoTs, cut at the cap."""
+        found: list[_Task] = []
+        names = {entry["task"]: entry for entry in self.record["datasets"]}
+        for task in dict.fromkeys(q.task for q in questions):
+            solutions = gold_solutions(names[task]["name"], self.data_dir, names[task]["split"])
+            if solutions is None:
+                self.result.missing_gold.append(task)
+                continue
+            for question in questions:
+                if question.task == task:
+                    ids = self._solution_ids(solutions[question.doc_id])
+                    key = SampleKey(task, question.doc_id, 0)
+                    found.append(_Task(key, None, Prefix(np.array(question.prompt_ids), ids)))
+        return found
+
+    def measure(self, prefix_set: str, tasks: list[_Task], tell: Tell) -> list[Measured]:
+        """KL along each prefix."""
+        found = []
+        for index, task in enumerate(tasks):
+            mode = task.mode or get_mode("hard_greedy")
+            kl = self.comparison.kl(task.prefix, mode)
+            name = "" if task.mode is None else task.mode.name
+            found.append(Measured(prefix_set, name, task.key, kl))
+            tell(f"{prefix_set} {name}".strip(), index + 1, len(tasks))
+        return found
+
+    def noise_floor(self, tasks: list[_Task]) -> float:
+        """Mean over prefixes of KL(base‖base) a token, alone against in a batch."""
+        chosen = [task.prefix for task in tasks[:FLOOR_PREFIXES]]
+        return float(np.mean([kl_T.mean() for kl_T in self.comparison.noise_floor(chosen)]))
+
+    def _shadows(self, mode: str, samples: int) -> dict[SampleKey, np.ndarray]:
+        """Recorded shadow tokens of the first samples of each question."""
+        import pyarrow.parquet as pq
+
+        columns = ["task", "doc_id", "sample", "shadow_id"]
+        table = pq.read_table(
+            table_path(self.folder, "positions"),
+            columns=columns,
+            filters=[("mode", "=", mode), ("sample", "<", samples)],
+        )
+        frame = table.to_pandas().astype({"task": str})
+        groups = frame.groupby(["task", "doc_id", "sample"], observed=True)["shadow_id"]
+        return {
+            SampleKey(str(task), int(doc), int(sample)): ids.to_numpy(np.int64)
+            for (task, doc, sample), ids in groups  # type: ignore[misc]
+        }
+
+    def _hard_prefixes(
+        self, questions: list[Question], mode: Mode, recorded: dict[SampleKey, np.ndarray]
+    ) -> Iterator[_Task]:
+        prompts = {(q.task, q.doc_id): np.array(q.prompt_ids) for q in questions}
+        for key, ids in recorded.items():
+            if (key.task, key.doc_id) in prompts:
+                yield _Task(key, mode, Prefix(prompts[key.task, key.doc_id], ids))
+
+    def _regenerated(
+        self, questions: list[Question], mode: Mode, recorded: dict[SampleKey, np.ndarray]
+    ) -> Iterator[_Task]:
+        """The same samples once more, this time with what was fed."""
+        decoder = Decoder(self.checkpoint, mode, self.limits, seed=self.seed, keep_inputs=True)
+        samples: dict[tuple[str, int], tuple[int, ...]] = {}
+        for key in recorded:
+            place = (key.task, key.doc_id)
+            samples[place] = (*samples.get(place, ()), key.sample)
+        asked = [replace(q, samples=samples[q.task, q.doc_id]) for q in questions]
+        for made in sorted(decoder.run(asked), key=lambda g: _order(g.key)):
+            self.result.regenerated += 1
+            self.result.differing += not np.array_equal(made.shadow_ids, recorded[made.key])
+            yield _Task(made.key, mode, Prefix(made.prompt_ids, made.shadow_ids, made.inputs))
+
+    def _solution_ids(self, solution: str) -> np.ndarray:
+        ids = self.checkpoint.tokenizer.encode(f" {solution.strip()}", add_special_tokens=False)
+        return np.array(ids[: self.limits.max_cot_tokens], dtype=np.int64)
+
+
+def _mode(entry: dict[str, Any]) -> Mode:
+    """A mode as a run recorded it."""
+    mode = get_mode(entry["name"])
+    if isinstance(mode, HardMode):
+        return HardMode(entry["name"], entry["temperature"])
+    scale = entry["noise_scale"] if mode.noise_scale else None
+    norm = entry["noise_norm"] if mode.noise_scale else None
+    return get_mode(entry["name"], entry["temperature"], scale, norm)
+
+
+def _encode(tokenizer: Any, prompt: str) -> tuple[int, ...]:
+    """Ids of a prompt; a template may have put the BOS token there already."""
+    doubled = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)
+    return tuple(tokenizer.encode(prompt, add_special_tokens=not doubled))
+
+
+def _order(key: SampleKey) -> tuple[str, int, int]:
+    return key.task, key.doc_id, key.sample
+
+
+def _write(session: _Session, found: list[Measured], sets: Sequence[str], samples: int) -> None:
+    """kl.parquet, then the block of run.json that speaks of it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found = sorted(found, key=lambda m: (m.key.task, m.mode, m.prefix_set, *_order(m.key)[1:]))
+    lengths = [len(m.kl.forward) for m in found]
+
+    def spread(values: list[Any]) -> Any:
+        return [value for value, length in zip(values, lengths, strict=True) for _ in range(length)]
+
+    columns = {
+        "task": spread([m.key.task for m in found]),
+        "doc_id": spread([m.key.doc_id for m in found]),
+        "mode": spread([m.mode for m in found]),
+        "sample": spread([m.key.sample for m in found]),
+        "prefix_set": spread([m.prefix_set for m in found]),
+        "position": [position for length in lengths for position in range(length)],
+        "forward": np.concatenate([m.kl.forward for m in found] or [np.empty(0)]),
+        "reverse": np.concatenate([m.kl.reverse for m in found] or [np.empty(0)]),
+    }
+    final = session.folder / "kl.parquet"
+    partial = final.with_name(".kl.parquet.partial")
+    pq.write_table(pa.table(columns, kl_schema()), partial, compression="zstd")
+    partial.replace(final)
+    base = session.comparison.base.lm
+    block = {
+        "base": base.path,
+        "base_weights_hash": weights_hash(base.model),
+        "sets": list(sets),
+        "samples": samples,
+        "noise_floor": {"mean": session.result.floor, "batch_size": FLOOR_PREFIXES},
+        "regenerated": session.result.regenerated,
+        "differing": session.result.differing,
+        "missing_gold": session.result.missing_gold,
+    }
+    rundir.write_record(session.folder, session.record | {"diagnose": block})

@@ -1,0 +1,92 @@
+"""`softeval diagnose` on a real little run."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+from test_divergence import moved
+from tiny import tiny_tokenizer
+
+from softeval.diagnosis import diagnose
+from softeval.errors import UserError
+from softeval.gold import gold_solutions
+from softeval.model import BUNDLED_CHECKPOINT, load_model
+from softeval.run import evaluate
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of a checkpoint near the bundled one, and both checkpoints."""
+    folder = tmp_path_factory.mktemp("diagnosis")
+    base = load_model(BUNDLED_CHECKPOINT, device="cpu")
+    moved(base, 0.02).model.save_pretrained(folder / "near")
+    base.tokenizer.save_pretrained(folder / "near")
+    return evaluate(
+        model=str(folder / "near"),
+        tasks=["arithmetic"],
+        modes=["hard_sample", "soft_sample"],
+        num_samples=2,
+        limit=3,
+        output_path=str(folder / "run"),
+        device="cpu",
+    )
+
+
+def test_every_prefix_set_is_measured_in_both_directions(run):
+    found = diagnose(run.path, BUNDLED_CHECKPOINT, samples=2, device="cpu")
+    assert found.prefixes == {"own": 12, "base": 6, "gold": 0}
+    assert found.missing_gold == ["arithmetic"]
+    assert (found.regenerated, found.differing) == (6, 0)
+    table = pd.read_parquet(run.path / "kl.parquet")
+    assert set(zip(table["prefix_set"], table["mode"], strict=True)) == {
+        ("own", "hard_sample"),
+        ("own", "soft_sample"),
+        ("base", "hard_sample"),
+    }
+    assert bool((table[["forward", "reverse"]].to_numpy() >= 0).all())
+    assert float(table["forward"].mean()) > 10 * max(found.floor, 1e-9)
+    own = table.query("prefix_set == 'own'").groupby(["doc_id", "mode", "sample"]).size()
+    lengths = run.samples().set_index(["doc_id", "mode", "sample"])["n_cot_tokens"]
+    pd.testing.assert_series_equal(
+        own.sort_index(), lengths.sort_index(), check_names=False, check_dtype=False
+    )
+    block = json.loads((run.path / "run.json").read_text())["diagnose"]
+    assert block["noise_floor"]["mean"] == found.floor
+    assert (
+        block["base_weights_hash"]
+        != json.loads((run.path / "run.json").read_text())["model"]["weights_hash"]
+    )
+
+
+def test_sets_samples_and_limit_change_what_is_replayed(run):
+    found = diagnose(run.path, BUNDLED_CHECKPOINT, sets=["own"], samples=1, limit=2, device="cpu")
+    assert found.prefixes == {"own": 4}
+
+
+def test_what_cannot_be_compared_is_refused(run, tmp_path):
+    with pytest.raises(UserError, match="choose from own, base, gold"):
+        diagnose(run.path, BUNDLED_CHECKPOINT, sets=["mine"], device="cpu")
+    with pytest.raises(UserError, match="is not a run directory"):
+        diagnose(tmp_path, BUNDLED_CHECKPOINT)
+    record = json.loads((run.path / "run.json").read_text())
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    record["model"]["weights_hash"] = "0" * 64
+    (changed / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match="other weights"):
+        diagnose(changed, BUNDLED_CHECKPOINT, device="cpu")
+    assert tiny_tokenizer().get_vocab() != {}
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "math500", "olympiadbench"])
+def test_reference_solutions_of_the_real_data(shared, name):
+    solutions = gold_solutions(name, str(shared / "data"), None)
+    assert solutions is not None
+    assert all(isinstance(s, str) and s.strip() for s in solutions)
+    assert not any("<<" in s or "####" in s for s in solutions) or name != "gsm8k"
+
+
+def test_a_data_set_without_solutions_has_none():
+    assert gold_solutions("hellaswag", None, None) is None
