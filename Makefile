@@ -18,8 +18,23 @@ help: ## what can be made
 	  --config-settings editable_mode=compat
 	touch $@
 
-demo: .venv/installed ## evaluate the bundled checkpoints under the six CoT modes, and report
-	$(BIN)/softeval run --num-samples 32 --seed 0
+demo: .venv/installed ## evaluate the four bundled checkpoints under the six CoT modes, and report
+	for method in base hard soft fuzzy; do \
+	  $(BIN)/softeval run --model softeval/checkpoints/$$method --tasks arithmetic \
+	    --num-samples 32 --seed 0 --output-path runs/demo/$$method || exit 1; \
+	done
+	for method in hard soft fuzzy; do \
+	  $(BIN)/softeval diagnose runs/demo/$$method --base softeval/checkpoints/base \
+	    --sets own,base --limit 40 || exit 1; \
+	done
+	$(BIN)/softeval report runs/demo/base runs/demo/hard runs/demo/soft runs/demo/fuzzy \
+	  --title "The bundled checkpoints" --output runs/demo/report.html
+
+demo-train: .venv/installed ## train hard, soft and fuzzy from the bundled base, three seeds each
+	for seed in 0 1 2; do for method in hard soft fuzzy; do \
+	  OMP_NUM_THREADS=1 $(BIN)/softeval train --config demo_$$method --seed $$seed \
+	    --output-path runs/demo-train/$$method-$$seed || exit 1; \
+	done; done
 
 test: check quick slow ## everything: style, types, unit tests, slow tests
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from softeval.lmeval import register_when_imported
 
 if TYPE_CHECKING:
-    from softeval.run import Run, evaluate, load_run
     from softeval.generation import generate
     from softeval.model import LanguageModel, load_model
     from softeval.modes import MODES, get_mode
     from softeval.records import Generation
+    from softeval.run import Run, evaluate, load_run
 
 __version__ = "0.1.0"
 

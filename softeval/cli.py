@@ -21,7 +21,9 @@ from softeval.errors import UserError
 COMMANDS = (
     "softeval.cli_run",
     "softeval.trainers.cli",
+    "softeval.reports.cli",
     "softeval.cli_diagnose",
+    "softeval.cli_score",
     "softeval.cli_show",
     "softeval.cli_ls",
     "softeval.cli_env",

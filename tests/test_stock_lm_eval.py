@@ -52,7 +52,7 @@ def stock(model_args: dict[str, Any], tasks: list[str], limit: int) -> dict[str,
         bootstrap_iters=0,
     )
     assert found is not None
-    return found["results"]
+    return dict(found)["results"]  # type: ignore[return-value]
 
 
 @pytest.mark.slow
@@ -97,7 +97,8 @@ def test_scores_that_are_not_zero_agree_too(tmp_path):
         device="cpu",
         output_path=str(tmp_path / "run"),
     )
-    scores = run.scores().set_index("k")["value"]
+    table = run.scores()
+    scores: dict[int, float] = dict(zip(table["k"], table["value"], strict=True))
     arguments = {
         "pretrained": BUNDLED_CHECKPOINT,
         "mode": "hard_sample",

@@ -1,0 +1,355 @@
+"""What a training step costs: the loss kernel against plain autograd, the step against TRL's.
+
+    python benchmarks/train_step.py loss           # peak memory and seconds of the loss, V = 64,000
+    python benchmarks/train_step.py step           # whole steps: TRL's RLOO, ours hard, ours soft
+    python benchmarks/train_step.py step --large   # the same with a model of 103 M parameters
+
+Memory is measured in a process for each contestant: the peak of its resident size during the work,
+less what it held before. Times are the machine's mood: read the ratios. The contestants' steps
+alternate, and medians are compared; `cpu` counts processor seconds, which a busy machine disturbs
+less than the clock. "Naive soft" keeps logits and p of all positions and leaves the rest to autograd.
+
+Equal work in `step`: B = 2 prompts of 64 tokens, G = 32, 80 tokens to generate for each, no early
+end, passes of 16 sequences, AdamW, float32. TRL has no prefill; ours feeds a few prefill tokens more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+N, D, V, CHUNK = 4096, 256, 64_000, 2**23 // 64_000
+TEMPERATURE = 0.5
+PROMPT, COT, ANSWER, PROMPTS, GROUP, MICRO = 64, 64, 16, 2, 32, 16
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["loss", "step", "variant", "one-step"])
+    parser.add_argument("variant", nargs="?", choices=[*VARIANTS, *CONTESTANTS])
+    parser.add_argument("--large", action="store_true")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    if arguments.what == "variant":
+        print(json.dumps(measure_variant(VARIANTS[arguments.variant])))
+    elif arguments.what == "one-step":
+        print(json.dumps(measure_step(arguments.variant, arguments.large)))
+    elif arguments.what == "loss":
+        compare_losses()
+    else:
+        compare_steps(arguments.large, arguments.rounds)
+
+
+# --- the loss -------------------------------------------------------------------------------------
+
+
+class Problem:
+    """Hidden states, head and embedding of a soft CoT of N positions."""
+
+    def __init__(self) -> None:
+        from softeval.embedding import InputEmbedding
+        from softeval.output_head import HeadRule, OutputHead
+
+        torch.manual_seed(0)
+        self.hidden = torch.randn(N, D, requires_grad=True)
+        self.weight = nn.Parameter(torch.randn(V, D) * 0.1)
+        self.embedding = InputEmbedding(nn.Embedding(V, D), V)
+        self.target = torch.randn(N, D)
+        self.ids = torch.randint(0, V, (N,))
+        self.head = OutputHead(self.weight, None, HeadRule(V, chunk=CHUNK))
+
+
+def soft_naive(p: Problem) -> Tensor:
+    probs_NV = ((p.hidden @ p.weight.T) / TEMPERATURE).softmax(-1)
+    return (p.target - probs_NV @ p.embedding.weight).square().sum()
+
+
+def soft_checkpointed(p: Problem) -> Tensor:
+    from torch.utils.checkpoint import checkpoint
+
+    def part(hidden: Tensor, target: Tensor) -> Tensor:
+        probs = ((hidden @ p.weight.T) / TEMPERATURE).softmax(-1)
+        return (target - probs @ p.embedding.weight).square().sum()
+
+    parts = zip(p.hidden.split(CHUNK), p.target.split(CHUNK), strict=True)
+    return sum(checkpoint(part, h, t, use_reentrant=False) for h, t in parts)  # type: ignore[return-value]
+
+
+def soft_ours(p: Problem) -> Tensor:
+    from softeval.trainers.mixture_loss import mixtures
+
+    mixed = mixtures(p.hidden, p.head, p.embedding, TEMPERATURE).mixed_ND
+    return (p.target - mixed).square().sum()
+
+
+def hard_naive(p: Problem) -> Tensor:
+    log_probs = (p.hidden @ p.weight.T).log_softmax(-1)
+    return log_probs.gather(-1, p.ids[:, None]).sum()
+
+
+def hard_ours(p: Problem) -> Tensor:
+    from softeval.trainers.mixture_loss import token_log_probs
+
+    return token_log_probs(p.hidden, p.ids, p.head).sum()
+
+
+VARIANTS: dict[str, Callable[[Problem], Tensor]] = {
+    "soft_naive": soft_naive,
+    "soft_checkpointed": soft_checkpointed,
+    "soft_ours": soft_ours,
+    "hard_naive": hard_naive,
+    "hard_ours": hard_ours,
+}
+
+
+def measure_variant(loss: Callable[[Problem], Tensor]) -> dict[str, float]:
+    """Forward and backward once, in this process."""
+    problem = Problem()
+    # The parameters' own gradients are every variant's; they are no extra memory of the loss.
+    for parameter in (problem.hidden, problem.weight, problem.embedding.module.weight):
+        parameter.grad = torch.zeros_like(parameter)  # type: ignore[union-attr]
+    before = peak_megabytes()
+    started = time.perf_counter()
+    loss(problem).backward()
+    seconds = time.perf_counter() - started
+    return {"megabytes": peak_megabytes() - before, "seconds": seconds}
+
+
+def peak_megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def in_own_process(*arguments: str) -> dict[str, float]:
+    command = [sys.executable, __file__, *arguments]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def compare_losses() -> None:
+    print(f"N {N}, D {D}, V {V}, chunks of {CHUNK}, float32, {torch.get_num_threads()} threads")
+    found = {}
+    for name in VARIANTS:
+        found[name] = in_own_process("variant", name)
+    print(f"{'variant':20}{'extra MB':>10}{'seconds':>10}{'memory':>10}{'time':>8}")
+    for name, value in found.items():
+        naive = found[f"{name.split('_')[0]}_naive"]
+        ratios = [value[key] / naive[key] for key in ("megabytes", "seconds")]
+        numbers = f"{value['megabytes']:10.0f}{value['seconds']:10.2f}"
+        print(f"{name:20}{numbers}{ratios[0]:10.3f}{ratios[1]:8.2f}")
+
+
+# --- the step -------------------------------------------------------------------------------------
+
+
+def make_model(large: bool) -> Any:
+    """A random Llama and a tokenizer of words without colon or brace: nothing ends early."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from softeval.model import wrap_model
+
+    vocab, width, layers, heads = (32_000, 640, 12, 10) if large else (1000, 256, 6, 4)
+    words = {"<pad>": 0, "<eos>": 1} | {f"w{n}": n for n in range(2, vocab)}
+    backend = Tokenizer(models.WordLevel(words, unk_token="w2"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>"
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    lm = wrap_model(LlamaForCausalLM(config).eval(), tokenizer)
+    lm.eos_ids = frozenset()
+    return lm
+
+
+def prompts() -> list[str]:
+    return [" ".join(f"w{2 + (7 * n + p) % 900}" for n in range(PROMPT)) for p in range(PROMPTS)]
+
+
+class Clock:
+    """Wall and processor seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def read(self) -> dict[str, float]:
+        wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
+        return {"wall": wall, "cpu": cpu}
+
+
+def our_steps(lm: Any, method: str, naive: bool = False) -> Iterator[dict[str, float]]:
+    """Whole steps of ours: rollout, training pass, optimizer. Rewards are made up."""
+    from softeval.trainers.output_head import output_head
+
+    from softeval.decoding import Decoder, Question
+    from softeval.modes import get_mode
+    from softeval.rows import Limits
+    from softeval.trainers.advantages import leave_one_out
+    from softeval.trainers.losses import Policy
+    from softeval.trainers.optimization import MasterWeights, Optimization, Schedule
+    from softeval.trainers.training_pass import PassPlan, TrainingPass
+
+    mode = get_mode(f"{method}_sample")
+    policy = Policy(mode, mode.sigma(lm.embedding))
+    decoder = Decoder(
+        lm, mode, Limits(COT, ANSWER), answer_temperature=1.0, keep_inputs=not policy.feeds_tokens
+    )
+    weights = MasterWeights(lm.model)
+    optimization = Optimization(weights, Schedule(1e-6, 0, 10**6))
+    passes = TrainingPass(lm, output_head(lm), weights, policy, micro_batch=MICRO)
+    ids = [tuple(lm.tokenizer.encode(text)) for text in prompts()]
+    step = 0
+    while True:
+        samples = tuple(range(step * GROUP, (step + 1) * GROUP))
+        clock = Clock()
+        rollouts = list(decoder.run([Question("b", p, i, samples) for p, i in enumerate(ids)]))
+        decoded = clock.read()
+        advantages = leave_one_out(torch.rand(PROMPTS, GROUP, dtype=torch.float64)).flatten()
+        if naive:
+            naive_pass(lm, rollouts, advantages, policy.sigma)
+        else:
+            passes.run(rollouts, advantages, PassPlan(len(rollouts)))
+        weights.fill_missing()
+        optimization.step(step, optimization.norm())
+        step += 1
+        yield {**clock.read(), "rollout_cpu": decoded["cpu"]}
+
+
+def naive_pass(lm: Any, rollouts: list[Any], advantages: Tensor, sigma: float) -> None:
+    """The soft pass as one would first write it: logits and p of every position, plain autograd."""
+    from softeval.trainers.batch import collate
+    from softeval.trainers.losses import teacher_forced_inputs
+
+    for start in range(0, len(rollouts), MICRO):
+        batch = collate(rollouts[start : start + MICRO], lm.device, lm.dtype, keep_fed=True)
+        weight = advantages[start : start + MICRO].float()
+        logits = lm.model(inputs_embeds=teacher_forced_inputs(lm.embedding, batch)).logits
+        flat = logits.flatten(0, 1)
+        mixed = (flat / TEMPERATURE).softmax(-1) @ lm.embedding.weight
+        error = batch.fed_ND - mixed[batch.cot.source_N]
+        cot = -error.square().sum(-1) / (2 * sigma**2) * weight[batch.cot.row_N]
+        chosen = flat.log_softmax(-1)[batch.answer.source_N, batch.answer.ids_N]
+        answer = chosen * weight[batch.answer.row_N]
+        (-(cot.sum() + answer.sum()) / len(rollouts)).backward()
+
+
+def trl_steps(lm: Any, steps: int) -> list[dict[str, float]]:
+    """Whole steps of TRL's RLOOTrainer on the same model, prompts and number of tokens."""
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import RLOOConfig, RLOOTrainer
+
+    times: list[dict[str, float]] = []
+
+    class StepClock(TrainerCallback):
+        def on_step_begin(self, *args: Any, **options: Any) -> None:
+            self.clock = Clock()
+
+        def on_step_end(self, *args: Any, **options: Any) -> None:
+            times.append(self.clock.read())
+
+    def reward(completions: list[str], **_: Any) -> list[float]:
+        return torch.rand(len(completions)).tolist()
+
+    length = COT + ANSWER
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        settings = RLOOConfig(
+            output_dir=folder,
+            per_device_train_batch_size=MICRO,
+            gradient_accumulation_steps=PROMPTS * GROUP // MICRO,
+            num_generations=GROUP,
+            max_completion_length=length,
+            generation_kwargs={"min_new_tokens": length},
+            max_steps=steps,
+            learning_rate=1e-6,
+            beta=0.0,
+            bf16=False,
+            use_cpu=True,
+            gradient_checkpointing=False,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+            logging_steps=1000,
+        )
+        RLOOTrainer(
+            model=lm.model,
+            reward_funcs=reward,
+            args=settings,
+            train_dataset=Dataset.from_dict({"prompt": prompts() * steps * 4}),
+            processing_class=lm.tokenizer,
+            callbacks=[StepClock()],
+        ).train()
+    return times
+
+
+CONTESTANTS = ("TRL RLOO", "ours hard", "ours soft", "naive soft")
+Steps = Callable[[int], list[dict[str, float]]]
+
+
+def contestant(name: str, large: bool) -> Steps:
+    """A function that does so many steps and gives the times of each."""
+    lm = make_model(large)
+    if name == "TRL RLOO":
+        return lambda number: trl_steps(lm, number)
+    kind, method = name.split()
+    steps = our_steps(lm, method, naive=kind == "naive")
+    return lambda number: [next(steps) for _ in range(number)]
+
+
+def measure_step(name: str, large: bool) -> dict[str, float]:
+    """Peak memory of two steps, in this process."""
+    steps = contestant(name, large)
+    before = peak_megabytes()
+    steps(2)
+    return {"megabytes": peak_megabytes() - before}
+
+
+def compare_steps(large: bool, rounds: int) -> None:
+    size = ["--large"] if large else []
+    memory = {n: in_own_process("one-step", n, *size)["megabytes"] for n in CONTESTANTS}
+    contestants = {name: contestant(name, large) for name in CONTESTANTS}
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTESTANTS}
+    for _ in range(rounds):
+        for name, steps in contestants.items():
+            found[name] += steps(2)[1:]  # the first of each visit warms up
+    medians = {
+        name: {key: statistics.median(step[key] for step in steps) for key in steps[0]}
+        for name, steps in found.items()
+    }
+    print(f"{rounds} rounds, {torch.get_num_threads()} threads, {'103 M' if large else '6.4 M'}")
+    columns = ("wall", "cpu", "MB", "cpu/TRL", "cpu/hard", "wall/TRL", "wall/hard", "MB/TRL")
+    print(f"{'':12}" + "".join(f"{column:>10}" for column in columns))
+    trl, hard = medians["TRL RLOO"], medians["ours hard"]
+    for name, value in medians.items():
+        numbers = [value["wall"], value["cpu"], memory[name]]
+        numbers += [value[key] / other[key] for key in ("cpu", "wall") for other in (trl, hard)]
+        numbers.append(memory[name] / memory["TRL RLOO"])
+        print(f"{name:12}" + "".join(f"{number:10.2f}" for number in numbers))
+
+
+if __name__ == "__main__":
+    main()

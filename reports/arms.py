@@ -1,0 +1,358 @@
+"""Runs gathered into checkpoints, and checkpoints into arms: one arm is one training method.
+
+Several run directories of one checkpoint (say, one a task) are put together; checkpoints that
+differ in their training seed only are the seeds of an arm. What may not be averaged or compared is
+refused here, with the difference named. Knows nothing of scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path, PurePath
+from typing import Any
+
+from softeval.errors import UserError
+from softeval.reports.cells import Cell, Key, cell_order, read_cells
+from softeval.reports.kl import Drift, read_drift
+from softeval.reports.likelihoods import Likelihoods, read_likelihoods
+from softeval.reports.positions import EntropySums, choose_groups, read_positions
+from softeval.reports.recorded import RecordedRun, open_run
+
+BASE = "base"
+METHODS = (BASE, "hard", "fuzzy", "soft")  # in the order of the paper's tables
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredRun:
+    """One run directory with everything the report needs of it, reduced.
+
+    Attributes:
+        run: the run directory.
+        cells: samples by (task, mode).
+        positions: entropy sums by (task, mode); empty where none were recorded.
+        likelihoods: log-likelihood results by task.
+        drift: KL to the base model by (task, mode, prefix set); empty without `diagnose`.
+        label: the arm's name where the user gave one.
+    """
+
+    run: RecordedRun
+    cells: Mapping[Key, Cell]
+    positions: Mapping[Key, EntropySums]
+    likelihoods: Mapping[str, Likelihoods]
+    drift: Mapping[tuple[str, str, str], Drift]
+    label: str | None = None
+
+    @property
+    def identity(self) -> str:
+        """What tells one checkpoint from another: its weights."""
+        model = self.run.model
+        return str(model.get("weights_hash") or model.get("path") or self.run.folder)
+
+    @property
+    def name(self) -> str:
+        """Short name of the model: the last part of its path."""
+        return _last_part(self.run.model.get("path"))
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """One set of weights and all its runs.
+
+    Attributes:
+        runs: its run directories.
+        family: short name of the base model.
+        method: "base", the training method, or the label that the user gave.
+        dataset: what it was trained on; None for a base model.
+        train_seed: seed of the training; None where unknown.
+    """
+
+    runs: tuple[MeasuredRun, ...]
+    family: str
+    method: str
+    dataset: str | None
+    train_seed: int | None
+
+    @cached_property
+    def cells(self) -> dict[Key, Cell]:
+        """Samples of all runs by (task, mode)."""
+        return {key: cell for run in self.runs for key, cell in run.cells.items()}
+
+    @cached_property
+    def positions(self) -> dict[Key, EntropySums]:
+        """Entropy sums of all runs by (task, mode)."""
+        return {key: sums for run in self.runs for key, sums in run.positions.items()}
+
+    @cached_property
+    def likelihoods(self) -> dict[str, Likelihoods]:
+        """Log-likelihood results of all runs by task."""
+        return {task: table for run in self.runs for task, table in run.likelihoods.items()}
+
+    @cached_property
+    def drift(self) -> dict[tuple[str, str, str], Drift]:
+        """KL to the base model of all runs by (task, mode, prefix set)."""
+        return {key: drift for run in self.runs for key, drift in run.drift.items()}
+
+    @property
+    def name(self) -> str:
+        """For lists of checkpoints: model, method, dataset and seed."""
+        parts = [self.family, self.method]
+        parts += [f"on {self.dataset}"] if self.dataset else []
+        parts += [f"seed {self.train_seed}"] if self.train_seed is not None else []
+        return " · ".join(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """Checkpoints of one base model, method and training set: one row of a table.
+
+    Attributes:
+        family: short name of the base model.
+        method: "base", "hard", "fuzzy", "soft" or a label.
+        dataset: training set; None for the base model.
+        checkpoints: one a training seed, ascending.
+    """
+
+    family: str
+    method: str
+    dataset: str | None
+    checkpoints: tuple[Checkpoint, ...] = field(repr=False)
+
+    @property
+    def is_base(self) -> bool:
+        """Whether this is the model before training."""
+        return self.method == BASE
+
+    @property
+    def seeds(self) -> int:
+        """Number of checkpoints."""
+        return len(self.checkpoints)
+
+    def having(self, key: Key) -> tuple[Checkpoint, ...]:
+        """The checkpoints that were evaluated on this task and mode."""
+        return tuple(c for c in self.checkpoints if key in c.cells)
+
+
+@dataclass(frozen=True, eq=False)
+class Arms:
+    """Everything one report is about.
+
+    Attributes:
+        arms: rows, grouped by base model and training set, the base model first.
+        runs: all runs, in the order given.
+    """
+
+    arms: tuple[Arm, ...]
+    runs: tuple[MeasuredRun, ...]
+
+    @cached_property
+    def keys(self) -> tuple[Key, ...]:
+        """Every (task, mode) that some checkpoint was evaluated on."""
+        found = {key for arm in self.arms for c in arm.checkpoints for key in c.cells}
+        return tuple(sorted(found, key=cell_order))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Generative tasks."""
+        return tuple(dict.fromkeys(task for task, _ in self.keys))
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """CoT modes, in the paper's order."""
+        found = {mode for _, mode in self.keys}
+        return tuple(sorted(found, key=lambda mode: cell_order(("", mode))))
+
+    @property
+    def groups(self) -> dict[tuple[str, str | None], tuple[Arm, ...]]:
+        """Arms that may be compared: one base model with what was trained from it on one set."""
+        trained = {(a.family, a.dataset): None for a in self.arms if not a.is_base}
+        alone = {a.family for a in self.arms} - {family for family, _ in trained}
+        keys = list(trained) + [(family, None) for family in sorted(alone)]
+        return {
+            key: tuple(a for a in self.arms if a.family == key[0] and a.dataset in (None, key[1]))
+            for key in keys
+        }
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Base models."""
+        return tuple(dict.fromkeys(arm.family for arm in self.arms))
+
+    def name(self, arm: Arm) -> str:
+        """The arm's name, as short as this report allows."""
+        parts = [arm.method]
+        if arm.dataset and len({a.dataset for a in self.arms if a.dataset}) > 1:
+            parts.append(f"on {arm.dataset}")
+        if len(self.families) > 1:
+            parts.insert(0, arm.family)
+        return " · ".join(parts)
+
+
+def measure(named: Sequence[tuple[str | None, str | Path]], positions: bool = True) -> Arms:
+    """Read run directories and group them into arms.
+
+    Samples are read first, so that runs that do not belong together are refused before the long
+    reading of positions.
+
+    Args:
+        named: (label or None, folder) of each run; a label names the run's arm instead of its
+            training method.
+        positions: whether to read the per-position records (entropy, KL) too.
+
+    Raises:
+        UserError: not a run directory, a damaged file, or runs that must not stand in one table.
+    """
+    if not named:
+        raise UserError("no run directory given; `softeval ls runs` lists them")
+    opened = [(label, open_run(folder)) for label, folder in named]
+    drafts = [
+        MeasuredRun(run, read_cells(run), {}, read_likelihoods(run), {}, label)
+        for label, run in opened
+    ]
+    arms = _gather(drafts)
+    if not positions:
+        return arms
+    by_task: dict[str, list[Cell]] = {}
+    for run in drafts:
+        for cell in run.cells.values():
+            by_task.setdefault(cell.task, []).append(cell)
+    groups = {task: choose_groups(cells) for task, cells in by_task.items()}
+    return _gather(
+        [
+            replace(
+                draft,
+                positions=read_positions(draft.run, draft.cells, groups),
+                drift=read_drift(draft.run),
+            )
+            for draft in drafts
+        ]
+    )
+
+
+def _gather(runs: Sequence[MeasuredRun]) -> Arms:
+    refuse_other_data(runs)
+    by_weights: dict[tuple[str, str | None], list[MeasuredRun]] = {}
+    for run in runs:
+        by_weights.setdefault((run.identity, run.label), []).append(run)
+    labelled = any(run.label for run in runs)
+    checkpoints = [_checkpoint(tuple(group), labelled) for group in by_weights.values()]
+    by_arm: dict[tuple[str, str, str | None], list[Checkpoint]] = {}
+    for one in checkpoints:
+        by_arm.setdefault((one.family, one.method, one.dataset), []).append(one)
+    arms = [_arm(key, group) for key, group in by_arm.items()]
+    return Arms(tuple(sorted(arms, key=_arm_order)), tuple(runs))
+
+
+def _checkpoint(runs: tuple[MeasuredRun, ...], labelled: bool) -> Checkpoint:
+    _refuse_repeats(runs)
+    first = runs[0]
+    training = first.run.training
+    method = first.label or training.get("method") or BASE
+    family = _last_part(training.get("base")) if training.get("base") else first.name
+    dataset = training.get("dataset") if method != BASE else None
+    seed = training.get("train_seed")
+    return Checkpoint(
+        runs=runs,
+        family="these runs" if labelled else family,
+        method=str(method),
+        dataset=None if labelled or dataset is None else _last_part(dataset),
+        train_seed=None if seed is None else int(seed),
+    )
+
+
+def _arm(key: tuple[str, str, str | None], checkpoints: Iterable[Checkpoint]) -> Arm:
+    unknown = -1
+    order = sorted(checkpoints, key=lambda c: unknown if c.train_seed is None else c.train_seed)
+    arm = Arm(*key, checkpoints=tuple(order))
+    _refuse_same_seed(arm)
+    _refuse_other_modes(arm)
+    return arm
+
+
+def _arm_order(arm: Arm) -> tuple[str, bool, str, int, str]:
+    rank = METHODS.index(arm.method) if arm.method in METHODS else len(METHODS)
+    return arm.family, not arm.is_base, arm.dataset or "", rank, arm.method
+
+
+def _refuse_repeats(runs: Sequence[MeasuredRun]) -> None:
+    """One checkpoint, task and mode may come from one run only: decoding seeds are not seeds."""
+    seen: dict[Key | str, MeasuredRun] = {}
+    for run in runs:
+        for key in [*run.cells, *run.likelihoods]:
+            if key in seen:
+                what = key if isinstance(key, str) else f"{key[0]} under {key[1]}"
+                raise UserError(
+                    f"{seen[key].run.folder} and {run.run.folder} both evaluate {what} with the"
+                    " same weights; give one of them (more samples: one run, larger --num-samples)"
+                )
+            seen[key] = run
+
+
+def _refuse_same_seed(arm: Arm) -> None:
+    seeds = [c.train_seed for c in arm.checkpoints]
+    for index, seed in enumerate(seeds):
+        if index and (seed in seeds[:index] or None in seeds):
+            folders = ", ".join(str(c.runs[0].run.folder) for c in arm.checkpoints)
+            raise UserError(
+                f"{folders}: different weights but the same method and training seed;"
+                " name them apart, LABEL=RUN"
+            )
+
+
+def _refuse_other_modes(arm: Arm) -> None:
+    """Seeds that were evaluated at other temperatures or noise scales are not averaged."""
+    seen: dict[str, tuple[MeasuredRun, Mapping[str, Any]]] = {}
+    for run in (run for c in arm.checkpoints for run in c.runs):
+        for name, mode in run.run.modes().items():
+            for knob in ("temperature", "noise_scale", "noise_norm"):
+                first, there = seen.setdefault(name, (run, mode))
+                if there.get(knob) != mode.get(knob):
+                    raise UserError(
+                        f"{first.run.folder} has {name} with {knob} {there.get(knob)},"
+                        f" {run.run.folder} with {mode.get(knob)}; name them apart, LABEL=RUN"
+                    )
+
+
+def refuse_other_data(runs: Sequence[MeasuredRun]) -> None:
+    """Refuse runs in which the same task does not mean the same questions and labels.
+
+    Raises:
+        UserError: with what differs.
+    """
+    seen: dict[str, tuple[MeasuredRun, Mapping[str, Any]]] = {}
+    for run in runs:
+        for task, source in run.run.datasets().items():
+            first, there = seen.setdefault(task, (run, source))
+            for name in ("sha256", "split"):
+                if there.get(name) != source.get(name):
+                    raise UserError(
+                        f"{first.run.folder} and {run.run.folder} have different data for {task}:"
+                        f" {name} {_brief(there.get(name))} and {_brief(source.get(name))};"
+                        " report them apart"
+                    )
+    _refuse_other_labels(runs)
+
+
+def _refuse_other_labels(runs: Sequence[MeasuredRun]) -> None:
+    seen: dict[tuple[str, int], tuple[MeasuredRun, str]] = {}
+    for run in runs:
+        for cell in run.cells.values():
+            for doc, target in zip(cell.doc_M.tolist(), cell.target_M.tolist(), strict=True):
+                first, there = seen.setdefault((cell.task, doc), (run, target))
+                if there != target:
+                    raise UserError(
+                        f"{first.run.folder} and {run.run.folder} have different labels for"
+                        f" {cell.task}, question {doc}: {_brief(there)} and {_brief(target)};"
+                        " report them apart"
+                    )
+
+
+def _last_part(path: object) -> str:
+    """``Llama-3.2-3B`` of ``meta-llama/Llama-3.2-3B``; ``base`` of ``softeval:base``."""
+    return PurePath(str(path).rsplit(":", 1)[-1]).name if path else "model"
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 24 else text[:20] + "…" + text[-1]

@@ -1,0 +1,387 @@
+"""Figures and tables of the report put together: drawing, text alternative, caption, numbers.
+
+Each function turns what was measured into what a template prints. Knows nothing of HTML beyond the
+SVG that matplotlib draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+from markupsafe import Markup
+
+from softeval.reports.contrasts import Comparison
+from softeval.reports.curves import CurveFigure
+from softeval.reports.differences import CurveDifference
+from softeval.reports.drift import DriftScore
+from softeval.reports.entropy import VIEWS, EntropyFigure, EntropySummary
+from softeval.reports.figures.drift import draw_drift
+from softeval.reports.figures.entropy import draw_entropy
+from softeval.reports.figures.forest import draw_forest
+from softeval.reports.figures.out_of_domain import draw_out_of_domain
+from softeval.reports.figures.passk import draw_curves
+from softeval.reports.figures.svg import to_svg
+from softeval.reports.figures.training import draw_training
+from softeval.reports.out_of_domain import OutOfDomainScore
+from softeval.reports.paper import paper_out_of_domain
+from softeval.reports.tables import (
+    Table,
+    TableCell,
+    by_position,
+    comparison_table,
+    number,
+    points,
+    simple_table,
+)
+from softeval.reports.training import TrainingCurve
+
+
+@dataclass(frozen=True)
+class FigureBlock:
+    """A figure as the page shows it.
+
+    Attributes:
+        title: short; names the region.
+        svg: the drawing, with its text alternative inside.
+        caption: how to read it.
+        table: its numbers; None where a table of the section has them.
+    """
+
+    title: str
+    svg: Markup
+    caption: str
+    table: Table | None = None
+
+
+@dataclass(frozen=True)
+class Block:
+    """A heading with a figure and perhaps a table."""
+
+    heading: str
+    figure: FigureBlock
+    table: Table | None = None
+    crossings: Table | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """One more way to look at the same records."""
+
+    name: str
+    figure: FigureBlock
+
+
+@dataclass(frozen=True)
+class EntropyBlock:
+    """Entropy of a task: the main figure and the other views of it."""
+
+    heading: str
+    main: FigureBlock
+    views: tuple[View, ...]
+
+
+def curve_block(curves: CurveFigure, number_on_page: int) -> Block:
+    """pass@k curves of one group and task."""
+    title = f"pass@k on {curves.task}: {curves.name}"
+    largest = [
+        f"{panel.title or curve.name} {curve.name} {points(curve.band.mean[-1])} %".strip()
+        for panel in curves.panels
+        for curve in panel.curves
+        if curve.band is not None
+    ]
+    n = max(curve.n for panel in curves.panels for curve in panel.curves)
+    svg = to_svg(
+        draw_curves(curves), f"passk{number_on_page}", title, f"At k = {n}: {'; '.join(largest)}."
+    )
+    caption = (
+        f"Share of problems solved by at least one of k samples (n = {n}), with simultaneous 95 %"
+        " bands. Triangles at the left: greedy pass@1, another quantity. Below: difference from"
+        f" {curves.baseline.replace('_', ' ')} in points; a ring marks a crossing."
+    )
+    figure = FigureBlock(title, Markup(svg), caption, _curve_numbers(curves))
+    differences = [d for panel in curves.panels for d in panel.differences]
+    return Block(f"{curves.task} · {curves.name}", figure, crossings=_crossing_table(differences))
+
+
+def _curve_numbers(curves: CurveFigure) -> Table:
+    ks = sorted(
+        {int(k) for panel in curves.panels for c in panel.curves if c.band for k in c.band.ks}
+    )
+    rows = []
+    for panel in curves.panels:
+        for curve in panel.curves:
+            name = f"{curve.name}, {panel.title}" if panel.title else curve.name
+            greedy = points(curve.greedy.mean.mean) if curve.greedy else "–"
+            found = {} if curve.band is None else dict(
+                zip(curve.band.ks.tolist(), curve.band.mean.tolist(), strict=True)
+            )  # fmt: skip
+            rows.append([name, greedy, *(points(found.get(k, float("nan"))) for k in ks)])
+    return simple_table("Problems solved, percent.", ["", "greedy", *map(str, ks)], rows)
+
+
+def _crossing_table(differences: Sequence[CurveDifference]) -> Table | None:
+    if not differences:
+        return None
+    largest = max(d.n for d in differences)
+    columns = ("curves", "D at k = 1", f"D at k = {largest}", "crosses at k")
+    columns += ("resamples without crossing", "only A / only B solves")
+    return Table(
+        "Where the difference D(k) changes sign, in points, with the middle 95 % of the crossings"
+        f" in resamples; crossings beyond k = {largest} cannot be seen. Last: problems that one side"
+        " solves at least once and the other never.",
+        columns,
+        tuple(_crossing_row(d, largest) for d in differences),
+    )
+
+
+def _crossing_row(d: CurveDifference, largest: int) -> tuple[TableCell, ...]:
+    c = d.crossing
+    span = "" if np.isnan(c.low) else f"[{c.low:.0f}, {c.high:.0f}]"
+    by_mode = d.a.mode != d.b.mode
+    return (
+        TableCell(f"{d.a.name} − {d.b.name}", "" if by_mode else d.a.mode.replace("_", " ")),
+        TableCell(points(d.band.mean[0], sign=True)),
+        TableCell(points(d.band.mean[-1], sign=True), "" if d.n == largest else f"k = {d.n}"),
+        TableCell("none" if c.k is None else str(c.k), span),
+        TableCell(f"{100 * c.p_no_crossing:.0f} %"),
+        TableCell(f"{d.evidence.only_a} / {d.evidence.only_b}"),
+    )
+
+
+def comparison_blocks(comparisons: Sequence[Comparison], margin: float) -> list[Block]:
+    """A forest plot and its table for each task."""
+    blocks = []
+    tasks = list(dict.fromkeys(c.metric.task for c in comparisons))
+    for index, task in enumerate(tasks):
+        mine = [c for c in comparisons if c.metric.task == task]
+        title = f"Comparisons on {task}"
+        told = [f"{c.name}, {c.metric_name}: {c.verdict.word}" for c in mine if c.primary]
+        svg = to_svg(
+            draw_forest(mine, margin),
+            f"forest{index}",
+            title,
+            f"Primary comparisons: {'; '.join(told) or 'none'}.",
+        )
+        caption = (
+            "Difference A − B in points with its 95 % interval. Filled: primary, declared in"
+            " advance; open: exploratory. Ticks: minimum detectable effect. Grey zone:"
+            f" ±{points(margin, 0)} points, within which sides count as equivalent. Bars: share of"
+            " problems on which one side does better."
+        )
+        figure = FigureBlock(title, Markup(svg), caption)
+        blocks.append(Block(task, figure, comparison_table(mine, margin)))
+    return blocks
+
+
+ENTROPY_CAPTIONS = {
+    "all": "Mean entropy at each position over the CoTs still running there, with 95 % intervals"
+    " over problems; thin lines are single training seeds; pale where fewer than 10 % of CoTs or 30"
+    " problems are left. Strips: share of CoTs still running. Who is still running changes along"
+    " the axis, so a trend may be one of composition: see the fixed cohort.",
+    "cohort": "Only CoTs of at least {cohort} tokens, so that up to the dotted line every position"
+    " averages the same CoTs.",
+    "terciles": "CoTs of {arm} split in three by length.",
+    "progress": "Each CoT cut in twenty equal parts.",
+    "end": "The last 64 positions, aligned at the end of the CoT; strips: share of CoTs that long.",
+}
+
+
+def entropy_blocks(figures: Sequence[EntropyFigure]) -> list[EntropyBlock]:
+    """One block a group and task."""
+    blocks = []
+    for index, (heading, group) in enumerate(
+        groupby(figures, key=lambda f: f"{f.task} · {f.name}")
+    ):
+        views = [View(VIEWS[f.view], _entropy_figure(f, index)) for f in group]
+        blocks.append(EntropyBlock(heading, views[0].figure, tuple(views[1:])))
+    return blocks
+
+
+def _entropy_figure(entropy: EntropyFigure, index: int) -> FigureBlock:
+    title = f"Entropy on {entropy.task}: {VIEWS[entropy.view].lower()}"
+    told = []
+    for mode, traces in entropy.panels.items():
+        for trace in traces:
+            first, last = _ends(trace.profile.mean, trace.profile.grey)
+            told.append(f"{mode.replace('_', ' ')} {trace.name} from {first} to {last} nats")
+    caption = ENTROPY_CAPTIONS[entropy.view].format(
+        cohort=entropy.cohort, arm=entropy.name.split(",")[0]
+    )
+    svg = to_svg(
+        draw_entropy(entropy), f"entropy{index}{entropy.view}", title, f"{'; '.join(told)}."
+    )
+    return FigureBlock(title, Markup(svg), caption, _entropy_numbers(entropy))
+
+
+def _ends(mean_T: np.ndarray, grey_T: np.ndarray) -> tuple[str, str]:
+    kept = mean_T[~grey_T & ~np.isnan(mean_T)]
+    return (number(kept[0], 2), number(kept[-1], 2)) if len(kept) else ("–", "–")
+
+
+def _entropy_numbers(entropy: EntropyFigure) -> Table:
+    """At most sixteen positions of every line."""
+    lines = [(m, t) for m, traces in entropy.panels.items() for t in traces]
+    longest = max((t.profile for _, t in lines), key=lambda profile: len(profile.start))
+    shown = np.unique(np.linspace(0, len(longest.start) - 1, 16).round().astype(int))
+    names = [f"{t.name}, {m.replace('_', ' ')}" for m, t in lines]
+
+    def value(row: int, column: int) -> float:
+        mean, at = lines[row][1].profile.mean, shown[column]
+        return float(mean[at]) if at < len(mean) else float("nan")
+
+    starts = [int(longest.start[at]) for at in shown]
+    return by_position("Entropy in nats by position.", names, starts, value)
+
+
+def entropy_tables(summaries: Sequence[EntropySummary]) -> list[Table]:
+    """Rows arms, columns modes; one table a task."""
+    tables = []
+    for task in dict.fromkeys(s.task for s in summaries):
+        mine = {(s.name, s.mode): s for s in summaries if s.task == task}
+        modes = list(dict.fromkeys(mode for _, mode in mine))
+        rows = [
+            (TableCell(name), *(_entropy_cell(mine.get((name, mode))) for mode in modes))
+            for name in dict.fromkeys(name for name, _ in mine)
+        ]
+        caption = (
+            f"{task}: mean entropy of a CoT at temperature 1, nats, with its 95 % interval over"
+            " problems; below, weighted by tokens."
+        )
+        columns = ("", *(mode.replace("_", " ") for mode in modes))
+        tables.append(Table(caption, columns, tuple(rows)))
+    return tables
+
+
+def _entropy_cell(s: EntropySummary | None) -> TableCell:
+    if s is None:
+        return TableCell("–", detail="not evaluated")
+    interval = s.sequence.interval
+    return TableCell(
+        f"{interval.mean:.3f}",
+        f"[{interval.low:.3f}, {interval.high:.3f}]\n{s.token_weighted:.3f} by token".replace(
+            "-", "−"
+        ),
+        detail=f"at the mode's temperature {number(s.mode_entropy, 2)}; exp {number(s.exp)};"
+        f" {s.mean_length:.0f} CoT tokens, {points(s.truncated)} % truncated",
+    )
+
+
+def drift_blocks(scores: Sequence[DriftScore]) -> list[Block]:
+    """KL of each task."""
+    blocks = []
+    for index, task in enumerate(dict.fromkeys(score.task for score in scores)):
+        mine = [score for score in scores if score.task == task]
+        title = f"KL to the base model on {task}"
+        told = [f"{s.name} {s.text} nats per token, {s.kind}" for s in mine]
+        svg = to_svg(draw_drift(mine), f"kl{index}", title, f"{'; '.join(told)}.")
+        caption = (
+            "Exact KL per token with 95 % intervals over problems and seeds; right: the first kind"
+            " by position. Dotted: noise floor, the base model against itself at another batch"
+            " size. Forward is KL(base‖checkpoint), reverse KL(checkpoint‖base)."
+        )
+        figure = FigureBlock(title, Markup(svg), caption)
+        blocks.append(Block(task, figure, _drift_table(mine)))
+    return blocks
+
+
+def _drift_table(scores: Sequence[DriftScore]) -> Table:
+    names = list(dict.fromkeys(s.name for s in scores))
+    mine = {(s.name, s.kind): s for s in scores}
+    rows = [
+        (TableCell(kind), *(_drift_cell(mine.get((name, kind))) for name in names))
+        for kind in dict.fromkeys(s.kind for s in scores)
+    ]
+    floors = [s.floor for s in scores if s.floor is not None]
+    floor = f"noise floor {number(max(floors), 2)}" if floors else "noise floor not measured"
+    caption = (
+        f"Nats per token (95 % interval), {floor}; below, nats per sequence, which is a sequence KL"
+        " only in reverse on own CoTs of hard sampling."
+    )
+    return Table(caption, ("KL", *names), tuple(rows))
+
+
+def _drift_cell(s: DriftScore | None) -> TableCell:
+    if s is None:
+        return TableCell("–", detail="not measured")
+    _, low, high = s.per_token
+    total, total_low, total_high = s.per_sequence
+    return TableCell(
+        s.text,
+        f"[{number(low)}, {number(high)}]\n{number(total)} [{number(total_low)},"
+        f" {number(total_high)}] a sequence",
+        detail=f"{s.sequences} sequences",
+    )
+
+
+def out_of_domain_block(scores: Sequence[OutOfDomainScore], paper: bool) -> Block | None:
+    """Accuracy and NLL of the log-likelihood tasks."""
+    if not scores:
+        return None
+    title = "Accuracy against NLL of the correct answer"
+    told = [
+        f"{s.task} {s.name}: {points(s.accuracy.mean)} %, {number(s.nll.mean)} nats" for s in scores
+    ]
+    svg = to_svg(draw_out_of_domain(scores), "ood", title, f"{'; '.join(told)}.")
+    caption = (
+        "Accuracy against NLL per token of the correct answer, with 95 % intervals; small marks are"
+        " single seeds. Up and left is better."
+    )
+    figure = FigureBlock(title, Markup(svg), caption)
+    rows = tuple(_out_of_domain_row(score, paper) for score in scores)
+    columns = ("training", "accuracy, %", "NLL per token, nats", "NLL minus base", "questions")
+    return Block(title, figure, Table("Log-likelihood tasks.", columns, rows))
+
+
+def _out_of_domain_row(s: OutOfDomainScore, paper: bool) -> tuple[TableCell, ...]:
+    references = [
+        paper_out_of_domain(s.arm, s.task, metric) if paper else None
+        for metric in ("accuracy_percent", "nll_correct_per_token")
+    ]
+    printed = [f"paper {r.text}" if r else "" for r in references]
+    accuracy, nll = s.accuracy.interval, s.nll.interval
+    sd = "" if np.isnan(s.accuracy.sd) else f" ± {points(s.accuracy.sd)}"
+    nll_sd = "" if np.isnan(s.nll.sd) else f" ± {s.nll.sd:.3f}"
+    to_base = TableCell("–")
+    if s.to_base is not None:
+        interval = f"[{s.to_base.low:+.3f}, {s.to_base.high:+.3f}]".replace("-", "−")
+        to_base = TableCell(f"{s.to_base.diff:+.3f}".replace("-", "−"), interval)
+    return (
+        TableCell(s.name, s.task),
+        TableCell(
+            points(accuracy.mean) + sd,
+            f"[{points(accuracy.low)}, {points(accuracy.high)}]",
+            printed[0],
+        ),
+        TableCell(f"{nll.mean:.3f}{nll_sd}", f"[{nll.low:.3f}, {nll.high:.3f}]", printed[1]),
+        to_base,
+        TableCell(str(s.questions)),
+    )
+
+
+def training_block(curves: Sequence[TrainingCurve]) -> FigureBlock | None:
+    """Success against steps of the training runs given."""
+    if not curves:
+        return None
+    title = "Training success against steps"
+    told = [f"{c.name}: best validation {points(c.best[1])} %" for c in curves if c.best]
+    svg = to_svg(draw_training(curves), "training", title, f"{'; '.join(told) or 'no validation'}.")
+    rows = [
+        [
+            c.name,
+            points(float(c.success[-1])) if len(c.success) else "–",
+            points(c.best[1]) if c.best else "–",
+            f"{c.best[0]:.0f}" if c.best else "–",
+        ]
+        for c in curves
+    ]
+    columns = ["training run", "last rollouts, %", "best validation, %", "at step"]
+    return FigureBlock(
+        title,
+        Markup(svg),
+        "Success of the rollouts (smoothed over long runs) and of greedy validation on held-out"
+        " training questions; thin lines are single runs, a ring marks the checkpoint that is kept.",
+        simple_table("Training runs.", columns, rows),
+    )

@@ -1,0 +1,183 @@
+"""Samples of a run reduced to cells: counts and validity of one task under one CoT mode.
+
+Reads samples.parquet once, in batches; texts are hashed and dropped. Knows nothing of entropies,
+several runs or intervals.
+
+Shape letters: R samples (rows), M problems.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softeval.reports.recorded import RecordedRun
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Key = tuple[str, str]  # (task, mode)
+
+# As the paper's tables list them.
+MODE_ORDER = tuple(
+    f"{kind}_{how}" for kind in ("hard", "fuzzy", "soft") for how in ("greedy", "sample")
+)
+
+COLUMNS = (
+    "task",
+    "mode",
+    "doc_id",
+    "sample",
+    "prompt_hash",
+    "cot_text",
+    "answer_text",
+    "target",
+    "correct",
+    "verdict",
+    "stop_reason",
+    "n_cot_tokens",
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """Samples of one run, task and mode, sorted by problem and sample index.
+
+    Attributes:
+        task: name of the task.
+        mode: name of the CoT mode.
+        doc_R: (R,) problem of each sample.
+        sample_R: (R,) sample index.
+        correct_R: (R,) whether the answer was accepted.
+        no_answer_R: (R,) whether no box was closed.
+        timeout_R: (R,) whether scoring ran out of time or failed.
+        truncated_R: (R,) whether the CoT ended at the cap.
+        eos_R: (R,) whether the CoT ended with an end-of-sequence token.
+        length_R: (R,) CoT tokens.
+        text_R: (R,) hash of CoT and answer, to count duplicates.
+        target_M: label hash of each problem in `doc_M`.
+        prompt_M: prompt hash of each problem in `doc_M`.
+    """
+
+    task: str
+    mode: str
+    doc_R: NDArray[np.int64]
+    sample_R: NDArray[np.int64]
+    correct_R: NDArray[np.bool_]
+    no_answer_R: NDArray[np.bool_]
+    timeout_R: NDArray[np.bool_]
+    truncated_R: NDArray[np.bool_]
+    eos_R: NDArray[np.bool_]
+    length_R: NDArray[np.int64]
+    text_R: NDArray[np.int64]
+    doc_M: NDArray[np.int64]
+    n_M: NDArray[np.int64]
+    c_M: NDArray[np.int64]
+    target_M: NDArray[np.object_]
+    prompt_M: NDArray[np.object_]
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the mode gives the same sample every time, so that pass@k is only pass@1."""
+        return self.mode.endswith("_greedy")
+
+    @property
+    def n(self) -> int:
+        """Fewest samples of a problem; the n that is published with a pass@k."""
+        return int(self.n_M.min())
+
+    @property
+    def problem_R(self) -> NDArray[np.intp]:
+        """(R,) index into `doc_M`."""
+        return np.searchsorted(self.doc_M, self.doc_R)
+
+    def duplicates(self) -> float:
+        """Share of samples whose text an earlier sample of the same problem has; 0 when greedy."""
+        pairs = np.stack([self.doc_R, self.text_R], -1)
+        return 1.0 - len(np.unique(pairs, axis=0)) / len(pairs)
+
+
+def read_cells(run: RecordedRun) -> dict[Key, Cell]:
+    """Every cell of a run, in the order of tasks, then of the modes as the paper lists them.
+
+    Raises:
+        UserError: samples.parquet is damaged.
+    """
+    if not run.has("samples"):
+        return {}
+    parts: dict[Key, list[dict[str, np.ndarray]]] = {}
+    for batch in run.batches("samples", COLUMNS):
+        for key, columns in _split(batch):
+            parts.setdefault(key, []).append(columns)
+    return {key: _cell(key, parts[key]) for key in sorted(parts, key=cell_order)}
+
+
+def cell_order(key: Key) -> tuple[str, int, str]:
+    """Sort key: tasks by name, modes in the paper's order, unknown modes last."""
+    task, mode = key
+    rank = MODE_ORDER.index(mode) if mode in MODE_ORDER else len(MODE_ORDER)
+    return task, rank, mode
+
+
+def _split(batch: pa.RecordBatch) -> Iterator[tuple[Key, dict[str, np.ndarray]]]:
+    """The batch's rows by (task, mode), as numpy columns."""
+    task, mode = (batch.column(name).dictionary_encode() for name in ("task", "mode"))
+    modes = mode.dictionary.to_pylist()
+    code_R = task.indices.to_numpy() * len(modes) + mode.indices.to_numpy()
+    columns = _columns(batch)
+    for code in np.unique(code_R):
+        rows = np.flatnonzero(code_R == code)
+        key = (task.dictionary[code // len(modes)].as_py(), modes[code % len(modes)])
+        yield key, {name: values[rows] for name, values in columns.items()}
+
+
+def _columns(batch: pa.RecordBatch) -> dict[str, np.ndarray]:
+    verdict_R, stop_R = (_strings(batch, name) for name in ("verdict", "stop_reason"))
+    return {
+        "doc_R": _integers(batch, "doc_id"),
+        "sample_R": _integers(batch, "sample"),
+        "correct_R": batch.column("correct").to_numpy(zero_copy_only=False).astype(bool),
+        "no_answer_R": verdict_R == "no_answer",
+        "timeout_R": np.isin(verdict_R, ["timeout", "error"]),
+        "truncated_R": stop_R == "length",
+        "eos_R": stop_R == "eos",
+        "length_R": _integers(batch, "n_cot_tokens"),
+        "text_R": _hashes(batch, "cot_text") * 31 + _hashes(batch, "answer_text"),
+        "target": _strings(batch, "target"),
+        "prompt": _strings(batch, "prompt_hash"),
+    }
+
+
+def _integers(batch: pa.RecordBatch, name: str) -> NDArray[np.int64]:
+    return batch.column(name).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _strings(batch: pa.RecordBatch, name: str) -> np.ndarray:
+    return batch.column(name).to_numpy(zero_copy_only=False)
+
+
+def _hashes(batch: pa.RecordBatch, name: str) -> NDArray[np.int64]:
+    """Python's own hash of each text: only ever compared within one process."""
+    return np.fromiter((hash(text) for text in batch.column(name).to_pylist()), np.int64)
+
+
+def _cell(key: Key, parts: list[dict[str, np.ndarray]]) -> Cell:
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    order = np.lexsort((joined["sample_R"], joined["doc_R"]))
+    joined = {name: values[order] for name, values in joined.items()}
+    target_R, prompt_R = joined.pop("target"), joined.pop("prompt")
+    doc_M, first_M, n_M = np.unique(joined["doc_R"], return_index=True, return_counts=True)
+    return Cell(
+        task=key[0],
+        mode=key[1],
+        doc_M=doc_M,
+        n_M=n_M,
+        c_M=np.add.reduceat(joined["correct_R"].astype(np.int64), first_M),
+        target_M=target_R[first_M],
+        prompt_M=prompt_R[first_M],
+        **joined,
+    )

@@ -1,0 +1,212 @@
+"""`softeval report`, `softeval compare` and `softeval notebook`: the command line of the reports.
+
+Everything heavy is imported inside the commands.
+"""
+
+from __future__ import annotations
+
+import json
+from math import isnan
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from softeval.errors import UserError
+
+if TYPE_CHECKING:
+    from softeval.reports.compare import ComparedMetric
+
+DEFAULT_OUTPUT = Path("report.html")
+
+
+def register(app: typer.Typer) -> None:
+    """Add `report`, `compare` and `notebook`."""
+    app.command("report")(report)
+    app.command("compare")(compare)
+    app.command("notebook")(notebook)
+
+
+def report(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Run directories, or LABEL=RUN; training directories among them give curves."
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The HTML file to write.")
+    ] = DEFAULT_OUTPUT,
+    title: Annotated[str | None, typer.Option("--title", help="Heading of the report.")] = None,
+    paper_reference: Annotated[
+        bool,
+        typer.Option(
+            "--paper-reference", help="Lay the paper's numbers beside those of the same models."
+        ),
+    ] = False,
+    margin: Annotated[
+        float, typer.Option("--margin", help="Equivalence margin, points.", min=0.01, max=100)
+    ] = 2.0,
+    contrast: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--contrast",
+            help="A primary contrast, e.g. soft-hard:hard_sample@32; repeat for more."
+            " Default: against hard training under hard inference.",
+        ),
+    ] = None,
+    problems: Annotated[
+        int, typer.Option("--problems", help="Questions a task in the browser of samples.", min=1)
+    ] = 40,
+    seed: Annotated[int, typer.Option("--seed", help="Of the random choice among them.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Write one self-contained HTML report about one or many runs."""
+    from softeval.reports.page import ReportOptions, build_report
+
+    options = ReportOptions(
+        title=title,
+        paper_reference=paper_reference,
+        margin=margin / 100,
+        contrasts=tuple(contrast or ()),
+        problems=problems,
+        seed=seed,
+    )
+    size = write_report(output, build_report(runs, options))
+    if as_json:
+        typer.echo(json.dumps({"output": str(output), "bytes": size}))
+    else:
+        typer.echo(f"report: {output} ({size / 1e6:.1f} MB)")
+
+
+def write_report(output: Path, page: str) -> int:
+    """Write the page; returns its size in bytes.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    content = page.encode("utf-8", "replace")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_bytes(content)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {output} ({error.strerror}); give another --output"
+        ) from None
+    return len(content)
+
+
+def compare(
+    a: Annotated[str, typer.Argument(help="Run directory, or several seeds: RUN,RUN,…")],
+    b: Annotated[str, typer.Argument(help="What it is compared with, likewise.")],
+    task: Annotated[str | None, typer.Option("--task", "-t", help="Only this task.")] = None,
+    mode: Annotated[str | None, typer.Option("--mode", help="Only this CoT mode.")] = None,
+    k: Annotated[
+        list[int] | None, typer.Option("--k", help="The k of pass@k; repeat for more.", min=1)
+    ] = None,
+    margin: Annotated[
+        float, typer.Option("--margin", help="Equivalence margin, points.", min=0.01, max=100)
+    ] = 2.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare two runs, or the seeds of two methods, question by question."""
+    from softeval.reports.compare import compare_runs, comparison_record
+
+    compared = compare_runs(
+        _folders(a),
+        _folders(b),
+        task=task,
+        mode=None if mode is None else mode.replace("-", "_"),
+        ks=k or (),
+        margin=margin / 100,
+    )
+    if as_json:
+        records = [_finite(comparison_record(one)) for one in compared]
+        typer.echo(json.dumps(records, indent=2))
+    else:
+        _print_comparison(compared, margin)
+
+
+def notebook(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where to put it; default: in the run.")
+    ] = None,
+    no_open: Annotated[
+        bool, typer.Option("--no-open", help="Only write it; do not start Jupyter.")
+    ] = False,
+) -> None:
+    """Open a copy of the analysis notebook for a run."""
+    from softeval.reports.notebook import open_notebook, write_notebook
+
+    written = write_notebook(run, output)
+    typer.echo(f"notebook: {written}")
+    if not no_open:
+        open_notebook(written)
+
+
+def _folders(text: str) -> list[str]:
+    """Folders of a comma-separated list; a folder that has a comma in its name is one folder."""
+    return [text] if Path(text).exists() else [part for part in text.split(",") if part]
+
+
+def _finite(record: dict[str, Any]) -> dict[str, Any]:
+    """NaN is no JSON: None instead."""
+    odd = {name for name, value in record.items() if isinstance(value, float) and isnan(value)}
+    return {name: None if name in odd else value for name, value in record.items()}
+
+
+def _print_comparison(compared: list[ComparedMetric], margin: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from softeval.display import clean
+
+    columns = ["task", "metric", "A", "B", "A − B", "95 % interval", "detectable", "p", "verdict"]
+    rows = [[clean(text) for text in _row(one)] for one in compared]
+    console = Console(highlight=False)
+    if console.is_terminal:
+        table = Table(*columns, box=None, header_style="bold", padding=(0, 1))
+        for row in rows:
+            table.add_row(*row)
+        console.print(table, markup=False)
+    else:
+        for row in [columns, ["---"] * len(columns), *rows]:
+            typer.echo(f"| {' | '.join(row)} |")
+    typer.echo()
+    for line in _notes(compared, margin):
+        typer.echo(line)
+
+
+def _row(one: ComparedMetric) -> list[str]:
+    from softeval.reports.tables import number, p_text, points
+
+    contrast = one.contrast
+    if one.is_nll:
+        values = [number(v) for v in (one.a, one.b, contrast.diff, contrast.low, contrast.high)]
+        detectable = number(contrast.mde)
+    else:
+        values = [points(one.a), points(one.b), points(contrast.diff, sign=True)]
+        values += [points(contrast.low), points(contrast.high)]
+        detectable = points(contrast.mde)
+    a, b, difference, low, high = values
+    detectable = detectable if contrast.se > 0 else "–"
+    word = one.verdict.word
+    interval = f"[{low}, {high}]"
+    name = one.name.replace("_", " ")
+    return [one.task, name, a, b, difference, interval, detectable, p_text(one.verdict.p), word]
+
+
+def _notes(compared: list[ComparedMetric], margin: float) -> list[str]:
+    scopes = list(dict.fromkeys(one.contrast.scope for one in compared))
+    tests = list(dict.fromkeys(one.contrast.test for one in compared))
+    judged = f"Holm-adjusted over these {len(compared)} comparisons"
+    lines = [
+        "Percent and points, NLL in nats per token. A − B is positive when A is higher.",
+        f"p: {', '.join(tests)}; {judged}. Equivalent: 90 % interval within ±{margin:g} points.",
+        f"Scope: {'; '.join(scopes)}.",
+    ]
+    excluded = max(one.contrast.excluded for one in compared)
+    if excluded:
+        lines.append(f"Up to {excluded} problems were left out: too few samples for k.")
+    return lines

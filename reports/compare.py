@@ -1,0 +1,188 @@
+"""Two sides compared metric by metric: what `softeval compare` prints and `Run.compare` returns.
+
+A side is one checkpoint, or the training seeds of one method. All metrics of a comparison are one
+family and Holm-adjusted together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from softeval.errors import UserError
+from softeval.reports.arms import Arm, measure, refuse_other_data
+from softeval.reports.cells import cell_order
+from softeval.reports.contrasts import Metric, Side, compare_sides
+from softeval.reports.scores import HEADLINE_K, usual_n
+from softeval.reports.statistics.contrast import Contrast, compare_methods
+from softeval.reports.statistics.equivalence import MARGIN, Verdict, holm, judge
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NLL_MARGIN = 0.02
+"""Equivalence margin of an NLL, nats per token."""
+
+
+@dataclass(frozen=True)
+class ComparedMetric:
+    """A - B on one metric.
+
+    Attributes:
+        task: the task.
+        mode: CoT mode; "" for a log-likelihood task.
+        metric: "pass@k", "accuracy" or "nll_per_token".
+        k: of pass@k; 1 elsewhere.
+        a: mean of A; a fraction, or nats.
+        b: mean of B.
+        contrast: difference, interval, p, minimum detectable effect, scope.
+        verdict: in one word, from the adjusted p.
+    """
+
+    task: str
+    mode: str
+    metric: str
+    k: int
+    a: float
+    b: float
+    contrast: Contrast
+    verdict: Verdict
+
+    @property
+    def name(self) -> str:
+        """For example ``hard_sample pass@32``."""
+        return f"{self.mode} pass@{self.k}" if self.mode else self.metric
+
+    @property
+    def is_nll(self) -> bool:
+        """Whether the unit is nats, lower is better."""
+        return self.metric == "nll_per_token"
+
+
+def compare_runs(
+    a: Sequence[str | Path],
+    b: Sequence[str | Path],
+    task: str | None = None,
+    mode: str | None = None,
+    ks: Sequence[int] = (),
+    margin: float = MARGIN,
+) -> list[ComparedMetric]:
+    """Compare two sides on every metric that both have.
+
+    Args:
+        a: run directories of A: one checkpoint, or one a training seed.
+        b: those of B.
+        task: only this task.
+        mode: only this CoT mode.
+        ks: the k of pass@k in sampled modes; empty for 1 and 32 or what both reach.
+        margin: equivalence margin of a share, a fraction.
+
+    Raises:
+        UserError: runs of different data, or without a metric in common.
+    """
+    left, right = _side("A", a), _side("B", b)
+    refuse_other_data([run for arm in (left, right) for c in arm.checkpoints for run in c.runs])
+    found = [
+        entry
+        for entry in (*_success(left, right, ks), *_likelihood(left, right))
+        if task in (None, entry[0]) and mode in (None, entry[1])
+    ]
+    if not found:
+        raise UserError("A and B have no task and mode in common; `softeval ls runs` shows theirs")
+    adjusted = holm([contrast.p for *_, contrast in found])
+    return [
+        ComparedMetric(*entry, verdict=_judged(entry, margin, float(p)))
+        for entry, p in zip(found, adjusted, strict=True)
+    ]
+
+
+def comparison_frame(compared: Sequence[ComparedMetric]) -> pd.DataFrame:
+    """One row a metric; shares and differences as fractions, NLL in nats."""
+    import pandas as pd
+
+    return pd.DataFrame([comparison_record(one) for one in compared])
+
+
+def comparison_record(one: ComparedMetric) -> dict[str, Any]:
+    """A comparison as plain values, for JSON and frames."""
+    contrast = one.contrast
+    return {
+        "task": one.task,
+        "mode": one.mode,
+        "metric": one.metric,
+        "k": one.k,
+        "a": one.a,
+        "b": one.b,
+        "difference": contrast.diff,
+        "low": contrast.low,
+        "high": contrast.high,
+        "p": contrast.p,
+        "p_holm": one.verdict.p,
+        "mde": contrast.mde,
+        "verdict": one.verdict.word,
+        "a_only": contrast.discordance.a_only,
+        "b_only": contrast.discordance.b_only,
+        "problems": contrast.problems,
+        "excluded": contrast.excluded,
+        "test": contrast.test,
+        "scope": contrast.scope,
+    }
+
+
+Entry = tuple[str, str, str, int, float, float, Contrast]
+
+
+def _side(label: str, folders: Sequence[str | Path]) -> Arm:
+    return measure([(label, folder) for folder in folders], positions=False).arms[0]
+
+
+def _judged(entry: Entry, margin: float, p: float) -> Verdict:
+    nll = entry[2] == "nll_per_token"
+    return judge(entry[-1], NLL_MARGIN if nll else margin, p=p, lower_is_better=nll)
+
+
+def _success(a: Arm, b: Arm, ks: Sequence[int]) -> Iterator[Entry]:
+    keys = {key for c in a.checkpoints for key in c.cells if b.having(key)}
+    for key in sorted(keys, key=cell_order):
+        sides = [Side(name, arm.having(key), key[1]) for name, arm in (("A", a), ("B", b))]
+        cells = [c.cells[key] for side in sides for c in side.checkpoints]
+        large = min(HEADLINE_K, usual_n(cells))
+        wanted = [1] if cells[0].greedy else sorted(set(ks) or {1, large})
+        for k in wanted:
+            contrast = compare_sides(*sides, Metric(*key, k))
+            if contrast is not None:
+                means = _means(sides, key[0], k)
+                yield *key, "pass@k", k, *means, contrast
+
+
+def _means(sides: Sequence[Side], task: str, k: int) -> tuple[float, float]:
+    from softeval.reports.scores import shared, table_scores
+
+    tables = [table_scores(side.checkpoints, side.key(task), k) for side in sides]
+    _, a_SM, b_SM = shared(*tables)
+    kept = ~(np.isnan(a_SM).any(axis=0) | np.isnan(b_SM).any(axis=0))
+    return float(a_SM[:, kept].mean()), float(b_SM[:, kept].mean())
+
+
+def _likelihood(a: Arm, b: Arm) -> Iterator[Entry]:
+    for task in sorted({task for c in a.checkpoints for task in c.likelihoods}):
+        tables = [
+            [c.likelihoods[task] for c in arm.checkpoints if task in c.likelihoods]
+            for arm in (a, b)
+        ]
+        if not tables[1]:
+            continue
+        doc_M = tables[0][0].doc_M
+        for table in (table for side in tables for table in side):
+            doc_M = np.intersect1d(doc_M, table.doc_M)
+        for metric, column in (("accuracy", "correct_M"), ("nll_per_token", "nll_M")):
+            a_SM, b_SM = (
+                np.stack([getattr(t, column)[np.isin(t.doc_M, doc_M)] for t in side])
+                for side in tables
+            )
+            contrast = compare_methods(a_SM, b_SM, bounded=metric == "accuracy")
+            yield task, "", metric, 1, float(a_SM.mean()), float(b_SM.mean()), contrast

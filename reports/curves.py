@@ -1,0 +1,133 @@
+"""pass@k curves of a report: what each panel shows, ready to draw.
+
+A panel is one kind of CoT (hard, fuzzy, soft): the sampled mode gives a curve, the greedy mode a
+single marker beside it, because greedy pass@1 is another quantity than sampled pass@1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from softeval.reports.arms import Arm, Arms
+from softeval.reports.differences import REPLICATES, CurveDifference
+from softeval.reports.scores import ArmScore, arm_score, complete_curve, curve_ks, usual_n
+from softeval.reports.statistics.curves import Band, curve_band
+
+KINDS = ("hard", "fuzzy", "soft")
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """One line of a panel.
+
+    Attributes:
+        name: in the legend.
+        band: pass@k at powers of two with its simultaneous band; None where n < 2.
+        greedy: greedy pass@1 of the same arm and kind; None where it was not run.
+        n: largest k.
+    """
+
+    name: str
+    band: Band | None
+    greedy: ArmScore | None
+    n: int
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One panel: its curves above, their differences from the first below.
+
+    Attributes:
+        title: kind of CoT at inference, or "one checkpoint".
+        curves: lines.
+        differences: D(k) of the other lines against the first.
+    """
+
+    title: str
+    curves: tuple[Curve, ...]
+    differences: tuple[CurveDifference, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class CurveFigure:
+    """All panels of one task and group of arms.
+
+    Attributes:
+        name: of the group, for the heading.
+        task: the task.
+        panels: by kind of CoT; a single panel for a single arm.
+        baseline: what the differences are against.
+    """
+
+    name: str
+    task: str
+    panels: tuple[Panel, ...]
+    baseline: str
+
+
+def find_curves(
+    arms: Arms, differences: Sequence[CurveDifference], replicates: int = REPLICATES
+) -> list[CurveFigure]:
+    """The pass@k figures of a report, one for each group of arms and task."""
+    figures = []
+    for (family, dataset), group in arms.groups.items():
+        name = f"{family}, trained on {dataset}" if dataset else family
+        for task in arms.tasks:
+            panels = (
+                _panels_of_arms(arms, group, task, differences, replicates)
+                if len(arms.arms) > 1
+                else _panels_of_modes(group[0], task, differences, replicates)
+            )
+            if panels:
+                baseline = arms.name(group[0]) if len(arms.arms) > 1 else "hard sample"
+                figures.append(CurveFigure(name, task, tuple(panels), baseline))
+    return figures
+
+
+def _panels_of_arms(
+    arms: Arms,
+    group: Sequence[Arm],
+    task: str,
+    differences: Sequence[CurveDifference],
+    replicates: int,
+) -> list[Panel]:
+    panels = []
+    for kind in KINDS:
+        curves = [
+            curve
+            for arm in group
+            if (curve := _curve(arm, task, kind, arms.name(arm), replicates)) is not None
+        ]
+        names = {curve.name for curve in curves}
+        mine = [
+            d
+            for d in differences
+            if d.task == task and d.a.mode == f"{kind}_sample" and {d.a.name, d.b.name} <= names
+        ]
+        if curves:
+            panels.append(Panel(f"{kind} inference", tuple(curves), tuple(mine)))
+    return panels
+
+
+def _panels_of_modes(
+    arm: Arm, task: str, differences: Sequence[CurveDifference], replicates: int
+) -> list[Panel]:
+    curves = [
+        curve for kind in KINDS if (curve := _curve(arm, task, kind, kind, replicates)) is not None
+    ]
+    mine = tuple(d for d in differences if d.task == task)
+    return [Panel("", tuple(curves), mine)] if curves else []
+
+
+def _curve(arm: Arm, task: str, kind: str, name: str, replicates: int) -> Curve | None:
+    sampled, greedy = (task, f"{kind}_sample"), (task, f"{kind}_greedy")
+    score = arm_score(arm, greedy, 1)
+    checkpoints = arm.having(sampled)
+    if not checkpoints:
+        return None if score is None else Curve(name, None, score, 1)
+    n = usual_n(checkpoint.cells[sampled] for checkpoint in checkpoints)
+    doc_M, x_SMK = complete_curve(checkpoints, sampled, curve_ks(n))
+    enough = len(doc_M) > 1 and n > 1
+    band = curve_band(x_SMK, curve_ks(n), replicates=replicates) if enough else None
+    return Curve(name, band, score, n)

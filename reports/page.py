@@ -1,0 +1,272 @@
+"""The report: measurements, blocks and samples put into one self-contained HTML file.
+
+The same inputs give the same bytes: no clock, no random number without a seed, no folder outside
+the run directories is looked at.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from softeval.reports import blocks
+from softeval.reports.arms import Arms, measure
+from softeval.reports.contrasts import find_comparisons
+from softeval.reports.curves import find_curves
+from softeval.reports.differences import find_differences
+from softeval.reports.drift import find_drift
+from softeval.reports.entropy import find_entropy, summaries
+from softeval.reports.escaping import script_json, visible
+from softeval.reports.latex import to_latex
+from softeval.reports.out_of_domain import find_out_of_domain
+from softeval.reports.packing import pack
+from softeval.reports.provenance import validity_context
+from softeval.reports.sample_texts import read_prompts, read_samples
+from softeval.reports.selection import PROBLEMS, choose_problems, choose_samples
+from softeval.reports.statistics.equivalence import MARGIN
+from softeval.reports.tables import MainTable, main_tables, points
+from softeval.reports.training import is_training, read_all
+from softeval.reports.validity import notes
+from softeval.reports.verdict import verdict_sentences
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What a user may choose about a report.
+
+    Attributes:
+        title: heading; None makes one from the tasks.
+        paper_reference: lay the paper's numbers beside the measured ones.
+        margin: equivalence margin, a fraction.
+        contrasts: primary contrasts; empty for the default ones.
+        problems: problems in the browser of samples, a task.
+        seed: of the random part of that choice.
+    """
+
+    title: str | None = None
+    paper_reference: bool = False
+    margin: float = MARGIN
+    contrasts: tuple[str, ...] = ()
+    problems: int = PROBLEMS
+    seed: int = 0
+
+
+def build_report(folders: Sequence[str | Path], options: ReportOptions | None = None) -> str:
+    """The report of some run directories, as HTML.
+
+    Args:
+        folders: run directories, each a path or LABEL=path; training directories among them give
+            training curves.
+        options: title, margin and the like.
+
+    Raises:
+        UserError: a folder that is no run, a damaged file, or runs that do not belong together.
+    """
+    options = options or ReportOptions()
+    named = [split_label(str(folder)) for folder in folders]
+    training = [folder for _, folder in named if is_training(folder)]
+    arms = measure([(label, f) for label, f in named if not is_training(f)])
+    return _render(_context(arms, training, options, folders))
+
+
+def split_label(text: str) -> tuple[str | None, str]:
+    """("soft", "runs/x") of ``soft=runs/x``; (None, text) where the whole text is a folder."""
+    label, separator, folder = text.partition("=")
+    if separator and label and not Path(text).exists():
+        return label, folder
+    return None, text
+
+
+def _context(
+    arms: Arms,
+    training: Sequence[str],
+    options: ReportOptions,
+    folders: Sequence[str | Path],
+) -> dict[str, Any]:
+    """Everything the template prints."""
+    comparisons = find_comparisons(arms, options.contrasts, options.margin)
+    differences = find_differences(arms)
+    drift = find_drift(arms)
+    training_curves = read_all(training)
+    context = {
+        **_header(arms, options, folders),
+        "verdict": verdict_sentences(arms, comparisons, differences, options.margin),
+        "verdict_note": _verdict_note(len([c for c in comparisons if c.primary])),
+        "notes": notes(arms),
+        "main_tables": [_main(table) for table in main_tables(arms, options.paper_reference)],
+        "results_note": _results_note(arms),
+        "curves": [
+            blocks.curve_block(f, index)
+            for index, f in enumerate(find_curves(arms, differences))
+            if any(curve.band is not None for panel in f.panels for curve in panel.curves)
+        ],
+        "comparisons": blocks.comparison_blocks(comparisons, options.margin),
+        "entropy": blocks.entropy_blocks(find_entropy(arms)),
+        "entropy_tables": blocks.entropy_tables(summaries(arms)),
+        "drift": blocks.drift_blocks(drift),
+        "out_of_domain": blocks.out_of_domain_block(
+            find_out_of_domain(arms), options.paper_reference
+        ),
+        "training": blocks.training_block(training_curves),
+        "margin": points(options.margin, 0),
+        **validity_context(arms),
+        **_samples(arms, options),
+    }
+    context["sections"] = _sections(context)
+    return context
+
+
+def _header(arms: Arms, options: ReportOptions, folders: Sequence[str | Path]) -> dict[str, Any]:
+    runs = [run.run for run in arms.runs]
+    unfinished = sum(not run.complete for run in runs)
+    tasks = list(dict.fromkeys(task for run in runs for task in run.datasets()))
+    versions = [str((run.record.get("versions") or {}).get("softeval", "")) for run in runs]
+    dates = sorted(str(run.record.get("started") or "?")[:10] for run in runs)
+    several = "s" if len(runs) != 1 else ""
+    done = f"{len(runs) - unfinished} of {len(runs)} runs complete"
+    return {
+        "title": options.title or f"Soft tokens on {', '.join(tasks) or 'no task'}",
+        "status": {
+            "kind": "partial" if unfinished else "complete",
+            "text": f"partial: {done}" if unfinished else "complete",
+        },
+        "subtitle": f"{len(runs)} run{several} · {len(arms.arms)} training method"
+        f"{'s' if len(arms.arms) != 1 else ''} · modes {', '.join(arms.modes) or 'none'}",
+        "facts": [
+            ("Models", ", ".join(arms.families)),
+            ("Training", ", ".join(_arm_text(arms, arm) for arm in arms.arms)),
+            ("Tasks", ", ".join(tasks)),
+            ("Samples", f"{sum(len(c.doc_R) for r in arms.runs for c in r.cells.values()):,}"),
+            ("Dates", dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"),
+            ("Made with", _versions(versions)),
+            ("Reproduce", _command(options, folders)),
+        ],
+        "version": versions[0],
+        "footer": "One file, no network: it can be kept, sent and printed as it is.",
+    }
+
+
+def _versions(versions: Sequence[str]) -> str:
+    known = [version for version in dict.fromkeys(versions) if version]
+    return f"softeval {', '.join(known)}" if known else "softeval, version not recorded"
+
+
+def _arm_text(arms: Arms, arm: Any) -> str:
+    return arms.name(arm) + (f" ({arm.seeds} seeds)" if arm.seeds > 1 else "")
+
+
+def _command(options: ReportOptions, folders: Sequence[str | Path]) -> str:
+    words = ["softeval", "report", *map(str, folders)]
+    words += ["--title", options.title] if options.title else []
+    words += ["--paper-reference"] if options.paper_reference else []
+    words += ["--margin", f"{100 * options.margin:g}"] if options.margin != MARGIN else []
+    for contrast in options.contrasts:
+        words += ["--contrast", contrast]
+    return shlex.join(words)
+
+
+def _verdict_note(primary: int) -> str:
+    if not primary:
+        return "No comparison was declared in advance."
+    return (
+        f"Made from {primary} primary comparison{'s' if primary > 1 else ''}, Holm-adjusted"
+        " together. Effects are in points with 95 % intervals."
+    )
+
+
+def _results_note(arms: Arms) -> str:
+    marked = "Shaded cells are those that cannot be told from the best of their column. "
+    scope = (
+        "Intervals are over problems and, with several seeds, over training seeds too; ± is the SD"
+        " over seeds and is no interval."
+    )
+    return (marked if len(arms.arms) > 1 else "") + scope
+
+
+def _main(main: MainTable) -> dict[str, Any]:
+    table = main.table
+    return {
+        "heading": f"{main.task} · {main.family}",
+        "table": table,
+        "seeds": main.seed_table(),
+        "file": f"{main.task}-{main.family}",
+        "csv": _data_address("text/csv", table.csv()),
+        "latex": _data_address("application/x-tex", to_latex(table)),
+    }
+
+
+def _data_address(kind: str, text: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(text.encode()).decode('ascii')}"
+
+
+def _samples(arms: Arms, options: ReportOptions) -> dict[str, Any]:
+    if not arms.keys:
+        return {"samples": None, "samples_note": "", "script": Markup("")}
+    problems = choose_problems(arms, options.problems, options.seed)
+    texts = read_samples(list(choose_samples(arms, problems)))
+    packed = pack(arms, problems, read_prompts(arms.runs, problems), texts)
+    first = " of the first training seed of each method" if len(arms.runs) > 1 else ""
+    return {
+        "samples": Markup(script_json(packed)),
+        "script": Markup(_static("browser.js")),
+        "samples_note": f"{len(packed['samples']):,} of {packed['total']:,} samples shown:"
+        f" {len(packed['problems'])} questions{first}, half of them those on which modes and"
+        " checkpoints differ most, a quarter those of the highest entropy, a quarter random"
+        f" (seed {options.seed}); a right and a wrong sample of each cell where there are both.",
+    }
+
+
+def _sections(context: dict[str, Any]) -> list[tuple[str, str]]:
+    named = [
+        ("verdict", "Verdict"),
+        ("results", "Results"),
+        ("curves", "pass@k"),
+        ("comparisons", "Comparisons"),
+        ("entropy", "Entropy"),
+        ("drift", "KL"),
+        ("out-of-domain", "Out of domain"),
+        ("training", "Training"),
+        ("validity", "Validity"),
+        ("samples", "Samples"),
+        ("methods", "Methods"),
+    ]
+    absent = {"out-of-domain"} if context["out_of_domain"] is None else set()
+    absent |= {"training"} if context["training"] is None else set()
+    return [(anchor, text) for anchor, text in named if anchor not in absent]
+
+
+def _render(context: dict[str, Any]) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("softeval.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
+    )
+    digest = base64.b64encode(hashlib.sha256(str(context["script"]).encode()).digest()).decode()
+    policy = (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline';"
+        " img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    css = Markup(_static("report.css"))
+    return environment.get_template("report.html.j2").render(**context, policy=policy, css=css)
+
+
+def _shown(value: Any) -> Any:
+    """Every text a template prints has its control and direction marks made visible."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _static(name: str) -> str:
+    return (files("softeval.reports") / "static" / name).read_text(encoding="utf-8")

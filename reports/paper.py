@@ -1,0 +1,107 @@
+"""Reference numbers of *Soft Tokens, Hard Truths* (tables 2-5), laid beside measured ones.
+
+The CSV files ship with the package. A measured cell is matched by model, task, training set and
+method, mode and k; nothing is matched by guess.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from softeval.reports.arms import BASE, Arm
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A number of the paper: mean and standard deviation over its three seeds.
+
+    Attributes:
+        mean: in percent, or nats for an NLL.
+        std: the same unit; None for a single model (the base).
+        source: table of the paper.
+    """
+
+    mean: float
+    std: float | None
+    source: str
+
+    @property
+    def text(self) -> str:
+        """``97.9 ± 0.3``."""
+        return f"{self.mean:g}" if self.std is None else f"{self.mean:g} ± {self.std:g}"
+
+
+# (model, task, training set, method, mode, k)
+PassKey = tuple[str, str, str, str, str, int]
+
+TASKS = {"gsm8k": "gsm8k", "math500": "math500", "olympiadbench": "olympiadbench"}
+LIKELIHOOD_TASKS = {"hellaswag": "hellaswag", "arc": "arc", "arc_challenge": "arc", "mmlu": "mmlu"}
+
+
+def paper_pass_at_k(arm: Arm, task: str, mode: str, k: int) -> Reference | None:
+    """The paper's pass@k for this arm, or None where it printed none."""
+    return _pass_at_k().get((*_arm_key(arm, TASKS.get(task, "")), mode, k))
+
+
+def paper_out_of_domain(arm: Arm, task: str, metric: str) -> Reference | None:
+    """The paper's ``accuracy_percent`` or ``nll_correct_per_token``, or None."""
+    model, paper_task, dataset, method = _arm_key(arm, LIKELIHOOD_TASKS.get(task, ""))
+    return _out_of_domain().get((model, paper_task, dataset, method, metric))
+
+
+def paper_model(name: str) -> str:
+    """The paper's spelling of a model name: ``Llama-3.2-3B-Instruct`` → the same in lower case.
+
+    ``Qwen2.5`` and ``Qwen-2.5`` are one name; so is a ``Meta-`` before ``Llama``.
+    """
+    spelled = re.sub(r"^(qwen|llama)-?(\d)", r"\1-\2", name.lower().removeprefix("meta-"))
+    return spelled.replace("_", "-")
+
+
+def _arm_key(arm: Arm, task: str) -> tuple[str, str, str, str]:
+    method = "none" if arm.method == BASE else arm.method
+    return paper_model(arm.family), task, (arm.dataset or "none").lower(), method
+
+
+@cache
+def _pass_at_k() -> dict[PassKey, Reference]:
+    return {
+        (
+            row["model"],
+            row["task"],
+            row["train_dataset"],
+            row["train_method"],
+            row["mode"],
+            int(row["k"]),
+        ): Reference(float(row["mean_percent"]), _spread(row, "std_percent"), row["source"])
+        for row in _rows("pass_at_k.csv")
+    }
+
+
+@cache
+def _out_of_domain() -> dict[tuple[str, str, str, str, str], Reference]:
+    return {
+        (
+            row["model"],
+            row["task"],
+            row["train_dataset"],
+            row["train_method"],
+            row["metric"],
+        ): Reference(float(row["mean"]), _spread(row, "std"), row["source"])
+        for row in _rows("out_of_domain.csv")
+    }
+
+
+def _spread(row: dict[str, str], column: str) -> float | None:
+    """The base model is one checkpoint: its printed 0.0 is no spread over seeds."""
+    return None if row["train_method"] == "none" else float(row[column])
+
+
+def _rows(name: str) -> Iterator[dict[str, str]]:
+    text = (files("softeval.reports") / "data" / name).read_text(encoding="utf-8")
+    yield from csv.DictReader(text.splitlines())

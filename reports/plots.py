@@ -1,0 +1,123 @@
+"""The report's figures for notebooks: runs in, matplotlib figures out.
+
+The functions behind `Run.plot_pass_at_k()` and its like. A run is a `Run` or the path of a run
+directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from softeval.errors import UserError
+from softeval.reports.arms import Arms, measure
+from softeval.reports.contrasts import find_comparisons
+from softeval.reports.curves import find_curves
+from softeval.reports.differences import find_differences
+from softeval.reports.drift import find_drift
+from softeval.reports.entropy import VIEWS, find_entropy
+from softeval.reports.figures.drift import draw_drift
+from softeval.reports.figures.entropy import draw_entropy
+from softeval.reports.figures.forest import draw_forest
+from softeval.reports.figures.out_of_domain import draw_out_of_domain
+from softeval.reports.figures.passk import draw_curves
+from softeval.reports.figures.training import draw_training
+from softeval.reports.out_of_domain import find_out_of_domain
+from softeval.reports.statistics.equivalence import MARGIN
+from softeval.reports.training import read_all
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+AnyRun = Any  # a softeval.Run, or the path of a run directory
+
+
+def plot_pass_at_k(runs: Sequence[AnyRun], task: str | None = None) -> Figure:
+    """pass@k curves with simultaneous bands, and their differences below.
+
+    Args:
+        runs: one or many runs; several checkpoints give a line each.
+        task: the task; None for the first.
+
+    Raises:
+        UserError: no mode was sampled.
+    """
+    arms = _measured(runs, positions=False)
+    figures = [f for f in find_curves(arms, find_differences(arms)) if task in (None, f.task)]
+    if not figures:
+        raise UserError(f"no samples of {task or 'any task'} in these runs")
+    return draw_curves(figures[0])
+
+
+def plot_entropy(runs: Sequence[AnyRun], task: str | None = None, view: str = "all") -> Figure:
+    """Entropy by position, a panel a mode.
+
+    Args:
+        runs: one or many runs.
+        task: the task; None for the first.
+        view: "all", "cohort", "terciles", "progress" or "end".
+
+    Raises:
+        UserError: the runs hold no per-position records.
+    """
+    if view not in VIEWS:
+        raise UserError(f"view {view!r}: choose from {', '.join(VIEWS)}")
+    found = find_entropy(_measured(runs), [view])
+    figures = [figure for figure in found if task in (None, figure.task)]
+    if not figures:
+        raise UserError(f"no per-position records of {task or 'any task'} in these runs")
+    return draw_entropy(figures[0])
+
+
+def plot_kl(runs: Sequence[AnyRun], task: str | None = None) -> Figure:
+    """KL to the base model, as numbers and by position.
+
+    Raises:
+        UserError: `softeval diagnose` was not run.
+    """
+    scores = find_drift(_measured(runs))
+    mine = [score for score in scores if score.task == (task or scores[0].task)]
+    if not mine:
+        raise UserError("no KL here: `softeval diagnose RUN --base BASE_CHECKPOINT` measures it")
+    return draw_drift(mine)
+
+
+def plot_comparisons(
+    runs: Sequence[AnyRun],
+    task: str | None = None,
+    contrasts: Sequence[str] = (),
+    margin: float = MARGIN,
+) -> Figure:
+    """Forest plot of the comparisons; of the modes for a single checkpoint.
+
+    Raises:
+        UserError: there is nothing to compare.
+    """
+    found = find_comparisons(_measured(runs, positions=False), contrasts, margin)
+    mine = [c for c in found if c.metric.task == (task or found[0].metric.task)]
+    if not mine:
+        raise UserError("nothing to compare: give several runs, or one run of several modes")
+    return draw_forest(mine, margin)
+
+
+def plot_out_of_domain(runs: Sequence[AnyRun]) -> Figure:
+    """Accuracy against NLL of the log-likelihood tasks.
+
+    Raises:
+        UserError: the runs hold none.
+    """
+    scores = find_out_of_domain(_measured(runs, positions=False))
+    if not scores:
+        raise UserError("no log-likelihood task in these runs")
+    return draw_out_of_domain(scores)
+
+
+def plot_training(folders: Sequence[str | Path]) -> Figure:
+    """Success against steps of training directories."""
+    return draw_training(read_all(folders))
+
+
+def _measured(runs: Sequence[AnyRun], positions: bool = True) -> Arms:
+    paths = [getattr(run, "path", run) for run in runs]
+    return measure([(None, path) for path in paths], positions)

@@ -1,0 +1,157 @@
+"""Scores of arms: pass@k tables of seeds × problems, their means and intervals.
+
+Turns counts into the arrays that `softeval.reports.statistics` takes. Knows nothing of how they are
+shown.
+
+Shape letters: S training seeds, M problems, K values of k.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softeval.reports.arms import Arm, Arms, Checkpoint
+from softeval.reports.cells import Cell, Key
+from softeval.reports.statistics import TooFewSamples, pass_at_k, se_within
+from softeval.reports.statistics.crossed import CrossedMean, crossed_mean
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+HEADLINE_K = 32
+
+
+@dataclass(frozen=True, eq=False)
+class ArmScore:
+    """One table cell: pass@k of an arm on a task under a mode.
+
+    Attributes:
+        arm: the arm.
+        key: (task, mode).
+        k: the k of pass@k; 1 in a greedy mode.
+        n: fewest samples of a problem that entered.
+        mean: with its interval over seeds and problems.
+        x_SM: scores, NaN where n < k.
+        doc_M: problems.
+        se_resampled: standard error of drawing the answers again on the same problems; NaN where
+            n < 2k, and in a greedy mode.
+    """
+
+    arm: Arm
+    key: Key
+    k: int
+    n: int
+    mean: CrossedMean
+    x_SM: Floats
+    doc_M: Ints
+    se_resampled: float
+
+
+def table_scores(checkpoints: Sequence[Checkpoint], key: Key, k: int) -> tuple[Ints, Floats]:
+    """Problems and pass@k of each checkpoint on each of them.
+
+    Returns:
+        (doc_M, x_SM) over every problem that some checkpoint has; NaN where n < k.
+    """
+    doc_M, x_SMK = curve_scores(checkpoints, key, [k])
+    return doc_M, x_SMK[:, :, 0]
+
+
+def curve_scores(
+    checkpoints: Sequence[Checkpoint], key: Key, ks: Iterable[int]
+) -> tuple[Ints, Floats]:
+    """The same for many k: (doc_M, x_SMK)."""
+    cells = [checkpoint.cells[key] for checkpoint in checkpoints]
+    doc_M = np.unique(np.concatenate([cell.doc_M for cell in cells]))
+    return doc_M, np.stack([_aligned(cell, doc_M, list(ks)) for cell in cells])
+
+
+def _aligned(cell: Cell, doc_M: Ints, ks: list[int]) -> Floats:
+    x_MK = np.full((len(doc_M), len(ks)), np.nan)
+    with warnings.catch_warnings():
+        # Problems with too few samples are counted and shown in the validity section.
+        warnings.simplefilter("ignore", TooFewSamples)
+        x_MK[np.searchsorted(doc_M, cell.doc_M)] = pass_at_k(cell.n_M, cell.c_M, ks)
+    return x_MK
+
+
+def usual_n(cells: Iterable[Cell]) -> int:
+    """The n that most problems reach: the median over problems, the smallest over cells."""
+    return min(int(np.median(cell.n_M)) for cell in cells)
+
+
+def headline_k(arms: Arms, task: str) -> int:
+    """The large k of a task's table: 32, or what the sampled modes of all arms reach."""
+    cells = [
+        checkpoint.cells[key]
+        for arm in arms.arms
+        for checkpoint in arm.checkpoints
+        for key in checkpoint.cells
+        if key[0] == task and not checkpoint.cells[key].greedy
+    ]
+    return min(HEADLINE_K, usual_n(cells)) if cells else 1
+
+
+def metrics(arms: Arms, task: str) -> list[tuple[str, int]]:
+    """Columns of a task's table, as in the paper: greedy pass@1, sample pass@1, sample pass@k."""
+    large = headline_k(arms, task)
+    columns: list[tuple[str, int]] = []
+    for mode in arms.modes:
+        if (task, mode) in arms.keys:
+            ks = [1] if mode.endswith("_greedy") else sorted({1, large})
+            columns += [(mode, k) for k in ks]
+    return columns
+
+
+def arm_score(arm: Arm, key: Key, k: int) -> ArmScore | None:
+    """Score of an arm; None where it was not evaluated or no problem has k samples."""
+    checkpoints = arm.having(key)
+    if not checkpoints:
+        return None
+    doc_M, x_SM = table_scores(checkpoints, key, k)
+    if np.isnan(x_SM).any(axis=0).all():
+        return None
+    reached = [cell.n_M[cell.n_M >= k] for cell in (c.cells[key] for c in checkpoints)]
+    return ArmScore(
+        arm=arm,
+        key=key,
+        k=k,
+        n=int(min(n_M.min() for n_M in reached)),
+        mean=crossed_mean(x_SM),
+        x_SM=x_SM,
+        doc_M=doc_M,
+        se_resampled=_se_resampled([c.cells[key] for c in checkpoints], k),
+    )
+
+
+def _se_resampled(cells: Sequence[Cell], k: int) -> float:
+    """√(Σ SE²)/S over the seeds."""
+    if cells[0].greedy:
+        return float("nan")
+    errors = [float(se_within(cell.n_M, cell.c_M, k)[0]) for cell in cells]
+    return float(np.sqrt(np.square(errors).sum()) / len(errors))
+
+
+def shared(first: tuple[Ints, Floats], second: tuple[Ints, Floats]) -> tuple[Ints, Floats, Floats]:
+    """Both tables on the problems that both have."""
+    doc_M, in_first, in_second = np.intersect1d(first[0], second[0], return_indices=True)
+    return doc_M, first[1][:, in_first], second[1][:, in_second]
+
+
+def complete_curve(
+    checkpoints: Sequence[Checkpoint], key: Key, ks: Sequence[int]
+) -> tuple[Ints, Floats]:
+    """Curve scores of the problems that have every k for every seed."""
+    doc_M, x_SMK = curve_scores(checkpoints, key, ks)
+    kept = ~np.isnan(x_SMK).any(axis=(0, 2))
+    return doc_M[kept], x_SMK[:, kept]
+
+
+def curve_ks(n: int) -> list[int]:
+    """Powers of two up to n, and n itself."""
+    return sorted({2**i for i in range(n.bit_length())} | {n})

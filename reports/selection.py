@@ -1,0 +1,153 @@
+"""Which samples a report shows: a stratified, seeded choice of problems, the same in every cell.
+
+Problems are chosen, not samples, so that any two modes or checkpoints can be laid side by side on
+the same question. Knows nothing of texts or of how samples are shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, zip_longest
+
+import numpy as np
+
+from softeval.reports.arms import Arm, Arms, Checkpoint
+from softeval.reports.cells import Cell, Key
+
+PROBLEMS = 40
+SHARES = {"discordant": 0.5, "high entropy": 0.25, "random": 0.25}
+SAMPLED_PER_CELL = 2
+
+
+@dataclass(frozen=True)
+class ChosenProblem:
+    """A problem and why it is shown: "discordant", "high entropy" or "random"."""
+
+    task: str
+    doc_id: int
+    why: str
+
+
+@dataclass(frozen=True, eq=False)
+class ChosenSample:
+    """A sample of a chosen problem.
+
+    Attributes:
+        problem: index among the chosen problems.
+        arm: index of the arm.
+        checkpoint: the arm's first training seed.
+        key: (task, mode).
+        row: row of the cell.
+    """
+
+    problem: int
+    arm: int
+    checkpoint: Checkpoint
+    key: Key
+    row: int
+
+    @property
+    def cell(self) -> Cell:
+        """The cell it is from."""
+        return self.checkpoint.cells[self.key]
+
+
+def choose_problems(arms: Arms, count: int = PROBLEMS, seed: int = 0) -> list[ChosenProblem]:
+    """Problems of each task in the order in which they are kept when room is short.
+
+    Half have the most different success over the cells, a quarter the highest entropy, a quarter
+    are random; the three kinds alternate.
+    """
+    chosen: list[ChosenProblem] = []
+    for task in arms.tasks:
+        wanted = {why: max(int(count * share), 1) for why, share in SHARES.items()}
+        rankings = {
+            "discordant": _by_discordance(arms, task),
+            "high entropy": _by_entropy(arms, task),
+            "random": _shuffled(arms, task, seed),
+        }
+        taken: set[int] = set()
+        queues = {why: iter(docs) for why, docs in rankings.items()}
+        picks: dict[str, list[ChosenProblem]] = {why: [] for why in rankings}
+        for why, queue in queues.items():
+            for doc in queue:
+                if len(picks[why]) == wanted[why]:
+                    break
+                if doc not in taken:
+                    taken.add(doc)
+                    picks[why].append(ChosenProblem(task, doc, why))
+        chosen += [p for p in chain(*zip_longest(*picks.values())) if p is not None]
+    return chosen
+
+
+def choose_samples(arms: Arms, problems: list[ChosenProblem]) -> Iterator[ChosenSample]:
+    """Of each chosen problem and cell: the greedy sample, or a right and a wrong one.
+
+    Only the first training seed of each arm is shown. The first of each kind by sample index is
+    taken, because mixtures are recorded for the first samples.
+    """
+    for index, problem in enumerate(problems):
+        for number, arm in enumerate(arms.arms):
+            for key in (key for key in arms.keys if key[0] == problem.task):
+                checkpoint = _first(arm, key)
+                if checkpoint is not None:
+                    for row in _rows(checkpoint.cells[key], problem.doc_id):
+                        yield ChosenSample(index, number, checkpoint, key, row)
+
+
+def _first(arm: Arm, key: Key) -> Checkpoint | None:
+    having = arm.having(key)
+    return having[0] if having else None
+
+
+def _rows(cell: Cell, doc_id: int) -> list[int]:
+    low, high = np.searchsorted(cell.doc_R, [doc_id, doc_id + 1])
+    correct_R = cell.correct_R[low:high]
+    if high - low <= SAMPLED_PER_CELL:
+        return list(range(low, high))
+    kinds = [np.flatnonzero(correct_R), np.flatnonzero(~correct_R)]
+    rows = [int(low + kind[0]) for kind in kinds if len(kind)]
+    if len(rows) < SAMPLED_PER_CELL:
+        rows.append(int(low + 1 if rows[0] == low else low))
+    return sorted(rows)
+
+
+def _rates(arms: Arms, task: str) -> tuple[np.ndarray, np.ndarray]:
+    """Problems of a task and the share solved of each, one row a cell; NaN where not evaluated."""
+    cells = [
+        checkpoint.cells[key]
+        for arm in arms.arms
+        for key in arms.keys
+        if key[0] == task and (checkpoint := _first(arm, key)) is not None
+    ]
+    doc_M = np.unique(np.concatenate([cell.doc_M for cell in cells]))
+    rate_CM = np.full((len(cells), len(doc_M)), np.nan)
+    for row, cell in enumerate(cells):
+        rate_CM[row, np.searchsorted(doc_M, cell.doc_M)] = cell.c_M / cell.n_M
+    return doc_M, rate_CM
+
+
+def _by_discordance(arms: Arms, task: str) -> list[int]:
+    doc_M, rate_CM = _rates(arms, task)
+    spread_M = np.nan_to_num(np.nanvar(rate_CM, axis=0))
+    return doc_M[np.argsort(-spread_M, kind="stable")].tolist()
+
+
+def _by_entropy(arms: Arms, task: str) -> list[int]:
+    """Problems by their largest mean entropy in any cell; none where no positions are recorded."""
+    highest: dict[int, float] = {}
+    for arm in arms.arms:
+        for key in (key for key in arms.keys if key[0] == task):
+            checkpoint = _first(arm, key)
+            if checkpoint is not None and key in checkpoint.positions:
+                sums = checkpoint.positions[key]
+                for doc, mean in zip(sums.doc_M.tolist(), sums.sequence_mean_M, strict=True):
+                    if not np.isnan(mean):
+                        highest[doc] = max(highest.get(doc, 0.0), float(mean))
+    return sorted(highest, key=lambda doc: (-highest[doc], doc))
+
+
+def _shuffled(arms: Arms, task: str, seed: int) -> list[int]:
+    doc_M, _ = _rates(arms, task)
+    return np.random.default_rng([seed, *task.encode()]).permutation(doc_M).tolist()

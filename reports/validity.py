@@ -1,0 +1,125 @@
+"""What could make the numbers of a report less than they seem, counted for every cell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from softeval.reports.arms import Arms, Checkpoint
+from softeval.reports.cells import Cell, Key
+
+AMBER, RED = 0.05, 0.20
+TIMEOUT_AMBER = 0.005
+
+
+@dataclass(frozen=True)
+class CellValidity:
+    """Counts and shares of one checkpoint, task and mode.
+
+    Attributes:
+        arm: name of the arm.
+        name: of the checkpoint.
+        task: the task.
+        mode: the mode.
+        problems: problems with at least one sample.
+        n_low: fewest samples of a problem.
+        n_high: most samples.
+        missing: asked-for samples that are not there.
+        no_answer: share without a closed box.
+        truncated: share whose CoT ended at the cap, so that the answer was prefilled there.
+        eos: share whose CoT ended with an end-of-sequence token.
+        timeout: share that could not be scored in time; counted wrong.
+        duplicates: share that repeats an earlier sample of the same problem.
+    """
+
+    arm: str
+    name: str
+    task: str
+    mode: str
+    problems: int
+    n_low: int
+    n_high: int
+    missing: int
+    no_answer: float
+    truncated: float
+    eos: float
+    timeout: float
+    duplicates: float
+
+    def level(self, column: str) -> str:
+        """How much a share should worry: "amber", "red" or not at all ("")."""
+        value = getattr(self, column)
+        if column in ("eos", "duplicates"):
+            return ""  # worth knowing, no fault in itself
+        if column == "timeout":
+            return "red" if value > AMBER else "amber" if value > TIMEOUT_AMBER else ""
+        return "red" if value > RED else "amber" if value > AMBER else ""
+
+
+def find_validity(arms: Arms) -> list[CellValidity]:
+    """One row a checkpoint, task and mode."""
+    return [
+        _validity(arms.name(arm), checkpoint, key)
+        for arm in arms.arms
+        for checkpoint in arm.checkpoints
+        for key in arms.keys
+        if key in checkpoint.cells
+    ]
+
+
+def notes(arms: Arms) -> list[str]:
+    """Sentences about the runs as a whole; empty where nothing needs saying."""
+    found = []
+    for run in arms.runs:
+        record, where = run.run, run.run.folder.name
+        if not run.cells and not run.likelihoods:
+            found.append(f"{where} holds no table yet: start the run again to finish it.")
+        elif not record.complete:
+            counts = record.record.get("counts") or {}
+            missing = f" ({counts['missing']:,} missing)" if counts.get("missing") else ""
+            found.append(f"{where} is not finished: its numbers are of the samples there{missing}.")
+        if record.config.get("limit") is not None:
+            found.append(f"{where} was limited to {record.config['limit']} questions a task.")
+        if not run.positions and run.cells:
+            found.append(f"{where} has no per-position records: no entropy of it is shown.")
+    found += _prompt_notes(arms)
+    return found
+
+
+def _prompt_notes(arms: Arms) -> list[str]:
+    """Tasks whose questions were put in different words to different checkpoints."""
+    hashes: dict[tuple[str, int], set[str]] = {}
+    for run in arms.runs:
+        for cell in run.cells.values():
+            for doc, prompt in zip(cell.doc_M.tolist(), cell.prompt_M.tolist(), strict=True):
+                hashes.setdefault((cell.task, doc), set()).add(prompt)
+    several = sorted({task for (task, _), found in hashes.items() if len(found) > 1})
+    return [f"The prompts of {task} differ between runs (same questions)." for task in several]
+
+
+def _validity(arm: str, checkpoint: Checkpoint, key: Key) -> CellValidity:
+    cell = checkpoint.cells[key]
+    seed = checkpoint.train_seed
+    return CellValidity(
+        arm=arm,
+        name=arm if seed is None else f"{arm}, seed {seed}",
+        task=key[0],
+        mode=key[1],
+        problems=len(cell.doc_M),
+        n_low=int(cell.n_M.min()),
+        n_high=int(cell.n_M.max()),
+        missing=_missing(checkpoint, cell),
+        no_answer=float(cell.no_answer_R.mean()),
+        truncated=float(cell.truncated_R.mean()),
+        eos=float(cell.eos_R.mean()),
+        timeout=float(cell.timeout_R.mean()),
+        duplicates=0.0 if cell.greedy else cell.duplicates(),
+    )
+
+
+def _missing(checkpoint: Checkpoint, cell: Cell) -> int:
+    """Samples that the configuration asks for on the problems seen, less those recorded."""
+    for run in checkpoint.runs:
+        if (cell.task, cell.mode) in run.cells:
+            asked = 1 if cell.greedy else int(run.run.config.get("num_samples") or cell.n_M.max())
+            return max(asked * len(cell.doc_M) - len(cell.doc_R), 0)
+    return 0

@@ -1,0 +1,42 @@
+"""`softeval score`: judge the samples of a run again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def register(app: typer.Typer) -> None:
+    """Add `score`."""
+    app.command("score")(score)
+
+
+def score(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    workers: Annotated[
+        int, typer.Option("--workers", help="Scoring processes.", min=1, max=64)
+    ] = 2,
+    timeout: Annotated[
+        float, typer.Option("--timeout", help="CPU seconds for one answer.", min=0.1)
+    ] = 5.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Score the stored samples again, without the model; old verdicts are kept beside."""
+    from softeval.rescore import rescore
+    from softeval.scoring import Scorer
+
+    with Scorer(workers=workers, timeout=timeout) as scorer:
+        found = rescore(run, scorer)
+    if as_json:
+        typer.echo(json.dumps(asdict(found)))
+        return
+    typer.echo(
+        f"{found.samples} samples scored: {found.gained} now right, {found.lost} now wrong,"
+        f" {found.statuses} with another status"
+    )
+    if found.kept is not None:
+        typer.echo(f"verdicts before: {run / found.kept}")

@@ -1,0 +1,218 @@
+"""`softeval score`: judge the stored samples of a run again, without the model.
+
+After a change of the scorer (a new math-verify, a higher time limit) every verdict of
+samples.parquet is made anew, row group by row group. The verdicts that are replaced are kept beside
+in verdicts-1.parquet, verdicts-2.parquet, …, and run.json names for each the scorer that gave them.
+Nothing else of a sample changes. Knows files and the scorer; nothing of models.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from softeval import rundir
+from softeval.errors import UserError
+from softeval.problems import has_choices
+from softeval.scoring import ScoreKind, Scorer, Verdict, scorer_identity
+from softeval.tables import table_path
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+KEY = ("task", "doc_id", "mode", "sample")
+JUDGED = ("correct", "verdict")
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """What judging again changed.
+
+    Attributes:
+        samples: samples judged.
+        gained: wrong before, right now.
+        lost: right before, wrong now.
+        statuses: samples whose status changed (say, from timeout to ok).
+        kept: file that holds the verdicts before; None where nothing changed.
+    """
+
+    samples: int
+    gained: int
+    lost: int
+    statuses: int
+    kept: str | None
+
+
+def rescore(folder: str | Path, scorer: Scorer) -> Rescored:
+    """Judge every stored sample of a run again.
+
+    A run whose verdicts all stay as they were is left untouched, but for the scorer's name in its
+    record. Stopped at any moment, the next call completes the change.
+
+    Args:
+        folder: the run directory.
+        scorer: judges.
+
+    Raises:
+        UserError: not a run, no samples, or a folder that cannot be written to.
+    """
+    folder = Path(folder)
+    record = rundir.read_record(folder)
+    source = table_path(folder, "samples")
+    if not source.is_file():
+        raise UserError(f"{folder} holds no samples.parquet; finish the run by starting it again")
+    kinds = _score_kinds(record)
+    partial = source.with_name(".samples.parquet.partial")
+    try:
+        counts = _write_judged(source, partial, kinds, scorer)
+        name = f"verdicts-{len(record.get('scorings') or []) + 1}.parquet"
+        if any(counts[1:]):
+            _replace(folder / name, source, partial)
+        # Also where an earlier call was stopped after it had replaced the table.
+        kept = name if (folder / name).is_file() else None
+        partial.unlink(missing_ok=True)
+        _refresh_results(folder, source)
+        rundir.write_record(folder, _new_record(record, kept, source))
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise rundir.unwritable(folder, error) from None
+    return Rescored(*counts, kept)
+
+
+def _score_kinds(record: Mapping[str, Any]) -> dict[str, ScoreKind]:
+    """How the answers of each task are compared: by its data set."""
+    return {
+        source.get("task") or source["name"]: (
+            ScoreKind.LETTER if has_choices(source["name"]) else ScoreKind.MATH
+        )
+        for source in record.get("datasets") or ()
+    }
+
+
+def _write_judged(
+    source: Path, partial: Path, kinds: Mapping[str, ScoreKind], scorer: Scorer
+) -> tuple[int, int, int, int]:
+    """Copy the table with new verdicts; (samples, gained, lost, statuses changed)."""
+    import pyarrow.parquet as pq
+
+    total = np.zeros(4, np.int64)
+    with pq.ParquetFile(source) as parquet:
+        schema = parquet.schema_arrow
+        with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+            for group in range(parquet.num_row_groups):
+                table = parquet.read_row_group(group)
+                verdicts = _judge(table, kinds, scorer)
+                total += _changes(table, verdicts)
+                writer.write_table(_with_verdicts(table, verdicts))
+    samples, gained, lost, statuses = total.tolist()
+    return samples, gained, lost, statuses
+
+
+def _judge(table: pa.Table, kinds: Mapping[str, ScoreKind], scorer: Scorer) -> list[Verdict]:
+    tasks, answers, targets = (table[name].to_pylist() for name in ("task", "answer", "target"))
+    unknown = sorted(set(tasks) - kinds.keys())
+    if unknown:
+        raise UserError(f"run.json names no data set for {', '.join(unknown)}; it cannot be scored")
+    items = zip(answers, targets, (kinds[task] for task in tasks), strict=True)
+    return scorer.score_many(list(items))
+
+
+def _changes(table: pa.Table, verdicts: list[Verdict]) -> np.ndarray:
+    before_R = table["correct"].to_numpy()
+    after_R = np.array([verdict.correct for verdict in verdicts])
+    statuses = zip(table["verdict"].to_pylist(), verdicts, strict=True)
+    status = [old != new.status for old, new in statuses]
+    gained, lost = (after_R & ~before_R).sum(), (before_R & ~after_R).sum()
+    return np.array([len(verdicts), gained, lost, sum(status)])
+
+
+def _with_verdicts(table: pa.Table, verdicts: list[Verdict]) -> pa.Table:
+    import pyarrow as pa
+
+    new = {
+        "correct": pa.array([v.correct for v in verdicts], pa.bool_()),
+        "verdict": pa.array([v.status for v in verdicts], pa.string()),
+    }
+    for name, values in new.items():
+        index = table.schema.get_field_index(name)
+        table = table.set_column(index, table.schema.field(index), values)
+    return table
+
+
+def _replace(kept: Path, source: Path, partial: Path) -> None:
+    """Keep the old verdicts, then put the new table in place."""
+    import pyarrow.parquet as pq
+
+    if not kept.is_file():  # one that is there already is of a call that was stopped after it
+        draft = kept.with_name(f".{kept.name}.partial")
+        pq.write_table(pq.read_table(source, columns=[*KEY, *JUDGED]), draft, compression="zstd")
+        os.replace(draft, kept)
+    os.replace(partial, source)
+
+
+def _new_record(record: Mapping[str, Any], kept: str | None, source: Path) -> dict[str, Any]:
+    """The record with the scorer of now, and in "scorings" the one before it."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    counted = pc.value_counts(pq.read_table(source, columns=["verdict"])["verdict"])  # pyright: ignore[reportAttributeAccessIssue]
+    verdicts = {row["values"]: row["counts"] for row in counted.to_pylist()}
+    scorings = list(record.get("scorings") or [])
+    if kept is not None:
+        scorings.append({"scorer": record.get("scorer"), "verdicts": kept})
+    counts = {**(record.get("counts") or {}), "verdicts": verdicts}
+    new = {**record, "scorer": scorer_identity(), "counts": counts}
+    return {**new, "scorings": scorings} if scorings else new
+
+
+def _refresh_results(folder: Path, source: Path) -> None:
+    """Bring the scores of results.json up to the verdicts of samples.parquet."""
+    path = folder / rundir.RESULTS_FILE
+    if not path.is_file():
+        return
+    results = json.loads(path.read_text(encoding="utf-8"))
+    modes = results.get("modes") or {}
+    for title, entry in (results.get("results") or {}).items():
+        mode = (modes.get(title) or {}).get("mode")
+        if mode is not None:
+            entry.update(_cell_scores(source, entry["name"], mode, entry))
+    rundir.write_json(path, results)
+
+
+def _cell_scores(source: Path, task: str, mode: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """New values of the metrics that stand in an entry, with lm-eval's standard errors."""
+    import pyarrow.parquet as pq
+
+    from softeval.reports.statistics import pass_at_k
+
+    wanted = [("task", "=", task), ("mode", "=", mode)]
+    cell = pq.read_table(source, columns=["doc_id", *JUDGED], filters=wanted)
+    _, problem_R = np.unique(cell["doc_id"].to_numpy(), return_inverse=True)
+    if not len(problem_R):
+        return {}
+    n_M = np.bincount(problem_R)
+    shares: dict[str, np.ndarray] = {}
+    correct_R = cell["correct"].to_numpy().astype(float)
+    status_R = np.array(cell["verdict"].to_pylist())
+    for name in entry:
+        metric, _, rest = name.partition(",")
+        if metric.startswith("pass@") and metric[5:].isdigit():
+            c_M = np.bincount(problem_R, correct_R).astype(int)
+            shares[name] = pass_at_k(n_M, c_M, [int(metric[5:])])[:, 0]
+        elif metric in ("no_answer", "timeout", "error") and rest:
+            shares[name] = np.bincount(problem_R, status_R == metric) / n_M
+    values: dict[str, Any] = {}
+    for name, x_M in shares.items():
+        metric, _, rest = name.partition(",")
+        values[name] = float(x_M.mean())
+        error = f"{metric}_stderr,{rest}"
+        if error in entry and isinstance(entry[error], int | float) and len(x_M) > 1:
+            values[error] = float(x_M.std(ddof=1) / math.sqrt(len(x_M)))
+    return values

@@ -1,0 +1,271 @@
+"""Run directories that look like a small replication of the paper, for tests of the report.
+
+Not a test. Random numbers through the package's own writers: a base model and hard, fuzzy and soft
+training with several seeds, texts that read like arithmetic, entropies that peak at numbers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from synthetic import _record
+
+from softeval import rundir
+from softeval.modes import MODES, is_greedy
+from softeval.records import AnswerStop, Generation, SampleKey, StopReason
+from softeval.tables import LikelihoodRow, PromptRow, ScoredSample, TableWriter, prompt_hash
+
+NUMBERS = [f" {i}" for i in range(100)]
+TEXT = [
+    " First we add",
+    " and",
+    " to get",
+    ".",
+    " Then we multiply",
+    " by",
+    " and",
+    " obtain",
+    ".",
+    " Next we subtract",
+    " from",
+    " leaving",
+    ".",
+    " So the total is",
+    " therefore",
+    " because",
+    " each",
+    " box holds",
+    " apples",
+    " The final answer is:",
+]
+VOCAB = NUMBERS + TEXT + [" \\boxed{", "}", "\n"]
+
+# Mean success on the logit scale: method -> (greedy, sampled, spread of difficulty).
+SKILL = {
+    "base": (0.6, -1.2, 2.0),
+    "hard": (1.1, 0.9, 3.0),
+    "fuzzy": (1.1, 0.3, 2.1),
+    "soft": (1.2, 0.5, 2.0),
+}
+
+
+def write_family(
+    parent: Path,
+    methods: Sequence[str] = ("base", "hard", "fuzzy", "soft"),
+    seeds: int = 3,
+    **kwargs: Any,
+) -> list[Path]:
+    """A base model and one checkpoint a method and seed; run directories in that order."""
+    folders = []
+    for method in methods:
+        for seed in range(1 if method == "base" else seeds):
+            folder = parent / (method if method == "base" else f"{method}-{seed}")
+            folders.append(write_checkpoint(folder, method, seed, **kwargs))
+    return folders
+
+
+def write_checkpoint(
+    folder: Path,
+    method: str = "base",
+    train_seed: int = 0,
+    tasks: Sequence[str] = ("arithmetic",),
+    modes: Sequence[str] = tuple(MODES),
+    questions: int = 24,
+    samples: int = 8,
+    positions: int = 60,
+    likelihood_tasks: Sequence[str] = (),
+    kl: bool = False,
+    status: str = rundir.COMPLETE,
+    texts: Sequence[str] = (),
+    record_changes: dict[str, Any] | None = None,
+) -> Path:
+    """One run directory. `texts` replace the CoT, the answer and the prompt of some samples."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng([train_seed, *method.encode()])
+    shift = 0.0 if method == "base" else float(rng.normal(0, 0.1))
+    vocab = VOCAB + list(texts)
+    with TableWriter(folder, tasks, modes, lambda i: vocab[i]) as writer:
+        for task in sorted(tasks):
+            difficulty_Q = np.random.default_rng(list(task.encode())).normal(0, 1, questions)
+            for mode in sorted(modes):
+                for q in range(questions):
+                    for s in range(1 if is_greedy(MODES[mode]) else samples):
+                        chance = _chance(method, mode, float(difficulty_Q[q]), shift)
+                        key = SampleKey(task, q, s)
+                        writer.add(_sample(rng, key, mode, chance, positions, vocab, texts, method))
+        writer.add_prompts([_prompt(t, q, texts) for t in sorted(tasks) for q in range(questions)])
+        writer.add_likelihoods(
+            [_likelihood(rng, t, q) for t in sorted(likelihood_tasks) for q in range(questions * 4)]
+        )
+    record = _record(tasks, modes, likelihood_tasks, samples, questions, 0, status)
+    record["counts"] |= writer.counts
+    record["scorer"] = {"math-verify": "0.9.0"}
+    record["model"] |= {
+        "path": f"checkpoints/{folder.name}",
+        "weights_hash": f"{method}{train_seed}",
+    }
+    if method != "base":
+        record["training"] = {
+            "method": method,
+            "dataset": "arithmetic",
+            "train_seed": train_seed,
+            "base": "checkpoints/base",
+            "step": 400,
+        }
+    if kl:
+        record["diagnose"] = write_kl(folder, method, tasks, questions)
+    rundir.write_record(folder, record | (record_changes or {}))
+    return folder
+
+
+def _chance(method: str, mode: str, difficulty: float, shift: float) -> float:
+    greedy, sampled, spread = SKILL.get(method, SKILL["base"])
+    kind = mode.split("_")[0]
+    mean = greedy if mode.endswith("greedy") or kind != "hard" else sampled
+    wide = spread if kind == "hard" else spread * 1.5
+    return float(1 / (1 + np.exp(-(mean + shift + wide * difficulty))))
+
+
+def _sample(
+    rng: np.random.Generator,
+    key: SampleKey,
+    mode: str,
+    chance: float,
+    positions: int,
+    vocab: list[str],
+    texts: Sequence[str],
+    method: str,
+) -> ScoredSample:
+    length = int(np.clip(rng.gamma(6.0, positions / 6.0), 4, 3 * positions))
+    number_T = rng.integers(0, len(NUMBERS), length)
+    words_T = len(NUMBERS) + np.arange(length) // 2 % (len(TEXT) - 1)
+    shadow = np.where(np.arange(length) % 2 == 1, number_T, words_T).astype(np.int32)
+    if texts and key.sample == 0:
+        shadow[1 : 1 + len(texts)] = len(VOCAB) + np.arange(len(texts))[: length - 1]
+    shadow[-1] = len(NUMBERS) + len(TEXT) - 1
+    peak_T = np.where(np.arange(length) % 2 == 1, 0.9, 0.25)
+    level = {"base": 1.0, "hard": 0.35, "fuzzy": 0.7, "soft": 0.8}.get(method, 1.0)
+    entropy = level * rng.gamma(1.2, peak_T * (0.4 + np.exp(-np.arange(length) / positions)))
+    entropy[-1] = 0.001
+    correct = bool(rng.random() < chance)
+    target = str(key.doc_id + 3)
+    answer = target if correct else rng.choice([str(key.doc_id + 4), "12.5", ""], p=[0.6, 0.3, 0.1])
+    shown = None if answer == "" else str(answer)
+    if texts and key.sample == 0:
+        shown = texts[key.doc_id % len(texts)]
+    capped = length >= 2.2 * positions
+    verdict = "no_answer" if shown is None else "timeout" if rng.random() < 0.002 else "ok"
+    generation = Generation(
+        key=key,
+        mode=mode,
+        cot_text="".join(vocab[i] for i in shadow),
+        prefill_text=" The final answer is: \\boxed{" if capped else " \\boxed{",
+        answer=shown,
+        answer_text="?" if shown is None else shown + "}",
+        stop_reason=StopReason.LENGTH if capped else StopReason.ANSWER_PREFIX,
+        answer_stop=AnswerStop.LENGTH if shown is None else AnswerStop.CLOSED,
+        prompt_ids=np.arange(5, dtype=np.int32),
+        shadow_ids=shadow,
+        prefill_ids=np.array([1, 2], np.int32),
+        answer_ids=np.array([3, 4], np.int32),
+        entropy=entropy.astype(np.float32),
+        mode_entropy=(entropy * (0.5 if mode.startswith("soft") else 0.01)).astype(np.float32),
+        top1_prob=np.exp(-entropy).astype(np.float32),
+        top_ids=np.stack([shadow, (shadow + 1) % len(NUMBERS), (shadow + 2) % len(NUMBERS)], -1),
+        top_probs=_top_probs(mode, entropy),
+        inputs=None,
+        seconds=float(rng.uniform(0.1, 1.0)),
+    )
+    hashed = prompt_hash(_prompt(key.task, key.doc_id, texts).prompt)
+    return ScoredSample(generation, hashed, target, correct and verdict == "ok", verdict)
+
+
+def _top_probs(mode: str, entropy: np.ndarray) -> np.ndarray:
+    first = np.exp(-entropy * (0.5 if mode.startswith("soft") else 0.001))
+    return np.stack([first, (1 - first) * 0.7, (1 - first) * 0.2], -1).astype(np.float32)
+
+
+def _prompt(task: str, q: int, texts: Sequence[str]) -> PromptRow:
+    extra = texts[q % len(texts)] if texts else ""
+    prompt = (
+        "A conversation between User and Assistant. The user asks a question, and the Assistant"
+        f" solves it. User: What is {q} plus 3? {extra} Assistant:"
+    )
+    return PromptRow(task, q, prompt, str(q + 3))
+
+
+def _likelihood(rng: np.random.Generator, task: str, q: int) -> LikelihoodRow:
+    target = int(rng.integers(4))
+    prediction = target if rng.random() < 0.6 else int(rng.integers(4))
+    tokens = int(rng.integers(1, 20))
+    return LikelihoodRow(task, q, target, prediction, float(rng.gamma(2, 1) * tokens), tokens)
+
+
+def write_kl(folder: Path, method: str, tasks: Sequence[str], questions: int) -> dict[str, Any]:
+    """A kl.parquet as `softeval diagnose` writes it; returns the record's "diagnose" block."""
+    rng = np.random.default_rng(list(method.encode()))
+    scale = {"base": 1e-4, "hard": 0.08, "fuzzy": 0.03, "soft": 0.02}.get(method, 0.05)
+    rows: dict[str, list[Any]] = {name: [] for name in kl_schema().names}
+    for task in sorted(tasks):
+        for prefix_set in ("base", "own"):
+            for q in range(questions):
+                length = int(rng.integers(20, 60))
+                forward = rng.gamma(1.0, scale, length)
+                _extend(rows, task, q, prefix_set, forward, forward * rng.uniform(0.6, 1.2, length))
+    pq.write_table(pa.table(rows, kl_schema()), folder / "kl.parquet")
+    return {"base": "checkpoints/base", "noise_floor": {"mean": 2e-4, "batch_size": 3}}
+
+
+def kl_schema() -> pa.Schema:
+    """Columns of kl.parquet."""
+    return pa.schema(
+        [
+            ("task", pa.string()),
+            ("doc_id", pa.int32()),
+            ("mode", pa.string()),
+            ("sample", pa.int32()),
+            ("prefix_set", pa.string()),
+            ("position", pa.int32()),
+            ("forward", pa.float32()),
+            ("reverse", pa.float32()),
+        ]
+    )
+
+
+def _extend(
+    rows: dict[str, list[Any]], task: str, q: int, prefix_set: str, forward: Any, reverse: Any
+) -> None:
+    length = len(forward)
+    for name, value in (
+        ("task", task),
+        ("doc_id", q),
+        ("mode", "hard_sample"),
+        ("sample", 0),
+        ("prefix_set", prefix_set),
+    ):
+        rows[name] += [value] * length
+    rows["position"] += range(length)
+    rows["forward"] += forward.tolist()
+    rows["reverse"] += reverse.tolist()
+
+
+def write_training(folder: Path, method: str = "soft", seed: int = 0, steps: int = 60) -> Path:
+    """A training directory: its train.json and metrics.jsonl only."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng([seed, *method.encode()])
+    lines = []
+    for step in range(1, steps + 1):
+        success = 0.45 + 0.4 * (1 - np.exp(-step / 25)) + rng.normal(0, 0.05)
+        line = {"step": step, "reward/mean": 100 * success, "reward/success": success}
+        if step % 10 == 0:
+            line["validation/success"] = success + 0.03
+        lines.append(json.dumps(line))
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "train.json").write_text(json.dumps({"identity": {"method": method, "seed": seed}}))
+    return folder

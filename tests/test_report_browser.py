@@ -1,0 +1,223 @@
+"""The report in headless Chromium: what a reader sees, and what a malicious sample cannot do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from report_browser import Visit, axe_source, chromium, violations
+from report_runs import write_checkpoint, write_family, write_training
+
+from softeval.reports.page import build_report
+
+pytestmark = pytest.mark.browser
+
+ATTACKS = (
+    "</script><script>window.pwned = 1</script>",
+    "<img src=x onerror='window.pwned=1'>",
+    '"><svg onload=window.pwned=1>',
+    "<!--<script>",
+    "{{ 7*7 }}{% raw %}",
+    "\u202eevil\u202c \u2066x\u2069",
+    "\x00\x1b[31mred\x07",
+    "line\u2028separator\u2029",
+    "",
+    "x" * 1_000_000,
+    "𝔘nicode 🙂",
+)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A report with every section, as a file address."""
+    folder = tmp_path_factory.mktemp("family")
+    runs = write_family(
+        folder, seeds=2, questions=32, samples=4, positions=24, likelihood_tasks=("arc",), kl=True
+    )
+    return _write(folder, [*runs, write_training(folder / "training")])
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("hostile")
+    attack = ATTACKS[0]
+    changes = {"command": f"softeval run {attack}", "model": {"path": f"m/{ATTACKS[1]}"}}
+    run = write_checkpoint(
+        folder / "run", questions=12, samples=2, texts=ATTACKS, record_changes=changes,
+        tasks=("a<b>$x$&amp;",),
+    )  # fmt: skip
+    return _write(folder, [f"<b onclick>\u202e{{{{7*7}}}}={run}"])
+
+
+def _write(folder: Path, runs: list) -> str:
+    path = folder / "report.html"
+    path.write_bytes(build_report(runs).encode())
+    return path.as_uri()
+
+
+def _data(page) -> dict:
+    return json.loads(page.locator("#samples-data").text_content())
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_section_is_accessible_and_quiet(browser, family, scheme):
+    visit = Visit(browser, family, color_scheme=scheme)
+    visit.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert violations(visit.page, axe_source()) == []
+    assert visit.problems == []
+    assert visit.requests == [family]
+
+
+def test_dark_and_light_differ_and_the_page_fits_a_phone(browser, family):
+    background = "getComputedStyle(document.body).backgroundColor"
+    seen = {
+        Visit(browser, family, color_scheme=s).page.evaluate(background) for s in ("light", "dark")
+    }
+    assert len(seen) == 2
+    page = Visit(browser, family, viewport={"width": 390, "height": 800}).page
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_every_figure_has_a_text_alternative(browser, family):
+    page = Visit(browser, family).page
+    figures = page.locator("figure svg").all()
+    assert len(figures) >= 8
+    for figure in figures:
+        assert figure.get_attribute("role") == "img"
+        ids = (figure.get_attribute("aria-labelledby") or "").split()
+        assert len(ids) == 2
+        for name in ids:
+            assert len(page.evaluate("(id) => document.getElementById(id).textContent", name)) > 8
+
+
+def test_without_javascript_all_but_the_samples_is_there(browser, family):
+    page = Visit(browser, family, java_script_enabled=False).page
+    assert page.locator("section#results table").first.is_visible()
+    assert page.locator("figure svg").first.is_visible()
+    assert page.locator("noscript").is_visible()
+    assert not page.locator("#samples-app").is_visible()
+
+
+def test_nothing_of_a_hostile_run_is_executed(browser, hostile):
+    visit = Visit(browser, hostile)
+    for _ in range(12):
+        visit.page.keyboard.press("j")
+    assert visit.page.evaluate("window.pwned") is None
+    assert visit.problems == []
+    assert visit.requests == [hostile]
+    text = visit.page.locator("body").inner_text()
+    assert "⟨U+202E⟩" in text and "\u202e" not in text
+    assert violations(visit.page, axe_source()) == []
+
+
+def test_hostile_texts_are_shown_as_they_are(browser, hostile):
+    visit = Visit(browser, hostile)
+    shown = set()
+    for _ in range(len(_data(visit.page)["problems"])):
+        shown.add(visit.page.locator("pre[aria-label=Prompt]").text_content())
+        shown.add(visit.page.locator(".cot").first.text_content())
+        visit.page.keyboard.press("j")
+    joined = "\n".join(shown)
+    for attack in (
+        ATTACKS[0],
+        ATTACKS[1],
+        ATTACKS[3],
+        ATTACKS[4],
+        "𝔘nicode 🙂",
+        "⟨U+0000⟩⟨U+001B⟩[31m",
+    ):
+        assert attack in joined
+    assert "more characters]" in joined  # the megabyte is cut, and it says so
+
+
+def test_the_policy_refuses_what_escaping_would_have_let_through(browser, family):
+    visit = Visit(browser, family)
+    visit.page.evaluate(  # the reader's own mistakes, were there any
+        "document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=window.pwned=1>');"
+        "const s = document.createElement('script'); s.textContent = 'window.pwned=2';"
+        "document.body.append(s)"
+    )
+    visit.page.wait_for_timeout(100)
+    assert visit.page.evaluate("window.pwned") is None
+    assert sum("Content Security Policy" in problem for problem in visit.problems) >= 2
+
+
+def test_tokens_on_the_page_are_those_of_the_data(browser, family):
+    page = Visit(browser, family).page
+    data, state = _data(page), "#samples?q=2&m=5&n=1"
+    page.goto(family + state)
+    page.reload()
+    left = next(s for s in data["samples"] if s["q"] == 2 and s["a"] == 0 and s["m"] == 5)
+    cot = page.locator("section[aria-label='Left side'] .cot")
+    assert cot.locator("span").count() == left["n"]
+    assert cot.text_content() == left["x"]
+    tip = cot.locator("span").first.get_attribute("title")
+    assert "entropy" in tip and "nats" in tip and "%" in tip
+
+
+def test_keys_filters_search_and_address(browser, family):
+    page = Visit(browser, family).page
+    question = page.get_by_label("Question", exact=True)
+    first = question.input_value()
+    page.keyboard.press("j")
+    second = question.input_value()
+    assert second != first
+    page.keyboard.press("k")
+    assert question.input_value() == first
+    page.keyboard.press("j")
+    page.get_by_label("Left mode").select_option(label="soft sample")
+    page.get_by_label("Colour").select_option(label="top-1 probability")
+    page.reload()
+    assert question.input_value() == second
+    assert (
+        page.get_by_label("Left mode").evaluate("e => e.selectedOptions[0].text") == "soft sample"
+    )
+    assert "top-1 probability" in page.locator(".keyed").inner_text()
+    page.get_by_label("Show").select_option(label="left incorrect")
+    page.get_by_label("Left sample").select_option(index=0)
+    assert "✗" in page.locator("section[aria-label='Left side'] select").nth(2).inner_text()
+    page.get_by_label("Search").fill("no such text anywhere")
+    assert page.get_by_role("status").inner_text() == "no question matches"
+    page.get_by_label("Search").fill("")
+    assert "that match" in page.get_by_role("status").inner_text()
+
+
+def test_sides_that_differ_do_differ(browser, family):
+    page = Visit(browser, family).page
+    page.get_by_label("Show").select_option(label="sides differ")
+    for _ in range(3):
+        outcomes = page.locator(".pane .outcome").all_inner_texts()
+        assert len(set(outcomes)) == 2
+        page.keyboard.press("j")
+
+
+def test_heat_is_readable_on_every_colour(browser, family):
+    """Contrast of text on the five heat colours, which axe cannot always tell."""
+    for scheme in ("light", "dark"):
+        page = Visit(browser, family, color_scheme=scheme).page
+        for step in range(1, 5):
+            pair = page.locator(f".keyed .h{step}").evaluate(
+                "e => [getComputedStyle(e).color, getComputedStyle(e).backgroundColor]"
+            )
+            assert _contrast(*map(_rgb, pair)) >= 4.5
+
+
+def _rgb(text: str) -> list[float]:
+    return [int(part) / 255 for part in text[4:-1].split(",")]
+
+
+def _contrast(first: list[float], second: list[float]) -> float:
+    light = sorted(map(_luminance, (first, second)))
+    return (light[1] + 0.05) / (light[0] + 0.05)
+
+
+def _luminance(rgb: list[float]) -> float:
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

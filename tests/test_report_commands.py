@@ -1,0 +1,220 @@
+"""`report`, `compare`, `score` and `notebook` as commands, and the figures in Python."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import typer
+from conftest import ROOT
+from report_runs import write_checkpoint, write_family, write_training
+
+from softeval.errors import UserError
+from softeval.reports.cells import read_cells
+from softeval.reports.compare import compare_runs, comparison_frame
+from softeval.reports.notebook import write_notebook
+from softeval.reports.plots import (
+    plot_comparisons,
+    plot_entropy,
+    plot_kl,
+    plot_out_of_domain,
+    plot_pass_at_k,
+    plot_training,
+)
+from softeval.reports.recorded import open_run
+from softeval.reports.statistics import mcnemar, pass_at_k
+from softeval.reports.training import is_training, read_training
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return write_family(
+        tmp_path_factory.mktemp("family"), ("base", "soft"), seeds=2, questions=16, samples=4,
+        positions=10, likelihood_tasks=("arc",), kl=True,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def app():
+    from softeval import cli_score
+    from softeval.reports import cli
+
+    found = typer.Typer(pretty_exceptions_enable=False)
+    cli.register(found)
+    cli_score.register(found)
+    return found
+
+
+def _run(app, *words):
+    from typer.testing import CliRunner
+
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_report_writes_one_file(app, folders, tmp_path):
+    output = tmp_path / "new" / "r.html"
+    done = _run(app, "report", folders[1], "--output", output, "--title", "T", "--json")
+    assert done.exit_code == 0
+    assert json.loads(done.stdout) == {"output": str(output), "bytes": output.stat().st_size}
+    assert [p.name for p in output.parent.iterdir()] == ["r.html"]
+
+
+def test_report_names_what_is_wrong(app, folders, tmp_path):
+    assert isinstance(_run(app, "report", tmp_path).exception, UserError)
+    blocked = _run(app, "report", folders[0], "--output", folders[0] / "run.json" / "x.html")
+    assert "give another --output" in str(blocked.exception)
+
+
+def test_compare_equals_the_statistics_on_the_files(folders):
+    found = {(c.mode, c.k): c for c in compare_runs([folders[1]], [folders[0]]) if c.mode}
+    a, b = (read_cells(open_run(f)) for f in (folders[1], folders[0]))
+    for (mode, k), one in found.items():
+        cells = a["arithmetic", mode], b["arithmetic", mode]
+        x, y = (pass_at_k(c.n_M, c.c_M, [k])[:, 0] for c in cells)
+        assert one.contrast.diff == pytest.approx((x - y).mean())
+        assert (one.a, one.b) == (pytest.approx(x.mean()), pytest.approx(y.mean()))
+        if cells[0].greedy:
+            assert one.contrast.p == mcnemar(int((x > y).sum()), int((y > x).sum()))
+        assert one.verdict.p >= one.contrast.p
+        assert one.contrast.scope == "these checkpoints only"
+    assert {("hard_sample", 1), ("hard_sample", 4), ("soft_greedy", 1)} <= found.keys()
+
+
+def test_compare_of_seeds_speaks_of_seeds(folders):
+    found = compare_runs(folders[1:], [folders[0]])
+    assert all("over seeds" in one.contrast.scope for one in found)
+    assert {one.metric for one in found} == {"pass@k", "accuracy", "nll_per_token"}
+
+
+def test_compare_with_itself_finds_nothing(folders):
+    for one in compare_runs([folders[0]], [folders[0]]):
+        assert one.contrast.diff == 0 and one.verdict.word != "better"
+
+
+def test_compare_options_narrow_the_metrics(folders):
+    found = compare_runs([folders[1]], [folders[0]], mode="hard_sample", ks=(2, 3))
+    assert [(one.mode, one.k) for one in found] == [("hard_sample", 2), ("hard_sample", 3)]
+    assert {c.task for c in compare_runs([folders[1]], [folders[0]], task="arc")} == {"arc"}
+    wide = compare_runs([folders[0]], [folders[0]], mode="hard_greedy", margin=0.9)
+    narrow = compare_runs([folders[0]], [folders[0]], mode="hard_greedy", margin=0.001)
+    assert [wide[0].verdict.word, narrow[0].verdict.word] == ["equivalent", "inconclusive"]
+    with pytest.raises(UserError, match="in common"):
+        compare_runs([folders[1]], [folders[0]], mode="nope")
+
+
+def test_compare_refuses_other_data(folders, tmp_path):
+    data = [{"name": "arithmetic", "sha256": "other", "split": "test"}]
+    other = write_checkpoint(
+        tmp_path / "x", questions=4, samples=2, positions=6, record_changes={"datasets": data}
+    )
+    with pytest.raises(UserError, match="sha256"):
+        compare_runs([folders[0]], [other])
+
+
+def test_compare_prints_a_table_and_json(app, folders):
+    printed = _run(app, "compare", folders[1], folders[0], "--mode", "hard-sample")
+    assert printed.exit_code == 0
+    rows = [line for line in printed.stdout.splitlines() if line.startswith("| arithmetic")]
+    assert len(rows) == 2 and "Scope: these checkpoints only." in printed.stdout
+    seeds = f"{folders[1]},{folders[2]}"
+    records = json.loads(_run(app, "compare", seeds, folders[0], "--json").stdout)
+    assert all("over seeds" in record["scope"] for record in records)
+    assert len(comparison_frame(compare_runs(folders[1:], [folders[0]]))) == len(records)
+
+
+def test_score_prints_what_changed(app, tmp_path):
+    run = write_checkpoint(tmp_path / "run", questions=4, samples=2, positions=6)
+    printed = _run(app, "score", run, "--json")
+    assert json.loads(printed.stdout)["samples"] == 4 * (3 * 2 + 3)
+    assert "0 now wrong" in _run(app, "score", run).stdout
+
+
+def test_notebook_names_the_run_and_keeps_edits(app, folders, tmp_path):
+    path = write_notebook(folders[0], tmp_path)
+    notebook = json.loads(path.read_text())
+    (cell,) = [c for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", [])]
+    assert str(folders[0]) in "".join(cell["source"])
+    path.write_text("edited")
+    assert write_notebook(folders[0], tmp_path) == path and path.read_text() == "edited"
+    printed = _run(app, "notebook", folders[1], "--no-open")
+    assert printed.exit_code == 0 and (folders[1] / "analysis.ipynb").is_file()
+    with pytest.raises(UserError, match="not a run directory"):
+        write_notebook(tmp_path)
+
+
+def test_the_shipped_notebook_holds_no_results_and_is_short():
+    notebook = json.loads((ROOT / "reports" / "notebooks" / "analysis.ipynb").read_text())
+    code = [c for c in notebook["cells"] if c["cell_type"] == "code"]
+    assert len(notebook["cells"]) < 40
+    assert all(c["outputs"] == [] and c["execution_count"] is None for c in code)
+    source = "\n".join("".join(c["source"]) for c in code)
+    assert "softeval.reports" not in source and "_" + "context" not in source
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_on_a_run(folders, tmp_path):
+    import nbformat
+    from nbclient import NotebookClient
+
+    import softeval
+
+    if not hasattr(softeval.Run, "plot_pass_at_k"):
+        pytest.skip("softeval.Run has no plotting methods")
+    notebook = nbformat.read(write_notebook(folders[1], tmp_path), 4)
+    NotebookClient(notebook, timeout=280, resources={"metadata": {"path": str(ROOT)}}).execute()
+    shown = [o.data for c in notebook.cells for o in c.get("outputs", []) if "data" in o]
+    assert sum("image/png" in data for data in shown) == 5
+    assert sum("text/html" in data for data in shown) >= 4
+
+
+@pytest.mark.parametrize("plot", [plot_pass_at_k, plot_kl, plot_comparisons, plot_out_of_domain])
+def test_figures_are_drawn_for_paths(folders, plot):
+    assert plot(folders)._repr_png_().startswith(b"\x89PNG")
+
+
+def test_entropy_views_differ(folders):
+    drawn = {view: plot_entropy([folders[0]], view=view) for view in ("all", "progress", "end")}
+    labels = {view: figure.axes[-1].get_xlabel() for view, figure in drawn.items()}
+    assert len(set(labels.values())) == 3
+    with pytest.raises(UserError, match="choose from"):
+        plot_entropy([folders[0]], view="nope")
+
+
+def test_drawing_leaves_matplotlib_as_it_was(folders):
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+    plot_pass_at_k([folders[0]])
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_plots_of_what_is_not_there_say_so(tmp_path):
+    run = write_checkpoint(tmp_path / "run", questions=3, samples=2, positions=6)
+    for plot in (plot_kl, plot_out_of_domain):
+        with pytest.raises(UserError):
+            plot([run])
+    with pytest.raises(UserError, match="no samples of nope"):
+        plot_pass_at_k([run], task="nope")
+
+
+def test_training_curves_are_those_of_the_file(tmp_path):
+    folder = write_training(tmp_path / "t", "soft", 3)
+    assert is_training(folder) and not is_training(tmp_path)
+    curve = read_training(folder)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    np.testing.assert_array_equal(curve.success, [line["reward/success"] for line in lines])
+    assert curve.name == "soft seed 3" and len(curve.validation) == 6
+    assert curve.best[1] == max(curve.validation)
+    assert plot_training([folder])._repr_png_().startswith(b"\x89PNG")
+
+
+def test_a_torn_last_line_is_passed_over_and_a_torn_middle_is_named(tmp_path):
+    folder = write_training(tmp_path / "t")
+    path = folder / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + '{"step": 61, "rew')
+    assert len(read_training(folder).steps) == 60
+    path.write_text('{"step": 0, "rew\n' + whole)
+    with pytest.raises(UserError, match="line 1"):
+        read_training(folder)

@@ -1,0 +1,205 @@
+"""Tables, verdicts, paper reference, LaTeX: what is printed for given numbers."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+from report_runs import write_family
+
+from softeval.reports.arms import Arm, measure
+from softeval.reports.contrasts import find_comparisons
+from softeval.reports.differences import find_differences
+from softeval.reports.escaping import clip, script_json, visible
+from softeval.reports.latex import escape, to_latex
+from softeval.reports.paper import paper_model, paper_out_of_domain, paper_pass_at_k
+from softeval.reports.scores import arm_score, curve_ks
+from softeval.reports.statistics import pass_at_k
+from softeval.reports.statistics.curves import Crossing
+from softeval.reports.tables import main_tables, p_text, points, simple_table
+from softeval.reports.verdict import verdict_sentences
+
+
+@pytest.fixture(scope="module")
+def arms(tmp_path_factory):
+    folders = write_family(
+        tmp_path_factory.mktemp("family"), seeds=3, questions=30, samples=8, positions=6,
+        modes=("hard_greedy", "hard_sample", "soft_sample"),
+    )  # fmt: skip
+    return measure([(None, folder) for folder in folders], positions=False)
+
+
+def test_main_table_prints_the_crossed_means(arms):
+    (main,) = main_tables(arms)
+    assert main.metrics == (
+        ("hard_greedy", 1), ("hard_sample", 1), ("hard_sample", 8), ("soft_sample", 1), ("soft_sample", 8),
+    )  # fmt: skip
+    soft = next(row for row in main.table.rows if row[0].text == "soft")
+    cells = [c.cells["arithmetic", "hard_sample"] for c in arms.arms[3].checkpoints]
+    means = [pass_at_k(cell.n_M, cell.c_M, [8]).mean() * 100 for cell in cells]
+    assert soft[3].text == f"{np.mean(means):.1f} ± {np.std(means, ddof=1):.1f}"
+    assert re.fullmatch(r"\[\d+\.\d, \d+\.\d\]", soft[3].note)
+    base = next(row for row in main.table.rows if row[0].text == "base")
+    assert "±" not in base[1].text  # one checkpoint has no SD, and none is printed
+    assert any(cell.strong for row in main.table.rows for cell in row)
+
+
+def test_csv_holds_full_precision_and_can_be_read_back(arms):
+    (main,) = main_tables(arms)
+    rows = list(csv.DictReader(io.StringIO(main.table.csv())))
+    assert len(rows) == 4 * 5
+    row = next(
+        r for r in rows if (r["training"], r["mode"], r["k"]) == ("soft", "hard_sample", "8")
+    )
+    score = arm_score(arms.arms[3], ("arithmetic", "hard_sample"), 8)
+    assert float(row["mean_percent"]) == pytest.approx(100 * score.mean.mean, abs=1e-4)
+    seeds = [float(value) for value in row["seed_means_percent"].split()]
+    assert seeds == pytest.approx([100 * value for value in score.mean.seed_means], abs=1e-4)
+
+
+def test_csv_cells_cannot_be_formulas():
+    table = simple_table("c", ["=1+1", "b"], [["@SUM(A1)", "-cmd"], ["+x", "-1.5"]])
+    cells = [cell for row in csv.reader(io.StringIO(table.csv())) for cell in row]
+    assert cells == ["'=1+1", "b", "'@SUM(A1)", "'-cmd", "'+x", "-1.5"]
+
+
+def test_latex_of_a_table_is_balanced_and_escaped(arms):
+    (main,) = main_tables(arms)
+    text = to_latex(main.table)
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 1
+    body = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert {line.count("&") for line in body[1:]} == {5}
+    assert r"hard\_" not in text and "hard greedy" in text
+    assert escape("50 % of a_b & {c} \\ $x$") == (r"50 \% of a\_b \& \{c\} \textbackslash{} \$x\$")
+    assert "\n" not in escape("a\nb\x00")
+
+
+def test_points_and_p_values():
+    assert points(0.12345) == "12.3" and points(-0.01, sign=True) == "−1.0"
+    assert points(0.01, sign=True) == "+1.0" and points(float("nan")) == "–"
+    assert p_text(0.0004) == "< .001" and p_text(0.0421) == ".042" and p_text(1.0) == "1.000"
+
+
+def test_primary_contrasts_are_those_against_hard_training(arms):
+    found = find_comparisons(arms)
+    primary = {(c.name, c.metric.mode, c.metric.k) for c in found if c.primary}
+    assert primary == {
+        (f"{a} − hard", mode, k)
+        for a in ("fuzzy", "soft")
+        for mode, k in (("hard_greedy", 1), ("hard_sample", 8))
+    }
+    assert all(c.verdict.p >= c.contrast.p for c in found if c.primary)
+    assert all(c.verdict.p == c.contrast.p for c in found if not c.primary)
+
+
+def test_a_declared_contrast_replaces_the_default_ones(arms):
+    found = find_comparisons(arms, ["soft-base:soft_sample@4"])
+    assert [(c.name, c.metric.k) for c in found if c.primary] == [("soft − base", 4)]
+
+
+def test_verdict_words_are_those_of_the_tests(arms):
+    comparisons, differences = find_comparisons(arms), find_differences(arms, 200)
+    sentences = verdict_sentences(arms, comparisons, differences, 0.02)
+    assert 2 <= len(sentences) <= 6
+    text = " ".join(s.text for s in sentences)
+    for c in (c for c in comparisons if c.primary):
+        effect = f"{points(c.contrast.diff, sign=True)} points"
+        assert effect in text and c.verdict.word in text
+    assert "no difference" not in text.lower()
+    assert all(s.scope for s in sentences if "against" in s.text)
+
+
+def test_a_crossing_names_who_leads_on_which_side(arms):
+    difference = find_differences(arms, 50)[0]
+    crossing = Crossing(3, 8, 1, 0.2, 2.0, 5.0, np.array([3]), np.array([0.8]))
+    told = verdict_sentences(arms, [], [replace(difference, crossing=crossing)], 0.02)[-1].text
+    a, b = difference.a.name, difference.b.name
+    assert f"{a} leads at small k and {b} from k = 3 on" in told
+    other = replace(crossing, start_sign=-1)
+    told = verdict_sentences(arms, [], [replace(difference, crossing=other)], 0.02)[-1].text
+    assert f"{b} leads at small k and {a} from k = 3 on" in told
+
+
+def test_without_comparisons_the_scores_are_told(arms):
+    base = SimpleNamespace(**{n: getattr(arms, n) for n in ("keys", "tasks", "modes", "name")})
+    base.arms, base.runs = arms.arms[:1], arms.runs[:1]
+    told = verdict_sentences(base, [], [], 0.02)
+    assert told[0].text.startswith("base solves") and "greedy pass@1" in told[0].text
+
+
+def _paper_arm(family: str, method: str, dataset: str | None) -> Arm:
+    return Arm(family, method, dataset, ())
+
+
+def test_paper_numbers_are_those_of_the_files():
+    soft = _paper_arm("Llama-3.2-3B-Instruct", "soft", "gsm8k")
+    assert paper_pass_at_k(soft, "gsm8k", "hard_sample", 32).text == "97.9 ± 0.3"
+    base = _paper_arm("meta-Llama-3.2-3B-Instruct", "base", None)
+    assert paper_pass_at_k(base, "gsm8k", "hard_greedy", 1).text == "71.4"  # one model, no spread
+    assert paper_out_of_domain(soft, "arc_challenge", "accuracy_percent") is not None
+    assert paper_pass_at_k(soft, "arithmetic", "hard_sample", 32) is None
+    assert paper_pass_at_k(soft, "gsm8k", "hard_sample", 7) is None
+    assert paper_pass_at_k(_paper_arm("gpt2", "soft", "gsm8k"), "gsm8k", "hard_greedy", 1) is None
+
+
+def test_every_row_of_the_papers_table_can_be_matched():
+    with (ROOT / "reports" / "data" / "pass_at_k.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 486
+    for row in rows:
+        none = row["train_method"] == "none"
+        arm = _paper_arm(
+            row["model"],
+            "base" if none else row["train_method"],
+            None if none else row["train_dataset"],
+        )
+        found = paper_pass_at_k(arm, row["task"], row["mode"], int(row["k"]))
+        assert found.mean == float(row["mean_percent"]) and found.source == row["source"]
+
+
+@pytest.mark.parametrize(
+    ("name", "paper"),
+    [
+        ("Llama-3.1-8B-Instruct", "llama-3.1-8b-instruct"),
+        ("Meta-Llama-3.1-8B-Instruct", "llama-3.1-8b-instruct"),
+        ("Qwen2.5-3B-Instruct", "qwen-2.5-3b-instruct"),
+        ("base", "base"),
+    ],
+)
+def test_model_names_are_spelled_as_in_the_paper(name, paper):
+    assert paper_model(name) == paper
+
+
+@given(st.text())
+def test_visible_text_hides_nothing(text):
+    shown = visible(text)
+    assert visible(shown) == shown
+    assert not any(0x202A <= ord(c) <= 0x202E or (ord(c) < 32 and c not in "\n\t") for c in shown)
+
+
+@given(st.text())
+def test_json_in_a_script_is_inert_and_means_the_same(text):
+    import json
+
+    packed = script_json({"x": text})
+    assert not set("<>&\u2028\u2029") & set(packed)
+    assert json.loads(packed) == {"x": text}
+
+
+def test_clipped_text_says_how_much_is_missing():
+    assert clip("abc", 3) == "abc"
+    assert clip("a" * 2000, 500).endswith("… [1,500 more characters]")
+
+
+def test_curves_are_drawn_at_powers_of_two_and_n():
+    assert curve_ks(32) == [1, 2, 4, 8, 16, 32]
+    assert curve_ks(20) == [1, 2, 4, 8, 16, 20]
+    assert curve_ks(1) == [1]
