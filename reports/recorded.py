@@ -7,6 +7,7 @@ the files and their schemas; nothing of scores, figures or pages.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,17 +90,27 @@ class RecordedRun:
             yield from parquet.iter_batches(batch_size=rows, columns=list(columns))
 
     def row_groups(self, table: str, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """The table's columns, one row group at a time.
+        """The table's columns, one row group at a time; the next is read meanwhile.
 
         Raises:
             UserError: the file is missing, damaged, or lacks a column.
         """
         path = self.path(table)
         parquet = open_parquet(path, columns)
-        for group in range(parquet.num_row_groups):
+
+        def read(group: int) -> pa.Table:
             with _damage_named(path):
-                read = parquet.read_row_group(group, columns=list(columns))
-            yield read
+                return parquet.read_row_group(group, columns=list(columns))
+
+        with ThreadPoolExecutor(1) as reader:
+            if not parquet.num_row_groups:
+                return
+            ahead = reader.submit(read, 0)
+            for group in range(1, parquet.num_row_groups + 1):
+                found = ahead.result()
+                if group < parquet.num_row_groups:
+                    ahead = reader.submit(read, group)
+                yield found
 
 
 def open_run(folder: str | Path) -> RecordedRun:

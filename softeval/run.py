@@ -17,6 +17,7 @@ from softeval.modes import MODES, is_greedy
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 GREEDY_PASS = "greedy pass@1"
 SAMPLED_PASS = "pass@k"
@@ -82,6 +83,59 @@ class Run:
         wanted = sorted(ks if ks is not None else self.info["config"].get("pass_at") or [1])
         rows = [*self._success_rows(wanted), *self._likelihood_rows()]
         return pd.DataFrame(rows, columns=SCORE_COLUMNS)
+
+    def plot_pass_at_k(self, *others: Run, task: str | None = None) -> Figure:
+        """pass@k curves of this run and others, and their differences below.
+
+        Args:
+            *others: runs of other checkpoints, a line each.
+            task: the task; None for the first.
+        """
+        from softeval.reports.plots import plot_pass_at_k
+
+        return plot_pass_at_k([self, *others], task)
+
+    def plot_entropy(self, *others: Run, task: str | None = None, view: str = "all") -> Figure:
+        """Entropy by CoT position, a panel a mode.
+
+        Args:
+            *others: runs of other checkpoints, a line each.
+            task: the task; None for the first.
+            view: "all", "cohort", "terciles", "progress" or "end".
+        """
+        from softeval.reports.plots import plot_entropy
+
+        return plot_entropy([self, *others], task, view)
+
+    def plot_kl(self, *others: Run, task: str | None = None) -> Figure:
+        """KL to the base model; needs `softeval diagnose` first."""
+        from softeval.reports.plots import plot_kl
+
+        return plot_kl([self, *others], task)
+
+    def plot_comparisons(self, *others: Run, task: str | None = None) -> Figure:
+        """Forest plot: this run against others, or its modes against hard inference."""
+        from softeval.reports.plots import plot_comparisons
+
+        return plot_comparisons([self, *others], task)
+
+    def compare(self, other: Run, task: str | None = None, mode: str | None = None) -> pd.DataFrame:
+        """This run minus another, question by question, one row a metric.
+
+        Columns as `softeval compare --json`: a, b, difference, low, high, p, p_holm, mde, verdict,
+        scope and more; shares as fractions, NLL in nats.
+        """
+        from softeval.reports.compare import compare_runs, comparison_frame
+
+        return comparison_frame(compare_runs([self.path], [other.path], task, mode))
+
+    def report(self, output: str | Path, *others: Run) -> Path:
+        """Write the HTML report of this run and others."""
+        from softeval.reports.cli import write_report
+        from softeval.reports.page import build_report
+
+        write_report(Path(output), build_report([run.path for run in (self, *others)]))
+        return Path(output)
 
     def _table(self, name: str, columns: Sequence[str] | None) -> pd.DataFrame:
         from softeval.tables import read_table

@@ -203,3 +203,21 @@ def test_curves_are_drawn_at_powers_of_two_and_n():
     assert curve_ks(32) == [1, 2, 4, 8, 16, 32]
     assert curve_ks(20) == [1, 2, 4, 8, 16, 20]
     assert curve_ks(1) == [1]
+
+
+def test_numbers_on_an_axis_are_printed_as_they_are():
+    from softeval.reports.figures.style import new_figure, styled
+    from softeval.reports.figures.svg import to_svg
+
+    with styled():
+        figure = new_figure(2.0)
+        axes = figure.subplots()
+        axes.plot([0.001234567, 0.003], [1, 2])
+        axes.set_xticks([0.001, 0.003], ["0.001234567", "0.003"])
+        axes.set_xlabel("a < b & $c$ \u202e 1.23456")
+    svg = to_svg(figure, "x", "title <&>", "description")
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    assert "a &lt; b &amp; $c$ ⟨U+202E⟩ 1.23456" in texts
+    assert {"0.001234567", "0.003"} <= set(texts)
+    assert "title &lt;&amp;&gt;" in svg
+    assert max(len(part) for part in re.findall(r"\.(\d+)", re.sub(r">[^<]*<", "><", svg))) <= 2

@@ -20,13 +20,14 @@ def draw_drift(scores: Sequence[DriftScore]) -> Figure:
     with styled():
         kinds = list(dict.fromkeys(score.kind for score in scores))
         named = looks([score.name for score in scores])
-        figure = new_figure(max(2.8, 0.9 + 0.42 * len(kinds)))
+        figure = new_figure(max(2.8, 0.9 + 0.3 * len(kinds)))
         left, right = figure.subplots(1, 2, width_ratios=[1.0, 1.1])
         for score in scores:
             _draw_dot(left, kinds.index(score.kind), score, list(named), named[score.name])
-        left.set_yticks(range(len(kinds)), [kind.replace(", ", "\n", 1) for kind in kinds])
+        left.set_yticks(range(len(kinds)), kinds)
         left.set_ylim(len(kinds) - 0.5, -0.5)
         left.set_xlabel("KL, nats per token")
+        left.locator_params(axis="x", nbins=5)
         left.grid(visible=False)
         left.grid(visible=True, axis="x")
         _draw_positions(right, [score for score in scores if score.kind == kinds[0]], named)

@@ -89,10 +89,10 @@ def _named_ids(svg: str, name: str) -> str:
 
 
 def _slim(svg: str) -> str:
-    """Two decimals are a fiftieth of a point; comments and indentation say nothing."""
+    """Coordinates to a hundredth of a point, never texts; comments and indentation say nothing."""
     svg = re.sub(r"<!--.*?-->|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' transform="rotate\(-0 [^"]*"', "", svg)
-    svg = re.sub(r"(-?\d+\.\d{2})\d+", r"\1", svg)
+    svg = re.sub(r'="[^"]*"', lambda m: re.sub(r"(\d\.\d{2})\d+", r"\1", m[0]), svg)
     svg = re.sub(r"\n\s*", "\n", svg)
     svg = re.sub(r"<g>\s*</g>\n?|<g/>\n?|<defs>\s*</defs>\n?", "", svg)
     return svg.strip()
