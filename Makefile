@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # One thread a test process: two processes on two cores are faster than two threads on each.
+# The bundled checkpoints are so small that a second thread only waits for the first.
+ONE_THREAD := OMP_NUM_THREADS=1
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
@@ -20,11 +22,11 @@ help: ## what can be made
 
 demo: .venv/installed ## evaluate the four bundled checkpoints under the six CoT modes, and report
 	for method in base hard soft fuzzy; do \
-	  $(BIN)/softeval run --model softeval/checkpoints/$$method --tasks arithmetic \
+	  $(ONE_THREAD) $(BIN)/softeval run --model softeval/checkpoints/$$method --tasks arithmetic \
 	    --num-samples 32 --seed 0 --output-path runs/demo/$$method || exit 1; \
 	done
 	for method in hard soft fuzzy; do \
-	  $(BIN)/softeval diagnose runs/demo/$$method --base softeval/checkpoints/base \
+	  $(ONE_THREAD) $(BIN)/softeval diagnose runs/demo/$$method --base softeval/checkpoints/base \
 	    --sets own,base --limit 40 || exit 1; \
 	done
 	$(BIN)/softeval report runs/demo/base runs/demo/hard runs/demo/soft runs/demo/fuzzy \
@@ -32,7 +34,7 @@ demo: .venv/installed ## evaluate the four bundled checkpoints under the six CoT
 
 demo-train: .venv/installed ## train hard, soft and fuzzy from the bundled base, three seeds each
 	for seed in 0 1 2; do for method in hard soft fuzzy; do \
-	  OMP_NUM_THREADS=1 $(BIN)/softeval train --config demo_$$method --seed $$seed \
+	  $(ONE_THREAD) $(BIN)/softeval train --config demo_$$method --seed $$seed \
 	    --output-path runs/demo-train/$$method-$$seed || exit 1; \
 	done; done
 

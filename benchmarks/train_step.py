@@ -203,10 +203,9 @@ class Clock:
 
 def our_steps(lm: Any, method: str, naive: bool = False) -> Iterator[dict[str, float]]:
     """Whole steps of ours: rollout, training pass, optimizer. Rewards are made up."""
-    from softeval.trainers.output_head import output_head
-
     from softeval.decoding import Decoder, Question
     from softeval.modes import get_mode
+    from softeval.output_head import output_head
     from softeval.rows import Limits
     from softeval.trainers.advantages import leave_one_out
     from softeval.trainers.losses import Policy

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from train_cases import tiny_lm
 from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig
 
@@ -173,6 +177,38 @@ def test_rounded_logits_change_the_mixture() -> None:
     found = [mixtures(c.hidden, c.head, c.embedding, 0.1).mixed_ND for c in (plain, rounded)]
     assert not torch.equal(found[0], found[1])
     assert torch.allclose(found[1], rounded.naive(0.1, bfloat16=True), atol=1e-6)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the largest number of elements that any operation makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return found
+
+
+@pytest.mark.parametrize("kind", ["mixture", "token", "divergence"])
+def test_no_tensor_of_positions_times_vocabulary_is_ever_made(kind: str) -> None:
+    n, v, chunk = 300, 500, 10
+    hidden = torch.randn(n, D, requires_grad=True)
+    weight = torch.randn(v, D, requires_grad=True)
+    head = OutputHead(weight, None, HeadRule(v, chunk=chunk))
+    embedding = InputEmbedding(nn.Embedding(v, D), v)
+    with LargestTensor() as largest:
+        if kind == "mixture":
+            mixtures(hidden, head, embedding, 0.5).mixed_ND.sum().backward()
+        elif kind == "token":
+            token_log_probs(hidden, torch.arange(n), head).sum().backward()
+        else:
+            divergences(hidden, head, hidden.detach() + 1, head).sum().backward()
+    assert largest.elements <= max(chunk * v, v * D)
 
 
 def gemma2(softcap: float | None = 5.0) -> Gemma2ForCausalLM:

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
 from safetensors.torch import load_file
-from train_cases import save_tiny, tiny_config, tiny_lm
+from train_cases import METHODS, run, same, save_tiny, tiny_lm, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from softeval.decoding import Decoder
@@ -25,38 +17,9 @@ from softeval.errors import UserError
 from softeval.generation import generate
 from softeval.model import load_model
 from softeval.scoring import Verdict
-from softeval.trainers import atomic, rollout, run_files, trainer, validation
+from softeval.trainers import rollout, trainer, validation
 from softeval.trainers.config import Method, TrainConfig
-from softeval.trainers.optimization import MasterWeights, Optimization
-from softeval.trainers.rollout import RolloutCollector
 from softeval.trainers.run_files import read_metrics
-from softeval.trainers.trainer import TrainResult, train
-
-METHODS = {
-    "hard": {"method": "hard"},
-    "soft": {"method": "soft", "temperature": 1.0, "noise_scale": 1.0},
-    "fuzzy": {"method": "fuzzy", "logits_dtype": "bfloat16", "noise_scale": 1.0},
-}
-
-
-def run(folder: Path, **changes: Any) -> TrainResult:
-    options = {"max_steps": 3, "output_path": str(folder)} | changes
-    return train(tiny_config(**options), quiet=True)
-
-
-def timeless(folder: Path) -> list[dict[str, Any]]:
-    return [
-        {name: value for name, value in line.items() if not name.startswith("time/")}
-        for line in read_metrics(folder)
-    ]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(str(folder / "model.safetensors"))
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -74,6 +37,7 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path, method: str) -> None:
         assert (line["health/chi_square"] is not None) == noisy
         if noisy:
             assert line["health/chi_square"] == pytest.approx(1, abs=0.1)
+        assert line["memory/peak_megabytes"] > 0
         assert line["time/step"] > 0 and line["time/tokens_per_second"] > 0
     assert (lines[3]["kl/gaussian"] is not None) == (method != "hard")
     assert lines[1]["kl/tokens"] == pytest.approx(0, abs=1e-6) and lines[3]["kl/tokens"] > 1e-6
@@ -144,194 +108,7 @@ def test_the_reward_rises_on_a_bandit_in_seconds(
         assert sum(boxed[:5]) / 5 < 0.4 and sum(boxed[-5:]) / 5 > 0.8, method
 
 
-class Killed(BaseException):
-    """Stands for the power going off: nothing in the program catches it."""
-
-
-SITES: list[tuple[Any, str]] = [
-    (run_files, "append_line"),
-    (run_files, "truncate_lines"),
-    (atomic.os, "rename"),
-    (atomic, "_sync"),
-    (atomic.shutil, "rmtree"),
-    (Optimization, "step"),
-    (MasterWeights, "publish"),
-    (RolloutCollector, "collect"),
-    (trainer, "validate"),
-    (trainer, "save_state"),
-    (trainer, "export_checkpoint"),
-]
-
-
-def dying(function: Callable[..., Any], fuse: list[int], after: bool) -> Callable[..., Any]:
-    """The function, until the fuse has burnt down; then the process dies before or after it."""
-
-    def wrapped(*args: Any, **options: Any) -> Any:
-        fuse[0] -= 1
-        if fuse[0] == 0 and not after:
-            raise Killed
-        result = function(*args, **options)
-        if fuse[0] == 0:
-            raise Killed
-        return result
-
-    return wrapped
-
-
-def killed_run(
-    folder: Path, fuse: int, after: bool, patch: pytest.MonkeyPatch, options: dict[str, Any]
-) -> bool:
-    burning = [fuse]
-    with patch.context() as inner:
-        for owner, name in SITES:
-            inner.setattr(owner, name, dying(getattr(owner, name), burning, after))
-        try:
-            run(folder, **options)
-        except Killed:
-            return True
-    return False
-
-
-def check_kills(
-    tmp_path: Path, patch: pytest.MonkeyPatch, method: str, kills: int, seed: int
-) -> None:
-    """A run killed again and again equals one that was left alone, bit for bit."""
-    options = METHODS[method] | {"max_steps": 7, "save_steps": 2, "eval_steps": 3}
-    options |= {"kl_steps": 2, "gradient_split_steps": 3, "log_completions_steps": 2}
-    run(tmp_path / "whole", **options)
-    rng = random.Random(seed)
-    done = 0
-    while done < kills:
-        fuse, after = rng.randint(1, 60), rng.random() < 0.5
-        if killed_run(tmp_path / "killed", fuse, after, patch, options):
-            done += 1
-        else:
-            break
-    run(tmp_path / "killed", **options)
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert timeless(killed) == timeless(whole)
-    assert any(line.get("gradient/norm") for line in timeless(whole))
-    for name in ("best", "last"):
-        assert same(weights(killed / name), weights(whole / name))
-    samples = [(folder / "samples.jsonl").read_text() for folder in (killed, whole)]
-    assert samples[0] == samples[1]
-    state = "state/step-000007/tensors.safetensors"
-    assert same(load_file(str(killed / state)), load_file(str(whole / state)))
-    assert not list(killed.rglob("*.partial")) and not list(killed.rglob("*.retired"))
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_killed_run_continues_bit_for_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
-) -> None:
-    check_kills(tmp_path, monkeypatch, method, kills=2, seed=0)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("seed", range(4))
-def test_a_run_killed_many_times_continues_bit_for_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, seed: int
-) -> None:
-    check_kills(tmp_path, monkeypatch, method, kills=10, seed=seed)
-
-
-def command(folder: Path, **options: Any) -> list[str]:
-    values = tiny_config(output_path=str(folder), **options)
-    arguments = ["--report-to", "none", "--quiet"]
-    for name, value in values.model_dump(mode="json", exclude_defaults=True).items():
-        if not isinstance(value, list):
-            arguments += ["--" + name.replace("_", "-"), str(value)]
-    return ["-m", "softeval", "train", *arguments]
-
-
-def environment() -> dict[str, str]:
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-def test_sigkill_at_any_moment(tmp_path: Path, method: str) -> None:
-    options = METHODS[method] | {"max_steps": 12, "save_steps": 2, "eval_steps": 5}
-    run(tmp_path / "whole", **options)
-    rng = random.Random(method)
-    for _ in range(5):
-        process = subprocess.Popen(
-            [sys.executable, *command(tmp_path / "killed", **options)], env=environment()
-        )
-        deadline = time.monotonic() + 120
-        while process.poll() is None and not (tmp_path / "killed" / "metrics.jsonl").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        time.sleep(rng.random() * 3)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run(
-        [sys.executable, *command(tmp_path / "killed", **options)], env=environment(), check=True
-    )
-    assert timeless(tmp_path / "killed") == timeless(tmp_path / "whole")
-    assert same(weights(tmp_path / "killed" / "last"), weights(tmp_path / "whole" / "last"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-def test_two_processes_equal_one(tmp_path: Path, method: str) -> None:
-    """float32 sums in another order: weights agree to 1e-5 after three updates of 1e-3."""
-    options = METHODS[method] | {"max_steps": 3, "kl_steps": 2, "gradient_split_steps": 2}
-    run(tmp_path / "one", **options)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run(
-        [sys.executable, *launcher, *command(tmp_path / "two", **options)],
-        env=environment(),
-        check=True,
-        timeout=240,
-    )
-    one, two = (read_metrics(tmp_path / name) for name in ("one", "two"))
-    assert [line["step"] for line in one] == [line["step"] for line in two]
-    for mine, theirs in zip(timeless(tmp_path / "one"), timeless(tmp_path / "two"), strict=True):
-        assert mine.keys() == theirs.keys()
-        numbers = {name: value for name, value in mine.items() if value is not None}
-        for name, value in numbers.items():
-            assert value == pytest.approx(theirs[name], rel=1e-3, abs=1e-4), name
-        assert numbers.keys() == {name for name, value in theirs.items() if value is not None}
-    ours, others = (weights(tmp_path / name / "last") for name in ("one", "two"))
-    start = load_model().model.state_dict()
-    assert max(float((ours[k] - start[k]).abs().max()) for k in ours) > 1e-3
-    for name in ours:
-        assert torch.allclose(ours[name], others[name], atol=1e-5), name
-
-
-def test_a_torn_state_is_passed_over_and_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = METHODS["soft"] | {"max_steps": 4, "save_steps": 1}
-    run(tmp_path / "whole", **options)
-    run(tmp_path / "torn", **options)
-    state = tmp_path / "torn" / "state" / "step-000004" / "tensors.safetensors"
-    state.write_bytes(state.read_bytes()[:-1])
-    train(tiny_config(output_path=str(tmp_path / "torn"), **options))
-    assert "step-000004 is torn; continuing from step 3" in capsys.readouterr().err
-    assert timeless(tmp_path / "torn") == timeless(tmp_path / "whole")
-    assert same(weights(tmp_path / "torn" / "last"), weights(tmp_path / "whole" / "last"))
-
-
-def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
-    first = run(tmp_path, max_steps=1)
-    before = (tmp_path / "metrics.jsonl").read_bytes()
-    assert run(tmp_path, max_steps=1) == first
-    assert (tmp_path / "metrics.jsonl").read_bytes() == before
-
-
-def test_another_base_in_place_of_the_first_is_refused(tmp_path: Path) -> None:
-    model = save_tiny(tmp_path / "model")
-    options = {"model": str(model), "max_steps": 1}
-    run(tmp_path / "run", **options)
-    save_tiny(tmp_path / "model", seed=1)
-    with pytest.raises(UserError, match="no longer the checkpoint"):
-        run(tmp_path / "run", **options)
-
-
 def test_sigma_stays_what_it_was_at_the_start(tmp_path: Path, monkeypatch: Any) -> None:
     seen: list[float] = []
     plain = Decoder.run
@@ -430,6 +207,7 @@ def test_what_must_not_change_the_result(tmp_path: Path, change: dict[str, Any])
         assert torch.allclose(one[name], other[name], atol=1e-6), name
 
 
+@pytest.mark.slow
 def test_dropout_is_off_in_rollout_and_training_pass(tmp_path: Path) -> None:
     model = save_tiny(tmp_path / "model", attention_dropout=0.5, width=32)
     run(
@@ -443,6 +221,7 @@ def test_dropout_is_off_in_rollout_and_training_pass(tmp_path: Path) -> None:
         assert line["health/chi_square"] == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.slow
 def test_dynamic_sampling_replaces_equal_groups(tmp_path: Path) -> None:
     options = METHODS["hard"] | {"max_steps": 3, "prompts_per_step": 2, "num_generations": 3}
     run(tmp_path / "plain", **options)
@@ -495,6 +274,7 @@ def test_adapters_on_the_head_are_refused(tmp_path: Path) -> None:
         run(tmp_path / "b", lora=True, lora_target_modules=("nothing_like_it",))
 
 
+@pytest.mark.slow
 def test_bfloat16_runs_keep_chi_square_and_resume(tmp_path: Path) -> None:
     options = METHODS["soft"] | {"dtype": "bfloat16", "max_steps": 4, "save_steps": 2}
     run(tmp_path / "whole", **options, skip_zero_advantage=False)
@@ -530,6 +310,7 @@ def test_nan_stops_with_the_step_and_keeps_the_batch(
     assert [line["step"] for line in read_metrics(tmp_path)] == [0, 1]
 
 
+@pytest.mark.slow
 def test_an_exploding_run_ends_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a finite number"):
         run(
@@ -570,6 +351,7 @@ def test_another_configuration_in_the_directory_is_refused(tmp_path: Path) -> No
     run(tmp_path / "run", max_steps=1, save_steps=3)  # changes no number
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_the_metrics(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from softeval.model import LanguageModel, wrap_model
 from softeval.records import AnswerStop, Generation, SampleKey, StopReason
 from softeval.trainers.config import TrainConfig, make_config
+from softeval.trainers.run_files import read_metrics
+from softeval.trainers.trainer import TrainResult, train
 
 
 def tiny_llama(
@@ -141,3 +144,30 @@ def save_tiny(folder: Path, dtype: torch.dtype = torch.float32, **changes: Any) 
     lm.model.save_pretrained(str(folder))
     lm.tokenizer.save_pretrained(str(folder))
     return folder
+
+
+METHODS = {
+    "hard": {"method": "hard"},
+    "soft": {"method": "soft", "temperature": 1.0, "noise_scale": 1.0},
+    "fuzzy": {"method": "fuzzy", "logits_dtype": "bfloat16", "noise_scale": 1.0},
+}
+
+
+def run(folder: Path, **changes: Any) -> TrainResult:
+    options = {"max_steps": 3, "output_path": str(folder)} | changes
+    return train(tiny_config(**options), quiet=True)
+
+
+def timeless(folder: Path) -> list[dict[str, Any]]:
+    return [
+        {name: value for name, value in line.items() if not name.startswith(("time/", "memory/"))}
+        for line in read_metrics(folder)
+    ]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(str(folder / "model.safetensors"))
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)

@@ -61,7 +61,7 @@ class TrainConfig(BaseModel):
         False, "Train low-rank adapters (peft) instead of all weights.", panel=_MODEL
     )
     lora_rank: int = option(16, "Rank of the adapters.", panel=_MODEL, ge=1)
-    lora_alpha: float = option(32.0, "Scale of the adapters: alpha / rank.", panel=_MODEL, gt=0)
+    lora_alpha: int = option(32, "Scale of the adapters: alpha / rank.", panel=_MODEL, ge=1)
     lora_target_modules: tuple[str, ...] = option(
         ("all-linear",), "Modules that get adapters; never embeddings or head.", panel=_MODEL
     )

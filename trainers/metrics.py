@@ -1,7 +1,7 @@
 """The numbers of one update, from sums over rollouts and passes.
 
 Every number is made of sums, so that processes can be added up. Names are `group/name`, as trackers
-show them. Times are under `time/`, and nothing else depends on the clock.
+show them. What the machine decides is under `time/` and `memory/`; nothing else depends on it.
 
 Knows nothing of files or trackers.
 """
@@ -9,8 +9,11 @@ Knows nothing of files or trackers.
 from __future__ import annotations
 
 import math
+import resource
+import sys
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from softeval.records import StopReason
@@ -78,6 +81,17 @@ def pass_metrics(sums: dict[str, float], width: int, noisy: bool, drifted: bool)
         "kl/gaussian": sums["kl_gaussian"] / sums["steps"] if drifted and noisy else None,
     }
     return found
+
+
+def peak_memory(device: torch.device) -> Metrics:
+    """Peak megabytes: of this update on CUDA, of the process since its start elsewhere."""
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device) / 2**20
+        torch.cuda.reset_peak_memory_stats(device)
+        return {"memory/peak_megabytes": peak}
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, kilobytes elsewhere
+    return {"memory/peak_megabytes": resident / unit}
 
 
 def is_finite(metrics: Metrics) -> bool:

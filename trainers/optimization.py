@@ -68,9 +68,9 @@ class MasterWeights:
                 master.grad = torch.zeros_like(master)
 
     def clear(self) -> None:
-        """Forget the gathered gradient."""
-        for master in self.masters:
-            master.grad = None
+        """Forget the gathered gradient, and what a pass cut short may have left in the model."""
+        for tensor in (*self.masters, *self.parameters):
+            tensor.grad = None
 
     @torch.no_grad()
     def publish(self) -> None:

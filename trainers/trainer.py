@@ -35,6 +35,7 @@ from softeval.trainers.metrics import (
     Metrics,
     is_finite,
     pass_metrics,
+    peak_memory,
     rollout_metrics,
     rollout_sums,
     time_metrics,
@@ -194,7 +195,8 @@ class Trainer:
         tokens = metrics["rollout/cot_tokens"] or 0, metrics["rollout/answer_tokens"] or 0
         if tabled:
             self._show_samples(step, drawn, found_B)
-        return {**metrics, **time_metrics(seconds, sum(tokens) * config.sequences)}
+        times = time_metrics(seconds, sum(tokens) * config.sequences)
+        return {**metrics, **times, **peak_memory(trainee.lm.device)}
 
     def _differentiate(
         self, step: int, drawn: StepRollouts, found_PG: Tensor, found_B: Tensor
