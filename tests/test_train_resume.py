@@ -1,0 +1,214 @@
+"""Runs that are killed, torn, or spread over processes end as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+from train_cases import METHODS, run, same, save_tiny, timeless, tiny_config, weights
+
+from softeval.errors import UserError
+from softeval.model import load_model
+from softeval.trainers import atomic, run_files, trainer
+from softeval.trainers.optimization import MasterWeights, Optimization
+from softeval.trainers.rollout import RolloutCollector
+from softeval.trainers.run_files import read_metrics
+from softeval.trainers.trainer import train
+
+
+class Killed(BaseException):
+    """Stands for the power going off: nothing in the program catches it."""
+
+
+SITES: list[tuple[Any, str]] = [
+    (run_files, "append_line"),
+    (run_files, "truncate_lines"),
+    (atomic.os, "rename"),
+    (atomic, "_sync"),
+    (atomic.shutil, "rmtree"),
+    (Optimization, "step"),
+    (MasterWeights, "publish"),
+    (RolloutCollector, "collect"),
+    (trainer, "validate"),
+    (trainer, "save_state"),
+    (trainer, "export_checkpoint"),
+]
+
+
+def dying(function: Callable[..., Any], fuse: list[int], after: bool) -> Callable[..., Any]:
+    """The function, until the fuse has burnt down; then the process dies before or after it."""
+
+    def wrapped(*args: Any, **options: Any) -> Any:
+        fuse[0] -= 1
+        if fuse[0] == 0 and not after:
+            raise Killed
+        result = function(*args, **options)
+        if fuse[0] == 0:
+            raise Killed
+        return result
+
+    return wrapped
+
+
+def killed_run(
+    folder: Path, fuse: int, after: bool, patch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> bool:
+    burning = [fuse]
+    with patch.context() as inner:
+        for owner, name in SITES:
+            inner.setattr(owner, name, dying(getattr(owner, name), burning, after))
+        try:
+            run(folder, **options)
+        except Killed:
+            return True
+    return False
+
+
+def check_kills(
+    tmp_path: Path, patch: pytest.MonkeyPatch, method: str, kills: int, seed: int
+) -> None:
+    """A run killed again and again equals one that was left alone, bit for bit."""
+    options = METHODS[method] | {"max_steps": 7, "save_steps": 2, "eval_steps": 3}
+    options |= {"kl_steps": 2, "gradient_split_steps": 3, "log_completions_steps": 2}
+    run(tmp_path / "whole", **options)
+    rng = random.Random(seed)
+    done = 0
+    while done < kills:
+        fuse, after = rng.randint(1, 60), rng.random() < 0.5
+        if killed_run(tmp_path / "killed", fuse, after, patch, options):
+            done += 1
+        else:
+            break
+    run(tmp_path / "killed", **options)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert timeless(killed) == timeless(whole)
+    assert any(line.get("gradient/norm") for line in timeless(whole))
+    for name in ("best", "last"):
+        assert same(weights(killed / name), weights(whole / name))
+    samples = [(folder / "samples.jsonl").read_text() for folder in (killed, whole)]
+    assert samples[0] == samples[1]
+    state = "state/step-000007/tensors.safetensors"
+    assert same(load_file(str(killed / state)), load_file(str(whole / state)))
+    assert not list(killed.rglob("*.partial")) and not list(killed.rglob("*.retired"))
+
+
+def test_a_killed_run_continues_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_kills(tmp_path, monkeypatch, "soft", kills=2, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("seed", range(4))
+def test_a_run_killed_many_times_continues_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, seed: int
+) -> None:
+    check_kills(tmp_path, monkeypatch, method, kills=10, seed=seed)
+
+
+def command(folder: Path, **options: Any) -> list[str]:
+    values = tiny_config(output_path=str(folder), **options)
+    arguments = ["--report-to", "none", "--quiet"]
+    for name, value in values.model_dump(mode="json", exclude_defaults=True).items():
+        if not isinstance(value, list):
+            arguments += ["--" + name.replace("_", "-"), str(value)]
+    return ["-m", "softeval", "train", *arguments]
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_sigkill_at_any_moment(tmp_path: Path, method: str) -> None:
+    options = METHODS[method] | {"max_steps": 12, "save_steps": 2, "eval_steps": 5}
+    run(tmp_path / "whole", **options)
+    rng = random.Random(method)
+    for _ in range(5):
+        process = subprocess.Popen(
+            [sys.executable, *command(tmp_path / "killed", **options)], env=environment()
+        )
+        deadline = time.monotonic() + 120
+        while process.poll() is None and not (tmp_path / "killed" / "metrics.jsonl").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(rng.random() * 3)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(
+        [sys.executable, *command(tmp_path / "killed", **options)], env=environment(), check=True
+    )
+    assert timeless(tmp_path / "killed") == timeless(tmp_path / "whole")
+    assert same(weights(tmp_path / "killed" / "last"), weights(tmp_path / "whole" / "last"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_equal_one(tmp_path: Path, method: str) -> None:
+    """float32 sums in another order: weights agree to 1e-5 after three updates of 1e-3."""
+    options = METHODS[method] | {"max_steps": 3, "kl_steps": 2, "gradient_split_steps": 2}
+    run(tmp_path / "one", **options)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run(
+        [sys.executable, *launcher, *command(tmp_path / "two", **options)],
+        env=environment(),
+        check=True,
+        timeout=240,
+    )
+    one, two = (read_metrics(tmp_path / name) for name in ("one", "two"))
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for mine, theirs in zip(timeless(tmp_path / "one"), timeless(tmp_path / "two"), strict=True):
+        assert mine.keys() == theirs.keys()
+        numbers = {name: value for name, value in mine.items() if value is not None}
+        for name, value in numbers.items():
+            assert value == pytest.approx(theirs[name], rel=1e-3, abs=1e-4), name
+        assert numbers.keys() == {name for name, value in theirs.items() if value is not None}
+    ours, others = (weights(tmp_path / name / "last") for name in ("one", "two"))
+    start = load_model().model.state_dict()
+    assert max(float((ours[k] - start[k]).abs().max()) for k in ours) > 1e-3
+    for name in ours:
+        assert torch.allclose(ours[name], others[name], atol=1e-5), name
+
+
+def test_a_torn_state_is_passed_over_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = METHODS["soft"] | {"max_steps": 4, "save_steps": 1}
+    run(tmp_path / "whole", **options)
+    run(tmp_path / "torn", **options)
+    state = tmp_path / "torn" / "state" / "step-000004" / "tensors.safetensors"
+    state.write_bytes(state.read_bytes()[:-1])
+    train(tiny_config(output_path=str(tmp_path / "torn"), **options))
+    assert "step-000004 is torn; continuing from step 3" in capsys.readouterr().err
+    assert timeless(tmp_path / "torn") == timeless(tmp_path / "whole")
+    assert same(weights(tmp_path / "torn" / "last"), weights(tmp_path / "whole" / "last"))
+
+
+def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
+    first = run(tmp_path, max_steps=1)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    assert run(tmp_path, max_steps=1) == first
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_base_in_place_of_the_first_is_refused(tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "model")
+    options = {"model": str(model), "max_steps": 1}
+    run(tmp_path / "run", **options)
+    save_tiny(tmp_path / "model", seed=1)
+    with pytest.raises(UserError, match="no longer the checkpoint"):
+        run(tmp_path / "run", **options)
