@@ -53,9 +53,12 @@ def build(size: str, device: str, dtype: torch.dtype) -> LanguageModel:
     )
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).to(device=device, dtype=dtype).eval()
-    backend = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB[size])}, unk_token="w0"))
+    # Brackets keep one word from being the beginning of another: lm-eval cuts at the text of the end
+    # token, wherever it stands.
+    words = {f"[{i}]": i for i in range(VOCAB[size])}
+    backend = Tokenizer(models.WordLevel(words, unk_token="[0]"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="w1", pad_token="w0")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="[1]", pad_token="[0]")
     return wrap_model(model, tokenizer, size)
 
 
@@ -121,7 +124,7 @@ def by_lm_eval(lm: LanguageModel, questions: int) -> int:
     ends = lm.eos_ids
     total = 0
     for text in texts:  # hf drops nothing behind an end token of the list but the first one
-        ids = [int(word[1:]) for word in text.split()]
+        ids = [int(word[1:-1]) for word in text.split()]
         first = next((i + 1 for i, id in enumerate(ids) if id in ends), len(ids))
         total += min(first, CAP)
     return total

@@ -214,18 +214,33 @@ def judge_one(equal: Judge, request: dict[str, str], cpu_seconds: float) -> Mess
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def worn_out(memory_mb: int) -> bool:
-    """Whether the process has grown so much that the next question could starve."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    resident_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    return resident_bytes > WORN_OUT * memory_mb * MEGABYTE
+class Residency:
+    """How much memory the process holds now.
+
+    Not the peak that getrusage gives: on Linux a new program inherits that from the process that
+    started it, and the parent of a scorer may hold a large model.
+    """
+
+    def __init__(self) -> None:
+        linux = os.path.exists("/proc/self/statm")
+        self._statm = os.open("/proc/self/statm", os.O_RDONLY) if linux else None
+
+    def worn_out(self, memory_mb: int) -> bool:
+        """Whether the process has grown so much that the next question could starve."""
+        return self._resident_bytes() > WORN_OUT * memory_mb * MEGABYTE
+
+    def _resident_bytes(self) -> int:
+        if self._statm is not None:
+            return int(os.pread(self._statm, 128, 0).split()[1]) * resource.getpagesize()
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def main() -> None:
     """Announce readiness, then answer every request until the parent is gone."""
     cpu_seconds, memory_mb, parent = float(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     output = take_standard_output()
-    memory, refusals = MemoryWatch(), Refusals()
+    memory, refusals, residency = MemoryWatch(), Refusals(), Residency()
     for name in ("math_verify", "latex2sympy2_extended"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.DEBUG)
@@ -249,7 +264,7 @@ def main() -> None:
             answer = {"error": f"refused: {refusals.seen[0]}"}
         elif memory.hit:
             answer = {"error": "MemoryError"}
-        reply(output, answer | {"last": "error" in answer or worn_out(memory_mb)})
+        reply(output, answer | {"last": "error" in answer or residency.worn_out(memory_mb)})
 
 
 if __name__ == "__main__":

@@ -376,3 +376,19 @@ with Scorer() as scorer:
 print(sorted({"sympy", "math_verify", "torch", "numpy"} & set(sys.modules)))
 """
     assert run_python(code).stdout == "[]\n"
+
+
+def test_a_large_parent_does_not_wear_its_workers_out() -> None:
+    """On Linux a new process inherits its parent's peak memory; only its own may count."""
+    code = (
+        "from softeval.scoring_process import ScoringProcess\n"
+        "ballast = bytearray(1_600_000_000)\n"
+        "ballast[::4096] = b'x' * len(range(0, len(ballast), 4096))\n"
+        "process = ScoringProcess(5.0, 2048)\n"
+        "pids = set()\n"
+        "for _ in range(3):\n"
+        "    assert process.ask(answer='1/2', target='0.5').correct\n"
+        "    pids.add(process.pid)\n"
+        "assert len(pids) == 1 and None not in pids, pids\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
