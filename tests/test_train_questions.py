@@ -84,6 +84,14 @@ def test_long_prompts_are_dropped_and_counted(tmp_path: Path) -> None:
     assert found.too_long == 2 and len(texts(found)) == 8
 
 
+def test_questions_without_a_label_are_dropped_and_counted(tmp_path: Path) -> None:
+    rows = [{"question": f"q{n}", "answer": " " if n < 2 else "1"} for n in range(8)]
+    path = write_rows(tmp_path / "own.jsonl", rows)
+    found = load_questions(tiny_config(dataset=path, exclude_tasks=(), limit=None), encode)
+    assert found.unlabelled == 2 and "2 without a label" in found.summary()
+    assert sorted(q.index for q in found.train + found.validation) == list(range(2, 8))
+
+
 def test_the_order_is_a_permutation_each_epoch_and_a_function_of_the_place() -> None:
     order = DataOrder(7, seed=3)
     drawn = order.take(0, 21)
@@ -127,8 +135,9 @@ def test_real_training_sets(dataset: str, rows: int) -> None:
         dataset=dataset, data_dir=str(SHARED / "data"), limit=None, validation_size=100
     )
     found = load_questions(config, encode)
-    dropped = sum(found.overlaps.values()) + found.repeated
+    dropped = sum(found.overlaps.values()) + found.repeated + found.unlabelled
     assert len(texts(found)) + dropped == rows == found.source.rows
     assert len(found.validation) == 100
+    assert found.unlabelled == (2 if dataset == "math" else 0)
     if dataset == "deepscaler":
         assert found.overlaps["math500"] == 4

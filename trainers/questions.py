@@ -49,6 +49,7 @@ class QuestionSet:
         source: where they come from.
         overlaps: questions dropped for standing in an evaluation set, by its name.
         repeated: questions dropped for standing in the training set twice.
+        unlabelled: questions dropped for an empty label, which no answer can equal.
         too_long: questions dropped for their prompt's length.
     """
 
@@ -57,12 +58,14 @@ class QuestionSet:
     source: DatasetSource
     overlaps: dict[str, int] = field(default_factory=dict)
     repeated: int = 0
+    unlabelled: int = 0
     too_long: int = 0
 
     def summary(self) -> str:
         """One line of counts."""
         dropped = [f"{n} in {name}" for name, n in self.overlaps.items() if n]
         dropped += [f"{self.repeated} repeated"] * bool(self.repeated)
+        dropped += [f"{self.unlabelled} without a label"] * bool(self.unlabelled)
         dropped += [f"{self.too_long} too long"] * bool(self.too_long)
         left_out = f"; dropped: {', '.join(dropped)}" if dropped else ""
         return f"{len(self.train)} training and {len(self.validation)} held-out questions{left_out}"
@@ -107,7 +110,8 @@ def load_questions(config: TrainConfig, encode: Encode) -> QuestionSet:
     name = "arithmetic" if config.dataset == "demo" else config.dataset
     file = name.endswith((".jsonl", ".jsonl.gz"))
     problems, source = load_problems(name, config.data_dir, None if file else "train")
-    kept, overlaps, repeated = _filtered(problems, config)
+    labelled = [(index, p) for index, p in enumerate(problems) if p.target.strip()]
+    kept, overlaps, repeated = _filtered(labelled, config)
     questions = [
         TrainingQuestion(index, problem, tuple(encode(paper_prompt(problem.question))))
         for index, problem in kept[: config.limit]
@@ -116,7 +120,13 @@ def load_questions(config: TrainConfig, encode: Encode) -> QuestionSet:
     fitting = [q for q in questions if longest is None or len(q.prompt_ids) <= longest]
     train, validation = hold_out(fitting, config.validation_size)
     return QuestionSet(
-        train, validation, source, overlaps, repeated, too_long=len(questions) - len(fitting)
+        train,
+        validation,
+        source,
+        overlaps,
+        repeated,
+        unlabelled=len(problems) - len(labelled),
+        too_long=len(questions) - len(fitting),
     )
 
 
@@ -145,7 +155,7 @@ def normalised(text: str) -> str:
 
 
 def _filtered(
-    problems: Sequence[Problem], config: TrainConfig
+    problems: Sequence[tuple[int, Problem]], config: TrainConfig
 ) -> tuple[list[tuple[int, Problem]], dict[str, int], int]:
     """(row, problem) of those kept, count of those in each evaluation set, count of repeats."""
     evaluated = {task: _texts(task, config) for task in config.overlaps}
@@ -153,7 +163,7 @@ def _filtered(
     seen: set[str] = set()
     kept: list[tuple[int, Problem]] = []
     repeated = 0
-    for index, problem in enumerate(problems):
+    for index, problem in problems:
         text = normalised(problem.question)
         found = [task for task, texts in evaluated.items() if text in texts]
         for task in found:

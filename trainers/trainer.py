@@ -354,6 +354,7 @@ class Trainer:
             "validation": len(questions.validation),
             "overlaps": questions.overlaps,
             "repeated": questions.repeated,
+            "unlabelled": questions.unlabelled,
             "too_long": questions.too_long,
         }
 
