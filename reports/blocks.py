@@ -13,11 +13,13 @@ from itertools import groupby
 import numpy as np
 from markupsafe import Markup
 
+from softeval.reports.beyond import MODELS, BeyondFigure, Continuation, meeting
 from softeval.reports.contrasts import Comparison
 from softeval.reports.curves import CurveFigure
 from softeval.reports.differences import CurveDifference
 from softeval.reports.drift import DriftScore
 from softeval.reports.entropy import VIEWS, EntropyFigure, EntropySummary
+from softeval.reports.figures.beyond import draw_beyond
 from softeval.reports.figures.drift import draw_drift
 from softeval.reports.figures.entropy import draw_entropy
 from softeval.reports.figures.forest import draw_forest
@@ -149,6 +151,52 @@ def _crossing_row(d: CurveDifference, largest: int) -> tuple[TableCell, ...]:
         TableCell(f"{100 * c.p_no_crossing:.0f} %"),
         TableCell(f"{d.evidence.only_a} / {d.evidence.only_b}"),
     )
+
+
+def beyond_blocks(figures: Sequence[BeyondFigure]) -> list[Block]:
+    """Extrapolated curves: a figure and sentences, never a table."""
+    blocks = []
+    for index, beyond in enumerate(figures):
+        title = f"pass@k beyond the samples on {beyond.task}: {beyond.name}"
+        told = [
+            f"{kind} {curve.name}: the models span {points(curve.beyond.disagreement[-1])} points"
+            for kind, curves in beyond.panels.items()
+            for curve in curves
+        ]
+        svg = to_svg(
+            draw_beyond(beyond),
+            f"beyond{index}",
+            title,
+            f"At k = {beyond.largest}: {'; '.join(told)}.",
+        )
+        caption = (
+            "Extrapolation, not measurement. Solid: measured. Right of the dotted line three models"
+            " fitted to the same samples: beta-binomial (long dashes), beta-binomial with a share"
+            " of problems that are never solved (short dashes), power law (dash-dotted). Hatched:"
+            f" model disagreement, which is no interval. {_meetings(beyond)}"
+        )
+        heading = f"{beyond.task} · {beyond.name}, extrapolated to k = {beyond.largest}"
+        blocks.append(Block(heading, FigureBlock(title, Markup(svg), caption.strip())))
+    return blocks
+
+
+def _meetings(beyond: BeyondFigure) -> str:
+    """What each model says of the curves' meeting, in words."""
+    return " ".join(
+        f"{kind.capitalize()} inference, {other.name} and {curves[0].name}:"
+        f" {_meeting(curves[0], other, beyond.largest)}."
+        for kind, curves in beyond.panels.items()
+        for other in curves[1:]
+    )
+
+
+def _meeting(first: Continuation, second: Continuation, largest: int) -> str:
+    found = meeting(first, second)
+    crossing = [f"{MODELS[model]} near k = {k}" for model, k in found.items() if k is not None]
+    if not crossing:
+        return f"no model has them meet up to k = {largest}"
+    kept = [MODELS[model] for model, k in found.items() if k is None]
+    return "meet by " + ", ".join(crossing) + (f"; not by {', '.join(kept)}" if kept else "")
 
 
 def comparison_blocks(comparisons: Sequence[Comparison], margin: float) -> list[Block]:
@@ -355,7 +403,11 @@ def _out_of_domain_row(s: OutOfDomainScore, paper: bool) -> tuple[TableCell, ...
             f"[{points(accuracy.low)}, {points(accuracy.high)}]",
             printed[0],
         ),
-        TableCell(f"{nll.mean:.3f}{nll_sd}", f"[{nll.low:.3f}, {nll.high:.3f}]", printed[1]),
+        TableCell(
+            f"{nll.mean:.3f}{nll_sd}",
+            f"[{nll.low:.3f}, {nll.high:.3f}]".replace("-", "−"),
+            printed[1],
+        ),
         to_base,
         TableCell(str(s.questions)),
     )

@@ -55,10 +55,20 @@ def report(
             " Default: against hard training under hard inference.",
         ),
     ] = None,
+    extrapolate: Annotated[
+        int | None,
+        typer.Option(
+            "--extrapolate", help="Also draw what three models make of pass@k up to this k.", min=2
+        ),
+    ] = None,
     problems: Annotated[
         int, typer.Option("--problems", help="Questions a task in the browser of samples.", min=1)
     ] = 40,
     seed: Annotated[int, typer.Option("--seed", help="Of the random choice among them.")] = 0,
+    all_seeds: Annotated[
+        bool,
+        typer.Option("--all-seeds", help="Show samples of every training seed, not the first's."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Write one self-contained HTML report about one or many runs."""
@@ -71,6 +81,8 @@ def report(
         contrasts=tuple(contrast or ()),
         problems=problems,
         seed=seed,
+        all_seeds=all_seeds,
+        extrapolate=extrapolate,
     )
     size = write_report(output, build_report(runs, options))
     if as_json:

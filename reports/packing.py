@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from softeval.reports.arms import Arms
 from softeval.reports.escaping import clip, script_json, visible
 from softeval.reports.sample_texts import SampleText
-from softeval.reports.selection import ChosenProblem
+from softeval.reports.selection import ChosenProblem, Source
 
 SCALE = 12.0
 """Entropy and KL bytes hold 255·√(nats / 12), finer near zero; 12 nats and more are 255."""
@@ -34,6 +34,7 @@ BUDGET = 900_000
 
 def pack(
     arms: Arms,
+    shown: Sequence[Source],
     problems: Sequence[ChosenProblem],
     prompts: Mapping[tuple[str, int], tuple[str, str]],
     texts: Sequence[SampleText],
@@ -42,7 +43,8 @@ def pack(
     """The samples as one JSON value, as many problems of each task as the budget allows.
 
     Args:
-        arms: the report's arms; samples name them by index.
+        arms: the report's arms.
+        shown: whose samples; samples name them by index.
         problems: chosen problems, most wanted first within each task.
         prompts: (prompt, label) by (task, doc_id).
         texts: their samples.
@@ -59,7 +61,7 @@ def pack(
     return {
         "tasks": [visible(task) for task in tasks],
         "modes": modes,
-        "arms": [visible(arms.name(arm)) for arm in arms.arms],
+        "arms": [visible(source.name) for source in shown],
         "scale": SCALE,
         "problems": [_pack_problem(problems[i], tasks, prompts) for i in kept],
         "samples": [
@@ -115,7 +117,7 @@ def _pack_sample(text: SampleText, mode: int, vocab: _Vocabulary) -> dict[str, A
     tokens = _kept_tokens(text)
     shown = len(tokens)
     packed: dict[str, Any] = {
-        "a": chosen.arm,
+        "a": chosen.source,
         "m": mode,
         "i": int(cell.sample_R[chosen.row]),
         "n": int(cell.length_R[chosen.row]),

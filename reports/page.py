@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from softeval.reports import blocks
 from softeval.reports.arms import Arms, measure
+from softeval.reports.beyond import find_beyond
 from softeval.reports.contrasts import find_comparisons
 from softeval.reports.curves import find_curves
 from softeval.reports.differences import find_differences
@@ -30,7 +31,7 @@ from softeval.reports.out_of_domain import find_out_of_domain
 from softeval.reports.packing import pack
 from softeval.reports.provenance import validity_context
 from softeval.reports.sample_texts import read_prompts, read_samples
-from softeval.reports.selection import PROBLEMS, choose_problems, choose_samples
+from softeval.reports.selection import PROBLEMS, choose_problems, choose_samples, sources
 from softeval.reports.statistics.equivalence import MARGIN
 from softeval.reports.tables import MainTable, main_tables, points
 from softeval.reports.training import is_training, read_all
@@ -49,6 +50,8 @@ class ReportOptions:
         contrasts: primary contrasts; empty for the default ones.
         problems: problems in the browser of samples, a task.
         seed: of the random part of that choice.
+        all_seeds: put samples of every training seed into the browser, not of the first only.
+        extrapolate: largest k of the extrapolated pass@k curves; None for none.
     """
 
     title: str | None = None
@@ -57,6 +60,8 @@ class ReportOptions:
     contrasts: tuple[str, ...] = ()
     problems: int = PROBLEMS
     seed: int = 0
+    all_seeds: bool = False
+    extrapolate: int | None = None
 
 
 def build_report(folders: Sequence[str | Path], options: ReportOptions | None = None) -> str:
@@ -108,6 +113,7 @@ def _context(
             for index, f in enumerate(find_curves(arms, differences))
             if any(curve.band is not None for panel in f.panels for curve in panel.curves)
         ],
+        "beyond": blocks.beyond_blocks(find_beyond(arms, options.extrapolate)),
         "comparisons": blocks.comparison_blocks(comparisons, options.margin),
         "entropy": blocks.entropy_blocks(find_entropy(arms)),
         "entropy_tables": blocks.entropy_tables(summaries(arms)),
@@ -170,6 +176,10 @@ def _command(options: ReportOptions, folders: Sequence[str | Path]) -> str:
     words += ["--margin", f"{100 * options.margin:g}"] if options.margin != MARGIN else []
     for contrast in options.contrasts:
         words += ["--contrast", contrast]
+    words += ["--problems", str(options.problems)] if options.problems != PROBLEMS else []
+    words += ["--seed", str(options.seed)] if options.seed else []
+    words += ["--all-seeds"] if options.all_seeds else []
+    words += ["--extrapolate", str(options.extrapolate)] if options.extrapolate else []
     return shlex.join(words)
 
 
@@ -211,9 +221,11 @@ def _samples(arms: Arms, options: ReportOptions) -> dict[str, Any]:
     if not arms.keys:
         return {"samples": None, "samples_note": "", "script": Markup("")}
     problems = choose_problems(arms, options.problems, options.seed)
-    texts = read_samples(list(choose_samples(arms, problems)))
-    packed = pack(arms, problems, read_prompts(arms.runs, problems), texts)
-    first = " of the first training seed of each method" if len(arms.runs) > 1 else ""
+    shown = sources(arms, options.all_seeds)
+    texts = read_samples(list(choose_samples(arms, problems, shown)))
+    packed = pack(arms, shown, problems, read_prompts(arms.runs, problems), texts)
+    several = any(arm.seeds > 1 for arm in arms.arms) and not options.all_seeds
+    first = " of the first training seed of each method (--all-seeds: of all)" if several else ""
     return {
         "samples": Markup(script_json(packed)),
         "script": Markup(_static("browser.js")),

@@ -6,13 +6,13 @@ the same question. Knows nothing of texts or of how samples are shown.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 
 import numpy as np
 
-from softeval.reports.arms import Arm, Arms, Checkpoint
+from softeval.reports.arms import Arms, Checkpoint
 from softeval.reports.cells import Cell, Key
 
 PROBLEMS = 40
@@ -30,19 +30,36 @@ class ChosenProblem:
 
 
 @dataclass(frozen=True, eq=False)
+class Source:
+    """Whose samples one entry of the browser's checkpoint list shows.
+
+    Attributes:
+        name: of the entry.
+        checkpoints: the first that was evaluated on a task and mode gives its samples.
+    """
+
+    name: str
+    checkpoints: tuple[Checkpoint, ...] = field(repr=False)
+
+    def having(self, key: Key) -> Checkpoint | None:
+        """The checkpoint that gives the samples of a task and mode."""
+        return next((c for c in self.checkpoints if key in c.cells), None)
+
+
+@dataclass(frozen=True, eq=False)
 class ChosenSample:
     """A sample of a chosen problem.
 
     Attributes:
         problem: index among the chosen problems.
-        arm: index of the arm.
-        checkpoint: the arm's first training seed.
+        source: index among the sources.
+        checkpoint: whose sample it is.
         key: (task, mode).
         row: row of the cell.
     """
 
     problem: int
-    arm: int
+    source: int
     checkpoint: Checkpoint
     key: Key
     row: int
@@ -51,6 +68,19 @@ class ChosenSample:
     def cell(self) -> Cell:
         """The cell it is from."""
         return self.checkpoint.cells[self.key]
+
+
+def sources(arms: Arms, all_seeds: bool = False) -> list[Source]:
+    """One entry an arm, which shows its first training seed; or one a checkpoint."""
+    found = []
+    for arm in arms.arms:
+        if not all_seeds or arm.seeds == 1:
+            found.append(Source(arms.name(arm), arm.checkpoints))
+            continue
+        for number, one in enumerate(arm.checkpoints):
+            seed = number if one.train_seed is None else one.train_seed
+            found.append(Source(f"{arms.name(arm)} · seed {seed}", (one,)))
+    return found
 
 
 def choose_problems(arms: Arms, count: int = PROBLEMS, seed: int = 0) -> list[ChosenProblem]:
@@ -81,24 +111,21 @@ def choose_problems(arms: Arms, count: int = PROBLEMS, seed: int = 0) -> list[Ch
     return chosen
 
 
-def choose_samples(arms: Arms, problems: list[ChosenProblem]) -> Iterator[ChosenSample]:
-    """Of each chosen problem and cell: the greedy sample, or a right and a wrong one.
+def choose_samples(
+    arms: Arms, problems: Sequence[ChosenProblem], shown: Sequence[Source]
+) -> Iterator[ChosenSample]:
+    """Of each chosen problem, source and mode: the greedy sample, or a right and a wrong one.
 
-    Only the first training seed of each arm is shown. The first of each kind by sample index is
-    taken, because mixtures are recorded for the first samples.
+    The first of each kind by sample index is taken, because mixtures are recorded for the first
+    samples.
     """
     for index, problem in enumerate(problems):
-        for number, arm in enumerate(arms.arms):
+        for number, source in enumerate(shown):
             for key in (key for key in arms.keys if key[0] == problem.task):
-                checkpoint = _first(arm, key)
+                checkpoint = source.having(key)
                 if checkpoint is not None:
                     for row in _rows(checkpoint.cells[key], problem.doc_id):
                         yield ChosenSample(index, number, checkpoint, key, row)
-
-
-def _first(arm: Arm, key: Key) -> Checkpoint | None:
-    having = arm.having(key)
-    return having[0] if having else None
 
 
 def _rows(cell: Cell, doc_id: int) -> list[int]:
@@ -117,9 +144,9 @@ def _rates(arms: Arms, task: str) -> tuple[np.ndarray, np.ndarray]:
     """Problems of a task and the share solved of each, one row a cell; NaN where not evaluated."""
     cells = [
         checkpoint.cells[key]
-        for arm in arms.arms
+        for source in sources(arms)
         for key in arms.keys
-        if key[0] == task and (checkpoint := _first(arm, key)) is not None
+        if key[0] == task and (checkpoint := source.having(key)) is not None
     ]
     doc_M = np.unique(np.concatenate([cell.doc_M for cell in cells]))
     rate_CM = np.full((len(cells), len(doc_M)), np.nan)
@@ -137,9 +164,9 @@ def _by_discordance(arms: Arms, task: str) -> list[int]:
 def _by_entropy(arms: Arms, task: str) -> list[int]:
     """Problems by their largest mean entropy in any cell; none where no positions are recorded."""
     highest: dict[int, float] = {}
-    for arm in arms.arms:
+    for source in sources(arms):
         for key in (key for key in arms.keys if key[0] == task):
-            checkpoint = _first(arm, key)
+            checkpoint = source.having(key)
             if checkpoint is not None and key in checkpoint.positions:
                 sums = checkpoint.positions[key]
                 for doc, mean in zip(sums.doc_M.tolist(), sums.sequence_mean_M, strict=True):

@@ -15,7 +15,7 @@ from softeval.reports.arms import measure
 from softeval.reports.escaping import script_json, visible
 from softeval.reports.packing import SCALE, _lengths, _nats, pack
 from softeval.reports.sample_texts import read_prompts, read_samples
-from softeval.reports.selection import choose_problems, choose_samples
+from softeval.reports.selection import choose_problems, choose_samples, sources
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +38,8 @@ def packed(arms):
 
 def _packed(arms, count=16, **options):
     problems = choose_problems(arms, count)
-    texts = read_samples(list(choose_samples(arms, problems)))
-    return pack(arms, problems, read_prompts(arms.runs, problems), texts, **options)
+    texts = read_samples(list(choose_samples(arms, problems, sources(arms))))
+    return pack(arms, sources(arms), problems, read_prompts(arms.runs, problems), texts, **options)
 
 
 def test_problems_are_stratified_and_seeded(arms):
@@ -67,14 +67,22 @@ def test_the_first_discordant_problem_is_the_most_discordant_one(arms):
 def test_a_right_and_a_wrong_sample_of_each_cell(arms):
     problems = choose_problems(arms, 16)
     shown: dict = {}
-    for s in choose_samples(arms, problems):
-        shown.setdefault((s.problem, s.arm, s.key), []).append(bool(s.cell.correct_R[s.row]))
+    for s in choose_samples(arms, problems, sources(arms)):
+        shown.setdefault((s.problem, s.source, s.key), []).append(bool(s.cell.correct_R[s.row]))
     for (problem, arm, key), outcomes in shown.items():
         cell = arms.arms[arm].checkpoints[0].cells[key]
         at = np.searchsorted(cell.doc_M, problems[problem].doc_id)
         mixed = 0 < cell.c_M[at] < cell.n_M[at]
         assert len(outcomes) == (1 if cell.greedy else 2)
         assert sorted(set(outcomes)) == ([False, True] if mixed else [bool(cell.c_M[at])])
+
+
+def test_every_seed_can_be_shown(arms):
+    assert [s.name for s in sources(arms)] == ["base", "soft"]
+    shown = sources(arms, all_seeds=True)
+    assert [s.name for s in shown] == ["base", "soft · seed 0", "soft · seed 1"]
+    chosen = list(choose_samples(arms, choose_problems(arms, 4), shown))
+    assert {(s.source, s.checkpoint.train_seed) for s in chosen} == {(0, None), (1, 0), (2, 1)}
 
 
 def test_packed_samples_are_those_of_the_files(arms, folders, packed):
