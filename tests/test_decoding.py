@@ -69,7 +69,13 @@ def identity(sample: Generation) -> tuple:
     )
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "soft_sample",
+        *(pytest.param(m, marks=pytest.mark.slow) for m in MODES if m != "soft_sample"),
+    ],
+)
 def test_a_sample_is_bit_for_bit_the_same_in_any_batch(mode):
     lm = tiny_lm("llama")
     questions = [

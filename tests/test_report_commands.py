@@ -52,6 +52,7 @@ def _run(app, *words):
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
+@pytest.mark.slow
 def test_report_writes_one_file(app, folders, tmp_path):
     output = tmp_path / "new" / "r.html"
     done = _run(app, "report", folders[1], "--output", output, "--title", "T", "--json")
@@ -60,6 +61,7 @@ def test_report_writes_one_file(app, folders, tmp_path):
     assert [p.name for p in output.parent.iterdir()] == ["r.html"]
 
 
+@pytest.mark.slow
 def test_report_names_what_is_wrong(app, folders, tmp_path):
     assert isinstance(_run(app, "report", tmp_path).exception, UserError)
     blocked = _run(app, "report", folders[0], "--output", folders[0] / "run.json" / "x.html")
@@ -123,6 +125,7 @@ def test_compare_prints_a_table_and_json(app, folders):
     assert len(comparison_frame(compare_runs(folders[1:], [folders[0]]))) == len(records)
 
 
+@pytest.mark.slow
 def test_score_prints_what_changed(app, tmp_path):
     run = write_checkpoint(tmp_path / "run", questions=4, samples=2, positions=6)
     printed = _run(app, "score", run, "--json")

@@ -159,6 +159,7 @@ def test_results_are_lm_evals_and_agree_with_the_scores(finished: Run) -> None:
     assert results["n-samples"]["arithmetic@soft_sample"]["effective"] == 3
 
 
+@pytest.mark.slow
 def test_the_written_configuration_repeats_the_run(
     softeval: Callable[..., Ended], finished: Run
 ) -> None:
@@ -206,6 +207,7 @@ def test_options_change_the_samples(
     assert base.info["identity"] != changed.info["identity"]
 
 
+@pytest.mark.slow
 def test_options_change_the_counts(softeval: Callable[..., Ended]) -> None:
     assert len(small_run(softeval, "a", "--limit", "3").prompts()) == 3
     assert len(small_run(softeval, "b", "--max_samples", "1").prompts()) == 1
@@ -427,6 +429,7 @@ def test_another_checkpoint_is_another_run(softeval: Callable[..., Ended]) -> No
     assert ended.code == 2 and "weights" in ended.err
 
 
+@pytest.mark.slow
 def test_a_failing_cell_costs_no_other(
     softeval: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -480,6 +483,7 @@ def test_interrupted_it_says_how_to_go_on(
     journal.close()
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_keeps_finished_samples(
     softeval: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -553,6 +557,7 @@ def test_evaluate_takes_a_loaded_model(elsewhere: None) -> None:
     assert again.samples().drop(columns="seconds").equals(run.samples().drop(columns="seconds"))
 
 
+@pytest.mark.slow
 def test_the_default_cap_fits_the_context(softeval: Callable[..., Ended]) -> None:
     copy = Path(shutil.copytree(bundled_checkpoint(), "short"))
     settings = json.loads((copy / "config.json").read_text())

@@ -24,6 +24,8 @@ from softeval.scoring import (
 )
 from softeval.scoring_process import WORKER, ScoringProcess
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 MATH, LETTER = ScoreKind.MATH, ScoreKind.LETTER
 ACCEPTED = Verdict(True, "ok")
@@ -168,7 +170,6 @@ print("done")
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
 def test_closing_the_way_to_eval_changes_no_verdict() -> None:
     code = r"""
 import json, sys
@@ -231,7 +232,6 @@ linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs L
 
 
 @linux
-@pytest.mark.slow
 def test_a_question_whose_worker_is_killed_is_asked_once_more(process: ScoringProcess) -> None:
     process.ask(answer="1/2", target="0.5")
     victims: list[int] = []

@@ -103,6 +103,7 @@ def requests_of(task: Any, limit: int) -> list[tuple[Any, ...]]:
     return [(*request.args, task.doc_to_target(request.doc)) for request in task.instances]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "yaml"),
     [
@@ -122,6 +123,7 @@ def test_likelihood_requests_are_those_of_lm_evals_own_task(
     assert shared_metrics <= set(ours.aggregation()) and shared_metrics <= set(theirs.aggregation())
 
 
+@pytest.mark.slow
 def test_raw_hellaswag_rows_are_cleaned_as_lm_eval_cleans_them(
     tmp_path: Path, shared: Path
 ) -> None:

@@ -178,6 +178,7 @@ def test_two_processes_equal_one(tmp_path: Path, method: str) -> None:
         assert torch.allclose(ours[name], others[name], atol=1e-5), name
 
 
+@pytest.mark.slow
 def test_a_torn_state_is_passed_over_and_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -77,6 +77,7 @@ class BoxJudge:
         return [Verdict(False, "no_answer" if item[0] is None else "ok") for item in items]
 
 
+@pytest.mark.slow
 def test_the_reward_rises_on_a_bandit_in_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,6 +253,7 @@ def test_groups_of_equal_rewards_leave_the_weights_alone(tmp_path: Path) -> None
     assert same(weights(tmp_path / "model"), weights(tmp_path / "run" / "last"))
 
 
+@pytest.mark.slow
 def test_adapters_train_alone_and_are_merged(tmp_path: Path) -> None:
     options = METHODS["soft"] | {"lora": True, "lora_rank": 2, "max_steps": 3, "kl_steps": 1}
     run(tmp_path, **options, learning_rate=1e-2)
