@@ -242,7 +242,12 @@ class _Batch:
         """Let each row choose and set what it is fed next."""
         device = logits_NV.device
         thinking = [index for index, row in enumerate(self.rows) if row.chooses_cot]
-        chosen_N = self._answer_tokens(logits_NV)
+        answering = any(not row.chooses_cot and not row.queue for row in self.rows)
+        chosen_N = (
+            self._answer_tokens(logits_NV)
+            if answering
+            else torch.zeros(len(logits_NV), dtype=torch.long, device=device)
+        )
         inputs_ND = None
         if thinking:
             inputs_ND, shadow_N = self._think(logits_NV, thinking)

@@ -255,12 +255,44 @@ def _checked(flag: str, value: float) -> float:
     return float(value)
 
 
+CDF_BLOCK = 512
+"""Tokens of a block in `invert_cdf`."""
+
+
 def invert_cdf(probs_NV: Tensor, uniform_N: Tensor) -> Tensor:
-    """(N,) token ids whose cumulative interval holds the row's uniform; never of probability 0."""
-    cdf_NV = probs_NV.double().cumsum(-1)
-    target_N1 = uniform_N.double()[:, None] * cdf_NV[:, -1:]
-    ids_N = (cdf_NV <= target_N1).sum(-1)
-    return ids_N.clamp(max=probs_NV.shape[-1] - 1)
+    """(N,) token ids whose cumulative interval holds the row's uniform; never of probability 0.
+
+    In float64. Blocks are summed first and only the block that is hit token by token, because
+    cumulating a whole vocabulary takes longer than a small model's forward pass.
+    """
+    import torch
+
+    ends_NK = _block_sums(probs_NV).cumsum(-1)
+    target_N1 = uniform_N.double()[:, None] * ends_NK[:, -1:]
+    block_N1 = (ends_NK <= target_N1).sum(-1, keepdim=True).clamp(max=ends_NK.shape[1] - 1)
+    before_N1 = torch.where(block_N1 > 0, ends_NK.gather(1, (block_N1 - 1).clamp(min=0)), 0.0)
+    ids_NC = block_N1 * CDF_BLOCK + torch.arange(CDF_BLOCK, device=probs_NV.device)
+    beyond_NC = ids_NC >= probs_NV.shape[1]
+    inside_NC = probs_NV.gather(1, ids_NC.clamp(max=probs_NV.shape[1] - 1)).double()
+    cdf_NC = inside_NC.masked_fill(beyond_NC, 0.0).cumsum(-1)
+    # The two ways of summing a block differ in their last bits; stay below its end.
+    end_N1 = torch.nextafter(cdf_NC[:, -1:], torch.zeros_like(before_N1))
+    rest_N1 = torch.minimum(target_N1 - before_N1, end_N1)
+    return block_N1[:, 0] * CDF_BLOCK + (cdf_NC <= rest_N1).sum(-1)
+
+
+def _block_sums(probs_NV: Tensor) -> Tensor:
+    """(N, K) sums of blocks of tokens in float64; the last block may be shorter."""
+    import torch
+
+    blocks = probs_NV.shape[1] // CDF_BLOCK
+    whole = blocks * CDF_BLOCK
+    blocks_NKC = probs_NV[:, :whole].unflatten(1, (blocks, CDF_BLOCK))
+    sums_NK = blocks_NKC.sum(-1, dtype=torch.float64)
+    if whole == probs_NV.shape[1]:
+        return sums_NK
+    tail_N1 = probs_NV[:, whole:].sum(-1, keepdim=True, dtype=torch.float64)
+    return torch.cat([sums_NK, tail_N1], 1)
 
 
 def _softmax(logits_NV: Tensor, temperature: float) -> Tensor:

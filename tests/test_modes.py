@@ -147,6 +147,21 @@ def test_inverse_cdf_never_draws_what_has_no_probability(weights, uniform):
     assert weights[drawn] > 0
 
 
+@pytest.mark.parametrize("vocab", [3, 511, 512, 513, 1024, 5000])
+def test_inverse_cdf_in_blocks_equals_one_long_sum(vocab):
+    rng = np.random.default_rng(vocab)
+    probs = torch.softmax(torch.from_numpy(rng.normal(0, 4, (64, vocab)).astype(np.float32)), -1)
+    probs[::3, : vocab // 2] = 0.0
+    uniforms = torch.from_numpy(rng.random(64))
+    cdf = probs.double().cumsum(-1)
+    expected = (cdf <= uniforms[:, None] * cdf[:, -1:]).sum(-1)
+    assert invert_cdf(probs, uniforms).tolist() == expected.tolist()
+    almost_one = torch.full_like(uniforms, 1 - 2**-53)
+    assert (probs.gather(1, invert_cdf(probs, almost_one)[:, None]) > 0).all()
+    ends = invert_cdf(probs, torch.zeros_like(uniforms))
+    assert ends.tolist() == [int((row > 0).nonzero()[0]) for row in probs]
+
+
 def test_hard_sampling_draws_from_the_distribution():
     probs = torch.tensor([[0.5, 0.0, 0.3, 0.15, 0.05]])
     uniforms = torch.from_numpy(np.random.default_rng(0).random(40_000))
