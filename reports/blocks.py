@@ -181,12 +181,14 @@ def beyond_blocks(figures: Sequence[BeyondFigure]) -> list[Block]:
 
 
 def _meetings(beyond: BeyondFigure) -> str:
-    """What each model says of the curves' meeting, in words."""
+    """What the models say of each curve's meeting with the first, those of one fate together."""
+    fates: dict[tuple[str, str], list[str]] = {}
+    for kind, curves in beyond.panels.items():
+        for other in curves[1:]:
+            fate = _meeting(curves[0], other, beyond.largest)
+            fates.setdefault((fate, curves[0].name), []).append(f"{other.name} ({kind} inference)")
     return " ".join(
-        f"{kind.capitalize()} inference, {other.name} and {curves[0].name}:"
-        f" {_meeting(curves[0], other, beyond.largest)}."
-        for kind, curves in beyond.panels.items()
-        for other in curves[1:]
+        f"Against {first}, {fate}: {', '.join(n)}." for (fate, first), n in fates.items()
     )
 
 
@@ -194,9 +196,11 @@ def _meeting(first: Continuation, second: Continuation, largest: int) -> str:
     found = meeting(first, second)
     crossing = [f"{MODELS[model]} near k = {k}" for model, k in found.items() if k is not None]
     if not crossing:
-        return f"no model has them meet up to k = {largest}"
+        return f"no model has a meeting up to k = {largest}"
     kept = [MODELS[model] for model, k in found.items() if k is None]
-    return "meet by " + ", ".join(crossing) + (f"; not by {', '.join(kept)}" if kept else "")
+    return (
+        "a meeting by " + ", ".join(crossing) + (f" but not by {', '.join(kept)}" if kept else "")
+    )
 
 
 def comparison_blocks(comparisons: Sequence[Comparison], margin: float) -> list[Block]:

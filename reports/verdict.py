@@ -105,9 +105,15 @@ def _of_crossings(differences: Sequence[CurveDifference]) -> Iterator[str]:
             least = min(d.crossing.p_no_crossing for d in apart)
             yield (
                 f"On {task} the pass@k curve of {names} does not cross that of"
-                f" {_without_greed(apart[0].b.name)} up to k = {n} (no crossing in"
-                f" {100 * least:.0f} % of resamples or more); beyond k = {n} these runs cannot see."
+                f" {_without_greed(apart[0].b.name)} up to k = {n} ({_share_apart(least)});"
+                f" beyond k = {n} these runs cannot see."
             )
+
+
+def _share_apart(least: float) -> str:
+    if least == 1:
+        return "a crossing in no resample"
+    return f"no crossing in {int(100 * least + 1e-9)} % of resamples or more"
 
 
 def _of_crossing(d: CurveDifference) -> str:

@@ -51,6 +51,20 @@ def test_band_contains_the_pointwise_interval_and_the_curve():
     )
 
 
+def test_a_band_never_falls_with_k():
+    """At the ceiling with few seeds a single k can have a huge error; its neighbours bound it."""
+    ks = np.arange(1, 33)
+    for level in (2.5, 4.0, 6.0):
+        rng = np.random.default_rng(1)
+        logit = level + rng.normal(size=120) + rng.normal(0, 0.1, (3, 1))
+        band = curve_band(pass_at_k(32, rng.binomial(32, expit(logit)), ks), ks, replicates=300)
+        assert (np.diff(band.low) >= 0).all() and (np.diff(band.high) >= 0).all()
+        assert (band.low <= band.mean + 1e-9).all() and (band.mean <= band.high + 1e-9).all()
+    turned = curve_band(scores(6.0, 1.0)[:, :, ::-1], KS[::-1], replicates=300)
+    straight = curve_band(scores(6.0, 1.0), KS, replicates=300)
+    np.testing.assert_allclose(turned.low[::-1], straight.low, atol=1e-12)
+
+
 def test_band_of_one_k_is_nearly_pointwise():
     band = curve_band(scores(-1.0, 1.5)[:, :, :1], KS[:1], replicates=4000)
     assert band.critical == pytest.approx(1.96, abs=0.1)

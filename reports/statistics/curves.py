@@ -115,6 +115,9 @@ def curve_band(
     is then applied to the crossed t distribution in Wilson form, so that the band has the right
     width with three seeds and stays in [0, 1] near the ceiling.
 
+    The true curve never falls with k, so whatever lies below an earlier lower edge or above a later
+    upper edge is cut off: a true curve inside the band before is inside it after.
+
     Args:
         x_SMK: pass@k of each seed, problem and k (two axes: one checkpoint).
         ks: the values of k.
@@ -134,6 +137,7 @@ def curve_band(
     variance, df = crossed_variance(np.moveaxis(x, 2, 0))
     size = effective_size(mean, guarded_error(mean, variance, problems), problems)
     low, high, _ = score_bounds(mean, size, _as_t(critical, df))
+    low, high = _never_falling(low, high, ks_K)
     point_low, point_high, _ = score_bounds(mean, size, t_quantile(0.5 + level / 2, df))
     return Band(ks_K, mean, low, high, point_low, point_high, critical, level, seeds, problems)
 
@@ -247,6 +251,15 @@ def _resampled_difference(a: Floats, b: Floats, replicates: int, seed: int) -> F
 def _as_t(critical: float, df: ArrayLike) -> Floats:
     """Student quantile at the pointwise level that ``critical`` has under the normal."""
     return t_quantile(float(ndtr(critical)), df)
+
+
+def _never_falling(low_K: Floats, high_K: Floats, ks_K: Integers) -> tuple[Floats, Floats]:
+    """The part of a band that a curve which never falls with k can reach."""
+    order = np.argsort(ks_K, kind="stable")
+    low, high = np.empty_like(low_K), np.empty_like(high_K)
+    low[order] = np.maximum.accumulate(low_K[order])
+    high[order] = np.minimum.accumulate(high_K[order][::-1])[::-1]
+    return low, high
 
 
 def _signs(diff: Floats) -> Integers:
