@@ -8,7 +8,7 @@ nothing of files of a run, models or tasks.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -214,7 +214,7 @@ def make_config(
     try:
         return RunConfig(**values)
     except ValidationError as error:
-        raise UserError(_explain(error)) from None
+        raise UserError(explain(error, RunConfig.model_fields)) from None
 
 
 def suggest(name: str, known: Any) -> str:
@@ -269,8 +269,8 @@ def _from_model_args(text: str, explicit: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _explain(error: ValidationError) -> str:
-    """The first problem on one line, under the name of its flag."""
+def explain(error: ValidationError, fields: Iterable[str]) -> str:
+    """The first problem on one line, under the name of its flag; `fields` are the known ones."""
     problem = error.errors()[0]
     message = problem["msg"].removeprefix("Value error, ")
     if not problem["loc"]:
@@ -278,7 +278,7 @@ def _explain(error: ValidationError) -> str:
     name = str(problem["loc"][0])
     flag = "--" + name.replace("_", "-")
     if problem["type"] == "extra_forbidden":
-        return f"unknown option {name!r}{suggest(name, RunConfig.model_fields)}"
+        return f"unknown option {name!r}{suggest(name, fields)}"
     if problem["type"] == "value_error":
         return f"{flag}: {message}" if flag not in message else message
     return f"{flag} {problem['input']!r}: {message[0].lower()}{message[1:]}"

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from softeval.config import option, suggest
+from softeval.config import explain, option, suggest
 from softeval.errors import UserError
 
 
@@ -337,19 +337,4 @@ def make_config(
     try:
         return TrainConfig(**{**(recipe or {}), **explicit})
     except ValidationError as error:
-        raise UserError(_explain(error)) from None
-
-
-def _explain(error: ValidationError) -> str:
-    """The first problem on one line, under the name of its flag."""
-    problem = error.errors()[0]
-    message = problem["msg"].removeprefix("Value error, ")
-    if not problem["loc"]:
-        return message
-    name = str(problem["loc"][0])
-    flag = "--" + name.replace("_", "-")
-    if problem["type"] == "extra_forbidden":
-        return f"unknown option {name!r}{suggest(name, TrainConfig.model_fields)}"
-    if problem["type"] == "value_error":
-        return f"{flag}: {message}"
-    return f"{flag} {problem['input']!r}: {message[0].lower()}{message[1:]}"
+        raise UserError(explain(error, TrainConfig.model_fields)) from None
