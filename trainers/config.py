@@ -107,8 +107,8 @@ class TrainConfig(BaseModel):
     )
     logits_dtype: Literal["model", "bfloat16", "float32"] = option(
         "model",
-        "Precision of the logits before the float32 softmax; fuzzy learns with bfloat16 only "
-        "(the paper trains bfloat16 models).",
+        "Precision of the logits before the float32 softmax; fuzzy training lasts with bfloat16 "
+        "only (docs/log.md; the paper trains bfloat16 models).",
         panel=_POLICY,
     )
     max_cot_tokens: int | None = option(
