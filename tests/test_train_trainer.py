@@ -332,7 +332,8 @@ def test_an_exploding_run_ends_in_one_line(tmp_path: Path) -> None:
         ({"validation_size": 24}, "--validation-size"),
         ({"model": "/nowhere"}, "no checkpoint at /nowhere"),
         ({"dataset": "nowhere.jsonl"}, "no file nowhere.jsonl"),
-        ({"report_to": ("wandb",)}, "--report-to wandb"),
+        ({"report_to": ("wandb",)}, "--report-to wandb: not installed"),
+        ({"report_to": ("tensorbord",)}, "--report-to tensorbord: none of .*tensorboard"),
     ],
 )
 def test_bad_requests_end_in_one_line(tmp_path: Path, options: dict[str, Any], match: str) -> None:

@@ -31,17 +31,13 @@ class Processes:
         folder: where trackers write.
 
     Raises:
-        UserError: a tracker that is not installed.
+        UserError: a tracker that is unknown or not installed.
     """
 
     def __init__(self, device: str, trackers: Sequence[str], folder: Path) -> None:
         from accelerate import Accelerator
-        from accelerate.tracking import get_available_trackers
 
-        missing = set(trackers) - {str(getattr(t, "value", t)) for t in get_available_trackers()}
-        if missing:
-            name = min(missing)
-            raise UserError(f"--report-to {name}: not installed; pip install {name}, or name none")
+        _check_trackers(trackers)
         self.accelerator: Any = Accelerator(
             cpu=device.startswith("cpu"), log_with=list(trackers) or None, project_dir=str(folder)
         )
@@ -96,3 +92,15 @@ class Processes:
 def launched_rank() -> int:
     """Rank given by torchrun or accelerate launch; 0 alone. Usable before torch is loaded."""
     return int(os.environ.get("RANK", "0"))
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    known = sorted(LOGGER_TYPE_TO_CLASS)
+    installed = {str(getattr(t, "value", t)) for t in get_available_trackers()}
+    for name in names:
+        if name not in known:
+            raise UserError(f"--report-to {name}: none of {', '.join(known)}, none")
+        if name not in installed:
+            raise UserError(f"--report-to {name}: not installed; pip install {name}, or name none")
