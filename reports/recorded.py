@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from softeval.errors import UserError
+from softeval.parquet_files import damage_named, open_parquet
 from softeval.rundir import COMPLETE, read_record
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ class RecordedRun:
         """
         path = self.path(table)
         parquet = open_parquet(path, columns)
-        with _damage_named(path):
+        with damage_named(path):
             yield from parquet.iter_batches(batch_size=rows, columns=list(columns))
 
     def row_groups(self, table: str, columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -99,7 +98,7 @@ class RecordedRun:
         parquet = open_parquet(path, columns)
 
         def read(group: int) -> pa.Table:
-            with _damage_named(path):
+            with damage_named(path):
                 return parquet.read_row_group(group, columns=list(columns))
 
         with ThreadPoolExecutor(1) as reader:
@@ -122,24 +121,6 @@ def open_run(folder: str | Path) -> RecordedRun:
         UserError: not a run directory.
     """
     return RecordedRun(Path(folder), read_record(Path(folder)))
-
-
-def open_parquet(path: Path, columns: Sequence[str] = ()) -> Any:
-    """A `pyarrow.parquet.ParquetFile` that is known to have the columns.
-
-    Raises:
-        UserError: the file is missing, damaged, or lacks a column.
-    """
-    import pyarrow.parquet as pq
-
-    if not path.is_file():
-        raise UserError(f"{path} is missing; start the run again to make it")
-    with _damage_named(path):
-        parquet = pq.ParquetFile(path, memory_map=True)
-    lacking = [name for name in columns if name not in parquet.schema_arrow.names]
-    if lacking:
-        raise UserError(f"{path} has no column {', '.join(lacking)}; was it written by softeval?")
-    return parquet
 
 
 class RowSlices:
@@ -171,24 +152,10 @@ class RowSlices:
 
     def _part(self, group: int, start: int, stop: int) -> dict[str, np.ndarray]:
         if self._held[0] != group:
-            with _damage_named(self._path):
+            with damage_named(self._path):
                 self._held = group, self._parquet.read_row_group(group, columns=self._columns)
         table = self._held[1]
         begin = int(self._end_G[group]) - table.num_rows
         offset = max(start - begin, 0)
         part = table.slice(offset, stop - begin - offset)
         return {name: part.column(name).to_numpy() for name in self._columns}
-
-
-@contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    """Turn pyarrow's errors about damaged content into one line that names the file."""
-    import pyarrow as pa
-
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        first_line = (str(error).splitlines() or ["unreadable"])[0].rstrip(". ")
-        raise UserError(
-            f"{path} is damaged ({first_line}); restore it, or run again with --overwrite"
-        ) from error

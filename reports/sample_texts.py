@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from softeval.parquet_files import open_parquet
 from softeval.reports.arms import MeasuredRun
-from softeval.reports.recorded import RecordedRun, RowSlices, open_parquet
+from softeval.reports.recorded import RecordedRun, RowSlices
 from softeval.reports.selection import ChosenProblem, ChosenSample
 
 TEXTS = ("cot_text", "prefill", "answer_text", "answer", "verdict", "stop_reason", "target")

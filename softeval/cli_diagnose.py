@@ -24,10 +24,10 @@ def diagnose_command(
         str, typer.Option("--sets", help="Prefixes to replay, of own, base, gold.")
     ] = "own,base,gold",
     samples: Annotated[
-        int, typer.Option("--samples", help="Samples of each question and mode to replay.")
+        int, typer.Option("--samples", help="Samples of each question and mode to replay.", min=1)
     ] = 1,
     limit: Annotated[
-        int | None, typer.Option("--limit", help="Only the first questions of each task.")
+        int | None, typer.Option("--limit", help="Only the first questions of each task.", min=1)
     ] = None,
     data_dir: Annotated[
         str | None, typer.Option("--data-dir", help="Local data with reference solutions.")

@@ -17,30 +17,23 @@ import numpy as np
 
 from softeval import rundir
 from softeval.decoding import Decoder, Question
-from softeval.divergence import Comparison, PositionKL, Prefix
+from softeval.divergence import Comparison, Prefix
 from softeval.errors import UserError
 from softeval.gold import gold_solutions
+from softeval.kl_file import Measured, kept_sets, write_kl
 from softeval.model import LanguageModel, load_model, weights_hash
 from softeval.modes import HardMode, Mode, get_mode
-from softeval.records import SampleKey, kl_schema
+from softeval.parquet_files import damage_named, open_parquet
+from softeval.records import SampleKey
 from softeval.rows import Limits
 from softeval.tables import read_table, table_path
 
 PREFIX_SETS = ("own", "base", "gold")
 FLOOR_PREFIXES = 8
-"""Prefixes in the one batch against which the noise floor is taken."""
+"""At most so many prefixes are in the one batch against which the noise floor is taken."""
 
 Tell = Callable[[str, int, int], None]
 """Told what is replayed, how many are done, how many there are."""
-
-
-class Measured(NamedTuple):
-    """One replayed prefix."""
-
-    prefix_set: str
-    mode: str
-    key: SampleKey
-    kl: PositionKL
 
 
 @dataclass
@@ -90,10 +83,12 @@ def diagnose(
     Raises:
         UserError: no run, another checkpoint than the run's, another tokenizer, an unknown set.
     """
-    session = _Session.open(Path(run), str(base), device, dtype, data_dir)
     unknown = set(sets) - set(PREFIX_SETS)
-    if unknown or not sets or samples < 1:
-        raise UserError(f"--sets {','.join(sets)}: choose from own, base, gold; --samples from 1")
+    if unknown or not sets:
+        raise UserError(f"--sets {','.join(sets)}: choose from own, base, gold")
+    if samples < 1 or (limit is not None and limit < 1):
+        raise UserError("--samples and --limit count from 1; give a positive number")
+    session = _Session.open(Path(run), str(base), device, dtype, data_dir)
     questions = session.questions(limit)
     found: list[Measured] = []
     if "own" in sets:
@@ -102,6 +97,10 @@ def diagnose(
     found += session.measure("base", base_prefixes, tell)
     if "gold" in sets:
         found += session.measure("gold", session.gold_prefixes(questions), tell)
+    if not found:
+        raise UserError(
+            f"{run} has nothing to replay for --sets {','.join(sets)}; choose others of own, base, gold"
+        )
     result = session.result
     result.prefixes = {name: sum(m.prefix_set == name for m in found) for name in sets}
     result.floor = session.noise_floor(base_prefixes or session.base_prefixes(questions[:4], 1))
@@ -126,6 +125,7 @@ class _Session:
     comparison: Comparison
     data_dir: str | None
     result: Diagnosis = field(default_factory=Diagnosis)
+    floor_batch: int = 0
 
     @classmethod
     def open(
@@ -220,6 +220,9 @@ class _Session:
     def noise_floor(self, tasks: list[_Task]) -> float:
         """Mean over prefixes of KL(base‖base) a token, alone against in a batch."""
         chosen = [task.prefix for task in tasks[:FLOOR_PREFIXES]]
+        # A single prefix is held against a batch of two of itself.
+        chosen = chosen * 2 if len(chosen) == 1 else chosen
+        self.floor_batch = len(chosen)
         return float(np.mean([kl_T.mean() for kl_T in self.comparison.noise_floor(chosen)]))
 
     def _shadows(self, mode: str, samples: int) -> dict[SampleKey, np.ndarray]:
@@ -227,11 +230,11 @@ class _Session:
         import pyarrow.parquet as pq
 
         columns = ["task", "doc_id", "sample", "shadow_id"]
-        table = pq.read_table(
-            table_path(self.folder, "positions"),
-            columns=columns,
-            filters=[("mode", "=", mode), ("sample", "<", samples)],
-        )
+        path = table_path(self.folder, "positions")
+        open_parquet(path, columns).close()
+        with damage_named(path):
+            wanted = [("mode", "=", mode), ("sample", "<", samples)]
+            table = pq.read_table(path, columns=columns, filters=wanted)
         frame = table.to_pandas().astype({"task": str})
         groups = frame.groupby(["task", "doc_id", "sample"], observed=True)["shadow_id"]
         return {
@@ -289,38 +292,19 @@ def _order(key: SampleKey) -> tuple[str, int, int]:
 
 def _write(session: _Session, found: list[Measured], sets: Sequence[str], samples: int) -> None:
     """kl.parquet, then the block of run.json that speaks of it."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    found = sorted(found, key=lambda m: (m.key.task, m.mode, m.prefix_set, *_order(m.key)[1:]))
-    lengths = [len(m.kl.forward) for m in found]
-
-    def spread(values: list[Any]) -> Any:
-        return [value for value, length in zip(values, lengths, strict=True) for _ in range(length)]
-
-    columns = {
-        "task": spread([m.key.task for m in found]),
-        "doc_id": spread([m.key.doc_id for m in found]),
-        "mode": spread([m.mode for m in found]),
-        "sample": spread([m.key.sample for m in found]),
-        "prefix_set": spread([m.prefix_set for m in found]),
-        "position": [position for length in lengths for position in range(length)],
-        "forward": np.concatenate([m.kl.forward for m in found] or [np.empty(0)]),
-        "reverse": np.concatenate([m.kl.reverse for m in found] or [np.empty(0)]),
-    }
-    final = session.folder / "kl.parquet"
-    partial = final.with_name(".kl.parquet.partial")
-    pq.write_table(pa.table(columns, kl_schema()), partial, compression="zstd")
-    partial.replace(final)
     base = session.comparison.base.lm
     block = {
         "base": base.path,
         "base_weights_hash": weights_hash(base.model),
+        "dtype": str(base.dtype).removeprefix("torch."),
         "sets": list(sets),
         "samples": samples,
-        "noise_floor": {"mean": session.result.floor, "batch_size": FLOOR_PREFIXES},
+        "noise_floor": {"mean": session.result.floor, "batch_size": session.floor_batch},
         "regenerated": session.result.regenerated,
         "differing": session.result.differing,
         "missing_gold": session.result.missing_gold,
     }
+    keep = kept_sets(session.record, block)
+    write_kl(session.folder, found, keep)
+    block["sets"] = [*keep, *(name for name in sets if session.result.prefixes[name])]
     rundir.write_record(session.folder, session.record | {"diagnose": block})

@@ -20,6 +20,7 @@ import numpy as np
 
 from softeval import rundir
 from softeval.errors import UserError
+from softeval.parquet_files import damage_named, open_parquet
 from softeval.problems import has_choices
 from softeval.scoring import ScoreKind, Scorer, Verdict, scorer_identity
 from softeval.tables import table_path
@@ -68,6 +69,10 @@ def rescore(folder: str | Path, scorer: Scorer) -> Rescored:
     source = table_path(folder, "samples")
     if not source.is_file():
         raise UserError(f"{folder} holds no samples.parquet; finish the run by starting it again")
+    if (folder / rundir.SHARDS).is_dir():
+        raise UserError(
+            f"{folder} is not finished, and finishing it would score it again; start it again first"
+        )
     kinds = _score_kinds(record)
     partial = source.with_name(".samples.parquet.partial")
     try:
@@ -79,10 +84,11 @@ def rescore(folder: str | Path, scorer: Scorer) -> Rescored:
         kept = name if (folder / name).is_file() else None
         partial.unlink(missing_ok=True)
         _refresh_results(folder, source)
-        rundir.write_record(folder, _new_record(record, kept, source))
+        rundir.write_record(folder, _new_record(record, kept, source, scorer))
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise rundir.unwritable(folder, error) from None
+    finally:
+        partial.unlink(missing_ok=True)
     return Rescored(*counts, kept)
 
 
@@ -103,11 +109,12 @@ def _write_judged(
     import pyarrow.parquet as pq
 
     total = np.zeros(4, np.int64)
-    with pq.ParquetFile(source) as parquet:
+    with open_parquet(source, [*KEY, *JUDGED, "answer", "target"]) as parquet:
         schema = parquet.schema_arrow
         with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
             for group in range(parquet.num_row_groups):
-                table = parquet.read_row_group(group)
+                with damage_named(source):
+                    table = parquet.read_row_group(group)
                 verdicts = _judge(table, kinds, scorer)
                 total += _changes(table, verdicts)
                 writer.write_table(_with_verdicts(table, verdicts))
@@ -157,7 +164,9 @@ def _replace(kept: Path, source: Path, partial: Path) -> None:
     os.replace(partial, source)
 
 
-def _new_record(record: Mapping[str, Any], kept: str | None, source: Path) -> dict[str, Any]:
+def _new_record(
+    record: Mapping[str, Any], kept: str | None, source: Path, scorer: Scorer
+) -> dict[str, Any]:
     """The record with the scorer of now, and in "scorings" the one before it."""
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -168,7 +177,7 @@ def _new_record(record: Mapping[str, Any], kept: str | None, source: Path) -> di
     if kept is not None:
         scorings.append({"scorer": record.get("scorer"), "verdicts": kept})
     counts = {**(record.get("counts") or {}), "verdicts": verdicts}
-    new = {**record, "scorer": scorer_identity(), "counts": counts}
+    new = {**record, "scorer": scorer_identity(scorer), "counts": counts}
     return {**new, "scorings": scorings} if scorings else new
 
 

@@ -236,14 +236,18 @@ def reward(verdict: Verdict) -> float:
     return 0.0 if verdict.status == "no_answer" else 10.0
 
 
-def scorer_identity() -> dict[str, str | int | float]:
-    """Name everything a verdict depends on, for the run record (limits: those of `scorer()`)."""
+def scorer_identity(judge: Scorer | None = None) -> dict[str, str | int | float]:
+    """Name everything a verdict depends on, for the run record.
+
+    Args:
+        judge: whose limits; None for those of `scorer()`.
+    """
     packages = ("math-verify", "sympy", "latex2sympy2-extended", "antlr4-python3-runtime", "mpmath")
-    default = scorer()
+    judge = judge or scorer()
     return {
         **{package: version(package) for package in packages},
         "python": platform.python_version(),
-        "cpu_seconds": default.timeout,
-        "memory_mb": default.memory_mb,
+        "cpu_seconds": judge.timeout,
+        "memory_mb": judge.memory_mb,
         "max_answer_chars": MAX_ANSWER_CHARS,
     }

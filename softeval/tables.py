@@ -18,6 +18,7 @@ import numpy as np
 
 from softeval import records
 from softeval.errors import UserError
+from softeval.parquet_files import damage_named
 from softeval.records import Generation
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) ->
     """One table of a run, in its schema.
 
     Raises:
-        UserError: the table is not there.
+        UserError: the table is not there, or damaged.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -103,7 +104,8 @@ def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) ->
     path = table_path(folder, name)
     if not path.is_file():
         raise UserError(f"{path} is missing; finish the run by starting it again")
-    table = pq.read_table(path, columns=list(columns) if columns is not None else None)
+    with damage_named(path):
+        table = pq.read_table(path, columns=list(columns) if columns is not None else None)
     # Parquet gives dictionary indices back as int32 whatever was written.
     wanted = SCHEMAS[name]()
     return table.cast(pa.schema([wanted.field(column) for column in table.column_names]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -13,6 +14,8 @@ from softeval.diagnosis import diagnose
 from softeval.errors import UserError
 from softeval.gold import gold_solutions
 from softeval.model import BUNDLED_CHECKPOINT, load_model
+from softeval.reports.kl import read_drift
+from softeval.reports.recorded import open_run
 from softeval.run import evaluate
 
 
@@ -63,6 +66,49 @@ def test_every_prefix_set_is_measured_in_both_directions(run):
 def test_sets_samples_and_limit_change_what_is_replayed(run):
     found = diagnose(run.path, BUNDLED_CHECKPOINT, sets=["own"], samples=1, limit=2, device="cpu")
     assert found.prefixes == {"own": 4}
+
+
+def test_a_later_diagnosis_keeps_the_other_prefix_sets(run):
+    diagnose(run.path, BUNDLED_CHECKPOINT, sets=["own", "base"], device="cpu")
+    before = pd.read_parquet(run.path / "kl.parquet")
+    diagnose(run.path, BUNDLED_CHECKPOINT, sets=["base"], limit=1, device="cpu")
+    after = pd.read_parquet(run.path / "kl.parquet")
+    own = "prefix_set == 'own'"
+    pd.testing.assert_frame_equal(
+        after.query(own).reset_index(drop=True), before.query(own).reset_index(drop=True)
+    )
+    assert after.query("prefix_set == 'base'")["doc_id"].nunique() == 1
+    record = json.loads((run.path / "run.json").read_text())
+    assert record["diagnose"]["sets"] == ["own", "base"]
+    assert read_drift(open_run(run.path))
+    with pytest.raises(UserError, match="nothing to replay for --sets gold"):
+        diagnose(run.path, BUNDLED_CHECKPOINT, sets=["gold"], device="cpu")
+    assert pd.read_parquet(run.path / "kl.parquet").equals(after)
+    diagnose(run.path, str(run.path.parent / "near"), sets=["base"], device="cpu")
+    assert set(pd.read_parquet(run.path / "kl.parquet")["prefix_set"]) == {"base"}
+
+
+def test_the_floor_says_how_many_prefixes_it_rests_on(run):
+    diagnose(run.path, BUNDLED_CHECKPOINT, sets=["base"], limit=1, device="cpu")
+    floor = json.loads((run.path / "run.json").read_text())["diagnose"]["noise_floor"]
+    assert floor["batch_size"] == 2
+
+
+@pytest.mark.parametrize("options", [{"limit": 0}, {"limit": -1}, {"samples": 0}])
+def test_counts_from_one(run, options):
+    with pytest.raises(UserError, match="count from 1"):
+        diagnose(run.path, BUNDLED_CHECKPOINT, device="cpu", **options)
+
+
+def test_positions_that_are_gone_or_damaged_are_named(run, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(run.path, bare)
+    (bare / "positions.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(UserError, match=r"positions\.parquet is damaged"):
+        diagnose(bare, BUNDLED_CHECKPOINT, sets=["own"], device="cpu")
+    (bare / "positions.parquet").unlink()
+    with pytest.raises(UserError, match=r"positions\.parquet is missing"):
+        diagnose(bare, BUNDLED_CHECKPOINT, sets=["own"], device="cpu")
 
 
 def test_what_cannot_be_compared_is_refused(run, tmp_path):

@@ -19,6 +19,8 @@ from softeval.scoring import Scorer, Verdict
 class FixedScorer:
     """Accepts what it is told to accept."""
 
+    timeout, memory_mb = 7.5, 100
+
     def __init__(self, accept):
         self.accept = accept
 
@@ -113,6 +115,28 @@ def test_results_follow_the_verdicts(run):
     assert new["pass@4,none"] == pytest.approx((by_question > 0).mean())
     assert new["no_answer,none"] == pytest.approx((rows["verdict"] == "no_answer").mean())
     assert new["truncated,none"] == 0.25
+
+
+def test_the_record_names_the_limits_that_were_used(run):
+    rescore(run, FixedScorer(lambda answer, target: True))
+    assert rundir.read_record(run)["scorer"]["cpu_seconds"] == 7.5
+
+
+@pytest.mark.parametrize("damage", ["cut", "inside"])
+def test_a_damaged_table_is_named_and_left_alone(run, damage):
+    path = run / "samples.parquet"
+    whole = path.read_bytes()
+    broken = whole[:-9] if damage == "cut" else whole[:8] + b"\xff" * 4000 + whole[4008:]
+    path.write_bytes(broken)
+    with pytest.raises(UserError, match=r"samples\.parquet is damaged"):
+        rescore(run, FixedScorer(lambda answer, target: True))
+    assert path.read_bytes() == broken and not list(run.glob(".*.partial"))
+
+
+def test_a_run_that_will_be_continued_is_refused(run):
+    (run / rundir.SHARDS).mkdir()
+    with pytest.raises(UserError, match="not finished"):
+        rescore(run, FixedScorer(lambda answer, target: True))
 
 
 def test_a_run_without_samples_is_refused(tmp_path):

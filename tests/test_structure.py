@@ -24,6 +24,7 @@ FLOORS = [
         "catalogue",
         "cli_options",
         "config",
+        "parquet_files",
         "processes",
         "progress_bars",
         "environment",
@@ -32,7 +33,7 @@ FLOORS = [
     },
     {"journal", "cells", "identity", "context", "compaction", "results", "run_record", "plan"},
     {"reports.statistics"},
-    {"display", "score_table", "running_score", "evaluation", "rescore", "diagnosis"},
+    {"display", "score_table", "running_score", "evaluation", "rescore", "diagnosis", "kl_file"},
     {"reports", "trainers"},
     {"run", "cli", "cli_*", "__main__"},
 ]

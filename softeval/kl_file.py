@@ -1,0 +1,83 @@
+"""kl.parquet of a run directory: a row for each position of each replayed prefix.
+
+A later diagnosis replaces the prefix sets that it measures and keeps the others, as long as they
+are of the same base model in the same precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from softeval.divergence import PositionKL
+from softeval.parquet_files import damage_named
+from softeval.records import SampleKey, kl_schema
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+NAME = "kl.parquet"
+ORDER = ("task", "mode", "prefix_set", "doc_id", "sample", "position")
+
+
+class Measured(NamedTuple):
+    """One replayed prefix."""
+
+    prefix_set: str
+    mode: str
+    key: SampleKey
+    kl: PositionKL
+
+
+def kept_sets(record: Mapping[str, Any], block: Mapping[str, Any]) -> list[str]:
+    """Prefix sets of an earlier diagnosis that may stand beside a new one's.
+
+    Args:
+        record: the run's record.
+        block: the new "diagnose" block.
+    """
+    before = record.get("diagnose") or {}
+    if any(before.get(name) != block[name] for name in ("base_weights_hash", "dtype")):
+        return []
+    return [name for name in before.get("sets", ()) if name not in block["sets"]]
+
+
+def write_kl(folder: Path, found: Sequence[Measured], keep: Collection[str]) -> None:
+    """Write the rows in order, with those of the kept prefix sets that are there already."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = _table(found)
+    final = folder / NAME
+    if keep and final.is_file():
+        with damage_named(final):
+            before = pq.read_table(final, filters=[("prefix_set", "in", list(keep))])
+        table = pa.concat_tables([table, before.cast(table.schema)])
+    partial = final.with_name(f".{NAME}.partial")
+    table = table.sort_by([(name, "ascending") for name in ORDER])
+    pq.write_table(table, partial, compression="zstd")
+    partial.replace(final)
+
+
+def _table(found: Sequence[Measured]) -> pa.Table:
+    import pyarrow as pa
+
+    lengths = [len(m.kl.forward) for m in found]
+
+    def spread(values: list[Any]) -> list[Any]:
+        return [value for value, length in zip(values, lengths, strict=True) for _ in range(length)]
+
+    columns = {
+        "task": spread([m.key.task for m in found]),
+        "doc_id": spread([m.key.doc_id for m in found]),
+        "mode": spread([m.mode for m in found]),
+        "sample": spread([m.key.sample for m in found]),
+        "prefix_set": spread([m.prefix_set for m in found]),
+        "position": [position for length in lengths for position in range(length)],
+        "forward": np.concatenate([m.kl.forward for m in found]),
+        "reverse": np.concatenate([m.kl.reverse for m in found]),
+    }
+    return pa.table(columns, kl_schema())
