@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 
 import numpy as np
 
@@ -85,8 +86,9 @@ def _order(key: DriftKey) -> tuple[str, int, tuple[str, int, str]]:
 
 
 def _score(arms: Arms, arm: Arm, key: DriftKey, direction: str) -> DriftScore | None:
+    """None where it was not measured, or where no problem was measured for every seed."""
     drifts = [c.drift[key] for c in arm.checkpoints if key in c.drift]
-    if not drifts:
+    if not drifts or not reduce(np.intersect1d, [drift.doc_M for drift in drifts]).size:
         return None
     doc_M = np.unique(np.concatenate([drift.doc_M for drift in drifts]))
     summary = summarise_kl([_scores(drift, doc_M, direction) for drift in drifts])

@@ -124,12 +124,12 @@ def bin_width(longest: int) -> int:
 
 
 def summaries(arms: Arms) -> list[EntropySummary]:
-    """One row an arm, task and mode that has positions."""
+    """One row an arm, task and mode that has positions of some problem for every seed."""
     return [
-        _summary(arms.name(arm), key, arm)
+        summary
         for arm in arms.arms
         for key in arms.keys
-        if _sums(arm, key)
+        if _sums(arm, key) and (summary := _summary(arms.name(arm), key, arm)) is not None
     ]
 
 
@@ -160,13 +160,15 @@ def _profile(sums: Sequence[EntropySums], view: str, width: int) -> Profile:
     return position_profile(laid_out, replicates=REPLICATES)
 
 
-def _summary(name: str, key: Key, arm: Arm) -> EntropySummary:
+def _summary(name: str, key: Key, arm: Arm) -> EntropySummary | None:
     sums = _sums(arm, key)
     cells = [c.cells[key] for c in arm.checkpoints if key in c.positions]
     doc_M = np.unique(np.concatenate([one.doc_M for one in sums]))
     x_SM = np.full((len(sums), len(doc_M)), np.nan)
     for row, one in enumerate(sums):
         x_SM[row, np.searchsorted(doc_M, one.doc_M)] = one.sequence_mean_M
+    if np.isnan(x_SM).any(axis=0).all():
+        return None
     tokens = sum(one.tokens for one in sums)
     return EntropySummary(
         name=name,

@@ -48,6 +48,7 @@ def find_out_of_domain(arms: Arms) -> list[OutOfDomainScore]:
 
 
 def _score(arms: Arms, arm: Arm, task: str) -> OutOfDomainScore | None:
+    """None where the arm has no question that all its checkpoints answered."""
     mine = [c for c in arm.checkpoints if task in c.likelihoods]
     if not mine:
         return None
@@ -59,6 +60,10 @@ def _score(arms: Arms, arm: Arm, task: str) -> OutOfDomainScore | None:
         if task in c.likelihoods
     ]
     doc_M = _documents([*mine, *base], task)
+    if base and not len(doc_M):
+        doc_M, base = _documents(mine, task), []
+    if not len(doc_M):
+        return None
     nll_SM = _table(mine, task, doc_M, "nll_M")
     return OutOfDomainScore(
         arm=arm,

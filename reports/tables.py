@@ -11,11 +11,15 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 
-from softeval.reports.arms import Arms, Checkpoint
+import numpy as np
+
+from softeval.reports.arms import Arm, Arms, Checkpoint
+from softeval.reports.cells import Key
 from softeval.reports.contrasts import Comparison
 from softeval.reports.paper import paper_pass_at_k
-from softeval.reports.scores import ArmScore, arm_score, metrics
+from softeval.reports.scores import ArmScore, Floats, arm_score, metrics
 from softeval.reports.statistics.equivalence import not_distinguishable_from_best
 
 
@@ -110,7 +114,8 @@ class MainTable:
         task: the task.
         family: the base model.
         metrics: (mode, k) of each column.
-        scores: by row, then column; None where not evaluated.
+        scores: by row, then column; None where not evaluated, or where no problem is complete.
+        arms: of the rows.
         names: of the rows.
         table: as printed.
     """
@@ -119,6 +124,7 @@ class MainTable:
     family: str
     metrics: tuple[tuple[str, int], ...]
     scores: tuple[tuple[ArmScore | None, ...], ...]
+    arms: tuple[Arm, ...]
     names: tuple[str, ...]
     table: Table
 
@@ -127,18 +133,13 @@ class MainTable:
         if not any(s and len(s.mean.seed_means) > 1 for row in self.scores for s in row):
             return None
         rows = []
-        for name, row in zip(self.names, self.scores, strict=True):
-            for index, checkpoint in enumerate(row_checkpoints(row)):
+        for arm, name, row in zip(self.arms, self.names, self.scores, strict=True):
+            for index, checkpoint in enumerate(arm.checkpoints):
                 seed = "" if checkpoint.train_seed is None else f"seed {checkpoint.train_seed}"
                 cells = [_seed_cell(s, checkpoint) for s in row]
                 rows.append((TableCell(name, seed or f"checkpoint {index + 1}"), *cells))
         caption = f"{self.task}: problems solved by single checkpoints, percent."
         return Table(caption, self.table.columns, tuple(rows), self.table.groups)
-
-
-def row_checkpoints(row: Sequence[ArmScore | None]) -> tuple[Checkpoint, ...]:
-    """Checkpoints of a row of scores."""
-    return next(score.arm.checkpoints for score in row if score is not None)
 
 
 def _seed_cell(score: ArmScore | None, checkpoint: Checkpoint) -> TableCell:
@@ -159,14 +160,10 @@ def main_tables(arms: Arms, paper: bool = False) -> list[MainTable]:
         rows = [arm for arm in arms.arms if arm.family == family]
         for task in arms.tasks:
             columns = metrics(arms, task)
-            scores = [[arm_score(arm, (task, mode), k) for mode, k in columns] for arm in rows]
-            kept = [i for i, row in enumerate(scores) if any(s is not None for s in row)]
-            if not kept:
-                continue
-            names = [_row_name(arms, rows[i].method, rows[i].dataset) for i in kept]
-            tables.append(
-                _main_table(family, task, columns, [scores[i] for i in kept], names, paper)
-            )
+            kept = [a for a in rows if any(a.having((task, mode)) for mode, _ in columns)]
+            if kept:
+                names = [_row_name(arms, arm.method, arm.dataset) for arm in kept]
+                tables.append(_main_table(family, task, columns, kept, names, paper))
     return tables
 
 
@@ -179,16 +176,20 @@ def _main_table(
     family: str,
     task: str,
     columns: list[tuple[str, int]],
-    scores: list[list[ArmScore | None]],
+    arms: list[Arm],
     names: list[str],
     paper: bool,
 ) -> MainTable:
+    scores = [[arm_score(arm, (task, mode), k) for mode, k in columns] for arm in arms]
     strong = [_strong([row[c] for row in scores]) for c in range(len(columns))]
     rows = []
     for r, row in enumerate(scores):
-        seeds = max(len(s.mean.seed_means) for s in row if s is not None)
+        seeds = max(len(arms[r].having((task, mode))) for mode, _ in columns)
         header = TableCell(names[r], f"{seeds} seeds" if seeds > 1 else "1 checkpoint")
-        cells = [_score_cell(s, strong[c][r], paper) for c, s in enumerate(row)]
+        cells = [
+            _score_cell(s, strong[c][r], paper) if s else _no_score(arms[r], (task, columns[c][0]))
+            for c, s in enumerate(row)
+        ]
         rows.append((header, *cells))
     modes = list(dict.fromkeys(mode for mode, _ in columns))
     table = Table(
@@ -201,21 +202,36 @@ def _main_table(
         ),
         csv_rows=_main_csv(family, task, names, scores),
     )
-    return MainTable(task, family, tuple(columns), tuple(map(tuple, scores)), tuple(names), table)
+    by_row = tuple(map(tuple, scores))
+    return MainTable(task, family, tuple(columns), by_row, tuple(arms), tuple(names), table)
 
 
 def _strong(column: Sequence[ArmScore | None]) -> list[bool]:
-    """Marks the cells not told apart from the best on the problems that all share."""
+    """Marks the cells not told apart from the best on the problems that all share.
+
+    None is marked where fewer than two problems are complete in every cell.
+    """
     present = [score for score in column if score is not None]
-    if len(present) < 2 or len({len(score.doc_M) for score in present}) > 1:
+    shared = _on_shared_problems(present) if len(present) > 1 else []
+    if not shared or shared[0].shape[1] < 2:
         return [False] * len(column)
-    marks = iter(not_distinguishable_from_best([score.x_SM for score in present]))
+    marks = iter(not_distinguishable_from_best(shared))
     return [score is not None and bool(next(marks)) for score in column]
 
 
-def _score_cell(score: ArmScore | None, strong: bool, paper: bool) -> TableCell:
-    if score is None:
-        return TableCell("–", detail="not evaluated")
+def _on_shared_problems(scores: Sequence[ArmScore]) -> list[Floats]:
+    """Each table on the problems that are complete, for every seed, in all of them."""
+    complete = [score.doc_M[~np.isnan(score.x_SM).any(axis=0)] for score in scores]
+    doc_M = reduce(np.intersect1d, complete)
+    return [score.x_SM[:, np.searchsorted(score.doc_M, doc_M)] for score in scores]
+
+
+def _no_score(arm: Arm, key: Key) -> TableCell:
+    why = "no problem is complete for every seed" if arm.having(key) else "not evaluated"
+    return TableCell("–", detail=why)
+
+
+def _score_cell(score: ArmScore, strong: bool, paper: bool) -> TableCell:
     mean, interval = score.mean, score.mean.interval
     spread = "" if math.isnan(mean.sd) else f" ± {points(mean.sd)}"
     several = len(mean.seed_means) > 1

@@ -255,6 +255,16 @@ def _extend(
     rows["reverse"] += reverse.tolist()
 
 
+def keep_documents(folder: Path, low: int, high: int) -> Path:
+    """Take all but the questions low … high - 1 out of a run's tables, as if it were stopped."""
+    for path in folder.glob("*.parquet"):
+        table = pq.read_table(path)
+        if "doc_id" in table.schema.names:
+            doc_R = table["doc_id"].to_numpy()
+            pq.write_table(table.filter((doc_R >= low) & (doc_R < high)), path)
+    return folder
+
+
 def write_training(folder: Path, method: str = "soft", seed: int = 0, steps: int = 60) -> Path:
     """A training directory: its train.json and metrics.jsonl only."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from html.parser import HTMLParser
 
 import pytest
 from conftest import ROOT
-from report_runs import write_checkpoint, write_family, write_training
+from report_runs import keep_documents, write_checkpoint, write_family, write_training
 
 from softeval import rundir
 from softeval.errors import UserError
@@ -165,6 +165,30 @@ def test_a_run_killed_before_its_tables_is_no_error(tmp_path, single):
     assert "holds no table yet" in alone and "partial" in alone
     beside = Outline(build_report([single, f"other={folder}"])).text
     assert "partial: 1 of 2 runs complete" in beside
+
+
+def _half(folder, method, seed, low, high):
+    options = {"modes": ("hard_greedy", "hard_sample"), "likelihood_tasks": ("arc",), "kl": True}
+    write_checkpoint(folder, method, seed, questions=8, samples=2, positions=8, **options)
+    return keep_documents(folder, low, high)
+
+
+def test_arms_of_disjoint_questions_give_a_page(tmp_path):
+    runs = [_half(tmp_path / "hard", "hard", 0, 0, 4), _half(tmp_path / "soft", "soft", 0, 4, 8)]
+    page = build_report(runs)
+    assert "Nothing to compare" in Outline(page).text
+    assert '<td class="strong"' not in page
+
+
+def test_seeds_of_disjoint_questions_give_dashes(tmp_path):
+    seeds = [_half(tmp_path / f"soft{s}", "soft", s, 4 * s, 4 * s + 4) for s in range(2)]
+    alone = Outline(build_report(seeds))
+    assert alone.unbalanced == [] and "2 seeds – – –" in alone.text
+    base = write_checkpoint(
+        tmp_path / "base", questions=8, samples=2, positions=8, likelihood_tasks=("arc",), kl=True
+    )
+    beside = Outline(build_report([base, *seeds])).text
+    assert "soft 2 seeds – – –" in beside and "hold no generative task" not in beside
 
 
 def test_a_run_without_positions_says_why_the_section_is_empty(tmp_path):

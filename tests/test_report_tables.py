@@ -9,11 +9,13 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from report_runs import write_family
+from report_runs import keep_documents, write_checkpoint, write_family
 
 from softeval.reports.arms import Arm, measure
 from softeval.reports.contrasts import find_comparisons
@@ -50,6 +52,35 @@ def test_main_table_prints_the_crossed_means(arms):
     base = next(row for row in main.table.rows if row[0].text == "base")
     assert "±" not in base[1].text  # one checkpoint has no SD, and none is printed
     assert any(cell.strong for row in main.table.rows for cell in row)
+
+
+def _strong_cells(folders) -> int:
+    (main,) = main_tables(measure([(None, folder) for folder in folders], positions=False))
+    return sum(cell.strong for row in main.table.rows for cell in row)
+
+
+def test_cells_are_shaded_on_the_same_questions_only(tmp_path):
+    """Two arms of as many questions: none of them shared, then half of them shared."""
+    options = {"questions": 36, "samples": 4, "positions": 6, "modes": ("hard_sample",)}
+    folders = [write_checkpoint(tmp_path / m, m, **options) for m in ("base", "hard")]
+    wins, losses = keep_documents(folders[1], 0, 24), keep_documents(folders[0], 12, 36)
+    assert _strong_cells([wins, losses]) > 0
+    _answer_all(wins, True)
+    _answer_all(losses, False)
+    assert _strong_cells([wins, losses]) == 2  # the better arm at both k
+    keep_documents(wins, 0, 12)
+    assert _strong_cells([wins, losses]) == 0
+    keep_documents(losses, 24, 36)
+    assert _strong_cells([wins, losses]) == 0
+
+
+def _answer_all(folder, correct: bool) -> None:
+    table = pq.read_table(folder / "samples.parquet")
+    place = table.schema.get_field_index("correct")
+    column = pa.array([correct] * table.num_rows, table.schema.field(place).type)
+    pq.write_table(
+        table.set_column(place, table.schema.field(place), column), folder / "samples.parquet"
+    )
 
 
 def test_csv_holds_full_precision_and_can_be_read_back(arms):
