@@ -128,7 +128,7 @@ def compare(
         _folders(a),
         _folders(b),
         task=task,
-        mode=None if mode is None else mode.replace("-", "_"),
+        mode=mode,
         ks=k or (),
         margin=margin / 100,
     )
@@ -210,12 +210,16 @@ def _row(one: ComparedMetric) -> list[str]:
 
 
 def _notes(compared: list[ComparedMetric], margin: float) -> list[str]:
+    from softeval.reports.compare import NLL_MARGIN
+
     scopes = list(dict.fromkeys(one.contrast.scope for one in compared))
     tests = list(dict.fromkeys(one.contrast.test for one in compared))
+    zones = [f"{margin:g} points"] if any(not one.is_nll for one in compared) else []
+    zones += [f"{NLL_MARGIN:g} nats"] if any(one.is_nll for one in compared) else []
     judged = f"Holm-adjusted over these {len(compared)} comparisons"
     lines = [
         "Percent and points, NLL in nats per token. A − B is positive when A is higher.",
-        f"p: {', '.join(tests)}; {judged}. Equivalent: 90 % interval within ±{margin:g} points.",
+        f"p: {', '.join(tests)}; {judged}. Equivalent: 90 % interval within ±{' or ±'.join(zones)}.",
         f"Scope: {'; '.join(scopes)}.",
     ]
     excluded = max(one.contrast.excluded for one in compared)

@@ -86,13 +86,13 @@ def compare_runs(
     """
     left, right = _side("A", a), _side("B", b)
     refuse_other_data([run for arm in (left, right) for c in arm.checkpoints for run in c.runs])
-    found = [
-        entry
-        for entry in (*_success(left, right, ks), *_likelihood(left, right))
-        if task in (None, entry[0]) and mode in (None, entry[1])
-    ]
+    wanted = Wanted(task, None if mode is None else mode.replace("-", "_"), tuple(ks))
+    found = [*_success(left, right, wanted), *_likelihood(left, right, wanted)]
     if not found:
-        raise UserError("A and B have no task and mode in common; `softeval ls runs` shows theirs")
+        raise UserError(
+            "A and B have no task and mode in common with two questions or more;"
+            " `softeval ls runs` shows theirs"
+        )
     adjusted = holm([contrast.p for *_, contrast in found])
     return [
         ComparedMetric(*entry, verdict=_judged(entry, margin, float(p)))
@@ -136,8 +136,30 @@ def comparison_record(one: ComparedMetric) -> dict[str, Any]:
 Entry = tuple[str, str, str, int, float, float, Contrast]
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What to compare: a task, a mode, values of k; None or empty for all."""
+
+    task: str | None
+    mode: str | None
+    ks: tuple[int, ...]
+
+    def takes(self, task: str, mode: str) -> bool:
+        """Whether the task and mode are wanted; a log-likelihood task has the mode ""."""
+        return self.task in (None, task) and self.mode in (None, mode)
+
+
 def _side(label: str, folders: Sequence[str | Path]) -> Arm:
-    return measure([(label, folder) for folder in folders], positions=False).arms[0]
+    """The one method that the folders are checkpoints of."""
+    arms = measure([(None, folder) for folder in folders], positions=False).arms
+    first, *others = arms
+    if others:
+        names = ", ".join(arm.checkpoints[0].name for arm in arms)
+        raise UserError(
+            f"{label} holds several methods ({names}), which cannot be averaged;"
+            " give the training seeds of one method"
+        )
+    return first
 
 
 def _judged(entry: Entry, margin: float, p: float) -> Verdict:
@@ -145,18 +167,22 @@ def _judged(entry: Entry, margin: float, p: float) -> Verdict:
     return judge(entry[-1], NLL_MARGIN if nll else margin, p=p, lower_is_better=nll)
 
 
-def _success(a: Arm, b: Arm, ks: Sequence[int]) -> Iterator[Entry]:
+def _success(a: Arm, b: Arm, wanted: Wanted) -> Iterator[Entry]:
     keys = {key for c in a.checkpoints for key in c.cells if b.having(key)}
-    for key in sorted(keys, key=cell_order):
+    for key in sorted((key for key in keys if wanted.takes(*key)), key=cell_order):
         sides = [Side(name, arm.having(key), key[1]) for name, arm in (("A", a), ("B", b))]
         cells = [c.cells[key] for side in sides for c in side.checkpoints]
-        large = min(HEADLINE_K, usual_n(cells))
-        wanted = [1] if cells[0].greedy else sorted(set(ks) or {1, large})
-        for k in wanted:
-            contrast = compare_sides(*sides, Metric(*key, k))
+        n = usual_n(cells)
+        for k in _ks(cells[0].greedy, n, wanted.ks):
+            if k > n:
+                raise UserError(f"--k {k}: {key[0]} under {key[1]} has {n} samples a question")
+            contrast = compare_sides(sides[0], sides[1], Metric(*key, k))
             if contrast is not None:
-                means = _means(sides, key[0], k)
-                yield *key, "pass@k", k, *means, contrast
+                yield *key, "pass@k", k, *_means(sides, key[0], k), contrast
+
+
+def _ks(greedy: bool, n: int, given: Sequence[int]) -> list[int]:
+    return [1] if greedy else sorted(set(given) or {1, min(HEADLINE_K, n)})
 
 
 def _means(sides: Sequence[Side], task: str, k: int) -> tuple[float, float]:
@@ -168,8 +194,9 @@ def _means(sides: Sequence[Side], task: str, k: int) -> tuple[float, float]:
     return float(a_SM[:, kept].mean()), float(b_SM[:, kept].mean())
 
 
-def _likelihood(a: Arm, b: Arm) -> Iterator[Entry]:
-    for task in sorted({task for c in a.checkpoints for task in c.likelihoods}):
+def _likelihood(a: Arm, b: Arm, wanted: Wanted) -> Iterator[Entry]:
+    tasks = {task for c in a.checkpoints for task in c.likelihoods}
+    for task in sorted(task for task in tasks if wanted.takes(task, "")):
         tables = [
             [c.likelihoods[task] for c in arm.checkpoints if task in c.likelihoods]
             for arm in (a, b)
@@ -179,6 +206,8 @@ def _likelihood(a: Arm, b: Arm) -> Iterator[Entry]:
         doc_M = tables[0][0].doc_M
         for table in (table for side in tables for table in side):
             doc_M = np.intersect1d(doc_M, table.doc_M)
+        if len(doc_M) < 2:
+            continue
         for metric, column in (("accuracy", "correct_M"), ("nll_per_token", "nll_M")):
             a_SM, b_SM = (
                 np.stack([getattr(t, column)[np.isin(t.doc_M, doc_M)] for t in side])

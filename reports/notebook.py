@@ -8,6 +8,7 @@ import sys
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from softeval.errors import UserError
 from softeval.rundir import read_record, write_text
@@ -27,19 +28,24 @@ def write_notebook(run: str | Path, output: str | Path | None = None) -> Path:
         The notebook's path.
 
     Raises:
-        UserError: not a run directory, or a place that cannot be written to.
+        UserError: not a run directory, a place that cannot be written to, or one that holds the
+            notebook of another run.
     """
     folder = Path(run)
     read_record(folder)
     target = folder / NAME if output is None else Path(output)
     target = target / NAME if target.is_dir() else target
+    opens = f"RUN = {str(folder.resolve())!r}\n"
     if target.exists():
+        other = _opens(target)
+        if other not in (None, opens):
+            raise UserError(f"{target} is a notebook of another run; give another --output")
         return target
     text = (files("softeval.reports") / "notebooks" / NAME).read_text(encoding="utf-8")
     notebook = json.loads(text)
-    (cell,) = [c for c in notebook["cells"] if PARAMETERS in c["metadata"].get("tags", ())]
+    (cell,) = _parameter_cells(notebook)
     cell["source"] = [
-        f"RUN = {str(folder.resolve())!r}\n",
+        opens,
         "OTHERS = []  # more runs to lay beside",
     ]
     try:
@@ -50,6 +56,20 @@ def write_notebook(run: str | Path, output: str | Path | None = None) -> Path:
             f"cannot write {target} ({error.strerror}); give another --output"
         ) from None
     return target
+
+
+def _opens(path: Path) -> str | None:
+    """The line by which a notebook names its run; None where an edit has taken it away."""
+    try:
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        lines = "".join(_parameter_cells(notebook)[0]["source"]).splitlines(keepends=True)
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return next((line for line in lines if line.startswith("RUN = ")), None)
+
+
+def _parameter_cells(notebook: Any) -> list[Any]:
+    return [c for c in notebook["cells"] if PARAMETERS in c["metadata"].get("tags", ())]
 
 
 def open_notebook(path: Path) -> None:

@@ -77,10 +77,10 @@ def plot_kl(runs: Sequence[AnyRun], task: str | None = None) -> Figure:
         UserError: `softeval diagnose` was not run.
     """
     scores = find_drift(_measured(runs))
-    mine = [score for score in scores if score.task == (task or scores[0].task)]
-    if not mine:
+    if not scores:
         raise UserError("no KL here: `softeval diagnose RUN --base BASE_CHECKPOINT` measures it")
-    return draw_drift(mine)
+    task = _chosen(task, [score.task for score in scores])
+    return draw_drift([score for score in scores if score.task == task])
 
 
 def plot_comparisons(
@@ -95,10 +95,12 @@ def plot_comparisons(
         UserError: there is nothing to compare.
     """
     found = find_comparisons(_measured(runs, positions=False), contrasts, margin)
-    mine = [c for c in found if c.metric.task == (task or found[0].metric.task)]
-    if not mine:
-        raise UserError("nothing to compare: give several runs, or one run of several modes")
-    return draw_forest(mine, margin)
+    if not found:
+        raise UserError(
+            "nothing to compare: give several runs, or one run of several modes and questions"
+        )
+    task = _chosen(task, [c.metric.task for c in found])
+    return draw_forest([c for c in found if c.metric.task == task], margin)
 
 
 def plot_out_of_domain(runs: Sequence[AnyRun]) -> Figure:
@@ -116,6 +118,14 @@ def plot_out_of_domain(runs: Sequence[AnyRun]) -> Figure:
 def plot_training(folders: Sequence[str | Path]) -> Figure:
     """Success against steps of training directories."""
     return draw_training(read_all(folders))
+
+
+def _chosen(task: str | None, present: Sequence[str]) -> str:
+    """The task asked for, or the first there is."""
+    if task is not None and task not in present:
+        names = ", ".join(dict.fromkeys(present))
+        raise UserError(f"task {task!r} is not among these: {names}")
+    return present[0] if task is None else task
 
 
 def _measured(runs: Sequence[AnyRun], positions: bool = True) -> Arms:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from softeval.lmeval import register_when_imported
 
 if TYPE_CHECKING:
+    from softeval.errors import UserError
     from softeval.generation import generate
     from softeval.model import LanguageModel, load_model
     from softeval.modes import MODES, get_mode
@@ -27,6 +28,7 @@ __all__ = [
     "Generation",
     "LanguageModel",
     "Run",
+    "UserError",
     "evaluate",
     "generate",
     "get_mode",
@@ -39,6 +41,7 @@ _HOMES = {
     "Generation": "softeval.records",
     "LanguageModel": "softeval.model",
     "Run": "softeval.run",
+    "UserError": "softeval.errors",
     "evaluate": "softeval.run",
     "generate": "softeval.generation",
     "get_mode": "softeval.modes",

@@ -119,6 +119,12 @@ class Run:
 
         return plot_comparisons([self, *others], task)
 
+    def plot_out_of_domain(self, *others: Run) -> Figure:
+        """Accuracy against NLL of the log-likelihood tasks."""
+        from softeval.reports.plots import plot_out_of_domain
+
+        return plot_out_of_domain([self, *others])
+
     def compare(self, other: Run, task: str | None = None, mode: str | None = None) -> pd.DataFrame:
         """This run minus another, question by question, one row a metric.
 
@@ -181,7 +187,10 @@ class Run:
         )
 
     def _repr_html_(self) -> str:
-        table = self.scores().to_html(index=False, float_format=lambda value: f"{value:.3f}")
+        try:
+            table = self.scores().to_html(index=False, float_format=lambda value: f"{value:.3f}")
+        except UserError as reason:  # a run that has only begun has no tables
+            table = f"<p>{escape(str(reason))}</p>"
         return f"<p><code>{escape(repr(self))}</code></p>{table}"
 
 

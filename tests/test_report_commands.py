@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import typer
 from conftest import ROOT
@@ -25,6 +26,7 @@ from softeval.reports.plots import (
 from softeval.reports.recorded import open_run
 from softeval.reports.statistics import mcnemar, pass_at_k
 from softeval.reports.training import is_training, read_training
+from softeval.run import load_run
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +116,27 @@ def test_compare_refuses_other_data(folders, tmp_path):
         compare_runs([folders[0]], [other])
 
 
+def test_compare_refuses_two_methods_on_one_side(folders, tmp_path):
+    hard = write_checkpoint(tmp_path / "hard", "hard", questions=16, samples=4, positions=6)
+    with pytest.raises(UserError, match="A holds several methods"):
+        compare_runs([hard, folders[1]], [folders[0]])
+
+
+def test_compare_says_why_there_is_nothing(folders, tmp_path):
+    with pytest.raises(UserError, match="--k 64: arithmetic under hard_sample has 4 samples"):
+        compare_runs([folders[1]], [folders[0]], mode="hard-sample", ks=(64,))
+    one = write_checkpoint(tmp_path / "one", questions=1, samples=2, positions=4)
+    with pytest.raises(UserError, match="two questions or more"):
+        compare_runs([one], [one])
+
+
+def test_compare_of_a_log_likelihood_task_names_its_margin(app, folders):
+    printed = _run(app, "compare", folders[1], folders[0]).stdout
+    assert "within ±2 points or ±0.02 nats" in printed
+    narrow = _run(app, "compare", folders[1], folders[0], "--mode", "soft_sample").stdout
+    assert "within ±2 points." in narrow
+
+
 def test_compare_prints_a_table_and_json(app, folders):
     printed = _run(app, "compare", folders[1], folders[0], "--mode", "hard-sample")
     assert printed.exit_code == 0
@@ -146,6 +169,38 @@ def test_notebook_names_the_run_and_keeps_edits(app, folders, tmp_path):
         write_notebook(tmp_path)
 
 
+def test_a_notebook_of_another_run_is_not_taken_for_this_ones(folders, tmp_path):
+    path = write_notebook(folders[0], tmp_path / "n.ipynb")
+    assert write_notebook(folders[0], path) == path
+    with pytest.raises(UserError, match="another run"):
+        write_notebook(folders[1], path)
+
+
+RUNS = {
+    "out of domain only": {"tasks": (), "likelihood_tasks": ("arc",)},
+    "one mode": {"modes": ("hard_greedy",)},
+    "one question": {"questions": 1, "samples": 1},
+    "no positions": {},
+    "nothing diagnosed": {"kl": True},
+}
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_no_run_stops_the_notebook(tmp_path, kind):
+    options = {"questions": 3, "samples": 2, "positions": 5} | RUNS[kind]
+    run = write_checkpoint(tmp_path / "run", **options)
+    if kind == "no positions":
+        (run / "positions.parquet").unlink()
+    if kind == "nothing diagnosed":
+        path = run / "kl.parquet"
+        pq.write_table(pq.read_table(path).slice(0, 0), path)
+    notebook = json.loads(write_notebook(run).read_text())
+    names: dict = {}
+    for cell in (c for c in notebook["cells"] if c["cell_type"] == "code"):
+        exec("".join(cell["source"]), names)  # noqa: S102: our own notebook
+    assert names["run"].path == run
+
+
 def test_the_shipped_notebook_holds_no_results_and_is_short():
     notebook = json.loads((ROOT / "reports" / "notebooks" / "analysis.ipynb").read_text())
     code = [c for c in notebook["cells"] if c["cell_type"] == "code"]
@@ -160,20 +215,28 @@ def test_the_notebook_runs_on_a_run(folders, tmp_path):
     import nbformat
     from nbclient import NotebookClient
 
-    import softeval
-
-    if not hasattr(softeval.Run, "plot_pass_at_k"):
-        pytest.skip("softeval.Run has no plotting methods")
     notebook = nbformat.read(write_notebook(folders[1], tmp_path), 4)
     NotebookClient(notebook, timeout=280, resources={"metadata": {"path": str(ROOT)}}).execute()
     shown = [o.data for c in notebook.cells for o in c.get("outputs", []) if "data" in o]
-    assert sum("image/png" in data for data in shown) == 5
+    assert sum("image/png" in data for data in shown) == 6
     assert sum("text/html" in data for data in shown) >= 4
 
 
 @pytest.mark.parametrize("plot", [plot_pass_at_k, plot_kl, plot_comparisons, plot_out_of_domain])
 def test_figures_are_drawn_for_paths(folders, plot):
     assert plot(folders)._repr_png_().startswith(b"\x89PNG")
+
+
+def test_a_task_that_is_not_there_is_named(folders):
+    for plot in (plot_kl, plot_comparisons):
+        with pytest.raises(UserError, match="'nope' is not among these: arithmetic"):
+            plot(folders, task="nope")
+
+
+def test_a_run_without_tables_is_shown_as_such(tmp_path):
+    run = write_checkpoint(tmp_path / "run", questions=2, samples=2, positions=4)
+    (run / "samples.parquet").unlink()
+    assert "samples.parquet is missing" in load_run(run)._repr_html_()
 
 
 def test_entropy_views_differ(folders):
