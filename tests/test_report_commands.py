@@ -197,7 +197,7 @@ def test_no_run_stops_the_notebook(tmp_path, kind):
     notebook = json.loads(write_notebook(run).read_text())
     names: dict = {}
     for cell in (c for c in notebook["cells"] if c["cell_type"] == "code"):
-        exec("".join(cell["source"]), names)  # noqa: S102: our own notebook
+        exec("".join(cell["source"]), names)  # noqa: S102
     assert names["run"].path == run
 
 
