@@ -139,7 +139,8 @@ class Arms:
     """Everything one report is about.
 
     Attributes:
-        arms: rows, grouped by base model and training set, the base model first.
+        arms: rows, grouped by base model and training set, the base model first; labelled ones in the
+            order given.
         runs: all runs, in the order given.
     """
 
@@ -241,7 +242,8 @@ def _gather(runs: Sequence[MeasuredRun]) -> Arms:
     for one in checkpoints:
         by_arm.setdefault((one.family, one.method, one.dataset), []).append(one)
     arms = [_arm(key, group) for key, group in by_arm.items()]
-    return Arms(tuple(sorted(arms, key=_arm_order)), tuple(runs))
+    order = _base_first if labelled else _arm_order
+    return Arms(tuple(sorted(arms, key=order)), tuple(runs))
 
 
 def _checkpoint(runs: tuple[MeasuredRun, ...], labelled: bool) -> Checkpoint:
@@ -268,6 +270,11 @@ def _arm(key: tuple[str, str, str | None], checkpoints: Iterable[Checkpoint]) ->
     _refuse_same_seed(arm)
     _refuse_other_modes(arm)
     return arm
+
+
+def _base_first(arm: Arm) -> bool:
+    """Labelled arms stay in the order given, but for the base model."""
+    return not arm.is_base
 
 
 def _arm_order(arm: Arm) -> tuple[str, bool, str, int, str]:

@@ -34,6 +34,7 @@ from softeval.reports.tables import (
     TableCell,
     by_position,
     comparison_table,
+    margin_text,
     number,
     points,
     simple_table,
@@ -100,12 +101,21 @@ def curve_block(curves: CurveFigure, number_on_page: int) -> Block:
     )
     caption = (
         f"Share of problems solved by at least one of k samples (n = {n}), with simultaneous 95 %"
-        " bands. Triangles at the left: greedy pass@1, another quantity. Below: difference from"
-        f" {curves.baseline.replace('_', ' ')} in points; a ring marks a crossing."
+        f" bands. Triangles at the left: greedy pass@1, another quantity.{_below(curves)}"
     )
     figure = FigureBlock(title, Markup(svg), caption, _curve_numbers(curves))
     differences = [d for panel in curves.panels for d in panel.differences]
     return Block(f"{curves.task} · {curves.name}", figure, crossings=_crossing_table(differences))
+
+
+def _below(curves: CurveFigure) -> str:
+    """What the lower panels of a pass@k figure show, with the baseline of each where they differ."""
+    against = [
+        f"{name} ({', '.join(titles)})" if len(curves.baselines) > 1 else name
+        for name, titles in curves.baselines.items()
+    ]
+    shown = f" Below: difference from {' and '.join(against)} in points; a ring marks a crossing."
+    return shown if against else ""
 
 
 def _curve_numbers(curves: CurveFigure) -> Table:
@@ -131,8 +141,8 @@ def _crossing_table(differences: Sequence[CurveDifference]) -> Table | None:
     columns = ("curves", "D at k = 1", f"D at k = {largest}", "crosses at k")
     columns += ("resamples without crossing", "only A / only B solves")
     return Table(
-        "Where the difference D(k) changes sign, in points, with the middle 95 % of the crossings"
-        f" in resamples; crossings beyond k = {largest} cannot be seen. Last: problems that one side"
+        "Where the difference D(k) first changes sign, in points, with the middle 95 % of the"
+        f" crossings in resamples; crossings beyond k = {largest} cannot be seen. Last: problems that one side"
         " solves at least once and the other never.",
         columns,
         tuple(_crossing_row(d, largest) for d in differences),
@@ -142,6 +152,7 @@ def _crossing_table(differences: Sequence[CurveDifference]) -> Table | None:
 def _crossing_row(d: CurveDifference, largest: int) -> tuple[TableCell, ...]:
     c = d.crossing
     span = "" if np.isnan(c.low) else f"[{c.low:.0f}, {c.high:.0f}]"
+    span += f" again at {', '.join(map(str, c.again))}" if c.again else ""
     by_mode = d.a.mode != d.b.mode
     return (
         TableCell(f"{d.a.name} − {d.b.name}", "" if by_mode else d.a.mode.replace("_", " ")),
@@ -220,7 +231,7 @@ def comparison_blocks(comparisons: Sequence[Comparison], margin: float) -> list[
         caption = (
             "Difference A − B in points with its 95 % interval. Filled: primary, declared in"
             " advance; open: exploratory. Ticks: minimum detectable effect. Grey zone:"
-            f" ±{points(margin, 0)} points, within which sides count as equivalent. Bars: share of"
+            f" ±{margin_text(margin)} points, within which sides count as equivalent. Bars: share of"
             " problems on which one side does better."
         )
         figure = FigureBlock(title, Markup(svg), caption)

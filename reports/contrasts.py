@@ -198,7 +198,7 @@ def mode_side(arm: Arm, key: Key) -> Side:
 
 def _declared(arms: Arms, text: str) -> Draft:
     """A primary contrast from its text, e.g. "soft-hard:hard_sample@32" or with "task/" before."""
-    match = re.fullmatch(r"(?:(?P<task>[^/:]+)/)?(?P<pair>.+):(?P<mode>\w+)@(?P<k>\d+)", text)
+    match = re.fullmatch(r"(?:(?P<task>[^/:]+)/)?(?P<pair>.+):(?P<mode>[\w-]+)@(?P<k>\d+)", text)
     if match is None:
         raise UserError(f"--contrast {text!r}: write it as soft-hard:hard_sample@32")
     task = match["task"] or (arms.tasks[0] if len(arms.tasks) == 1 else None)

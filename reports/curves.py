@@ -41,12 +41,17 @@ class Panel:
     Attributes:
         title: kind of CoT at inference, or "one checkpoint".
         curves: lines.
-        differences: D(k) of the other lines against the first.
+        differences: D(k) of the other lines against one of them.
     """
 
     title: str
     curves: tuple[Curve, ...]
     differences: tuple[CurveDifference, ...]
+
+    @property
+    def baseline(self) -> str:
+        """What the differences are against; "" where there are none."""
+        return self.differences[0].b.name if self.differences else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,13 +62,20 @@ class CurveFigure:
         name: of the group, for the heading.
         task: the task.
         panels: by kind of CoT; a single panel for a single arm.
-        baseline: what the differences are against.
     """
 
     name: str
     task: str
     panels: tuple[Panel, ...]
-    baseline: str
+
+    @property
+    def baselines(self) -> dict[str, list[str]]:
+        """Each name that differences are against, with the titles of its panels."""
+        found: dict[str, list[str]] = {}
+        for panel in self.panels:
+            if panel.baseline:
+                found.setdefault(panel.baseline, []).append(panel.title)
+        return found
 
 
 def find_curves(
@@ -80,8 +92,7 @@ def find_curves(
                 else _panels_of_modes(group[0], task, differences, replicates)
             )
             if panels:
-                baseline = arms.name(group[0]) if len(arms.arms) > 1 else "hard sample"
-                figures.append(CurveFigure(name, task, tuple(panels), baseline))
+                figures.append(CurveFigure(name, task, tuple(panels)))
     return figures
 
 

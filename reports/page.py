@@ -33,7 +33,7 @@ from softeval.reports.provenance import validity_context
 from softeval.reports.sample_texts import read_prompts, read_samples
 from softeval.reports.selection import PROBLEMS, choose_problems, choose_samples, sources
 from softeval.reports.statistics.equivalence import MARGIN
-from softeval.reports.tables import MainTable, main_tables, points
+from softeval.reports.tables import MainTable, main_tables, margin_text
 from softeval.reports.training import is_training, read_all
 from softeval.reports.validity import notes
 from softeval.reports.verdict import verdict_sentences
@@ -122,7 +122,7 @@ def _context(
             find_out_of_domain(arms), options.paper_reference
         ),
         "training": blocks.training_block(training_curves),
-        "margin": points(options.margin, 0),
+        "margin": margin_text(options.margin),
         **validity_context(arms),
         **_samples(arms, options),
     }
@@ -173,7 +173,7 @@ def _command(options: ReportOptions, folders: Sequence[str | Path]) -> str:
     words = ["softeval", "report", *map(str, folders)]
     words += ["--title", options.title] if options.title else []
     words += ["--paper-reference"] if options.paper_reference else []
-    words += ["--margin", f"{100 * options.margin:g}"] if options.margin != MARGIN else []
+    words += ["--margin", margin_text(options.margin)] if options.margin != MARGIN else []
     for contrast in options.contrasts:
         words += ["--contrast", contrast]
     words += ["--problems", str(options.problems)] if options.problems != PROBLEMS else []

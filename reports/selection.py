@@ -87,28 +87,36 @@ def choose_problems(arms: Arms, count: int = PROBLEMS, seed: int = 0) -> list[Ch
     """Problems of each task in the order in which they are kept when room is short.
 
     Half have the most different success over the cells, a quarter the highest entropy, a quarter
-    are random; the three kinds alternate.
+    are random; the three kinds alternate. Together they are `count`, or all that the task has:
+    what one kind lacks the others give.
     """
     chosen: list[ChosenProblem] = []
     for task in arms.tasks:
-        wanted = {why: max(int(count * share), 1) for why, share in SHARES.items()}
         rankings = {
             "discordant": _by_discordance(arms, task),
             "high entropy": _by_entropy(arms, task),
             "random": _shuffled(arms, task, seed),
         }
         taken: set[int] = set()
-        queues = {why: iter(docs) for why, docs in rankings.items()}
         picks: dict[str, list[ChosenProblem]] = {why: [] for why in rankings}
-        for why, queue in queues.items():
-            for doc in queue:
-                if len(picks[why]) == wanted[why]:
-                    break
-                if doc not in taken:
-                    taken.add(doc)
-                    picks[why].append(ChosenProblem(task, doc, why))
+        for most in (_wanted(count), dict.fromkeys(rankings, count)):
+            for why, docs in rankings.items():
+                free = [doc for doc in docs if doc not in taken]
+                room = min(most[why] - len(picks[why]), count - len(taken))
+                picks[why] += [ChosenProblem(task, doc, why) for doc in free[: max(room, 0)]]
+                taken |= {p.doc_id for p in picks[why]}
         chosen += [p for p in chain(*zip_longest(*picks.values())) if p is not None]
     return chosen
+
+
+def _wanted(count: int) -> dict[str, int]:
+    """`count` split by `SHARES`, what is left over to the largest fractions (earlier kinds first)."""
+    exact = {why: count * share for why, share in SHARES.items()}
+    wanted = {why: int(value) for why, value in exact.items()}
+    by_fraction = sorted(SHARES, key=lambda why: wanted[why] - exact[why])
+    for why in by_fraction[: count - sum(wanted.values())]:
+        wanted[why] += 1
+    return wanted
 
 
 def choose_samples(

@@ -94,6 +94,11 @@ def number(value: float, digits: int = 3) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}g}".replace("-", "−")
 
 
+def margin_text(margin: float) -> str:
+    """An equivalence margin in points as the user gave it: ``2`` or ``1.5``."""
+    return f"{100 * margin:g}"
+
+
 def p_text(p: float) -> str:
     """A p value as printed: never 0."""
     if math.isnan(p):
@@ -258,7 +263,7 @@ def _main_csv(
     header = ("model", "task", "training", "mode", "k", "n", "problems", "seeds")
     header += ("mean_percent", "sd_percent", "low_percent", "high_percent")
     header += ("se_resampled_percent", "seed_means_percent")
-    rows = [header]
+    rows: list[tuple[str, ...]] = [header]
     for name, row in zip(names, scores, strict=True):
         for s in (s for s in row if s is not None):
             interval, seeds = s.mean.interval, s.mean.seed_means
@@ -285,9 +290,9 @@ def _comparison_row(c: Comparison, margin: float) -> tuple[TableCell, ...]:
     contrast, counts = c.contrast, c.contrast.discordance
     word: str = c.verdict.word
     if word == "equivalent":
-        word += f" (±{points(margin, 0)})"
+        word += f" (±{margin_text(margin)})"
     elif word != "inconclusive" and c.verdict.within_margin:
-        word += f", by less than {points(margin, 0)}"
+        word += f", by less than {margin_text(margin)}"
     kind = "primary" if c.primary else "exploratory"
     return (
         TableCell(c.name, c.metric_name),

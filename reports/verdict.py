@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import isnan
 
-from softeval.reports.arms import Arms
-from softeval.reports.contrasts import Comparison
+from softeval.reports.arms import BASE, Arms
+from softeval.reports.contrasts import Comparison, Side
 from softeval.reports.differences import CurveDifference
 from softeval.reports.scores import arm_score, headline_k
-from softeval.reports.tables import points
+from softeval.reports.tables import margin_text, points
 
 MOST = 6
+ALPHA = 0.05
 
 
 @dataclass(frozen=True)
@@ -44,27 +46,40 @@ def _pairs(comparisons: Sequence[Comparison]) -> dict[tuple[str, str, str], list
     """Comparisons of one pair on one task belong in one sentence, large k first."""
     pairs: dict[tuple[str, str, str], list[Comparison]] = {}
     for c in sorted(comparisons, key=lambda c: -c.metric.k):
-        kind_a, kind_b = _without_greed(c.a.name), _without_greed(c.b.name)
-        pairs.setdefault((c.metric.task, kind_a, kind_b), []).append(c)
+        pairs.setdefault((c.metric.task, *_names(c)), []).append(c)
     return pairs
 
 
-def _without_greed(name: str) -> str:
-    for ending in ("greedy", "sample"):
-        name = name.removesuffix(f"_{ending}").removesuffix(f" {ending}")
-    return name
+def _names(pair: Comparison | CurveDifference) -> tuple[str, str]:
+    """Names of both sides: kinds of inference where the sides are modes, else arms as they are."""
+    a, b = pair.a, pair.b
+    return (a.name, b.name) if a.mode == b.mode else (_kind(a.mode), _kind(b.mode))
+
+
+def _kind(mode: str) -> str:
+    """``hard`` of ``hard_greedy`` and of ``hard_sample``."""
+    return mode.removesuffix("_greedy").removesuffix("_sample")
+
+
+def _trained(side: Side, alone: bool) -> str:
+    """A side as what was trained, or as the model before training."""
+    first = side.checkpoints[0]
+    if first.method != BASE:
+        return f"{side.name} training"
+    return "the base model" if alone else f"the base model {first.family}"
 
 
 def _of_pair(comparisons: Sequence[Comparison], margin: float) -> Sentence:
     first = comparisons[0]
-    a, b, task = _without_greed(first.a.name), _without_greed(first.b.name), first.metric.task
-    modes = {_without_greed(c.metric.mode) for c in comparisons}
+    task = first.metric.task
+    modes = {_kind(c.metric.mode) for c in comparisons}
     if first.a.mode != first.b.mode:
+        a, b = _names(first)
         subject = f"On {task}, {a} inference against {b} inference"
     else:
-        other = "the base model" if b == "base" else f"{b} training"
+        a, b = (_trained(s, s.name == BASE) for s in (first.a, first.b))
         where = f", under {modes.copy().pop()} inference" if len(modes) == 1 else ""
-        subject = f"On {task}{where}, {a} training against {other}"
+        subject = f"On {task}{where}, {a} against {b}"
     parts = [_of_metric(c, len(modes) > 1, margin) for c in comparisons]
     return Sentence(f"{subject} is {'; '.join(parts)}.", first.contrast.scope)
 
@@ -72,17 +87,18 @@ def _of_pair(comparisons: Sequence[Comparison], margin: float) -> Sentence:
 def _of_metric(c: Comparison, name_mode: bool, margin: float) -> str:
     contrast = c.contrast
     metric = "greedy pass@1" if c.metric.mode.endswith("_greedy") else f"pass@{c.metric.k}"
-    where = f"{metric} under {_without_greed(c.metric.mode)} inference" if name_mode else metric
+    where = f"{metric} under {_kind(c.metric.mode)} inference" if name_mode else metric
     interval = f"[{points(contrast.low)}, {points(contrast.high)}]"
     effect = f"{points(contrast.diff, sign=True)} points {interval}"
     match c.verdict.word:
         case "better" | "worse" as word:
             return f"{word} at {where} ({effect})"
         case "equivalent":
-            return f"equivalent at {where} within ±{points(margin, 0)} points ({effect})"
+            return f"equivalent at {where} within ±{margin_text(margin)} points ({effect})"
         case _:
             found = contrast.low > 0 or contrast.high < 0
-            why = ", not significant after Holm's adjustment" if found else ""
+            test = "after Holm's adjustment" if contrast.p <= ALPHA else "by the exact test"
+            why = f", not significant {test}" if found else ""
             detectable = f"; detectable: {points(contrast.mde)}" if contrast.se > 0 else ""
             return f"inconclusive at {where} ({effect}{why}{detectable})"
 
@@ -101,11 +117,11 @@ def _of_crossings(differences: Sequence[CurveDifference]) -> Iterator[str]:
         yield from (_of_crossing(d) for d in group if d.crossing.k is not None)
         apart = [d for d in group if d.crossing.k is None]
         if apart:
-            names = _listed([_without_greed(d.a.name) for d in apart])
+            names = _listed([_names(d)[0] for d in apart])
             least = min(d.crossing.p_no_crossing for d in apart)
             yield (
                 f"On {task} the pass@k curve of {names} does not cross that of"
-                f" {_without_greed(apart[0].b.name)} up to k = {n} ({_share_apart(least)});"
+                f" {_names(apart[0])[1]} up to k = {n} ({_share_apart(least)});"
                 f" beyond k = {n} these runs cannot see."
             )
 
@@ -117,17 +133,20 @@ def _share_apart(least: float) -> str:
 
 
 def _of_crossing(d: CurveDifference) -> str:
-    a, b = _without_greed(d.a.name), _without_greed(d.b.name)
-    leader, other = (a, b) if d.crossing.start_sign > 0 else (b, a)
+    a, b = _names(d)
+    c = d.crossing
+    leader, other = (a, b) if c.start_sign > 0 else (b, a)
+    again = f" and again at k = {_listed(list(map(str, c.again)), 'and')}" if c.again else ""
+    between = f"95 % of such crossings between {c.low:.0f} and {c.high:.0f}; "
     return (
-        f"On {d.task} {leader} leads at small k and {other} from k = {d.crossing.k} on"
-        f" (95 % of crossings between {d.crossing.low:.0f} and {d.crossing.high:.0f};"
-        f" no crossing in {100 * d.crossing.p_no_crossing:.0f} % of resamples)."
+        f"On {d.task} {leader} leads {other} at small k; the difference D(k) first changes sign at"
+        f" k = {c.k}{again} ({'' if isnan(c.low) else between}no crossing in this sense in"
+        f" {100 * c.p_no_crossing:.0f} % of resamples)."
     )
 
 
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+def _listed(names: Sequence[str], last: str = "or") -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"
 
 
 def _of_scores(arms: Arms) -> list[Sentence]:

@@ -53,6 +53,25 @@ def test_problems_are_stratified_and_seeded(arms):
     assert choose_problems(arms, 16, seed=1) != chosen
 
 
+@pytest.mark.parametrize(
+    ("count", "kinds"),
+    [(1, (1, 0, 0)), (2, (1, 1, 0)), (3, (1, 1, 1)), (5, (3, 1, 1)), (6, (3, 2, 1)), (99, (24,))],
+)
+def test_so_many_problems_are_shown_as_were_asked_for(arms, count, kinds):
+    chosen = choose_problems(arms, count)
+    assert len({p.doc_id for p in chosen}) == len(chosen) == min(count, 24)
+    if count < 24:
+        whys = [p.why for p in chosen]
+        assert tuple(map(whys.count, ("discordant", "high entropy", "random"))) == kinds
+
+
+def test_without_entropies_the_others_fill_up(folders):
+    arms = measure([(None, folder) for folder in folders], positions=False)
+    chosen = choose_problems(arms, 8)
+    assert len({p.doc_id for p in chosen}) == 8
+    assert "high entropy" not in {p.why for p in chosen}
+
+
 def test_the_first_discordant_problem_is_the_most_discordant_one(arms):
     rates = np.array(
         [

@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from report_runs import keep_documents, write_checkpoint, write_family
 
 from softeval.reports.arms import Arm, measure
+from softeval.reports.blocks import curve_block
 from softeval.reports.contrasts import find_comparisons
+from softeval.reports.curves import find_curves
 from softeval.reports.differences import find_differences
 from softeval.reports.escaping import clip, script_json, visible
 from softeval.reports.latex import escape, to_latex
@@ -26,7 +28,14 @@ from softeval.reports.paper import paper_model, paper_out_of_domain, paper_pass_
 from softeval.reports.scores import arm_score, curve_ks
 from softeval.reports.statistics import pass_at_k
 from softeval.reports.statistics.curves import Crossing
-from softeval.reports.tables import main_tables, p_text, points, simple_table
+from softeval.reports.tables import (
+    comparison_table,
+    main_tables,
+    margin_text,
+    p_text,
+    points,
+    simple_table,
+)
 from softeval.reports.verdict import verdict_sentences
 
 
@@ -153,10 +162,77 @@ def test_a_crossing_names_who_leads_on_which_side(arms):
     crossing = Crossing(3, 8, 1, 0.2, 2.0, 5.0, np.array([3]), np.array([0.8]))
     told = verdict_sentences(arms, [], [replace(difference, crossing=crossing)], 0.02)[-1].text
     a, b = difference.a.name, difference.b.name
-    assert f"{a} leads at small k and {b} from k = 3 on" in told
-    other = replace(crossing, start_sign=-1)
+    assert f"{a} leads {b} at small k; the difference D(k) first changes sign at k = 3 (" in told
+    other = replace(crossing, start_sign=-1, again=(5, 7))
     told = verdict_sentences(arms, [], [replace(difference, crossing=other)], 0.02)[-1].text
-    assert f"{b} leads at small k and {a} from k = 3 on" in told
+    assert f"{b} leads {a} at small k" in told
+    assert "first changes sign at k = 3 and again at k = 5 and 7" in told
+
+
+def test_the_margin_is_printed_as_given(arms):
+    comparisons = find_comparisons(arms, margin=0.995)
+    told = " ".join(s.text for s in verdict_sentences(arms, comparisons, [], 0.995))
+    assert "±99.5 points" in told
+    table = comparison_table(comparisons, 0.995)
+    words = " ".join(cell.text for row in table.rows for cell in row)
+    assert "(±99.5)" in words or "less than 99.5" in words
+    assert margin_text(0.02) == "2" and margin_text(0.015) == "1.5"
+
+
+@pytest.mark.parametrize(
+    ("raw", "blamed"), [(0.03, "after Holm's adjustment"), (0.0625, "by the exact test")]
+)
+def test_holm_is_blamed_only_where_it_made_the_difference(arms, raw, blamed):
+    first = next(c for c in find_comparisons(arms) if c.primary)
+    contrast = replace(first.contrast, low=0.01, high=0.2, p=raw)
+    verdict = replace(first.verdict, word="inconclusive", p=0.0625)
+    changed = replace(first, contrast=contrast, verdict=verdict)
+    told = verdict_sentences(arms, [changed], [], 0.02)[0].text
+    assert f"not significant {blamed};" in told
+
+
+def test_labels_keep_their_order_and_their_endings(arms):
+    """A label may end like a mode; the first label is what the others are measured against."""
+    folders = [arm.checkpoints[0].runs[0].run.folder for arm in arms.arms]
+    labels = ("zeta", "mid_sample", "alpha")
+    named = measure(list(zip(labels, folders, strict=False)), positions=False)
+    assert [arm.method for arm in named.arms] == list(labels)
+    told = " ".join(s.text for s in verdict_sentences(named, find_comparisons(named), [], 0.02))
+    assert "mid_sample training against zeta training" in told
+    differences = find_differences(named, 50)
+    told = " ".join(s.text for s in verdict_sentences(named, [], differences, 0.02))
+    assert "mid_sample" in told and not re.search(r"mid(?!_sample)", told)
+
+
+def test_the_base_model_is_called_so_among_several_families(tmp_path):
+    options = {"questions": 6, "samples": 2, "positions": 6, "modes": ("hard_greedy",)}
+    folders = [write_checkpoint(tmp_path / m, m, **options) for m in ("base", "soft")]
+    other = {"path": "checkpoints/other", "weights_hash": "other"}
+    folders.append(write_checkpoint(tmp_path / "other", record_changes={"model": other}, **options))
+    arms = measure([(None, folder) for folder in folders], positions=False)
+    told = verdict_sentences(arms, find_comparisons(arms), [], 0.02)[0].text
+    assert "base · soft training against the base model base is" in told
+
+
+def test_each_panel_names_what_it_is_measured_against(tmp_path):
+    options = {"questions": 6, "samples": 2, "positions": 6}
+    modes = ("hard_sample", "fuzzy_sample", "soft_sample")
+    folders = [write_checkpoint(tmp_path / "base", modes=modes[:1], **options)]
+    folders += [write_checkpoint(tmp_path / m, m, modes=modes, **options) for m in ("hard", "soft")]
+    arms = measure([(None, folder) for folder in folders], positions=False)
+    (figure,) = find_curves(arms, find_differences(arms, 50), 50)
+    assert [panel.baseline for panel in figure.panels] == ["base", "hard", "hard"]
+    block = curve_block(figure, 0)
+    assert "from base (hard inference) and hard (fuzzy inference, soft inference)" in (
+        block.figure.caption
+    )
+    assert block.figure.svg.count(">minus hard<") == 2 and ">minus base<" in block.figure.svg
+
+
+@pytest.mark.parametrize("mode", ["hard_sample", "hard-sample"])
+def test_a_declared_contrast_takes_either_spelling_of_a_mode(arms, mode):
+    first = find_comparisons(arms, [f"soft-hard:{mode}@8"])[0]
+    assert first.primary and first.metric.mode == "hard_sample"
 
 
 def test_without_comparisons_the_scores_are_told(arms):

@@ -172,6 +172,33 @@ def test_crossing_resamples_both_arms_on_the_same_problems():
     assert (result.k, result.p_no_crossing) == (2, 0.0)
 
 
+def test_a_resample_that_starts_the_other_way_round_is_no_crossing_of_that_sense():
+    """Half the problems go from + to −, half from − to +: resamples fall on either side."""
+    sense = np.where(np.arange(40) < 21, 1.0, -1.0)[None, :, None]
+    b = np.full((1, 40, 2), 0.5)
+    result = crossing(b + 0.1 * sense * np.array([1.0, -1.0]), b, [1, 2], replicates=400)
+    assert (result.k, result.start_sign) == (2, 1)
+    assert 0.2 < result.p_no_crossing < 0.6  # 0 or nearly so, if both senses counted
+    assert result.share.sum() + result.p_no_crossing == pytest.approx(1.0)
+
+
+def test_curves_that_keep_their_order_are_crossed_by_resamples_of_either_sense():
+    sense = np.where(np.arange(40) < 21, 1.0, -1.0)[None, :, None]
+    b = np.full((1, 40, 2), 0.5)
+    steps = np.array([0.1, -0.1]) * sense + np.array([0.0, 0.06])
+    result = crossing(b + steps, b, [1, 2], replicates=400)
+    assert (result.k, result.start_sign) == (None, 1)
+    assert 0.3 < result.p_no_crossing < 0.9  # 1 if only those from + to − counted
+    assert result.share.sum() + result.p_no_crossing == pytest.approx(1.0)
+
+
+def test_every_later_sign_change_is_named():
+    diff = np.array([0.1, 0.05, -0.02, -0.02, 0.03, 0.1, 0.0, 0.1])
+    b = np.full((1, 5, 8), 0.5)
+    result = crossing(b + diff, b, np.arange(1, 9), replicates=20)
+    assert (result.k, result.again) == (3, (5,))
+
+
 def test_curves_far_apart_do_not_cross():
     result = crossing(scores(2.0, 0.5), scores(-4.0, 0.5, seed=1), KS, replicates=200)
     assert result.k is None

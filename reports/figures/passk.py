@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from softeval.reports.curves import CurveFigure, Panel
@@ -43,12 +44,22 @@ def draw_curves(curves: CurveFigure) -> Figure:
                 _draw_differences(axes[1][column], panel, named)
         percent_axis(axes[0][0], "problems solved, %")
         if differing:
-            percent_axis(axes[1][0], f"minus {curves.baseline}, points")
+            _label_differences(axes[1], curves)
         for axis in axes[-1]:
             k_axis(axis, [max(curve.n for panel in panels for curve in panel.curves)])
             axis.set_xlim(left=GREEDY_X * 0.68)
         legend(figure, named)
         return figure
+
+
+def _label_differences(row: Sequence[Axes], curves: CurveFigure) -> None:
+    """The baseline once at the left where all panels have the same, else beside each panel."""
+    several = len(curves.baselines) > 1
+    common = next(iter(curves.baselines))
+    percent_axis(row[0], "difference, points" if several else f"minus {common}, points")
+    for axes, panel in zip(row, curves.panels, strict=True):
+        if several and panel.baseline:
+            axes.set_title(f"minus {panel.baseline}", fontsize=8, fontweight="normal")
 
 
 def _draw_panel(axes: Axes, panel: Panel, named: dict[str, Look]) -> None:

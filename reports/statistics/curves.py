@@ -63,16 +63,24 @@ class Band:
 class Crossing:
     """Where D(k) first changes sign, and how sure that is.
 
+    Where the measured D changes sign, a replicate counts as crossing only if it crosses in the
+    same sense: it starts with `start_sign` and then has the other sign. One that starts the other
+    way round does not bear the claim "A leads first, B later" out, whatever it does afterwards, and
+    counts among `p_no_crossing`. Where the measured D keeps its sign, the claim is that the curves
+    do not cross, so a replicate that crosses in either sense counts against it.
+
     Attributes:
         k: first k at which D has the sign opposite to the one it started with; None if it never
             does up to ``k_max``.
         k_max: largest k looked at: a crossing beyond it cannot be seen.
         start_sign: +1 if A leads at small k, −1 if B does, 0 if the curves coincide.
-        p_no_crossing: share of bootstrap replicates without a crossing up to ``k_max``.
+        p_no_crossing: share of bootstrap replicates without a crossing of that sense up to
+            ``k_max``.
         low: 2.5 % quantile of the crossing k over the replicates that cross; NaN if none does.
         high: 97.5 % quantile.
         support: the k at which replicates cross, ascending.
         share: share of all replicates that cross there; with ``p_no_crossing`` sums to 1.
+        again: every later k at which D changes sign once more, ascending.
     """
 
     k: int | None
@@ -83,6 +91,7 @@ class Crossing:
     high: float
     support: Integers
     share: Floats
+    again: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -198,22 +207,25 @@ def crossing(
     b, _ = _curve(xB_SMK, ks)
     _shared_count(a, b)
     diff = a.mean(axis=(0, 1)) - b.mean(axis=(0, 1))
-    where = first_sign_change(diff)
-    positions = first_sign_change(_resampled_difference(a, b, replicates, seed))
-    crossed = ks_K[positions[positions >= 0]]
+    start_sign, changes = int(_start_signs(diff)), sign_changes(diff)
+    drawn = _resampled_difference(a, b, replicates, seed)
+    positions = first_sign_change(drawn)
+    counted = positions >= 0
+    if changes.size:
+        counted &= _start_signs(drawn) == start_sign
+    crossed = ks_K[positions[counted]]
     support, counts = np.unique(crossed, return_counts=True)
     low, high = np.quantile(crossed, [0.025, 0.975]) if crossed.size else (np.nan, np.nan)
-    signs = _signs(diff)
-    nonzero = signs[signs != 0]
     return Crossing(
-        k=int(ks_K[where]) if where >= 0 else None,
+        k=int(ks_K[changes[0]]) if changes.size else None,
         k_max=int(ks_K[-1]),
-        start_sign=int(nonzero[0]) if nonzero.size else 0,
-        p_no_crossing=float((positions < 0).mean()),
+        start_sign=start_sign,
+        p_no_crossing=float((~counted).mean()),
         low=float(low),
         high=float(high),
         support=support,
         share=counts / replicates,
+        again=tuple(ks_K[changes[1:]].tolist()),
     )
 
 
@@ -222,11 +234,17 @@ def first_sign_change(diff_K: ArrayLike) -> Integers:
 
     Works on the last axis; zeros (up to rounding) are neither sign.
     """
-    signs = _signs(np.asarray(diff_K, dtype=float))
-    started = (signs != 0).argmax(axis=-1)
-    start = np.take_along_axis(signs, started[..., None], axis=-1)
-    opposite = (signs == -start) & (signs != 0)
+    diff = np.asarray(diff_K, dtype=float)
+    signs = _signs(diff)
+    opposite = (signs == -_start_signs(diff)[..., None]) & (signs != 0)
     return np.where(opposite.any(axis=-1), opposite.argmax(axis=-1), -1)
+
+
+def sign_changes(diff_K: ArrayLike) -> Integers:
+    """Indices of every k whose D is opposite in sign to the last non-zero D before it."""
+    signs = _signs(np.asarray(diff_K, dtype=float))
+    kept = np.flatnonzero(signs)
+    return kept[1:][signs[kept[1:]] != signs[kept[:-1]]]
 
 
 def crossing_evidence(
@@ -260,6 +278,13 @@ def _never_falling(low_K: Floats, high_K: Floats, ks_K: Integers) -> tuple[Float
     low[order] = np.maximum.accumulate(low_K[order])
     high[order] = np.minimum.accumulate(high_K[order][::-1])[::-1]
     return low, high
+
+
+def _start_signs(diff: Floats) -> Integers:
+    """Sign of the first D that has one, along the last axis; 0 if none has."""
+    signs = _signs(diff)
+    first = (signs != 0).argmax(axis=-1)
+    return np.take_along_axis(signs, first[..., None], axis=-1)[..., 0]
 
 
 def _signs(diff: Floats) -> Integers:
