@@ -68,6 +68,22 @@ def test_precedence_is_command_line_then_later_recipe(tmp_path: Path) -> None:
     assert read_recipes([str(beside)])["seed"] == 6
 
 
+def test_recipes_take_the_names_of_flags(tmp_path: Path) -> None:
+    below, above = tmp_path / "below.yaml", tmp_path / "above.yaml"
+    below.write_text("max_steps: 3\nnum-generations: 4\nprompts_per_step: 9\n")
+    above.write_text("steps: 7\ngroup_size: 6\n")
+    options = read_recipes([str(below), str(above)])
+    assert options == {"max_steps": 7, "num_generations": 6, "prompts_per_step": 9}
+    assert read_recipes([str(above), str(below)])["max_steps"] == 3
+
+
+def test_a_plus_in_a_file_name(tmp_path: Path) -> None:
+    (tmp_path / "a+b.yaml").write_text("seed: 7\n")
+    (tmp_path / "b.yaml").write_text("seed: 8\n")
+    assert read_recipes([str(tmp_path / "a+b.yaml")]) == {"seed": 7}
+    assert read_recipes([f"gsm8k+{tmp_path / 'b.yaml'}"])["seed"] == 8
+
+
 @pytest.mark.parametrize(
     ("text", "match"),
     [
@@ -108,12 +124,24 @@ def test_an_unknown_recipe_gets_a_suggestion() -> None:
         ({"micro_batch_size": 0}, "--micro-batch-size"),
         ({"max_cot_tokens": 0}, "--max-cot-tokens 0"),
         ({"save_total_limit": 1}, "--save-total-limit 1"),
+        ({"learning_rate": float("inf")}, "--learning-rate inf: input should be a finite"),
+        ({"reward_boxed": float("nan")}, "--reward-boxed nan: input should be a finite"),
+        ({"noise_scale": float("inf")}, "--noise-scale inf: input should be a finite"),
+        ({"lora_rank": 8}, "--lora-rank needs --lora"),
+        ({"lora_alpha": 8}, "--lora-alpha needs --lora"),
+        ({"lora_target_modules": "q_proj"}, "--lora-target-modules needs --lora"),
     ],
 )
 def test_refusals_name_the_flag(options: dict[str, object], match: str) -> None:
     with pytest.raises(UserError, match=match) as caught:
         make_config(options)
     assert "\n" not in str(caught.value)
+
+
+def test_adapters_of_a_recipe_can_be_switched_off() -> None:
+    assert make_config({"lora": True, "lora_rank": 8}).lora_rank == 8
+    assert not make_config({"lora": False}, {"lora": True, "lora_rank": 8}).lora
+    make_config(TrainConfig().model_dump())
 
 
 def test_lists_are_texts_too() -> None:

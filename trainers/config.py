@@ -41,7 +41,9 @@ _BATCH, _SELECTION, _OUTPUT, _MODEL = "Step", "Validation and checkpoints", "Out
 class TrainConfig(BaseModel):
     """Everything that decides a training run (method sections 1-3; paper section 4, appendix D)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
     model: str | None = option(
         None,
@@ -279,6 +281,9 @@ class TrainConfig(BaseModel):
             raise ValueError(_OFF_POLICY[self.method])
         if self.method is Method.HARD and (self.noise_scale or self.noise_norm):
             raise ValueError("--noise-scale and --noise-norm fit soft and fuzzy; hard has no noise")
+        adapted = [name for name in _LORA if name in self.model_fields_set]
+        if adapted and "lora" not in self.model_fields_set:
+            raise ValueError(f"--{adapted[0].replace('_', '-')} needs --lora, which was not given")
         if not self.reward_correct > max(self.reward_boxed, self.reward_none):
             raise ValueError("--reward-correct must be the largest of the three rewards")
         return self
@@ -317,6 +322,8 @@ COSMETIC_FIELDS = {
     "report_to",
 }
 
+_LORA = ("lora_rank", "lora_alpha", "lora_target_modules")
+
 _OFF_POLICY = {
     Method.HARD: "--num-iterations: this trainer is strictly on-policy; use 1, or TRL for hard CoTs",
     Method.SOFT: "--num-iterations: a soft CoT has no usable importance ratio (its log-probability "
@@ -324,6 +331,17 @@ _OFF_POLICY = {
     Method.FUZZY: "--num-iterations: a fuzzy CoT has no usable importance ratio (its log-probability "
     "differs by up to 1420 nats between two precisions of one model); use 1",
 }
+
+
+def field_name(key: str) -> str:
+    """Name of the field that a recipe's key means: its own or one of its flags, `-` for `_`."""
+    name = key.replace("-", "_")
+    for field, info in TrainConfig.model_fields.items():
+        extra = info.json_schema_extra
+        flags = extra.get("flags") if isinstance(extra, dict) else None
+        if isinstance(flags, list) and "--" + name.replace("_", "-") in flags:
+            return field
+    return name
 
 
 def make_config(

@@ -16,6 +16,7 @@ from typing import Any
 
 from softeval.config import suggest
 from softeval.errors import UserError
+from softeval.trainers.config import field_name
 
 
 def read_recipes(names: Sequence[str]) -> dict[str, Any]:
@@ -26,7 +27,7 @@ def read_recipes(names: Sequence[str]) -> dict[str, Any]:
     """
     options: dict[str, Any] = {}
     for name in names:
-        for part in name.split("+"):
+        for part in [name] if _is_file(name) else name.split("+"):
             options |= _read(find_recipe(part), ())
     return options
 
@@ -78,7 +79,13 @@ def _load(path: Path) -> dict[str, Any]:
         raise UserError(f"recipe {path} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content or {}, dict):
         raise UserError(f"recipe {path} must hold `name: value` lines")
-    return {str(name).replace("-", "_"): value for name, value in (content or {}).items()}
+    return {field_name(str(name)): value for name, value in (content or {}).items()}
+
+
+def _is_file(name: str) -> bool:
+    """Whether the whole name, a + in it or not, is a file."""
+    path = Path(name).expanduser()
+    return path.suffix in (".yaml", ".yml") and path.is_file()
 
 
 def _folder() -> Path:
