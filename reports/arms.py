@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
 
+from softeval.cells import question_count
 from softeval.errors import UserError
 from softeval.reports.cells import Cell, Key, cell_order, read_cells
 from softeval.reports.kl import Drift, read_drift
@@ -54,6 +55,16 @@ class MeasuredRun:
     def name(self) -> str:
         """Short name of the model: the last part of its path."""
         return _last_part(self.run.model.get("path"))
+
+    def questions(self, task: str) -> int | None:
+        """Questions of a task in its data set; None where that was not recorded."""
+        rows = self.run.datasets().get(task, {}).get("rows")
+        return None if rows is None else int(rows)
+
+    def asked_questions(self, task: str) -> int | None:
+        """Those of them that the run was to answer, by its limit."""
+        rows = self.questions(task)
+        return None if rows is None else question_count(rows, self.run.config.get("limit"))
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,6 +29,7 @@ from softeval.reports.figures.svg import to_svg
 from softeval.reports.figures.training import draw_training
 from softeval.reports.out_of_domain import OutOfDomainScore
 from softeval.reports.paper import paper_out_of_domain
+from softeval.reports.statistics.interval import Interval
 from softeval.reports.tables import (
     Table,
     TableCell,
@@ -324,12 +325,15 @@ def _entropy_cell(s: EntropySummary | None) -> TableCell:
     interval = s.sequence.interval
     return TableCell(
         f"{interval.mean:.3f}",
-        f"[{interval.low:.3f}, {interval.high:.3f}]\n{s.token_weighted:.3f} by token".replace(
-            "-", "−"
-        ),
+        f"{_above_zero(interval)}\n{s.token_weighted:.3f} by token",
         detail=f"at the mode's temperature {number(s.mode_entropy, 2)}; exp {number(s.exp)};"
         f" {s.mean_length:.0f} CoT tokens, {points(s.truncated)} % truncated",
     )
+
+
+def _above_zero(interval: Interval) -> str:
+    """Interval of what is never negative: a t interval may reach below 0, what is shown does not."""
+    return f"[{max(interval.low, 0.0):.3f}, {interval.high:.3f}]".replace("nan", "–")
 
 
 def drift_blocks(scores: Sequence[DriftScore]) -> list[Block]:
@@ -420,7 +424,7 @@ def _out_of_domain_row(s: OutOfDomainScore, paper: bool) -> tuple[TableCell, ...
         ),
         TableCell(
             f"{nll.mean:.3f}{nll_sd}",
-            f"[{nll.low:.3f}, {nll.high:.3f}]".replace("-", "−"),
+            _above_zero(nll),
             printed[1],
         ),
         to_base,

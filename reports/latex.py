@@ -1,4 +1,7 @@
-"""A main table as LaTeX, in the layout of the paper: booktabs, mean ± SD, interval below."""
+"""A main table as LaTeX, in the layout of the paper: booktabs, mean ± SD, interval below.
+
+The paper's number, where there is one, stands on a third line.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,9 @@ def to_latex(table: Table) -> str:
         notes = [rf"{{\scriptsize {escape(c.note)}}}" if c.note else "" for c in row]
         lines.append(" & ".join(first) + r" \\")
         lines.append(" & ".join(notes) + r" \\")
+        if any(c.reference for c in row):
+            paper = [rf"{{\scriptsize {escape(c.reference)}}}" if c.reference else "" for c in row]
+            lines.append(" & ".join(paper) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 

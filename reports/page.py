@@ -33,7 +33,7 @@ from softeval.reports.provenance import validity_context
 from softeval.reports.sample_texts import read_prompts, read_samples
 from softeval.reports.selection import PROBLEMS, choose_problems, choose_samples, sources
 from softeval.reports.statistics.equivalence import MARGIN
-from softeval.reports.tables import MainTable, main_tables, margin_text
+from softeval.reports.tables import MainTable, Table, main_tables, margin_text
 from softeval.reports.training import is_training, read_all
 from softeval.reports.validity import notes
 from softeval.reports.verdict import verdict_sentences
@@ -101,13 +101,16 @@ def _context(
     differences = find_differences(arms)
     drift = find_drift(arms)
     training_curves = read_all(training)
+    tables = main_tables(arms, options.paper_reference)
+    out_of_domain = blocks.out_of_domain_block(find_out_of_domain(arms), options.paper_reference)
+    shown = [t.table for t in (*tables, *([out_of_domain] if out_of_domain else [])) if t.table]
     context = {
         **_header(arms, options, folders),
         "verdict": verdict_sentences(arms, comparisons, differences, options.margin),
         "verdict_note": _verdict_note(len([c for c in comparisons if c.primary])),
         "notes": notes(arms),
-        "main_tables": [_main(table) for table in main_tables(arms, options.paper_reference)],
-        "results_note": _results_note(arms),
+        "main_tables": [_main(table) for table in tables],
+        "results_note": _results_note(arms, shown if options.paper_reference else None),
         "curves": [
             blocks.curve_block(f, index)
             for index, f in enumerate(find_curves(arms, differences))
@@ -118,9 +121,7 @@ def _context(
         "entropy": blocks.entropy_blocks(find_entropy(arms)),
         "entropy_tables": blocks.entropy_tables(summaries(arms)),
         "drift": blocks.drift_blocks(drift),
-        "out_of_domain": blocks.out_of_domain_block(
-            find_out_of_domain(arms), options.paper_reference
-        ),
+        "out_of_domain": out_of_domain,
         "training": blocks.training_block(training_curves),
         "margin": margin_text(options.margin),
         **validity_context(arms),
@@ -192,12 +193,19 @@ def _verdict_note(primary: int) -> str:
     )
 
 
-def _results_note(arms: Arms) -> str:
+def _results_note(arms: Arms, with_paper: Sequence[Table] | None) -> str:
+    """How to read the tables; `with_paper` are those in which the paper's numbers were asked for."""
     marked = "Shaded cells are those that cannot be told from the best of their column. "
     scope = (
         "Intervals are over problems and, with several seeds, over training seeds too; ± is the SD"
         " over seeds and is no interval."
     )
+    cells = [cell for table in with_paper or () for row in table.rows for cell in row]
+    if with_paper is not None and not any(cell.reference for cell in cells):
+        scope += (
+            " No value of the paper matches these runs: its models, training, whole benchmarks,"
+            " decoding and k."
+        )
     return (marked if len(arms.arms) > 1 else "") + scope
 
 

@@ -1,7 +1,8 @@
 """Reference numbers of *Soft Tokens, Hard Truths* (tables 2-5), laid beside measured ones.
 
 The CSV files ship with the package. A measured cell is matched by model, task, training set and
-method, mode and k; nothing is matched by guess.
+method, mode and k, and only where it was decoded with the paper's settings on the whole benchmark;
+nothing is matched by guess.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from softeval.reports.arms import BASE, Arm
+from softeval.config import DEFAULT_MAX_COT_TOKENS
+from softeval.modes import MODES, NoiseNorm
+from softeval.reports.arms import BASE, Arm, MeasuredRun
+from softeval.reports.cells import Key
 
 
 @dataclass(frozen=True)
@@ -44,14 +48,43 @@ LIKELIHOOD_TASKS = {"hellaswag": "hellaswag", "arc": "arc", "arc_challenge": "ar
 
 
 def paper_pass_at_k(arm: Arm, task: str, mode: str, k: int) -> Reference | None:
-    """The paper's pass@k for this arm, or None where it printed none."""
+    """The paper's pass@k for this arm, or None where it printed none or measured otherwise."""
+    for run in (run for c in arm.checkpoints for run in c.runs):
+        cell = run.cells.get((task, mode))
+        if cell is not None and not (
+            _decoded_as_in_paper(run, (task, mode)) and _is_whole(run, task, len(cell.doc_M))
+        ):
+            return None
     return _pass_at_k().get((*_arm_key(arm, TASKS.get(task, "")), mode, k))
 
 
 def paper_out_of_domain(arm: Arm, task: str, metric: str) -> Reference | None:
     """The paper's ``accuracy_percent`` or ``nll_correct_per_token``, or None."""
+    for run in (run for c in arm.checkpoints for run in c.runs):
+        answered = run.likelihoods.get(task)
+        if answered is not None and not _is_whole(run, task, len(answered.doc_M)):
+            return None
     model, paper_task, dataset, method = _arm_key(arm, LIKELIHOOD_TASKS.get(task, ""))
     return _out_of_domain().get((model, paper_task, dataset, method, metric))
+
+
+def _decoded_as_in_paper(run: MeasuredRun, key: Key) -> bool:
+    """The mode's own temperature and noise, and the same cap on the CoT."""
+    used, own = run.run.modes().get(key[1]), MODES.get(key[1])
+    return (
+        used is not None
+        and own is not None
+        and used.get("temperature") == own.temperature
+        and used.get("noise_scale") == own.noise_scale
+        and used.get("noise_norm") in (None, NoiseNorm.ELEMENT)
+        and run.run.config.get("max_cot_tokens") == DEFAULT_MAX_COT_TOKENS
+    )
+
+
+def _is_whole(run: MeasuredRun, task: str, answered: int) -> bool:
+    """Every question of the benchmark was answered, in the plain prompt."""
+    rows = run.questions(task)
+    return rows is not None and answered >= rows and not run.run.config.get("apply_chat_template")
 
 
 def paper_model(name: str) -> str:

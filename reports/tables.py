@@ -205,7 +205,7 @@ def _main_table(
         groups=tuple(
             (mode.replace("_", " "), sum(m == mode for m, _ in columns)) for mode in modes
         ),
-        csv_rows=_main_csv(family, task, names, scores),
+        csv_rows=_main_csv(family, task, names, scores, paper),
     )
     by_row = tuple(map(tuple, scores))
     return MainTable(task, family, tuple(columns), by_row, tuple(arms), tuple(names), table)
@@ -258,11 +258,16 @@ def _score_cell(score: ArmScore, strong: bool, paper: bool) -> TableCell:
 
 
 def _main_csv(
-    family: str, task: str, names: Sequence[str], scores: Sequence[Sequence[ArmScore | None]]
+    family: str,
+    task: str,
+    names: Sequence[str],
+    scores: Sequence[Sequence[ArmScore | None]],
+    paper: bool,
 ) -> tuple[tuple[str, ...], ...]:
     header = ("model", "task", "training", "mode", "k", "n", "problems", "seeds")
     header += ("mean_percent", "sd_percent", "low_percent", "high_percent")
     header += ("se_resampled_percent", "seed_means_percent")
+    header += ("paper_mean_percent", "paper_sd_percent") if paper else ()
     rows: list[tuple[str, ...]] = [header]
     for name, row in zip(names, scores, strict=True):
         for s in (s for s in row if s is not None):
@@ -274,8 +279,16 @@ def _main_csv(
             counts = (str(s.k), str(s.n), str(interval.m), str(len(seeds)))
             again = "" if math.isnan(s.se_resampled) else f"{100 * s.se_resampled:.4f}"
             cells = (family, task, name, s.key[1], *counts, mean, sd, low, high)
-            rows.append((*cells, again, seed_text))
+            rows.append((*cells, again, seed_text, *(_paper_numbers(s) if paper else ())))
     return tuple(rows)
+
+
+def _paper_numbers(score: ArmScore) -> tuple[str, str]:
+    """The paper's mean and standard deviation as in its file; empty where it has none."""
+    found = paper_pass_at_k(score.arm, *score.key, score.k)
+    if found is None:
+        return "", ""
+    return f"{found.mean:g}", "" if found.std is None else f"{found.std:g}"
 
 
 def comparison_table(comparisons: Sequence[Comparison], margin: float) -> Table:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from softeval.reports.arms import Arms, Checkpoint
+from softeval.reports.arms import Arms, Checkpoint, MeasuredRun
 from softeval.reports.cells import Cell, Key
 
 AMBER, RED = 0.05, 0.20
 TIMEOUT_AMBER = 0.005
+KNOBS = ("temperature", "noise_scale", "noise_norm")
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,7 @@ def notes(arms: Arms) -> list[str]:
             found.append(f"{where} was limited to {record.config['limit']} questions a task.")
         if not run.positions and run.cells:
             found.append(f"{where} has no per-position records: no entropy of it is shown.")
-    found += _prompt_notes(arms)
-    return found
+    return found + _prompt_notes(arms) + _setting_notes(arms)
 
 
 def _prompt_notes(arms: Arms) -> list[str]:
@@ -94,6 +95,48 @@ def _prompt_notes(arms: Arms) -> list[str]:
                 hashes.setdefault((cell.task, doc), set()).add(prompt)
     several = sorted({task for (task, _), found in hashes.items() if len(found) > 1})
     return [f"The prompts of {task} differ between runs (same questions)." for task in several]
+
+
+def _setting_notes(arms: Arms) -> list[str]:
+    """Settings of the decoder in which runs of one base model and task differ, with the values."""
+    found: dict[tuple[str, str, str], dict[str, list[tuple[str, str]]]] = {}
+    for arm in arms.arms:
+        for run in (run for c in arm.checkpoints for run in c.runs):
+            names = arms.name(arm), run.run.folder.name
+            for task, setting, value in _settings(run):
+                by_value = found.setdefault((arm.family, task, setting), {})
+                by_value.setdefault(value, []).append(names)
+    tasks: dict[str, list[str]] = {}
+    for (_, task, setting), by_value in found.items():
+        if len(by_value) > 1:
+            tasks.setdefault(f"{setting}: {_who_has_what(by_value)}", []).append(task)
+    return [
+        f"Not decoded alike on {', '.join(dict.fromkeys(where))}, {what}; differences between these"
+        " may come from it."
+        for what, where in tasks.items()
+    ]
+
+
+def _settings(run: MeasuredRun) -> Iterator[tuple[str, str, str]]:
+    """(task, setting, value) of everything recorded that shapes a CoT."""
+    modes, cap = run.run.modes(), run.run.config.get("max_cot_tokens")
+    for task, mode in run.cells:
+        if cap is not None:
+            yield task, "max_cot_tokens", str(cap)
+        for knob in KNOBS:
+            value = modes.get(mode, {}).get(knob)
+            if value is not None:
+                yield task, f"{knob} of {mode}", str(value)
+
+
+def _who_has_what(by_value: Mapping[str, Sequence[tuple[str, str]]]) -> str:
+    """``0.5 in base, 0.7 in soft``; run directories where one arm has several values."""
+    by_arm = [{arm for arm, _ in names} for names in by_value.values()]
+    distinct = len(set().union(*by_arm)) == sum(map(len, by_arm))
+    return ", ".join(
+        f"{value} in {' and '.join(dict.fromkeys(name[0 if distinct else 1] for name in names))}"
+        for value, names in by_value.items()
+    )
 
 
 def _validity(arm: str, checkpoint: Checkpoint, key: Key) -> CellValidity:
@@ -117,9 +160,13 @@ def _validity(arm: str, checkpoint: Checkpoint, key: Key) -> CellValidity:
 
 
 def _missing(checkpoint: Checkpoint, cell: Cell) -> int:
-    """Samples that the configuration asks for on the problems seen, less those recorded."""
+    """Samples that the configuration asks for, also of problems never begun, less those recorded.
+
+    Where the size of the data set was not recorded, of the problems seen.
+    """
     for run in checkpoint.runs:
         if (cell.task, cell.mode) in run.cells:
             asked = 1 if cell.greedy else int(run.run.config.get("num_samples") or cell.n_M.max())
-            return max(asked * len(cell.doc_M) - len(cell.doc_R), 0)
+            questions = max(run.asked_questions(cell.task) or 0, len(cell.doc_M))
+            return max(asked * questions - len(cell.doc_R), 0)
     return 0

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from report_runs import write_checkpoint, write_family, write_kl
+from report_runs import keep_documents, write_checkpoint, write_family, write_kl
 
+from softeval import rundir
 from softeval.errors import UserError
 from softeval.reports.arms import measure
 from softeval.reports.cells import read_cells
@@ -17,6 +20,7 @@ from softeval.reports.kl import read_drift
 from softeval.reports.positions import LengthGroups, read_positions
 from softeval.reports.recorded import open_run
 from softeval.reports.statistics.profiles import position_profile
+from softeval.reports.validity import find_validity, notes
 
 GROUPS = {"arithmetic": LengthGroups((20, 30), 25)}
 
@@ -224,6 +228,42 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path, changes, message
     with pytest.raises(UserError, match=message) as refusal:
         measure([(None, first), (None, second)])
     assert "b" in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(("limit", "missing"), [(None, 12), (15, 3), (0.5, 0)])
+def test_questions_that_were_never_begun_are_missing(tmp_path, limit, missing):
+    folder = write_checkpoint(
+        tmp_path / "a", questions=24, samples=2, positions=6, modes=("hard_greedy", "hard_sample"),
+        record_changes={"config": {"limit": limit, "num_samples": 2}},
+    )  # fmt: skip
+    keep_documents(folder, 0, 12)
+    found = find_validity(measure([(None, folder)], positions=False))
+    assert {cell.mode: cell.missing for cell in found} == {
+        "hard_greedy": missing, "hard_sample": 2 * missing,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("knob", ["temperature", "noise_scale", "noise_norm", "max_cot_tokens"])
+def test_settings_that_differ_between_arms_are_noted(tmp_path, knob):
+    options = {"questions": 4, "samples": 2, "positions": 6, "modes": ("soft_sample",)}
+    folders = [write_checkpoint(tmp_path / m, m, **options) for m in ("base", "soft")]
+    assert not notes(measure([(None, f) for f in folders]))
+    record = json.loads((folders[1] / "run.json").read_text())
+    place = record["config"] if knob == "max_cot_tokens" else record["modes"][0]
+    before, place[knob] = place[knob], "other"
+    rundir.write_record(folders[1], record)
+    (note,) = notes(measure([(None, f) for f in folders]))
+    assert knob in note and f": {before} in base, other in soft;" in note
+
+
+def test_seeds_with_other_caps_are_noted_by_their_folders(tmp_path):
+    options = {"questions": 4, "samples": 2, "positions": 6, "modes": ("soft_sample",)}
+    folders = [write_checkpoint(tmp_path / f"s{s}", "soft", s, **options) for s in (0, 1)]
+    record = json.loads((folders[1] / "run.json").read_text())
+    record["config"]["max_cot_tokens"] = 128
+    rundir.write_record(folders[1], record)
+    (note,) = notes(measure([(None, f) for f in folders]))
+    assert "max_cot_tokens: 512 in s0, 128 in s1" in note
 
 
 def test_the_same_cell_twice_is_refused(tmp_path):

@@ -285,20 +285,50 @@ def test_labels_are_split_from_folders(tmp_path):
     assert split_label(str(odd)) == (None, str(odd))
 
 
-def test_the_paper_stands_beside_its_own_models_only(tmp_path, page):
-    assert "paper" not in Outline(page).text.lower().replace("soft tokens, hard truths", "")
-    run = write_checkpoint(
-        tmp_path / "run", "soft", questions=4, samples=2, positions=8, tasks=("gsm8k",),
+def _papers_run(folder):
+    return write_checkpoint(
+        folder, "soft", questions=4, samples=2, positions=8, tasks=("gsm8k",),
         modes=("hard_greedy", "hard_sample"),
         record_changes={
             "training": {"method": "soft", "dataset": "gsm8k", "train_seed": 0,
                          "base": "meta-llama/Llama-3.2-3B-Instruct", "step": 1},
         },
     )  # fmt: skip
-    text = Outline(build_report([run], ReportOptions(paper_reference=True))).text
+
+
+def test_the_paper_stands_beside_its_own_models_only(tmp_path, page, small):
+    assert "paper" not in Outline(page).text.lower().replace("soft tokens, hard truths", "")
+    other = Outline(build_report(small, ReportOptions(paper_reference=True))).text
+    assert "No value of the paper matches these runs" in other
+    run = _papers_run(tmp_path / "run")
+    page = build_report([run], ReportOptions(paper_reference=True))
+    text = Outline(page).text
+    assert "No value of the paper" not in text
+    downloads = [
+        base64.b64decode(code).decode()
+        for code in re.findall(r'download="[^"]*" href="data:[^"]*,([^"]*)"', page)
+    ]
+    table, latex = downloads
+    assert table.splitlines()[0].endswith(",paper_mean_percent,paper_sd_percent")
+    assert any(line.endswith(",77.2,0.9") for line in table.splitlines())
+    assert r"paper 77.2 $\pm$ 0.9" in latex
     assert "paper 77.2 ± 0.9" in text  # table 3, soft on gsm8k, hard greedy
     assert "paper 70.5 ± 3.3" in text  # hard sample pass@1
     assert "paper 97.9" not in text  # pass@32 was not measured here
+
+
+def test_settings_that_differ_are_named_beside_the_verdict(tmp_path):
+    options = {"questions": 4, "samples": 2, "positions": 8, "modes": ("soft_sample",)}
+    folders = [write_checkpoint(tmp_path / m, m, **options) for m in ("base", "soft")]
+    assert "Not decoded alike" not in build_report(folders)
+    _change(folders[1], "modes", [{"name": "soft_sample", "temperature": 0.7}])
+    text = Outline(build_report(folders)).text
+    assert "on arithmetic, temperature of soft_sample: 0.5 in base, 0.7 in soft;" in text
+
+
+def _change(folder, name, value):
+    record = json.loads((folder / "run.json").read_text())
+    rundir.write_record(folder, record | {name: value})
 
 
 def test_a_run_of_the_papers_size_stays_under_two_megabytes(tmp_path):

@@ -18,16 +18,19 @@ from hypothesis import strategies as st
 from report_runs import keep_documents, write_checkpoint, write_family
 
 from softeval.reports.arms import Arm, measure
-from softeval.reports.blocks import curve_block
+from softeval.reports.blocks import _out_of_domain_row, curve_block, entropy_tables
 from softeval.reports.contrasts import find_comparisons
 from softeval.reports.curves import find_curves
 from softeval.reports.differences import find_differences
+from softeval.reports.entropy import EntropySummary
 from softeval.reports.escaping import clip, script_json, visible
 from softeval.reports.latex import escape, to_latex
+from softeval.reports.out_of_domain import OutOfDomainScore
 from softeval.reports.paper import paper_model, paper_out_of_domain, paper_pass_at_k
 from softeval.reports.scores import arm_score, curve_ks
 from softeval.reports.statistics import pass_at_k
 from softeval.reports.statistics.curves import Crossing
+from softeval.reports.statistics.interval import Interval
 from softeval.reports.tables import (
     comparison_table,
     main_tables,
@@ -255,6 +258,37 @@ def test_paper_numbers_are_those_of_the_files():
     assert paper_pass_at_k(soft, "arithmetic", "hard_sample", 32) is None
     assert paper_pass_at_k(soft, "gsm8k", "hard_sample", 7) is None
     assert paper_pass_at_k(_paper_arm("gpt2", "soft", "gsm8k"), "gsm8k", "hard_greedy", 1) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"config": {"max_cot_tokens": 128}},
+        {"config": {"max_cot_tokens": 512, "apply_chat_template": True}},
+        {"modes": [{"name": "hard_sample", "temperature": 0.7, "noise_scale": 0.0}]},
+        {"datasets": [{"name": "gsm8k", "rows": 1319, "sha256": "0" * 64, "split": "test"}]},
+        {},
+    ],
+)
+def test_the_paper_is_matched_only_where_its_settings_were_used(tmp_path, changes):
+    training = {"method": "soft", "dataset": "gsm8k", "train_seed": 0}
+    training["base"] = "meta-llama/Llama-3.2-3B-Instruct"
+    folder = write_checkpoint(
+        tmp_path / "run", "soft", tasks=("gsm8k",), modes=("hard_sample",), questions=4, samples=2,
+        positions=6, record_changes={"training": training, **changes},
+    )  # fmt: skip
+    (arm,) = measure([(None, folder)], positions=False).arms
+    assert (paper_pass_at_k(arm, "gsm8k", "hard_sample", 1) is None) == bool(changes)
+
+
+def test_an_interval_of_what_is_never_negative_starts_at_zero():
+    interval = Interval(0.01, -0.004, 0.027, 0.95, float("nan"), 3, 4)
+    mean = SimpleNamespace(interval=interval, mean=0.01, sd=float("nan"))
+    summary = EntropySummary("a", "t", "hard_sample", 0.01, mean, 0.01, 0.0, 3.0)
+    (entropies,) = entropy_tables([summary])
+    assert entropies.rows[0][1].note.startswith("[0.000, 0.027]")
+    score = OutOfDomainScore(_paper_arm("x", "base", None), "a", "arc", mean, mean, None, 4)
+    assert _out_of_domain_row(score, False)[2].note == "[0.000, 0.027]"
 
 
 def test_every_row_of_the_papers_table_can_be_matched():

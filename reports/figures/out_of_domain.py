@@ -26,7 +26,7 @@ def draw_out_of_domain(scores: Sequence[OutOfDomainScore]) -> Figure:
             for score in (score for score in scores if score.task == task):
                 look = named[score.name]
                 x, y = score.nll.interval, score.accuracy.interval
-                panel.plot([x.low, x.high], [y.mean, y.mean], color=look.colour, lw=1)
+                panel.plot([max(x.low, 0.0), x.high], [y.mean, y.mean], color=look.colour, lw=1)
                 panel.plot([x.mean, x.mean], [y.low, y.high], color=look.colour, lw=1)
                 panel.plot(x.mean, y.mean, look.marker, color=look.colour, ms=6)
                 if len(score.nll.seed_means) > 1:
