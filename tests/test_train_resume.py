@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -16,7 +17,16 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
-from train_cases import METHODS, run, same, save_tiny, timeless, tiny_config, weights
+from train_cases import (
+    METHODS,
+    own_questions,
+    run,
+    same,
+    save_tiny,
+    timeless,
+    tiny_config,
+    weights,
+)
 
 from softeval.errors import UserError
 from softeval.model import load_model
@@ -25,6 +35,7 @@ from softeval.trainers.optimization import MasterWeights, Optimization
 from softeval.trainers.rollout import RolloutCollector
 from softeval.trainers.run_files import read_metrics
 from softeval.trainers.trainer import train
+from softeval.trainers.validation import Validation
 
 
 class Killed(BaseException):
@@ -34,6 +45,7 @@ class Killed(BaseException):
 SITES: list[tuple[Any, str]] = [
     (run_files, "append_line"),
     (run_files, "truncate_lines"),
+    (run_files.os, "replace"),
     (atomic.os, "rename"),
     (atomic, "_sync"),
     (atomic.shutil, "rmtree"),
@@ -110,6 +122,72 @@ def test_a_run_killed_ten_times_equals_one_left_alone(
             folders.append(tmp_path / f"killed-{len(folders)}")
     run(folders[-1], **options)
     check_equal(folders[-1], whole)
+
+
+def test_a_kill_inside_the_first_record_is_no_foreign_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"model": str(save_tiny(tmp_path / "model")), "max_steps": 1}
+    assert killed_run(tmp_path / "run", 1, False, monkeypatch, options)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".train.json.partial"]
+    run(tmp_path / "run", **options)
+    assert not list((tmp_path / "run").rglob("*.partial"))
+
+
+BEST_SITES = [("save_state", False), ("save_state", True), ("_export", False), ("_export", True)]
+
+
+@pytest.mark.parametrize(("site", "after"), BEST_SITES)
+def test_the_best_is_never_of_updates_done_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, site: str, after: bool
+) -> None:
+    """Killed around its export; the second time the updates are not as good, as on a GPU."""
+    options = {"model": str(save_tiny(tmp_path / "model")), "max_steps": 3, "save_steps": 100}
+    options |= {"eval_steps": 1, "num_generations": 2, "prompts_per_step": 1}
+    plain_export, owner = trainer.Trainer._export, trainer.Trainer if site == "_export" else trainer
+
+    def scripted(*successes: float) -> Any:
+        left = iter(successes)
+        return lambda *_: Validation(next(left), 0.0, 0.0, 0.0)
+
+    def deadly(*args: Any) -> Any:
+        dies = site == "save_state" or args[1] == run_files.BEST
+        dies = dies and (folder / "metrics.jsonl").read_text().count("\n") == 3
+        if dies and not after:
+            raise Killed
+        plain(*args)
+        if dies:
+            raise Killed
+
+    folder, plain = tmp_path / "run", getattr(owner, site)
+    with monkeypatch.context() as inner:
+        inner.setattr(trainer, "validate", scripted(0.1, 0.2, 0.9))
+        inner.setattr(owner, site, deadly)
+        with pytest.raises(Killed):
+            run(folder, **options)
+    assert trainer.Trainer._export is plain_export
+    monkeypatch.setattr(trainer, "validate", scripted(0.15, 0.15, 0.15))
+    result = run(folder, **options)
+    saved = site == "_export" or after
+    assert (result.best_step, result.best_success) == ((2, 0.9) if saved else (1, 0.2))
+    assert trainer.exported_step(folder / "best") == result.best_step
+    record = json.loads((folder / "best" / "softeval_training.json").read_text())
+    assert record["validation"][-1]["success"] == result.best_success
+
+
+def test_a_best_beyond_a_torn_state_is_chosen_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"model": str(save_tiny(tmp_path / "model")), "max_steps": 3, "save_steps": 1}
+    options |= {"eval_steps": 1, "num_generations": 2, "prompts_per_step": 1}
+    left = iter([0.3, 0.1, 0.2, 0.9, 0.1, 0.15])
+    monkeypatch.setattr(trainer, "validate", lambda *_: Validation(next(left), 0.0, 0.0, 0.0))
+    run(tmp_path / "run", **options)
+    (tmp_path / "run" / "state" / "step-000003" / "progress.json").write_text("{")
+    result = train(tiny_config(output_path=str(tmp_path / "run"), **options))
+    assert "chosen from the validations to come" in capsys.readouterr().err
+    assert (result.best_step, result.best_success) == (3, 0.1)
+    assert trainer.exported_step(tmp_path / "run" / "best") == 3
 
 
 def command(folder: Path, **options: Any) -> list[str]:
@@ -207,3 +285,35 @@ def test_another_base_in_place_of_the_first_is_refused(tmp_path: Path) -> None:
     save_tiny(tmp_path / "model", seed=1)
     with pytest.raises(UserError, match="no longer the checkpoint"):
         run(tmp_path / "run", **options)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_another_base_with_the_same_embeddings_is_refused(tmp_path: Path, lora: bool) -> None:
+    options = {"model": str(save_tiny(tmp_path / "model")), "max_steps": 1, "lora": lora}
+    run(tmp_path / "run", **options)
+    run(tmp_path / "run", **options)
+    lm = load_model(str(tmp_path / "model"))
+    with torch.no_grad():
+        lm.model.get_output_embeddings().weight.mul_(1.5)
+    lm.model.save_pretrained(str(tmp_path / "model"))
+    with pytest.raises(UserError, match=r"no longer the checkpoint .*--output-path") as found:
+        run(tmp_path / "run", **options)
+    assert "\n" not in str(found.value)
+
+
+def test_other_questions_in_place_of_the_first_are_refused(tmp_path: Path) -> None:
+    data = own_questions(tmp_path / "own.jsonl")
+    options = {"model": str(save_tiny(tmp_path / "model")), "max_steps": 1, "dataset": str(data)}
+    options |= {"exclude_tasks": (), "num_generations": 2, "prompts_per_step": 1}
+    run(tmp_path / "run", **options)
+    refused = set()
+    for n in range(12):  # a label alone; the hold-out stays
+        own_questions(data, **{f"q{n}": "2"})
+        with pytest.raises(UserError, match=r"questions.*restore them, or give another") as found:
+            run(tmp_path / "run", **options)
+        refused.add("validation" if "the validation questions" in str(found.value) else "train")
+        if len(refused) == 2:
+            break
+    assert refused == {"train", "validation"}
+    own_questions(data)
+    run(tmp_path / "run", **options)

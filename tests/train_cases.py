@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,13 @@ def save_tiny(folder: Path, dtype: torch.dtype = torch.float32, **changes: Any) 
     lm.model.save_pretrained(str(folder))
     lm.tokenizer.save_pretrained(str(folder))
     return folder
+
+
+def own_questions(path: Path, count: int = 12, **changed: str) -> Path:
+    """A user's own questions; `changed` replaces labels, by question."""
+    rows = [{"question": f"q{n}", "answer": changed.get(f"q{n}", "1")} for n in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 METHODS = {

@@ -84,6 +84,14 @@ def export_checkpoint(
     write_directory(place, fill)
 
 
+def exported_step(place: Path) -> int | None:
+    """Updates done by the checkpoint there; None without a readable one."""
+    try:
+        return int(json.loads((place / RECORD).read_text(encoding="utf-8"))["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def model_card(record: TrainingRecord) -> str:
     """README.md of a checkpoint."""
     noise = (
@@ -110,7 +118,7 @@ six CoT modes.
 - step: {record.step} ({record.selected})
 - logits: {record.logits_dtype}
 
-Greedy validation success on held-out training questions:
+Greedy validation success on held-out training questions up to this step:
 
 | step | success |
 |---|---|

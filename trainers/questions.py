@@ -10,6 +10,7 @@ Knows nothing of models.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -149,6 +150,15 @@ def hold_out(
     return train, tuple(q for q in questions if q.index in held)
 
 
+def fingerprint(questions: Sequence[TrainingQuestion]) -> str:
+    """sha256 over rows, texts, labels and prompt tokens of the questions, in order."""
+    digest = hashlib.sha256()
+    for q in questions:
+        line = json.dumps([q.index, q.problem.question, q.problem.target, list(q.prompt_ids)])
+        digest.update(line.encode() + b"\n")
+    return digest.hexdigest()
+
+
 def normalised(text: str) -> str:
     """Text without white space, in which copies of one question differ most."""
     return "".join(text.split())
@@ -179,7 +189,10 @@ def _texts(task: str, config: TrainConfig) -> set[str]:
     try:
         problems, _ = load_problems(task, config.data_dir)
     except UserError as error:
-        raise UserError(f"{error}; it is read to drop its questions from training") from error
+        raise UserError(
+            f"{error}; it is read to drop its questions from training, --exclude-tasks none leaves "
+            "it out"
+        ) from error
     return {normalised(problem.question) for problem in problems}
 
 

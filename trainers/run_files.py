@@ -20,6 +20,7 @@ from typing import Any
 from softeval.errors import UserError
 from softeval.rundir import differing_fields, write_json
 from softeval.trainers.config import TrainConfig
+from softeval.trainers.lock import LOCK
 from softeval.trainers.metrics import Metrics
 
 RECORD = "train.json"
@@ -34,14 +35,16 @@ def open_directory(folder: Path, config: TrainConfig, record: Mapping[str, Any])
     """Make the directory of a run, or check that it holds this one.
 
     Raises:
-        UserError: another configuration, foreign files, or no permission.
+        UserError: another configuration, base or data, foreign files, or no permission.
     """
     path = folder / RECORD
     identity = config.identity()
     if path.is_file():
-        _check(folder, identity, path)
+        found = _read(path)
+        _check(folder, identity, found["identity"])
+        _check_fingerprints(folder, record["fingerprints"], found.get("fingerprints", {}))
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or _has_foreign_content(folder)):
         raise UserError(f"{folder} is not empty and no training run; give another --output-path")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,11 +105,37 @@ class Trackers:
         self._accelerator.log({k: v for k, v in metrics.items() if v is not None}, step=step)
 
 
-def _check(folder: Path, identity: Mapping[str, Any], path: Path) -> None:
+def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["identity"]
-    except (OSError, ValueError, KeyError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {**found, "identity": found["identity"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error}); give another --output-path") from None
+
+
+def _has_foreign_content(folder: Path) -> bool:
+    """Whether there is anything that a run killed before its first record does not leave."""
+    return any(path.name not in (LOCK, f".{RECORD}.partial") for path in folder.iterdir())
+
+
+_CHANGED = {
+    "base": "the model is no longer the checkpoint that this run began with (its weights differ); "
+    "restore it",
+    "train": "the training questions, their labels or tokens are no longer those that this run "
+    "began with; restore them",
+    "validation": "the validation questions, their labels or tokens are no longer those that this "
+    "run began with; restore them",
+}
+
+
+def _check_fingerprints(folder: Path, ours: Mapping[str, str], theirs: Mapping[str, str]) -> None:
+    """Compare hashes; a run that recorded none is taken at its word."""
+    for name, changed in _CHANGED.items():
+        if theirs.get(name, ours[name]) != ours[name]:
+            raise UserError(f"{folder}: {changed}, or give another --output-path")
+
+
+def _check(folder: Path, identity: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     differing = [
         f"{name}: {there} there, {now} now"
         for name, now, there in differing_fields(identity, found)

@@ -22,15 +22,16 @@ from torch import Tensor
 from softeval.decoding import Decoder
 from softeval.environment import package_versions
 from softeval.errors import UserError
-from softeval.model import BUNDLED_CHECKPOINT
+from softeval.model import BUNDLED_CHECKPOINT, weights_hash
 from softeval.rows import Limits
 from softeval.trainers import run_files
 from softeval.trainers.advantages import Algorithm, advantages
 from softeval.trainers.atomic import recover
 from softeval.trainers.checkpoint import Progress, SavedState, load_state, save_state
 from softeval.trainers.config import TrainConfig
-from softeval.trainers.export import TrainingRecord, export_checkpoint
+from softeval.trainers.export import TrainingRecord, export_checkpoint, exported_step
 from softeval.trainers.failure import save_failure
+from softeval.trainers.lock import locked
 from softeval.trainers.metrics import (
     Metrics,
     is_finite,
@@ -42,7 +43,7 @@ from softeval.trainers.metrics import (
 )
 from softeval.trainers.processes import Processes
 from softeval.trainers.progress import TrainProgress, make_progress
-from softeval.trainers.questions import DataOrder, QuestionSet, load_questions
+from softeval.trainers.questions import DataOrder, QuestionSet, fingerprint, load_questions
 from softeval.trainers.rollout import RolloutCollector, StepRollouts
 from softeval.trainers.sample_table import RECORDED_TOP, sample_rows
 from softeval.trainers.setup import (
@@ -83,14 +84,16 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str = "") -> Tra
         command: what was typed, for the model card.
 
     Raises:
-        UserError: a request that cannot be met, or a loss that is no number.
+        UserError: a request that cannot be met, a directory in use, or a loss that is no number.
     """
     folder = Path(config.output_path or default_path(config)).expanduser()
     processes = Processes(config.device, config.report_to, folder)
     if config.sequences < processes.count:
         raise UserError(f"{processes.count} processes for {config.sequences} sequences; use fewer")
     try:
-        return Trainer(config, folder, processes, quiet, command).run()
+        with locked(folder, processes.is_main):
+            processes.wait()  # nobody reads a state that another run may still be writing
+            return Trainer(config, folder, processes, quiet, command).run()
     finally:
         processes.close()
 
@@ -123,6 +126,7 @@ class Trainer:
         _seed_everything(config.seed)
         state = load_state(folder / run_files.STATES)
         lm = load_for_training(config, processes.device)
+        base = weights_hash(lm.model) if processes.is_main else ""
         if state is not None:
             keep_embedding_size(lm, state.progress.embedding_rms)
         self.questions: QuestionSet = load_questions(config, lm.tokenizer.encode)
@@ -132,13 +136,14 @@ class Trainer:
         self.passes = self._make_passes()
         self.collector = self._make_collector()
         if processes.is_main:
-            run_files.open_directory(folder, config, self._record())
+            run_files.open_directory(folder, config, self._record(base))
         processes.wait()
         self._restore(state)
         quiet = quiet or not processes.is_main
         self.display: TrainProgress = make_progress(config.max_steps, self.progress.step, quiet)
         for name in () if state is None else state.torn:
             self.display.note(f"{name} is torn; continuing from step {self.progress.step}")
+        self._settle_best()
         self.trackers = run_files.Trackers(processes.accelerator, config, self.progress.step)
 
     def run(self) -> TrainResult:
@@ -147,6 +152,7 @@ class Trainer:
             display.note(f"{self.folder}: {self.questions.summary()}")
             if self.progress.step == 0:
                 self._finish_step(self._validated({}), 0)
+                self._export(run_files.BEST)  # the base; nothing but itself is needed to redo it
             while self.progress.step < self.config.max_steps:
                 self._advance()
         curve = self.progress.curve
@@ -168,8 +174,11 @@ class Trainer:
             metrics = self._validated(metrics)
         self._finish_step(metrics, step)
         self.display.step(step, metrics)
-        if last or step % self.config.save_steps == 0:
+        improved = self.progress.best_step == step
+        if last or improved or step % self.config.save_steps == 0:
             self._save()
+        if improved:
+            self._export(run_files.BEST)
 
     def _update(self, step: int) -> Metrics:
         """Rollouts, gradient, optimizer."""
@@ -242,7 +251,6 @@ class Trainer:
         if found.success > self.progress.best_success:
             self.progress.best_step = self.progress.step
             self.progress.best_success = found.success
-            self._export(run_files.BEST)
         seconds = time.perf_counter() - started
         shown: Metrics = {f"validation/{name}": value for name, value in asdict(found).items()}
         return {**metrics, **shown, "time/validation": seconds}
@@ -270,7 +278,10 @@ class Trainer:
             run_files.append_line(self.folder / run_files.SAMPLES, {"step": step, **row})
 
     def _save(self) -> None:
-        """Export the last model, then save the state: a final state implies its export."""
+        """Export the last model, then save the state: a final state implies its export.
+
+        The state of a best step is saved before its export, so that `best` is never ahead of it.
+        """
         self._export(run_files.LAST)
         self.progress.micro_batch = self.passes.fitted
         if self.processes.is_main:
@@ -293,6 +304,29 @@ class Trainer:
             for name in (run_files.BEST, run_files.LAST):
                 recover(self.folder / name)
         self.processes.wait()
+
+    def _settle_best(self) -> None:
+        """Make `best` hold the step that the state calls best.
+
+        It does not where a run died between the two, which is made up for here, and where a newer
+        state was torn: the model is then of updates that are done anew, and without bit-exact
+        arithmetic not the same. The best is chosen from here on then.
+        """
+        progress, main = self.progress, self.processes.is_main
+        if progress.step == 0:
+            return
+        stray = main and exported_step(self.folder / run_files.BEST) != progress.best_step
+        if progress.step == progress.best_step:
+            if stray:
+                self._export(run_files.BEST)
+            return
+        stray = bool(self.processes.totals({"stray": float(stray)})["stray"])
+        if stray and progress.step < self.config.max_steps:
+            progress.best_step, progress.best_success = -1, -1.0
+            self.display.note(
+                f"{self.folder / run_files.BEST} is not of the step that the state calls best; "
+                "the best is chosen from the validations to come"
+            )
 
     def _export(self, name: str) -> None:
         if not self.processes.is_main:
@@ -337,8 +371,14 @@ class Trainer:
             skip_zero=config.skip_zero_advantage,
         )
 
-    def _record(self) -> dict[str, Any]:
+    def _record(self, base: str) -> dict[str, Any]:
+        """What train.json says; the fingerprints must agree when the run is continued."""
         return {
+            "fingerprints": {
+                "base": base,
+                "train": fingerprint(self.questions.train),
+                "validation": fingerprint(self.questions.validation),
+            },
             "config": self.config.model_dump(mode="json"),
             "command": self.command,
             "data": self._data(),
