@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,11 +17,15 @@ from softeval.modes import get_mode
 from softeval.output_head import output_head
 from softeval.problems import Problem
 from softeval.rows import Limits
+from softeval.trainers import training_pass
 from softeval.trainers.losses import Policy
-from softeval.trainers.optimization import MasterWeights
+from softeval.trainers.metrics import rollout_metrics, rollout_sums
+from softeval.trainers.optimization import MasterWeights, gradient_norm
 from softeval.trainers.questions import DataOrder, QuestionSet, TrainingQuestion
+from softeval.trainers.reference import Reference
 from softeval.trainers.rollout import RolloutCollector, StepRollouts
-from softeval.trainers.training_pass import PassPlan, TrainingPass
+from softeval.trainers.setup import recompute_activations
+from softeval.trainers.training_pass import PassPlan, TrainingPass, split_norms
 
 SOURCE = DatasetSource("made", Origin.LOCAL, "", "train", 2, "")
 
@@ -40,13 +46,15 @@ class OneOf:
         return tensor
 
 
-def collect(rank: int = 0, count: int = 1, cursor: int = 0, questions: int = 2) -> StepRollouts:
+def collect(
+    rank: int = 0, count: int = 1, cursor: int = 0, questions: int = 2, **changes: Any
+) -> StepRollouts:
     lm = tiny_lm()
     asked = tuple(
         TrainingQuestion(n, Problem(f"q{n}", "1"), (7 + n, 8, 9)) for n in range(questions)
     )
     decoder = Decoder(lm, get_mode("soft_sample"), Limits(4, 3), answer_temperature=1.0)
-    config = tiny_config(prompts_per_step=3, num_generations=4)
+    config = tiny_config(prompts_per_step=3, num_generations=4, **changes)
     order = DataOrder(questions, 0)
     processes: Any = OneOf(rank, count)
     collector = RolloutCollector(decoder, QuestionSet(asked, (), SOURCE), order, config, processes)
@@ -85,6 +93,25 @@ def test_rewards_stand_where_their_samples_do() -> None:
     for rollout in found.local:
         assert float(found.rewards_PG[rollout.group, rollout.member]) == rollout.reward
     assert found.cursor == 3 and found.drawn == 3
+
+
+def test_replaced_groups_count_among_what_was_drawn() -> None:
+    """A random model is never right: every group is equal and replaced."""
+    options = {"dynamic_sampling": True, "max_refills": 2, "reward_boxed": 0.0}
+    found = collect(**options)
+    sums = found.drawn_sums
+    assert found.drawn == 9 and len(found.local) == 12
+    assert sums["drawn_rollouts"] == 36 and sums["drawn_success"] == 0
+    lengths = [len(r.generation.shadow_ids) + len(r.generation.answer_ids) for r in found.local]
+    assert sums["drawn_tokens"] > 2 * sum(lengths)
+    shared = [collect(rank, 2, **options).drawn_sums for rank in (0, 1)]
+    assert {name: shared[0][name] + shared[1][name] for name in sums} == sums
+    right = collect()
+    metrics = rollout_metrics({**rollout_sums(right.local), **right.drawn_sums}, right)
+    assert metrics["rollout/tokens_drawn"] == right.drawn_sums["drawn_tokens"]
+    made = {"drawn_rollouts": 8.0, "drawn_success": 2.0, "drawn_tokens": 9.0}
+    metrics = rollout_metrics({**rollout_sums(right.local), **made}, right)
+    assert metrics["reward/success_drawn"] == 0.25 and metrics["reward/success"] == 0
 
 
 def pass_over(micro_batch: int | None = None) -> tuple[TrainingPass, MasterWeights]:
@@ -142,3 +169,71 @@ def test_sequences_of_advantage_zero_are_left_out_unless_wanted() -> None:
     assert passes.run(made, nothing, PassPlan(4, keep_first=True)).sums["sequences"] == 1
     assert all(m.grad is None or not m.grad.any() for m in weights.masters)
     assert passes.run([], nothing, PassPlan(4, keep_first=False)).sums["sequences"] == 0
+
+
+@pytest.mark.parametrize(("device", "size"), [("cuda", 10), ("cpu", 16)])
+def test_a_pass_begins_with_all_sequences_even_if_the_first_update_uses_few(
+    monkeypatch: pytest.MonkeyPatch, device: str, size: int
+) -> None:
+    lm = tiny_lm()
+    passes, _ = pass_over()
+    sizes: list[list[int]] = []
+    monkeypatch.setattr(passes, "lm", SimpleNamespace(device=torch.device(device)))
+    monkeypatch.setattr(passes, "_run", lambda _a, _b, _c, parts: sizes.append([*map(len, parts)]))
+    made = [made_generation(lm, sample=n) for n in range(10)]
+    for used in (0, 3, 10):
+        passes.run(made, (torch.arange(10) < used).double(), PassPlan(10))
+    assert sizes == [[], [3], [10]] and passes.fitted == size
+
+
+def split_pass(beta: float, answer: bool, kl: bool) -> tuple[dict[str, float], list[Any]]:
+    """Norms of the parts and the whole gradient of two sequences, without terms left out."""
+    lm = tiny_lm()
+    mode = get_mode("soft_sample")
+    weights = MasterWeights(lm.model)
+    policy = Policy(mode, mode.sigma(lm.embedding))
+    other = tiny_lm(seed=1)
+    reference = Reference(other, output_head(other))
+    passes = TrainingPass(
+        lm, output_head(lm), weights, policy, micro_batch=1, reference=reference, beta=beta
+    )
+    made = [made_generation(lm, sample=n) for n in range(2)]
+    advantages = torch.tensor([1.0, -0.5]) * (1.0 if answer else 0.0)
+    found = passes.run(made, advantages, PassPlan(2, measure_drift=kl, split=True))
+    return split_norms(weights, found.parts), [m.grad.clone() for m in weights.masters]
+
+
+def test_the_answers_norm_is_its_own_beside_a_penalty() -> None:
+    plain, policy_gradient = split_pass(0.0, answer=True, kl=False)
+    both, gradient = split_pass(0.5, answer=True, kl=True)
+    alone, kl_gradient = split_pass(0.5, answer=False, kl=True)
+    assert plain.keys() == {"cot", "answer"} and both.keys() == {"cot", "answer", "kl"}
+    for name in plain:
+        assert both[name] == pytest.approx(plain[name], rel=1e-3)
+    assert both["kl"] == pytest.approx(gradient_norm(kl_gradient), rel=1e-3)
+    assert both["kl"] > 1e-3 and alone["cot"] == 0
+    for whole, one, other in zip(gradient, policy_gradient, kl_gradient, strict=True):
+        assert torch.allclose(whole, one + other, atol=1e-5)
+
+
+def test_a_kl_that_is_only_looked_at_is_not_differentiated(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+    plain = training_pass.drift
+
+    def watched(*args: Any) -> Any:
+        found = plain(*args)
+        seen.append(found.tokens.requires_grad)
+        return found
+
+    monkeypatch.setattr(training_pass, "drift", watched)
+    for beta in (0.0, 0.5):
+        split_pass(beta, answer=True, kl=True)
+    assert seen == [False, False, True, True]
+
+
+def test_recomputed_activations_bring_no_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = tiny_lm().model
+        recompute_activations(model)
+    assert model.model.gradient_checkpointing

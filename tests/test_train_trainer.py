@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from train_cases import METHODS, run, same, save_tiny, tiny_lm, weights
+from train_cases import METHODS, own_questions, run, same, save_tiny, tiny_lm, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from softeval.decoding import Decoder
@@ -68,6 +68,7 @@ def test_checkpoints_are_ordinary_transformers_checkpoints(tmp_path: Path) -> No
     assert record["sigma"] == pytest.approx(load_model().embedding.rms)  # γ = 1
     card = (tmp_path / "last" / "README.md").read_text()
     assert "soft" in card and "γ = 1" in card and "| 0 |" in card
+    assert "up to this step" in card
 
 
 class BoxJudge:
@@ -234,12 +235,21 @@ def test_dynamic_sampling_replaces_equal_groups(tmp_path: Path) -> None:
     assert {line["groups/drawn"] for line in plain} == {2.0}
     assert sum(line["groups/drawn"] for line in dynamic) > 6
     assert dynamic[-1]["data/epoch"] > plain[-1]["data/epoch"]
+    for line in (*plain, *dynamic):
+        assert line["rollout/tokens_drawn"] == pytest.approx(
+            line["time/tokens_per_second"] * line["time/step"]
+        )
+    for line in plain:
+        kept = line["rollout/cot_tokens"] + line["rollout/answer_tokens"]
+        assert line["rollout/tokens_drawn"] == pytest.approx(6 * kept)
+        assert line["reward/success_drawn"] == line["reward/success"]
+    refilled = [line for line in dynamic if line["groups/drawn"] > 2]
+    for line in refilled:
+        assert line["rollout/tokens_drawn"] >= 3 * line["groups/drawn"]
 
 
 def test_groups_of_equal_rewards_leave_the_weights_alone(tmp_path: Path) -> None:
-    rows = [{"question": f"q{n}", "answer": "1"} for n in range(12)]
-    data = tmp_path / "own.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = own_questions(tmp_path / "own.jsonl")
     same_rewards = {"reward_correct": 1e-9, "reward_boxed": 0.0, "reward_none": 0.0}
     run(
         tmp_path / "run",
@@ -332,6 +342,8 @@ def test_an_exploding_run_ends_in_one_line(tmp_path: Path) -> None:
         ({"validation_size": 24}, "--validation-size"),
         ({"model": "/nowhere"}, "no checkpoint at /nowhere"),
         ({"dataset": "nowhere.jsonl"}, "no file nowhere.jsonl"),
+        ({"device": "foo"}, "--device foo: .*use --device auto or cpu"),
+        ({"device": "hpu"}, "--device hpu: .*use --device auto or cpu"),
         ({"report_to": ("wandb",)}, "--report-to wandb: not installed"),
         ({"report_to": ("tensorbord",)}, "--report-to tensorbord: none of .*tensorboard"),
     ],

@@ -41,19 +41,25 @@ def rollout_sums(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 
 def rollout_metrics(sums: dict[str, float], drawn: StepRollouts) -> Metrics:
-    """Rates and means of an update's rollouts over all processes."""
+    """Rates and means of an update's rollouts over all processes.
+
+    All are of the groups that are learnt from, but those named `drawn`: they also count the groups
+    that dynamic sampling replaced.
+    """
     count, tokens = sums["rollouts"], sums["cot_tokens"]
     rewards_PG: Tensor = drawn.rewards_PG
     stops: Metrics = {f"rollout/stop_{r}": sums[f"stop_{r}"] / count for r in StopReason}
     return {
         "reward/mean": float(rewards_PG.mean()),
         "reward/success": sums["success"] / count,
+        "reward/success_drawn": sums["drawn_success"] / sums["drawn_rollouts"],
         "reward/boxed": sums["boxed"] / count,
         "groups/equal": float(uninformative(rewards_PG).double().mean()),
         "groups/equal_drawn": drawn.equal_groups / drawn.drawn,
         "groups/drawn": float(drawn.drawn),
         "rollout/cot_tokens": tokens / count,
         "rollout/answer_tokens": sums["answer_tokens"] / count,
+        "rollout/tokens_drawn": sums["drawn_tokens"],
         "rollout/entropy": sums["entropy"] / tokens,
         "rollout/mode_entropy": sums["mode_entropy"] / tokens,
         **stops,
@@ -100,7 +106,7 @@ def is_finite(metrics: Metrics) -> bool:
 
 
 def time_metrics(seconds: dict[str, float], tokens: float) -> Metrics:
-    """Where an update's time went, and tokens (CoT and answer) a second."""
+    """Where an update's time went, and tokens drawn (CoT and answer) a second."""
     total = sum(seconds.values())
     found: Metrics = {f"time/{name}": value for name, value in seconds.items()}
     found["time/step"] = total

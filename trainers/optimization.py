@@ -20,7 +20,10 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Schedule:
-    """Linear warm-up to the peak, then a cosine to the floor at the last step (paper appendix D)."""
+    """Linear warm-up to the peak, then a cosine towards the floor (paper appendix D).
+
+    The floor itself would be reached one update after the last, so that every update moves.
+    """
 
     peak: float
     warmup_steps: int

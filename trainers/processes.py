@@ -31,18 +31,20 @@ class Processes:
         folder: where trackers write.
 
     Raises:
-        UserError: a tracker that is unknown or not installed.
+        UserError: a tracker that is unknown or not installed, or a device that is not there.
     """
 
     def __init__(self, device: str, trackers: Sequence[str], folder: Path) -> None:
         from accelerate import Accelerator
 
         _check_trackers(trackers)
+        _check_device(device, probe=False)
         self.accelerator: Any = Accelerator(
             cpu=device.startswith("cpu"), log_with=list(trackers) or None, project_dir=str(folder)
         )
         alone = self.accelerator.num_processes == 1
         automatic = device == "auto" or not alone
+        _check_device(device, probe=alone)
         self.device = self.accelerator.device if automatic else torch.device(device)
 
     @property
@@ -92,6 +94,19 @@ class Processes:
 def launched_rank() -> int:
     """Rank given by torchrun or accelerate launch; 0 alone. Usable before torch is loaded."""
     return int(os.environ.get("RANK", "0"))
+
+
+def _check_device(name: str, probe: bool) -> None:
+    """Refuse a device that torch does not know or, probing it, that this machine lacks."""
+    if name == "auto":
+        return
+    try:
+        device = torch.device(name)
+        if probe:
+            torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"--device {name}: {reason}; use --device auto or cpu") from error
 
 
 def _check_trackers(names: Sequence[str]) -> None:

@@ -30,6 +30,9 @@ TRAIN_KEY = "train"
 """First part of the key of every training sample's random numbers."""
 
 
+DRAWN_SUMS = ("drawn_rollouts", "drawn_success", "drawn_tokens")
+
+
 @dataclass(frozen=True, eq=False)
 class Rollout:
     """One scored sample.
@@ -61,6 +64,8 @@ class StepRollouts:
         cursor: place in the data order after drawing.
         drawn: questions drawn, refills included.
         equal_groups: groups of equal rewards among those drawn.
+        drawn_sums: rollouts, right answers and tokens of everything this process decoded, the
+            groups that were replaced included.
         seconds: spent decoding and scoring.
     """
 
@@ -69,6 +74,7 @@ class StepRollouts:
     cursor: int
     drawn: int
     equal_groups: int
+    drawn_sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(DRAWN_SUMS, 0.0))
     seconds: dict[str, float] = field(default_factory=lambda: {"rollout": 0.0, "scoring": 0.0})
 
 
@@ -129,6 +135,7 @@ class RolloutCollector:
         found.seconds["rollout"] += decoded_at - started
         found.seconds["scoring"] += time.perf_counter() - decoded_at
         found.local += fresh
+        _count_drawn(found.drawn_sums, fresh)
         rewards_PG = torch.zeros_like(found.rewards_PG)
         for rollout in fresh:
             rewards_PG[rollout.group, rollout.member] = rollout.reward
@@ -166,6 +173,13 @@ class RolloutCollector:
             Rollout(group, member, asked[group], g, verdict, reward(verdict, self._config))
             for (group, member, g), verdict in zip(decoded, verdicts, strict=True)
         ]
+
+
+def _count_drawn(sums: dict[str, float], fresh: Sequence[Rollout]) -> None:
+    sums["drawn_rollouts"] += len(fresh)
+    sums["drawn_success"] += sum(r.verdict.correct for r in fresh)
+    generations = [r.generation for r in fresh]
+    sums["drawn_tokens"] += sum(len(g.shadow_ids) + len(g.answer_ids) for g in generations)
 
 
 def reward(verdict: Verdict, config: TrainConfig) -> float:

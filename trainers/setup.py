@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -105,7 +106,7 @@ def make_trainee(config: TrainConfig, lm: LanguageModel) -> Trainee:
     )
     adapters = Adapters(lm.model, config) if config.lora else None
     if config.gradient_checkpointing:
-        lm.model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(lm.model)
     weights = MasterWeights(lm.model, config.master_weights)
     return Trainee(
         lm,
@@ -132,6 +133,12 @@ def check_context(config: TrainConfig, lm: LanguageModel, questions: QuestionSet
             f"the longest prompt ({longest} tokens) and the caps need {needed} positions, the "
             f"context has {lm.max_length}; lower --max-cot-tokens or set --max-prompt-tokens"
         )
+
+
+def recompute_activations(model: Any) -> None:
+    """Gradient checkpointing, under the name that this transformers has for it."""
+    newer = getattr(model, "activation_checkpointing_enable", None)
+    (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def disable_dropout(model: nn.Module) -> None:

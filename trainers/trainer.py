@@ -52,7 +52,7 @@ from softeval.trainers.setup import (
     load_for_training,
     make_trainee,
 )
-from softeval.trainers.training_pass import PassPlan, TrainingPass, split_norms
+from softeval.trainers.training_pass import PassPlan, PassResult, TrainingPass, split_norms
 from softeval.trainers.validation import validate
 
 
@@ -201,10 +201,9 @@ class Trainer:
         metrics["data/epoch"] = drawn.cursor / len(self.questions.train)
         seconds = {**drawn.seconds, "training": differentiated - started}
         seconds["optimizer"] = time.perf_counter() - differentiated
-        tokens = metrics["rollout/cot_tokens"] or 0, metrics["rollout/answer_tokens"] or 0
         if tabled:
             self._show_samples(step, drawn, found_B)
-        times = time_metrics(seconds, sum(tokens) * config.sequences)
+        times = time_metrics(seconds, metrics["rollout/tokens_drawn"] or 0)
         return {**metrics, **times, **peak_memory(trainee.lm.device)}
 
     def _differentiate(
@@ -224,25 +223,32 @@ class Trainer:
         trainee.lm.model.eval()
         trainee.weights.fill_missing()
         processes.sum_gradients(trainee.weights.masters)
-        sums = processes.totals({**result.sums, **rollout_sums(drawn.local)})
+        local = {**result.sums, **rollout_sums(drawn.local), **drawn.drawn_sums}
+        sums = processes.totals(local)
         noisy = not trainee.policy.feeds_tokens
         drifted = plan.measure_drift or config.beta > 0
         metrics = {
             **rollout_metrics(sums, drawn),
             **pass_metrics(sums, trainee.lm.embedding.width, noisy, drifted),
             "gradient/norm": trainee.optimization.norm(),
-            "gradient/cot_norm": None,
-            "gradient/answer_norm": None,
+            **dict.fromkeys(("gradient/cot_norm", "gradient/answer_norm", "gradient/kl_norm")),
         }
-        if plan.split:
-            parts = result.cot_gradients or [torch.zeros_like(m) for m in trainee.weights.masters]
-            summed = [processes.total(part) for part in parts]
-            norms = split_norms(trainee.weights, summed)
-            metrics["gradient/cot_norm"], metrics["gradient/answer_norm"] = norms
-        return metrics
+        return metrics | (self._part_norms(result) if plan.split else {})
+
+    def _part_norms(self, result: PassResult) -> Metrics:
+        """Norms of the gradient's parts over all processes; the KL's only where it has one."""
+        weights = self.trainee.weights
+        names = ("cot", "kl") if self.config.beta > 0 else ("cot",)
+        parts = {
+            name: result.parts.get(name) or [torch.zeros_like(m) for m in weights.masters]
+            for name in names
+        }
+        summed = {name: [self.processes.total(g) for g in part] for name, part in parts.items()}
+        norms = split_norms(weights, summed)
+        return {f"gradient/{name}_norm": norm for name, norm in norms.items()}
 
     def _validated(self, metrics: Metrics) -> Metrics:
-        """Validate; keep the model if it is the best so far."""
+        """Validate; note whether this is the best model so far."""
         started = time.perf_counter()
         found = validate(self.trainee.lm, self.questions.validation, self.config, self.processes)
         point = {"step": float(self.progress.step), **asdict(found)}

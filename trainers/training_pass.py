@@ -9,8 +9,8 @@ Knows nothing of how rollouts came about or of the optimizer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ class PassPlan:
     Attributes:
         sequences: sequences of the update over all processes; the loss is their mean.
         measure_drift: also measure the KL to the reference, on every sequence.
-        split: also measure the gradient's CoT and answer parts.
+        split: also measure the gradient's CoT, answer and KL parts.
         keep_first: pass over the first sequence even if every advantage is zero, for its χ².
     """
 
@@ -65,10 +65,16 @@ class PassPlan:
 
 @dataclass(eq=False)
 class PassResult:
-    """Sums over this process's sequences, and on request its part of the CoT gradient."""
+    """Sums over this process's sequences, and on request its share of the gradient's parts.
+
+    Attributes:
+        sums: by the names of SUMS.
+        parts: gradient of the CoT term under "cot" and of the KL under "kl"; the rest of the
+            gradient is the answer's.
+    """
 
     sums: dict[str, float]
-    cot_gradients: list[Tensor] | None = None
+    parts: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
 class TrainingPass:
@@ -82,8 +88,8 @@ class TrainingPass:
         head: its output head.
         weights: its master weights; gradients end up there.
         policy: what the rollouts were sampled from.
-        micro_batch: sequences at once; None starts with all of them on an accelerator and halves
-            while memory runs out.
+        micro_batch: sequences at once; None starts with all of this process's on an accelerator,
+            whether the first update learns from them or not, and halves while memory runs out.
         reference: the initial model, where its KL is wanted.
         beta: coefficient of that KL.
         skip_zero: leave out sequences of advantage zero.
@@ -128,7 +134,7 @@ class TrainingPass:
         # Long sequences together: less padding. Python's sort is stable, so the order is certain.
         chosen.sort(key=lambda b: -_length(rollouts[b]))
         while True:
-            size = self.micro_batch or self._fitting(len(chosen))
+            size = self.micro_batch or self._fitting(max(1, len(rollouts)))
             try:
                 return self._run(rollouts, advantages_B, plan, _parts(chosen, size))
             except torch.OutOfMemoryError:
@@ -158,8 +164,8 @@ class TrainingPass:
                 keep_fed=not self.policy.feeds_tokens,
             )
             self._add(batch, advantages_B[part].to(self.lm.device), plan, result)
-        if result.cot_gradients is not None:
-            self._return_cot_gradients(result.cot_gradients)
+        for part in result.parts.values():
+            self._return_gradients(part)
         return result
 
     def _add(self, batch: Batch, advantages_B: Tensor, plan: PassPlan, result: PassResult) -> None:
@@ -169,14 +175,19 @@ class TrainingPass:
         cot, answer = policy_losses(found, batch, advantages_B, plan.sequences)
         result.sums["loss_cot"] += float(cot.detach())
         result.sums["loss_answer"] += float(answer.detach())
-        rest = answer
+        terms = {"cot": cot}
         if plan.measure_drift or self.beta > 0:
-            rest = rest + self._drift_loss(hidden, found, batch, plan, result)
-        if plan.split:
-            self._keep_cot_gradients(cot, result)
-        else:
-            rest = rest + cot
-        rest.backward()
+            # Without β the KL is looked at only; a gradient of zeros costs as much as any other.
+            with torch.set_grad_enabled(self.beta > 0):
+                kl = self._drift_loss(hidden, found, batch, plan, result)
+            if self.beta > 0:
+                terms["kl"] = kl
+        for name, term in terms.items():
+            if plan.split:
+                self._keep_gradients(name, term, result)
+            else:
+                answer = answer + term
+        answer.backward()
         self.weights.collect()
         _count(found, batch, result.sums)
 
@@ -198,29 +209,36 @@ class TrainingPass:
             result.sums["kl_gaussian"] += float(moved.gaussian_N.sum())
         return loss
 
-    def _keep_cot_gradients(self, cot: Tensor, result: PassResult) -> None:
-        """Differentiate the CoT term by itself, into buffers of the masters' precision."""
+    def _keep_gradients(self, name: str, term: Tensor, result: PassResult) -> None:
+        """Differentiate one term by itself, into buffers of the masters' precision."""
         gradients = torch.autograd.grad(
-            cot, self.weights.parameters, retain_graph=True, allow_unused=True
+            term, self.weights.parameters, retain_graph=True, allow_unused=True
         )
-        if result.cot_gradients is None:
-            result.cot_gradients = [torch.zeros_like(m) for m in self.weights.masters]
-        for kept, gradient in zip(result.cot_gradients, gradients, strict=True):
+        if name not in result.parts:
+            result.parts[name] = [torch.zeros_like(m) for m in self.weights.masters]
+        for kept, gradient in zip(result.parts[name], gradients, strict=True):
             if gradient is not None:
                 kept += gradient
 
-    def _return_cot_gradients(self, gradients: Sequence[Tensor]) -> None:
+    def _return_gradients(self, gradients: Sequence[Tensor]) -> None:
         for master, gradient in zip(self.weights.masters, gradients, strict=True):
             master.grad = gradient.clone() if master.grad is None else master.grad + gradient
 
 
-def split_norms(weights: MasterWeights, cot_gradients: Sequence[Tensor]) -> tuple[float, float]:
-    """Norms of the CoT's part of the gradient and of the rest, both summed over all processes."""
-    rest = [
-        None if m.grad is None else m.grad - cot
-        for m, cot in zip(weights.masters, cot_gradients, strict=True)
-    ]
-    return gradient_norm(cot_gradients), gradient_norm(rest)
+def split_norms(weights: MasterWeights, parts: Mapping[str, Sequence[Tensor]]) -> dict[str, float]:
+    """Norm of each part of the gradient and, as "answer", of what is left without them.
+
+    Args:
+        weights: hold the whole gradient, summed over all processes.
+        parts: those of `PassResult`, summed likewise.
+    """
+    rest = [None if m.grad is None else m.grad.clone() for m in weights.masters]
+    for part in parts.values():
+        for left, gradient in zip(rest, part, strict=True):
+            if left is not None:
+                left -= gradient
+    norms = {name: gradient_norm(part) for name, part in parts.items()}
+    return {**norms, "answer": gradient_norm(rest)}
 
 
 def _count(found: LogProbs, batch: Batch, sums: dict[str, float]) -> None:
