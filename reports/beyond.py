@@ -93,12 +93,12 @@ def meeting(first: Continuation, second: Continuation) -> dict[str, int | None]:
 
 
 def _panel(arms: Arms, group: Sequence[Arm], key: Key, largest: int) -> tuple[Continuation, ...]:
-    return tuple(
-        _continuation(arm, arms.name(arm), key, largest) for arm in group if arm.having(key)
-    )
+    found = (_continuation(arm, arms.name(arm), key, largest) for arm in group if arm.having(key))
+    return tuple(continuation for continuation in found if continuation is not None)
 
 
-def _continuation(arm: Arm, name: str, key: Key, largest: int) -> Continuation:
+def _continuation(arm: Arm, name: str, key: Key, largest: int) -> Continuation | None:
+    """None where no problem has every k for every seed."""
     checkpoints = arm.having(key)
     n = usual_n(c.cells[key] for c in checkpoints)
     if not n < largest <= FARTHEST * n:
@@ -107,7 +107,9 @@ def _continuation(arm: Arm, name: str, key: Key, largest: int) -> Continuation:
             f" choose {n + 1} to {FARTHEST * n}, or rerun with another --num-samples"
         )
     ks = curve_ks(n)
-    _, x_SMK = complete_curve(checkpoints, key, ks)
+    doc_M, x_SMK = complete_curve(checkpoints, key, ks)
+    if not len(doc_M):
+        return None
     # Where some problem has fewer samples, the models are fitted to all there are.
     fits = [_fit(c.cells[key].n_M, c.cells[key].c_M, n, largest) for c in checkpoints]
     means = {model: np.mean([getattr(fit, model) for fit in fits], axis=0) for model in MODELS}

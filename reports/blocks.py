@@ -272,7 +272,7 @@ def _entropy_figure(entropy: EntropyFigure, index: int) -> FigureBlock:
             first, last = _ends(trace.profile.mean, trace.profile.grey)
             told.append(f"{mode.replace('_', ' ')} {trace.name} from {first} to {last} nats")
     caption = ENTROPY_CAPTIONS[entropy.view].format(
-        cohort=entropy.cohort, arm=entropy.name.split(",")[0]
+        cohort=entropy.cohort, arm=" or ".join(entropy.split)
     )
     svg = to_svg(
         draw_entropy(entropy), f"entropy{index}{entropy.view}", title, f"{'; '.join(told)}."

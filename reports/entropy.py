@@ -52,6 +52,7 @@ class EntropyFigure:
         panels: by mode, its lines.
         cohort: shortest CoT of the fixed cohort, tokens.
         width: positions in a bin.
+        split: arms whose CoTs the view of terciles splits, one or more over the panels.
     """
 
     name: str
@@ -60,6 +61,7 @@ class EntropyFigure:
     panels: dict[str, tuple[Trace, ...]]
     cohort: int
     width: int
+    split: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +113,14 @@ def find_entropy(arms: Arms, views: Sequence[str] = tuple(VIEWS)) -> list[Entrop
                     for mode in arms.modes
                     if (traces := _traces(arms, group, (task, mode), view, width))
                 }
-                figures.append(EntropyFigure(name, task, view, panels, cohort, width))
+                split = dict.fromkeys(arms.name(_split_arm(group, (task, mode))) for mode in panels)
+                figures.append(EntropyFigure(name, task, view, panels, cohort, width, tuple(split)))
     return figures
+
+
+def _split_arm(group: Sequence[Arm], key: Key) -> Arm:
+    """The group's last arm with positions: the one whose CoTs are split in terciles."""
+    return [arm for arm in group if _sums(arm, key)][-1]
 
 
 def bin_width(longest: int) -> int:
@@ -141,7 +149,7 @@ def _traces(arms: Arms, group: Sequence[Arm], key: Key, view: str, width: int) -
     """One line an arm; in the view of terciles three, of the group's last arm only."""
     present = [arm for arm in group if _sums(arm, key)]
     if view == "terciles":
-        present = present[-1:]
+        present = [_split_arm(group, key)] if present else []
         parts = [("short", "short"), ("middle", "middle"), ("long", "long")]
         return tuple(
             Trace(label, _profile(_sums(arm, key), part, width))

@@ -128,7 +128,7 @@ def test_every_section_is_filled(page):
     for expected in (
         "Verdict", "soft training against hard training", "does not cross", "hard inference",
         "exploratory", "Fixed cohort", "noise floor", "Accuracy and NLL"[:8], "greedy validation",
-        "timed out", "checkpoints/soft-1", "Wilson",
+        "timed out", "checkpoints/soft-1", "Wilson", "CoTs of soft split in three",
     ):  # fmt: skip
         assert expected in text, expected
 
@@ -182,7 +182,7 @@ def test_arms_of_disjoint_questions_give_a_page(tmp_path):
 
 def test_seeds_of_disjoint_questions_give_dashes(tmp_path):
     seeds = [_half(tmp_path / f"soft{s}", "soft", s, 4 * s, 4 * s + 4) for s in range(2)]
-    alone = Outline(build_report(seeds))
+    alone = Outline(build_report(seeds, ReportOptions(extrapolate=4)))
     assert alone.unbalanced == [] and "2 seeds – – –" in alone.text
     base = write_checkpoint(
         tmp_path / "base", questions=8, samples=2, positions=8, likelihood_tasks=("arc",), kl=True
