@@ -223,6 +223,7 @@ def _notes(compared: list[ComparedMetric], margin: float) -> list[str]:
         f"Scope: {'; '.join(scopes)}.",
     ]
     excluded = max(one.contrast.excluded for one in compared)
+    lines += [one.warning for one in compared[:1] if one.warning]
     if excluded:
         lines.append(f"Up to {excluded} problems were left out: too few samples for k.")
     return lines

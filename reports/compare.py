@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from softeval.errors import UserError
-from softeval.reports.arms import Arm, measure, refuse_other_data
+from softeval.reports.arms import Arm, Arms, measure, refuse_other_data
 from softeval.reports.cells import cell_order
 from softeval.reports.contrasts import Metric, Side, compare_sides
 from softeval.reports.scores import HEADLINE_K, usual_n
 from softeval.reports.statistics.contrast import Contrast, compare_methods
 from softeval.reports.statistics.equivalence import MARGIN, Verdict, holm, judge
+from softeval.reports.validity import setting_notes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,6 +42,7 @@ class ComparedMetric:
         b: mean of B.
         contrast: difference, interval, p, minimum detectable effect, scope.
         verdict: in one word, from the adjusted p.
+        warning: settings of the decoder in which A and B differ; "" where they agree.
     """
 
     task: str
@@ -51,6 +53,7 @@ class ComparedMetric:
     b: float
     contrast: Contrast
     verdict: Verdict
+    warning: str = ""
 
     @property
     def name(self) -> str:
@@ -85,7 +88,9 @@ def compare_runs(
         UserError: runs of different data, or without a metric in common.
     """
     left, right = _side("A", a), _side("B", b)
-    refuse_other_data([run for arm in (left, right) for c in arm.checkpoints for run in c.runs])
+    runs = tuple(run for arm in (left, right) for c in arm.checkpoints for run in c.runs)
+    refuse_other_data(runs)
+    warning = " ".join(setting_notes(Arms((left, right), runs)))
     wanted = Wanted(task, None if mode is None else mode.replace("-", "_"), tuple(ks))
     found = [*_success(left, right, wanted), *_likelihood(left, right, wanted)]
     if not found:
@@ -95,7 +100,7 @@ def compare_runs(
         )
     adjusted = holm([contrast.p for *_, contrast in found])
     return [
-        ComparedMetric(*entry, verdict=_judged(entry, margin, float(p)))
+        ComparedMetric(*entry, verdict=_judged(entry, margin, float(p)), warning=warning)
         for entry, p in zip(found, adjusted, strict=True)
     ]
 
@@ -130,6 +135,7 @@ def comparison_record(one: ComparedMetric) -> dict[str, Any]:
         "excluded": contrast.excluded,
         "test": contrast.test,
         "scope": contrast.scope,
+        "warning": one.warning,
     }
 
 

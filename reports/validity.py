@@ -83,7 +83,7 @@ def notes(arms: Arms) -> list[str]:
             found.append(f"{where} was limited to {record.config['limit']} questions a task.")
         if not run.positions and run.cells:
             found.append(f"{where} has no per-position records: no entropy of it is shown.")
-    return found + _prompt_notes(arms) + _setting_notes(arms)
+    return found + _prompt_notes(arms) + setting_notes(arms)
 
 
 def _prompt_notes(arms: Arms) -> list[str]:
@@ -97,7 +97,7 @@ def _prompt_notes(arms: Arms) -> list[str]:
     return [f"The prompts of {task} differ between runs (same questions)." for task in several]
 
 
-def _setting_notes(arms: Arms) -> list[str]:
+def setting_notes(arms: Arms) -> list[str]:
     """Settings of the decoder in which runs of one base model and task differ, with the values."""
     found: dict[tuple[str, str, str], dict[str, list[tuple[str, str]]]] = {}
     for arm in arms.arms:

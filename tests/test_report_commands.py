@@ -122,6 +122,17 @@ def test_compare_refuses_two_methods_on_one_side(folders, tmp_path):
         compare_runs([hard, folders[1]], [folders[0]])
 
 
+def test_compare_names_settings_that_differ(app, folders, tmp_path):
+    config = {"max_cot_tokens": 16}
+    other = write_checkpoint(
+        tmp_path / "soft", "soft", questions=16, samples=4, positions=6,
+        record_changes={"config": config},
+    )  # fmt: skip
+    printed = _run(app, "compare", other, folders[0]).stdout
+    assert "max_cot_tokens: " in printed and "16 in soft" in printed
+    assert "max_cot_tokens" not in _run(app, "compare", folders[1], folders[0]).stdout
+
+
 def test_compare_says_why_there_is_nothing(folders, tmp_path):
     with pytest.raises(UserError, match="--k 64: arithmetic under hard_sample has 4 samples"):
         compare_runs([folders[1]], [folders[0]], mode="hard-sample", ks=(64,))
