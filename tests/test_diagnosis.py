@@ -68,6 +68,7 @@ def test_sets_samples_and_limit_change_what_is_replayed(run):
     assert found.prefixes == {"own": 4}
 
 
+@pytest.mark.slow
 def test_a_later_diagnosis_keeps_the_other_prefix_sets(run):
     diagnose(run.path, BUNDLED_CHECKPOINT, sets=["own", "base"], device="cpu")
     before = pd.read_parquet(run.path / "kl.parquet")

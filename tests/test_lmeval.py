@@ -98,6 +98,7 @@ def test_configure_changes_mode_caps_seed_and_samples(data_dir: str) -> None:
     assert {i: kept[:2] for i, kept in texts(evaluate(lm, data_dir)).items()} == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_the_batch_size_changes_nothing(batch_size: int, data_dir: str) -> None:
     expected = texts(evaluate(adapter(), data_dir))
@@ -152,6 +153,7 @@ def test_chat_template_reaches_the_prompt(data_dir: str, monkeypatch: pytest.Mon
     assert store.prompts == {("gsm8k", 0): f"[user]{prompt}[bot]"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("templated", [False, True])
 def test_bos_is_put_once(templated: bool, shared: Path) -> None:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -181,6 +183,7 @@ def likelihoods(result: dict[str, Any], task: str) -> list[list[tuple[float, boo
     return [[r[0] for r in sample["resps"]] for sample in result["samples"][task]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["hellaswag", "mmlu", "arc_challenge", "arc_easy"])
 def test_log_likelihoods_equal_lm_evals_hf_model(task: str, tmp_path: Path, shared: Path) -> None:
     data_dir = str(shared / "data")

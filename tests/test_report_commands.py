@@ -196,6 +196,7 @@ RUNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", RUNS)
 def test_no_run_stops_the_notebook(tmp_path, kind):
     options = {"questions": 3, "samples": 2, "positions": 5} | RUNS[kind]

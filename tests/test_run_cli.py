@@ -171,6 +171,7 @@ def test_the_written_configuration_repeats_the_run(
     assert ours.equals(theirs)
 
 
+@pytest.mark.slow
 def test_batch_size_changes_no_sample(softeval: Callable[..., Ended]) -> None:
     one = small_run(softeval, "one", "--batch-size", "1").samples().drop(columns="seconds")
     many = small_run(softeval, "many", "--batch-size", "64").samples().drop(columns="seconds")
@@ -180,6 +181,7 @@ def test_batch_size_changes_no_sample(softeval: Callable[..., Ended]) -> None:
 # ---- every option changes what it says
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "extra"),
     [
@@ -369,6 +371,7 @@ def test_started_again_a_finished_run_is_shown(
     assert again.out.splitlines()[:-1] == first.out.splitlines()[:-1]
 
 
+@pytest.mark.slow
 def test_other_arguments_are_refused_and_overwrite_starts_anew(
     softeval: Callable[..., Ended],
 ) -> None:
@@ -392,6 +395,7 @@ def test_a_mistake_with_overwrite_costs_nothing(softeval: Callable[..., Ended]) 
     assert load_run("run").complete and len(load_run("run").samples()) == 2
 
 
+@pytest.mark.slow
 def test_two_calls_at_once_are_kept_apart(softeval: Callable[..., Ended]) -> None:
     small_run(softeval, "run", mode="hard_greedy")
     record = json.loads(Path("run/run.json").read_text())
@@ -585,6 +589,7 @@ def test_a_trained_checkpoint_says_how(softeval: Callable[..., Ended]) -> None:
     assert ended.code == 2 and "softeval_training.json cannot be read" in ended.err
 
 
+@pytest.mark.slow
 def test_the_sizes_of_the_benchmarks_are_right(shared: Path) -> None:
     exact = set(HUB_ROWS) - {"hellaswag"}  # of which the data directory has a part
     for name in sorted(exact):

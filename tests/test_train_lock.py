@@ -15,6 +15,8 @@ from softeval.errors import UserError
 from softeval.trainers import trainer
 from softeval.trainers.lock import LOCK, locked
 
+pytestmark = pytest.mark.slow
+
 HOLD = (
     "import sys; from pathlib import Path; from softeval.trainers.lock import locked\n"
     "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"

@@ -37,6 +37,8 @@ from softeval.trainers.run_files import read_metrics
 from softeval.trainers.trainer import train
 from softeval.trainers.validation import Validation
 
+pytestmark = pytest.mark.slow
+
 
 class Killed(BaseException):
     """Stands for the power going off: nothing in the program catches it."""
@@ -98,7 +100,6 @@ def check_equal(killed: Path, whole: Path) -> None:
     assert not list(killed.rglob("*.partial")) and not list(killed.rglob("*.retired"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("seed", range(2))
 def test_a_run_killed_ten_times_equals_one_left_alone(
@@ -204,7 +205,6 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_sigkill_at_any_moment(tmp_path: Path, method: str) -> None:
     options = METHODS[method] | {"max_steps": 12, "save_steps": 2, "eval_steps": 5}
@@ -228,7 +228,6 @@ def test_sigkill_at_any_moment(tmp_path: Path, method: str) -> None:
     assert same(weights(tmp_path / "killed" / "last"), weights(tmp_path / "whole" / "last"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_two_processes_equal_one(tmp_path: Path, method: str) -> None:
     """float32 sums in another order: weights agree to 1e-5 after three updates of 1e-3."""
@@ -256,7 +255,6 @@ def test_two_processes_equal_one(tmp_path: Path, method: str) -> None:
         assert torch.allclose(ours[name], others[name], atol=1e-5), name
 
 
-@pytest.mark.slow
 def test_a_torn_state_is_passed_over_and_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

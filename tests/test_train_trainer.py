@@ -22,7 +22,9 @@ from softeval.trainers.config import Method, TrainConfig
 from softeval.trainers.run_files import read_metrics
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", ["soft", *(pytest.param(m, marks=pytest.mark.slow) for m in ("hard", "fuzzy"))]
+)
 def test_a_run_leaves_what_it_promises(tmp_path: Path, method: str) -> None:
     result = run(tmp_path, **METHODS[method], kl_steps=1, gradient_split_steps=2)
     lines = read_metrics(tmp_path)
@@ -53,6 +55,7 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path, method: str) -> None:
     assert len(samples[0]["positions"][0]["mixture"]) == 3
 
 
+@pytest.mark.slow
 def test_checkpoints_are_ordinary_transformers_checkpoints(tmp_path: Path) -> None:
     run(tmp_path, **METHODS["soft"], max_steps=2)
     for name in ("best", "last"):
@@ -248,6 +251,7 @@ def test_dynamic_sampling_replaces_equal_groups(tmp_path: Path) -> None:
         assert line["rollout/tokens_drawn"] >= 3 * line["groups/drawn"]
 
 
+@pytest.mark.slow
 def test_groups_of_equal_rewards_leave_the_weights_alone(tmp_path: Path) -> None:
     data = own_questions(tmp_path / "own.jsonl")
     same_rewards = {"reward_correct": 1e-9, "reward_boxed": 0.0, "reward_none": 0.0}
@@ -355,6 +359,7 @@ def test_bad_requests_end_in_one_line(tmp_path: Path, options: dict[str, Any], m
     assert not (tmp_path / "run" / "train.json").exists()
 
 
+@pytest.mark.slow
 def test_another_configuration_in_the_directory_is_refused(tmp_path: Path) -> None:
     run(tmp_path / "run", max_steps=1)
     with pytest.raises(UserError, match=r"seed: 0 there, 1 now"):
