@@ -80,7 +80,10 @@ def kill_often(parent: Path, options: dict[str, object], kills: int, whole: floa
 
 def journalled(folder: Path) -> int:
     shard = folder / "shards" / "rank-0000.jsonl"
-    return shard.read_bytes().count(b"\n") if shard.exists() else 0
+    try:
+        return shard.read_bytes().count(b"\n")
+    except FileNotFoundError:  # not begun, or finished and put into the tables
+        return 0
 
 
 def wait_for_lines(pid: int, folder: Path, lines: int) -> None:
