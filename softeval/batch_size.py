@@ -33,8 +33,10 @@ def row_bytes(model: Any, length: int) -> int:
 
 
 def _free_bytes(device: torch.device) -> int:
+    """Bytes to be had: on CUDA also what torch's allocator holds and no tensor uses."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + idle
     import psutil
 
     return psutil.virtual_memory().available

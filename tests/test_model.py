@@ -158,6 +158,17 @@ def test_batch_size_follows_memory(monkeypatch):
     assert auto_batch_size(model, 200) == 1
 
 
+@pytest.mark.parametrize("idle", [0, 4, 7])
+def test_memory_that_the_allocator_keeps_idle_counts_as_free_on_cuda(monkeypatch, idle):
+    """After a training pass that filled the card nothing is left but what torch reserved."""
+    from softeval import batch_size
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8 - idle, 80))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 50 + idle)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 50)
+    assert batch_size._free_bytes(torch.device("cuda")) == 8
+
+
 def test_shutil_is_not_needed_to_copy_a_checkpoint(checkpoint, tmp_path):
     """A checkpoint is a plain directory: a copy of it is the same model."""
     shutil.copytree(checkpoint, tmp_path / "copy")
