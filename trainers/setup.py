@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +19,11 @@ from softeval.output_head import OutputHead, keep_float32_head_live, output_head
 from softeval.stopping import Stopper
 from softeval.trainers.adapters import Adapters
 from softeval.trainers.config import TrainConfig
+from softeval.trainers.dropout import (
+    check_training_pass,
+    disable_dropout,
+    recompute_activations,
+)
 from softeval.trainers.losses import Policy, Reduction
 from softeval.trainers.optimization import MasterWeights, Optimization, Schedule
 from softeval.trainers.questions import QuestionSet
@@ -107,6 +111,8 @@ def make_trainee(config: TrainConfig, lm: LanguageModel) -> Trainee:
     adapters = Adapters(lm.model, config) if config.lora else None
     if config.gradient_checkpointing:
         recompute_activations(lm.model)
+    lm.model.eval()  # adapters come in training mode
+    check_training_pass(lm)
     weights = MasterWeights(lm.model, config.master_weights)
     return Trainee(
         lm,
@@ -133,22 +139,6 @@ def check_context(config: TrainConfig, lm: LanguageModel, questions: QuestionSet
             f"the longest prompt ({longest} tokens) and the caps need {needed} positions, the "
             f"context has {lm.max_length}; lower --max-cot-tokens or set --max-prompt-tokens"
         )
-
-
-def recompute_activations(model: Any) -> None:
-    """Gradient checkpointing, under the name that this transformers has for it."""
-    newer = getattr(model, "activation_checkpointing_enable", None)
-    (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout to zero: rollout and training pass must see the same model."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "attn_dropout", "dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
 
 
 def _optimization(config: TrainConfig, weights: MasterWeights) -> Optimization:

@@ -217,10 +217,7 @@ class Trainer:
             split=_due(config.gradient_split_steps, step),
             keep_first=processes.is_main and bool((found_PG == 0).all()),
         )
-        # Gradient checkpointing only happens in training mode; without dropout nothing else differs.
-        trainee.lm.model.train(config.gradient_checkpointing)
         result = self.passes.run([r.generation for r in drawn.local], found_B, plan)
-        trainee.lm.model.eval()
         trainee.weights.fill_missing()
         processes.sum_gradients(trainee.weights.masters)
         local = {**result.sums, **rollout_sums(drawn.local), **drawn.drawn_sums}

@@ -1,0 +1,147 @@
+"""Rollout and training pass see one and the same model, activations recomputed or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from train_cases import METHODS, run, tiny_lm
+from transformers import (
+    AutoModelForCausalLM,
+    BioGptConfig,
+    BloomConfig,
+    FalconConfig,
+    GPT2Config,
+    MixtralConfig,
+    MptConfig,
+    OPTConfig,
+    PhimoeConfig,
+    SeedOssConfig,
+    Starcoder2Config,
+)
+
+from softeval.errors import UserError
+from softeval.output_head import last_hidden
+from softeval.trainers.demo_base import build_tokenizer
+from softeval.trainers.dropout import check_training_pass, disable_dropout, recompute_activations
+from softeval.trainers.run_files import read_metrics
+
+BASE: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
+HEADS: dict[str, Any] = {**BASE, "num_attention_heads": 4}
+KV: dict[str, Any] = {**HEADS, "intermediate_size": 48, "num_key_value_heads": 2}
+CONFIGS = {
+    "gpt2": GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4),
+    "starcoder2": Starcoder2Config(
+        **KV, residual_dropout=0.1, attention_dropout=0.1, embedding_dropout=0.1
+    ),
+    "seed_oss": SeedOssConfig(**KV, head_dim=8, residual_dropout=0.1, attention_dropout=0.1),
+    "phimoe": PhimoeConfig(**KV, num_local_experts=4, router_jitter_noise=0.3),
+    "mixtral": MixtralConfig(**KV, num_local_experts=4, router_jitter_noise=0.3),
+    "falcon": FalconConfig(**HEADS, hidden_dropout=0.1, attention_dropout=0.1),
+    "bloom": BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=4, hidden_dropout=0.1),
+    "opt": OPTConfig(**HEADS, ffn_dim=48, word_embed_proj_dim=32, dropout=0.1, layerdrop=0.5),
+    "biogpt": BioGptConfig(**HEADS, intermediate_size=48, activation_dropout=0.1),
+    "mpt": MptConfig(
+        d_model=32, n_heads=4, n_layers=2, vocab_size=64, max_seq_len=64, resid_pdrop=0.1
+    ),
+}
+
+
+def gradients(model: nn.Module, inputs: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Hidden states of a training pass, and the gradient of a sum that weighs them unevenly."""
+    hidden = last_hidden(model, inputs)
+    loss = (hidden * torch.linspace(-1, 1, hidden.numel()).view_as(hidden)).sum()
+    used = [p for p in model.parameters() if p.requires_grad]
+    found = torch.autograd.grad(loss, used, allow_unused=True)
+    return hidden.detach(), [g for g in found if g is not None]
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_pass_with_recomputed_activations_is_the_plain_pass(family: str) -> None:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[family]).eval()
+    inputs = model.get_input_embeddings()(torch.arange(3, 15)[None]).detach()
+    with torch.no_grad():
+        decoded = last_hidden(model, inputs)
+    _, expected = gradients(model, inputs)
+    disable_dropout(model)
+    recompute_activations(model)
+    hidden, found = gradients(model, inputs)
+    assert torch.equal(hidden, decoded)
+    assert len(found) == len(expected) > 4
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_recomputing_keeps_the_inputs_of_the_layers_only() -> None:
+    def kept() -> int:
+        seen: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            seen[storage._cdata] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            last_hidden(lm.model, inputs)
+        return sum(seen.values())
+
+    lm = tiny_lm(layers=8)
+    inputs = lm.embedding.rows(torch.arange(3, 35)[None]).detach()
+    plain = kept()
+    recompute_activations(lm.model)
+    assert kept() < plain / 3
+
+
+def test_a_model_without_layers_to_recompute_is_refused() -> None:
+    with pytest.raises(UserError, match="--gradient-checkpointing: Linear has no layers"):
+        recompute_activations(nn.Linear(2, 2))
+
+
+def test_every_rate_is_zeroed_by_its_name() -> None:
+    module = nn.Module()
+    for name in ("layerdrop", "resid_pdrop", "hidden_dropout_prob"):
+        setattr(module, name, 0.25)
+    module.keeps, module.drop_tokens, module.dropout_mode = 0.5, True, "none"
+    module.inner = nn.Dropout2d(0.5)
+    disable_dropout(module)
+    assert module.layerdrop == module.resid_pdrop == 0.0
+    assert module.hidden_dropout_prob == module.inner.p == 0.0
+    assert (module.keeps, module.drop_tokens, module.dropout_mode) == (0.5, True, "none")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_noise_that_nothing_switches_off_is_refused_at_the_start(dtype: torch.dtype) -> None:
+    """Code of a checkpoint's own may call dropout without asking for the mode it is in."""
+    lm = tiny_lm(dtype)
+    check_training_pass(lm)
+    layer = lm.model.model.layers[0].mlp
+    layer.register_forward_hook(lambda module, args, out: nn.functional.dropout(out, 0.1))
+    with pytest.raises(UserError, match=r"LlamaForCausalLM: hidden states of a training pass"):
+        check_training_pass(lm)
+
+
+@pytest.mark.slow
+def test_chi_square_is_one_in_a_run_of_a_model_with_dropout(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    config = Starcoder2Config(
+        **(KV | {"vocab_size": len(tokenizer), "hidden_size": 64}),
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=1,
+        residual_dropout=0.1,
+        attention_dropout=0.1,
+        embedding_dropout=0.1,
+        initializer_range=0.2,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    options = METHODS["soft"] | {"temperature": 0.5, "skip_zero_advantage": False}
+    model = str(tmp_path / "model")
+    run(tmp_path / "run", **options, model=model, gradient_checkpointing=True)
+    for line in read_metrics(tmp_path / "run")[1:]:
+        assert line["health/chi_square"] == pytest.approx(1, abs=0.05)
