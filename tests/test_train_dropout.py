@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from train_cases import METHODS, run, tiny_lm
+from train_cases import METHODS, run, save_tiny, tiny_lm
 from transformers import (
     AutoModelForCausalLM,
     BioGptConfig,
@@ -25,8 +25,10 @@ from transformers import (
 
 from softeval.errors import UserError
 from softeval.output_head import last_hidden
+from softeval.trainers import training_pass
 from softeval.trainers.demo_base import build_tokenizer
 from softeval.trainers.dropout import check_training_pass, disable_dropout, recompute_activations
+from softeval.trainers.noise_check import noise_band, noise_fault
 from softeval.trainers.run_files import read_metrics
 
 BASE: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
@@ -145,3 +147,62 @@ def test_chi_square_is_one_in_a_run_of_a_model_with_dropout(tmp_path: Path) -> N
     run(tmp_path / "run", **options, model=model, gradient_checkpointing=True)
     for line in read_metrics(tmp_path / "run")[1:]:
         assert line["health/chi_square"] == pytest.approx(1, abs=0.05)
+
+
+def sums_of(chi_square_N: torch.Tensor, width: int) -> dict[str, float]:
+    near_N = (chi_square_N / width - 1).abs() <= noise_band(1, width)
+    return {
+        "steps": float(len(chi_square_N)),
+        "squared": float(chi_square_N.sum()),
+        "near": float(near_N.sum()),
+        "squared_near": float(chi_square_N[near_N].sum()),
+    }
+
+
+@pytest.mark.parametrize("width", [16, 64, 3072])
+@pytest.mark.parametrize("positions", [8, 500])
+def test_the_band_takes_true_noise_and_a_few_jumps_and_nothing_else(
+    width: int, positions: int
+) -> None:
+    torch.manual_seed(0)
+    right = torch.randn(positions, width).square().sum(-1)
+    assert noise_fault(sums_of(right, width), width) is None
+    jumped = right.clone()
+    jumped[: positions // 16] += 18 * width  # one token for another at γ = 0.33
+    assert noise_fault(sums_of(jumped, width), width) is None
+    assert "% of the positions" in str(noise_fault(sums_of(4.5 * right, width), width))
+    if positions == 500:  # a few narrow positions do not tell 1.25 from 1
+        assert "χ²/d is 1." in str(noise_fault(sums_of(1.25 * right, width), width))
+    assert noise_fault({"steps": 0.0, "near": 0.0}, width) is None
+
+
+@pytest.mark.slow
+def test_a_pass_that_sees_another_model_stops_the_run_and_keeps_the_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The output of a layer is changed in training passes only, from the second update on."""
+    updates = 0
+    plain = training_pass.TrainingPass.run
+
+    def disturbed(self: Any, *args: Any) -> Any:
+        nonlocal updates
+        updates += 1
+        if updates < 2:
+            return plain(self, *args)
+        layer = self.lm.model.model.layers[0].mlp
+        hook = layer.register_forward_hook(
+            lambda module, args, out: nn.functional.dropout(out, 0.5)
+        )
+        try:
+            return plain(self, *args)
+        finally:
+            hook.remove()
+
+    options = METHODS["soft"] | {"temperature": 0.5, "skip_zero_advantage": False}
+    options |= {"model": str(save_tiny(tmp_path / "model", width=64)), "save_steps": 100}
+    with monkeypatch.context() as patch:
+        patch.setattr(training_pass.TrainingPass, "run", disturbed)
+        with pytest.raises(UserError, match=r"step 2: .* noise .* state of step 1 is kept; try"):
+            run(tmp_path / "run", **options)
+    assert [p.name for p in (tmp_path / "run" / "state").iterdir()] == ["step-000001"]
+    assert run(tmp_path / "run", **options).path == tmp_path / "run"

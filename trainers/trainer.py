@@ -41,6 +41,7 @@ from softeval.trainers.metrics import (
     rollout_sums,
     time_metrics,
 )
+from softeval.trainers.noise_check import noise_fault
 from softeval.trainers.processes import Processes
 from softeval.trainers.progress import TrainProgress, make_progress
 from softeval.trainers.questions import DataOrder, QuestionSet, fingerprint, load_questions
@@ -223,6 +224,8 @@ class Trainer:
         local = {**result.sums, **rollout_sums(drawn.local), **drawn.drawn_sums}
         sums = processes.totals(local)
         noisy = not trainee.policy.feeds_tokens
+        if noisy and (fault := noise_fault(sums, trainee.lm.embedding.width)):
+            raise self._stop_at_fault(step, fault)
         drifted = plan.measure_drift or config.beta > 0
         metrics = {
             **rollout_metrics(sums, drawn),
@@ -343,6 +346,15 @@ class Trainer:
         return UserError(
             f"step {step}: the loss or its gradient is not a finite number; the batch is in "
             f"{place}; lower --learning-rate"
+        )
+
+    def _stop_at_fault(self, step: int, fault: str) -> UserError:
+        if step > 1:
+            self._save()
+        return UserError(
+            f"step {step}: the training pass does not find the noise that was drawn: {fault}; it sees "
+            f"another model than the rollout did. The state of step {step - 1} is kept; try --dtype "
+            "float32, and if that does not help another architecture"
         )
 
     def _make_collector(self) -> RolloutCollector:

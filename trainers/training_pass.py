@@ -27,6 +27,7 @@ from softeval.trainers.losses import (
     policy_hidden,
     policy_losses,
 )
+from softeval.trainers.noise_check import noise_band
 from softeval.trainers.optimization import MasterWeights, gradient_norm
 from softeval.trainers.reference import Reference
 
@@ -35,6 +36,8 @@ SUMS = (
     "loss_answer",
     "loss_kl",
     "squared",
+    "squared_near",
+    "near",
     "steps",
     "ties",
     "kl",
@@ -246,6 +249,11 @@ def _count(found: LogProbs, batch: Batch, sums: dict[str, float]) -> None:
     sums["steps"] += len(batch.cot.ids_N)
     if found.squared_N is not None:
         sums["squared"] += float(found.squared_N.sum())
+        assert batch.fed_ND is not None
+        width = batch.fed_ND.shape[1]
+        near_N = (found.squared_N / width - 1).abs() <= noise_band(1, width)
+        sums["near"] += float(near_N.sum())
+        sums["squared_near"] += float(found.squared_N[near_N].sum())
     if found.tied_N is not None:
         sums["ties"] += float(found.tied_N.sum())
 
