@@ -100,7 +100,14 @@ def compare_sides(a: Side, b: Side, metric: Metric) -> Contrast | None:
     second = table_scores(b.checkpoints, b.key(metric.task), metric.k)
     _, a_SM, b_SM = shared(first, second)
     scored = ~(np.isnan(a_SM).any(axis=0) | np.isnan(b_SM).any(axis=0))
-    return compare_methods(a_SM, b_SM) if scored.sum() > 1 else None
+    if scored.sum() < 2:
+        return None
+    return compare_methods(a_SM, b_SM, paired=same_checkpoints(a, b))
+
+
+def same_checkpoints(a: Side, b: Side) -> bool:
+    """Whether both sides are the same checkpoints in one order: compared seed by seed."""
+    return a.checkpoints == b.checkpoints
 
 
 def find_comparisons(
@@ -185,15 +192,24 @@ def _single_pairs(arms: Arms) -> Iterator[tuple[Side, Side, Metric, bool]]:
         for kind in ("fuzzy", "soft"):
             for how, ks in (("greedy", {1}), ("sample", {1, large})):
                 a, b = (task, f"{kind}_{how}"), (task, f"hard_{how}")
-                if arm.having(a) and arm.having(b):
+                if (sides := mode_sides(arm, a, b)) is not None:
                     for k in sorted(ks):
-                        sides = mode_side(arm, a), mode_side(arm, b)
                         yield *sides, Metric(task, a[1], k), how == "greedy" or k == large
 
 
-def mode_side(arm: Arm, key: Key) -> Side:
-    """One mode of an arm as a side of a comparison between modes."""
-    return Side(key[1].replace("_", " "), arm.having(key), key[1])
+def mode_sides(arm: Arm, a: Key, b: Key) -> tuple[Side, Side] | None:
+    """Two modes of an arm as the sides of a comparison.
+
+    They are those checkpoints that have both modes, so that seeds are paired; where there is none,
+    each side has its own. None where a mode is missing.
+    """
+    having_a, having_b = arm.having(a), arm.having(b)
+    if not (having_a and having_b):
+        return None
+    both = tuple(checkpoint for checkpoint in having_a if checkpoint in having_b)
+    names = (key[1].replace("_", " ") for key in (a, b))
+    first, second = (both, both) if both else (having_a, having_b)
+    return Side(next(names), first, a[1]), Side(next(names), second, b[1])
 
 
 def _declared(arms: Arms, text: str) -> Draft:

@@ -14,14 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from softeval.reports.arms import Arms
-from softeval.reports.contrasts import Side, mode_side, side
+from softeval.reports.contrasts import Side, mode_sides, same_checkpoints, side
 from softeval.reports.scores import Ints, complete_curve, curve_ks, shared, usual_n
 from softeval.reports.statistics.curves import (
     Band,
     Crossing,
     CrossingEvidence,
+    CurveOrder,
     crossing,
     crossing_evidence,
+    curve_order,
     difference_band,
 )
 
@@ -38,6 +40,8 @@ class CurveDifference:
         task: the task.
         band: D at powers of two, with its simultaneous band.
         crossing: where D changes sign, over every whole k.
+        order: what may be said of it: which curve leads, whether they cross. Judged together with
+            every other difference under the same mode of the other side.
         evidence: how many problems carry a claim about a crossing.
         n: largest k.
     """
@@ -47,24 +51,29 @@ class CurveDifference:
     task: str
     band: Band
     crossing: Crossing
+    order: CurveOrder
     evidence: CrossingEvidence
     n: int
 
 
 def find_differences(arms: Arms, replicates: int = REPLICATES) -> list[CurveDifference]:
     """D(k) of every trained arm against its base model, or of the modes of a single arm."""
-    found = []
-    for a, b, task in _curve_pairs(arms):
-        difference = curve_difference(a, b, task, replicates)
+    found, pairs = [], list(_curve_pairs(arms))
+    for a, b, task in pairs:
+        together = sum(other.mode == b.mode for _, other, _ in pairs)
+        difference = curve_difference(a, b, task, replicates, together)
         if difference is not None:
             found.append(difference)
     return found
 
 
 def curve_difference(
-    a: Side, b: Side, task: str, replicates: int = REPLICATES
+    a: Side, b: Side, task: str, replicates: int = REPLICATES, together: int = 1
 ) -> CurveDifference | None:
-    """D(k) of two sides; None where fewer than two problems have every k."""
+    """D(k) of two sides; None where fewer than two problems have every k.
+
+    ``together`` is how many differences one verdict judges.
+    """
     cells = [c.cells[s.key(task)] for s in (a, b) for c in s.checkpoints]
     n = usual_n(cells)
     every = list(range(1, n + 1))
@@ -74,13 +83,14 @@ def curve_difference(
     if len(doc_M) < 2 or n < 2:
         return None
     shown = [k - 1 for k in curve_ks(n)]
-    band = difference_band(
-        a_SMK[:, :, shown], b_SMK[:, :, shown], curve_ks(n), replicates=replicates
-    )
-    crossed = crossing(a_SMK, b_SMK, every, replicates=replicates)
+    paired = same_checkpoints(a, b)
+    at_shown = a_SMK[:, :, shown], b_SMK[:, :, shown], curve_ks(n)
+    band = difference_band(*at_shown, replicates=replicates, paired=paired)
+    order = curve_order(*at_shown, together, replicates=replicates, paired=paired)
+    crossed = crossing(a_SMK, b_SMK, every, replicates=replicates, paired=paired)
     counts = [_pooled(s, task, doc_M) for s in (a, b)]
     evidence = crossing_evidence(*counts[0], *counts[1])
-    return CurveDifference(a, b, task, band, crossed, evidence, n)
+    return CurveDifference(a, b, task, band, crossed, order, evidence, n)
 
 
 def _pooled(one: Side, task: str, doc_M: Ints) -> tuple[Ints, Ints]:
@@ -100,8 +110,8 @@ def _curve_pairs(arms: Arms) -> Iterator[tuple[Side, Side, str]]:
         for task in arms.tasks:
             hard = (task, "hard_sample")
             for mode in ("fuzzy_sample", "soft_sample"):
-                if arm.having(hard) and arm.having((task, mode)):
-                    yield mode_side(arm, (task, mode)), mode_side(arm, hard), task
+                if (sides := mode_sides(arm, (task, mode), hard)) is not None:
+                    yield *sides, task
         return
     for group in arms.groups.values():
         for task in arms.tasks:

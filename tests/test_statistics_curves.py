@@ -12,6 +12,7 @@ from softeval.reports.statistics import (
     crossing,
     crossing_evidence,
     curve_band,
+    curve_order,
     difference_band,
     extrapolate,
     pass_at_k,
@@ -287,3 +288,28 @@ def test_extrapolation_puts_the_models_side_by_side():
 def test_extrapolation_refuses_more_than_eight_times_n():
     with pytest.raises(UserError, match=r"K <= 256"):
         extrapolate(32, [1, 2, 3], [257])
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_order_is_said_only_where_the_band_of_the_difference_leaves_out_zero(paired):
+    flat, steep, near = scores(0.0, 3.0), scores(-1.5, 0.3, seed=1), scores(0.0, 3.0, seed=7)
+    crossed = curve_order(flat, steep, KS, replicates=300, paired=paired)
+    assert crossed.word == "cross"
+    assert crossed.a_ks[0] == 1 and crossed.b_ks[-1] == 32
+    assert max(crossed.a_ks) < min(crossed.b_ks)
+    mirrored = curve_order(steep, flat, KS, replicates=300, paired=paired)
+    assert (mirrored.word, mirrored.a_ks, mirrored.b_ks) == ("cross", crossed.b_ks, crossed.a_ks)
+    ahead = curve_order(scores(2.0, 0.5), scores(-4.0, 0.5), KS, replicates=300, paired=paired)
+    assert (ahead.word, ahead.b_ks) == ("a leads", ())
+    behind = curve_order(scores(-4.0, 0.5), scores(2.0, 0.5), KS, replicates=300, paired=paired)
+    assert (behind.word, behind.a_ks) == ("b leads", ())
+    unsure = curve_order(flat, near, KS, replicates=300, paired=paired)
+    assert (unsure.word, unsure.a_ks, unsure.b_ks) == ("undecided", (), ())
+    assert curve_order(flat, flat, KS, replicates=50, paired=paired).word == "coincide"
+
+
+def test_many_curves_judged_together_widen_the_band_of_each():
+    a, b = scores(0.0, 1.5), scores(0.0, 1.5, seed=7)
+    alone, among = (curve_order(a, b, KS, comparisons=count).band for count in (1, 12))
+    assert (among.level, alone.level) == (pytest.approx(1 - 0.05 / 12), 0.95)
+    assert (among.low < alone.low).all() and (among.high > alone.high).all()

@@ -22,9 +22,11 @@ from softeval.reports.statistics.curves import (
     Band,
     Crossing,
     CrossingEvidence,
+    CurveOrder,
     crossing,
     crossing_evidence,
     curve_band,
+    curve_order,
     difference_band,
 )
 from softeval.reports.statistics.divergence import (
@@ -93,6 +95,7 @@ __all__ = [
     "CrossedMean",
     "Crossing",
     "CrossingEvidence",
+    "CurveOrder",
     "Discordance",
     "Equivalence",
     "Extrapolation",
@@ -116,6 +119,7 @@ __all__ = [
     "crossing",
     "crossing_evidence",
     "curve_band",
+    "curve_order",
     "difference_band",
     "discordance",
     "extrapolate",

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from softeval.reports.statistics.crossed import (
+    crossed_variance,
     satterthwaite,
     variance_components,
 )
@@ -28,6 +29,15 @@ from softeval.reports.statistics.paired import (
     sign_flip,
 )
 from softeval.reports.statistics.passk import Floats
+
+GUARD_QUESTIONS = 3.0
+"""Imaginary wholly differing questions behind `unseen_variance`: the rule of three."""
+
+GUARD_SQUARES = 2.0
+"""Squared differences that add up to so much already allow for a question not met."""
+
+GUARD_DIFFERING = 20.0
+"""From so many differing questions on the variance that they show is trusted."""
 
 SCOPE_SEEDS_AND_PROBLEMS = "generalises over seeds and problems"
 SCOPE_A_IS_FIXED = "generalises over seeds and problems; A is this one checkpoint"
@@ -93,29 +103,85 @@ class Contrast:
         return (max(low, -1.0), min(high, 1.0)) if self.bounded else (low, high)
 
 
-def contrast_variance(xA_SM: ArrayLike, xB_SM: ArrayLike) -> tuple[Floats, Floats]:
+def contrast_variance(
+    xA_SM: ArrayLike, xB_SM: ArrayLike, paired: bool = False
+) -> tuple[Floats, Floats]:
     """Variance of the difference of two means and its degrees of freedom.
 
     V_D = Var_i(d_i)/M + V_S^A + V_S^B − V_R^A − V_R^B, at least max(first, second + third);
     Satterthwaite over the five terms. The seed and residual terms of a single-checkpoint arm are
-    dropped.
+    dropped. With ``paired`` row s of both arms is the same checkpoint (two modes of it): what the
+    checkpoints share cancels, and the variance is the crossed one of the differences A − B.
 
     Returns:
         (V_D, ν), each with the leading axes of the inputs.
     """
     a, b = np.asarray(xA_SM, dtype=float), np.asarray(xB_SM, dtype=float)
+    if paired:
+        return crossed_variance(a - b)
     problems = a.shape[-1]
     d = a.mean(axis=-2) - b.mean(axis=-2)
-    paired = d.var(axis=-1, ddof=1) / problems if problems > 1 else np.full(d.shape[:-1], np.nan)
+    by_problem = (
+        d.var(axis=-1, ddof=1) / problems if problems > 1 else np.full(d.shape[:-1], np.nan)
+    )
     part_a, part_b = variance_components(a), variance_components(b)
     seeds = part_a.seed + part_b.seed
-    total = paired + seeds - part_a.residual - part_b.residual
-    total = np.maximum(total, np.maximum(paired, seeds))
+    total = by_problem + seeds - part_a.residual - part_b.residual
+    total = np.maximum(total, np.maximum(by_problem, seeds))
     free_a, free_b = a.shape[-2] - 1, b.shape[-2] - 1
-    terms = (paired, part_a.seed, part_b.seed, part_a.residual, part_b.residual)
+    terms = (by_problem, part_a.seed, part_b.seed, part_a.residual, part_b.residual)
     wide = problems - 1
     freedoms = (wide, free_a, free_b, free_a * wide, free_b * wide)
     return total, satterthwaite(total, terms, freedoms, wide)
+
+
+def guarded_variance(
+    xA_SM: ArrayLike, xB_SM: ArrayLike, paired: bool = False
+) -> tuple[Floats, Floats]:
+    """`contrast_variance` of scores in [0, 1] plus `unseen_variance`, and its degrees of freedom.
+
+    The addition is no estimate, so by Satterthwaite it raises ν, here to M − 1 at most. A difference
+    that is the same on every problem keeps its variance of 0: `rare_difference` is exact there.
+    """
+    a, b = np.asarray(xA_SM, dtype=float), np.asarray(xB_SM, dtype=float)
+    variance, df = contrast_variance(a, b, paired)
+    flat = variance < ROUNDING
+    added = np.where(flat, 0.0, unseen_variance(a.mean(axis=-2) - b.mean(axis=-2)))
+    growth = (1.0 + added / np.where(flat, 1.0, variance)) ** 2
+    free = np.maximum(df, np.minimum(df * growth, a.shape[-1] - 1))
+    return np.where(flat, 0.0, variance + added), free
+
+
+def unseen_variance(d_M: ArrayLike) -> Floats:
+    """Variance for questions that one side loses whole and that the sample may not hold.
+
+    Of M questions with graded scores most differ by next to nothing, and if one in 50 is lost
+    whole, 30 questions often hold none: Var(d)/M then covers 0.3–0.7 instead of 0.95. So three
+    imaginary questions with |d| = 1 enter the variance, w/M² with
+
+        w = 3 · max(0, 1 − min(K/2, E/20)),  K = Σ(d_i − d̄)²,  E = K² / Σ(d_i − d̄)⁴.
+
+    K counts the differences in whole questions; E is the effective number of questions that they
+    come from (equal differences on e questions and none elsewhere: about e). The addition fades
+    only as the sample shows both: the variation of two whole questions, from twenty questions. It
+    is 0 wherever many questions differ clearly.
+
+    Args:
+        d_M: difference of the means of both arms on each problem, in [−1, 1].
+
+    Returns:
+        The addition to the variance of the mean difference.
+
+    Source: pseudo-observations as Bonett and Price 2012 add for paired proportions (there one in
+    each direction, always); three after Hanley and Lippman-Hand 1983 (an event not seen in M
+    trials may have rate 3/M); effective number after Kish 1965.
+    """
+    d = np.asarray(d_M, dtype=float)
+    squares = (d - d.mean(axis=-1, keepdims=True)) ** 2
+    whole, fourth = squares.sum(axis=-1), (squares**2).sum(axis=-1)
+    differing = whole**2 / np.where(fourth > 0.0, fourth, 1.0)
+    shown = np.minimum(whole / GUARD_SQUARES, differing / GUARD_DIFFERING)
+    return GUARD_QUESTIONS * np.maximum(0.0, 1.0 - shown) / d.shape[-1] ** 2
 
 
 def compare_methods(
@@ -124,6 +190,7 @@ def compare_methods(
     level: float = 0.95,
     bounded: bool = True,
     seed: int = 0,
+    paired: bool = False,
 ) -> Contrast:
     """Compare method A with method B on the same problems in the same order.
 
@@ -132,18 +199,25 @@ def compare_methods(
         xB_SM: scores of B; its number of seeds may differ. A problem with a NaN in either arm is
             left out and counted.
         level: nominal coverage of the interval.
-        bounded: scores lie in [0, 1]; False for NLL, KL or entropy.
+        bounded: scores lie in [0, 1]; False for NLL, KL or entropy. Bounded ones get the guard of
+            `unseen_variance`.
         seed: of the Monte Carlo sign flips, used only with two single checkpoints.
+        paired: row s of both arms is the same checkpoint, under two modes: what moves a checkpoint
+            in both modes alike cancels.
 
     Returns:
         The contrast. With S = 1 in both arms ``p`` is exact McNemar (0/1 scores) or sign-flip
         permutation (graded scores); otherwise that of the crossed t test.
 
     Raises:
-        ValueError: the arms were measured on different numbers of problems, or none is left.
+        ValueError: the arms were measured on different numbers of problems, or none is left; or
+            paired arms have different numbers of checkpoints.
     """
     a, b, excluded = _shared_problems(xA_SM, xB_SM)
-    variance, df = (float(value) for value in contrast_variance(a, b))
+    if paired and len(a) != len(b):
+        raise ValueError(f"{len(a)} and {len(b)} checkpoints cannot be paired")
+    measure = guarded_variance if bounded else contrast_variance
+    variance, df = (float(value) for value in measure(a, b, paired))
     variance = 0.0 if variance < ROUNDING else variance
     mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
     diff, se = float((mean_a - mean_b).mean()), variance**0.5
@@ -157,7 +231,7 @@ def compare_methods(
         p=_crossed_p(diff, se, df, a.shape[1]),
         mde=float(detectable(variance, df)),
         scope=_scope(len(a), len(b)),
-        test="crossed t",
+        test="crossed t, paired by seed" if paired else "crossed t",
         problems=a.shape[1],
         excluded=excluded,
         seeds_a=len(a),

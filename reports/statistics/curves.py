@@ -8,6 +8,7 @@ Shape letters: S training seeds, M problems, K values of k, B bootstrap replicat
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,7 +20,7 @@ from softeval.reports.statistics.bootstrap import (
     resampled_means,
     sup_t,
 )
-from softeval.reports.statistics.contrast import ROUNDING, contrast_variance, rare_difference
+from softeval.reports.statistics.contrast import guarded_variance, rare_difference
 from softeval.reports.statistics.crossed import crossed_variance
 from softeval.reports.statistics.interval import (
     effective_size,
@@ -94,6 +95,28 @@ class Crossing:
     again: tuple[int, ...] = ()
 
 
+OrderWord = Literal["a leads", "b leads", "cross", "coincide", "undecided"]
+
+
+@dataclass(frozen=True)
+class CurveOrder:
+    """What may be said of two curves: which leads, or that they cross.
+
+    Attributes:
+        word: "a leads" or "b leads" where the band of D(k) excludes 0 on that side only; "cross"
+            where it excludes 0 on both, each at its own k; "coincide" where D is 0 at every k;
+            else "undecided": the curves cannot be told apart.
+        a_ks: values of k at which the band lies above 0, ascending: A is ahead there.
+        b_ks: values of k at which it lies below 0.
+        band: of D(k), simultaneous over k and over the curves judged together.
+    """
+
+    word: OrderWord
+    a_ks: tuple[int, ...]
+    b_ks: tuple[int, ...]
+    band: Band
+
+
 @dataclass(frozen=True)
 class CrossingEvidence:
     """How many problems carry a crossing claim.
@@ -158,19 +181,20 @@ def difference_band(
     level: float = 0.95,
     replicates: int = REPLICATES,
     seed: int = 0,
+    paired: bool = False,
 ) -> Band:
     """Simultaneous band of D(k) = pass@k of A − pass@k of B on the same problems.
 
-    Standard errors and degrees of freedom are those of `compare_methods` at each k.
+    Standard errors and degrees of freedom are those of `compare_methods` at each k. With ``paired``
+    row s of both arms is the same checkpoint, and seeds are drawn in pairs.
     """
-    a, ks_K = _curve(xA_SMK, ks)
-    b, _ = _curve(xB_SMK, ks)
-    problems = _shared_count(a, b)
+    a, b, ks_K = _curves(xA_SMK, xB_SMK, ks)
+    problems = a.shape[1]
     diff = a.mean(axis=(0, 1)) - b.mean(axis=(0, 1))
-    critical = sup_t(_resampled_difference(a, b, replicates, seed), diff, level)
-    variance, df = contrast_variance(np.moveaxis(a, 2, 0), np.moveaxis(b, 2, 0))
+    critical = sup_t(_resampled_difference(a, b, replicates, seed, paired), diff, level)
+    variance, df = guarded_variance(np.moveaxis(a, 2, 0), np.moveaxis(b, 2, 0), paired)
     se, unsure = np.sqrt(variance), rare_difference(problems, level)
-    flat = variance < ROUNDING  # identical answers at this k: see Contrast.at_level
+    flat = variance == 0.0  # identical answers at this k: see Contrast.at_level
     half = np.where(flat, unsure, _as_t(critical, df) * se)
     point = np.where(flat, unsure, t_quantile(0.5 + level / 2, df) * se)
     return Band(
@@ -187,12 +211,53 @@ def difference_band(
     )
 
 
+def curve_order(
+    xA_SMK: ArrayLike,
+    xB_SMK: ArrayLike,
+    ks: ArrayLike,
+    comparisons: int = 1,
+    alpha: float = 0.05,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+    paired: bool = False,
+) -> CurveOrder:
+    """Whether A leads, B leads, the curves cross, coincide, or cannot be told apart.
+
+    Nothing is read off the sign of D(k) alone: of equal models D is above 0 at some k and below it
+    at others in most runs. A claim of either kind is wrong in at most ``alpha`` of all verdicts
+    when the models are equal, because it needs the simultaneous band to leave 0 out.
+
+    Args:
+        xA_SMK: pass@k of A; the ks of the curve shown will do.
+        xB_SMK: pass@k of B on the same problems.
+        ks: the values of k, ascending.
+        comparisons: how many pairs of curves one verdict judges; each band then holds at
+            1 − alpha/comparisons (Bonferroni).
+        alpha: share of verdicts on equal models that may claim something.
+        replicates: bootstrap replicates.
+        seed: of the bootstrap.
+        paired: row s of both arms is the same checkpoint under two modes.
+
+    Raises:
+        ValueError: as `difference_band`.
+    """
+    level = 1.0 - alpha / comparisons
+    band = difference_band(xA_SMK, xB_SMK, ks, level, replicates, seed, paired)
+    a_ks = tuple(band.ks[band.low > 0.0].tolist())
+    b_ks = tuple(band.ks[band.high < 0.0].tolist())
+    word: OrderWord = "coincide" if not _signs(band.mean).any() else "undecided"
+    if a_ks or b_ks:
+        word = "cross" if a_ks and b_ks else "a leads" if a_ks else "b leads"
+    return CurveOrder(word, a_ks, b_ks, band)
+
+
 def crossing(
     xA_SMK: ArrayLike,
     xB_SMK: ArrayLike,
     ks: ArrayLike,
     replicates: int = REPLICATES,
     seed: int = 0,
+    paired: bool = False,
 ) -> Crossing:
     """First sign change of D(k), with its bootstrap distribution over problems and seeds.
 
@@ -202,13 +267,12 @@ def crossing(
         ks: the values of k, ascending.
         replicates: bootstrap replicates.
         seed: of the bootstrap.
+        paired: row s of both arms is the same checkpoint: seeds are drawn in pairs.
     """
-    a, ks_K = _curve(xA_SMK, ks)
-    b, _ = _curve(xB_SMK, ks)
-    _shared_count(a, b)
+    a, b, ks_K = _curves(xA_SMK, xB_SMK, ks)
     diff = a.mean(axis=(0, 1)) - b.mean(axis=(0, 1))
     start_sign, changes = int(_start_signs(diff)), sign_changes(diff)
-    drawn = _resampled_difference(a, b, replicates, seed)
+    drawn = _resampled_difference(a, b, replicates, seed, paired)
     positions = first_sign_change(drawn)
     counted = positions >= 0
     if changes.size:
@@ -260,9 +324,11 @@ def crossing_evidence(
     )
 
 
-def _resampled_difference(a: Floats, b: Floats, replicates: int, seed: int) -> Floats:
+def _resampled_difference(a: Floats, b: Floats, replicates: int, seed: int, paired: bool) -> Floats:
     rng = np.random.default_rng(seed)
     weights = draw_weights(rng, replicates, a.shape[1])
+    if paired:
+        return resampled_means(a - b, weights, rng)
     return resampled_means(a, weights, rng) - resampled_means(b, weights, rng)
 
 
@@ -301,9 +367,11 @@ def _curve(x_SMK: ArrayLike, ks: ArrayLike) -> tuple[Floats, Integers]:
     return x, ks_K
 
 
-def _shared_count(a: Floats, b: Floats) -> int:
+def _curves(xA_SMK: ArrayLike, xB_SMK: ArrayLike, ks: ArrayLike) -> tuple[Floats, Floats, Integers]:
+    a, ks_K = _curve(xA_SMK, ks)
+    b, _ = _curve(xB_SMK, ks)
     if a.shape[1] != b.shape[1]:
         raise ValueError(
             f"the curves have {a.shape[1]} and {b.shape[1]} problems: compare on the same ones"
         )
-    return int(a.shape[1])
+    return a, b, ks_K
