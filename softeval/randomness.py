@@ -41,6 +41,11 @@ class SampleRandomness:
         """(BLOCK, width) float32 standard normals for steps block·BLOCK and following."""
         return self._generator(block, stream).standard_normal((BLOCK, width), dtype=np.float32)
 
+    def normals(self, steps: int, width: int) -> np.ndarray:
+        """(steps, width) float32 standard normals of a CoT from its first step on."""
+        blocks = [self.normal(block, width) for block in range(-(-steps // BLOCK))]
+        return np.concatenate(blocks)[:steps] if blocks else np.empty((0, width), np.float32)
+
     def uniform(self, block: int, stream: Stream = Stream.COT) -> np.ndarray:
         """(BLOCK,) float64 uniforms in [0, 1) for steps block·BLOCK and following."""
         return self._generator(block, stream).random(BLOCK)

@@ -116,6 +116,7 @@ def test_an_unknown_recipe_gets_a_suggestion() -> None:
         ({"num_iterations": 2, "method": "hard"}, "on-policy"),
         ({"validation_size": 0}, "no validation data"),
         ({"method": "hard", "noise_scale": 0.3}, "hard has no noise"),
+        ({"method": "hard", "score_error": "recorded"}, "--score-error fits soft and fuzzy"),
         ({"method": "softer"}, "--method 'softer'"),
         ({"noise_scale": 0.0}, "--noise-scale 0.0"),
         ({"dataset": "gsm"}, "did you mean gsm8k"),

@@ -11,14 +11,17 @@ from train_cases import directional_derivative, made_generation, tiny_gpt2, tiny
 
 from softeval.decoding import Decoder, Question
 from softeval.model import LanguageModel
-from softeval.modes import Mode, get_mode
+from softeval.modes import Mode, Randomness, get_mode
+from softeval.noise import NoiseFeed
 from softeval.output_head import output_head
+from softeval.randomness import SampleRandomness
 from softeval.records import Generation
 from softeval.rows import Limits
 from softeval.trainers.batch import Batch, collate
 from softeval.trainers.losses import (
     Policy,
     Reduction,
+    ScoreError,
     drift,
     log_probs,
     policy_hidden,
@@ -89,7 +92,7 @@ def test_log_prob_of_a_rollout_equals_a_plain_recomputation(method: str) -> None
 def test_gradient_equals_finite_differences(method: str, tied: bool) -> None:
     """Every parameter of a float64 model along random directions; sequences of unequal length."""
     lm, mode = tiny_gpt2(tied), MODES[method]
-    policy = policy_of(lm, mode)
+    policy = policy_of(lm, mode, score_error=ScoreError.RECOMPUTED)
     lengths = [(3, 4, 1, 2), (2, 1, 2, 1)]
     made = [made_generation(lm, shape, sample=n) for n, shape in enumerate(lengths)]
     batch, head = batch_of(lm, made, policy), output_head(lm, chunk=2)
@@ -203,7 +206,7 @@ def test_a_wrong_temperature_or_sigma_shows_in_chi_square() -> None:
 def test_the_score_function_has_expectation_zero(method: str) -> None:
     """Mean of ∂ log π along random directions over independent rollouts, against its error."""
     lm, mode = tiny_lm(width=8, layers=1), MODES[method]
-    policy, head = policy_of(lm, mode), output_head(lm)
+    policy, head = policy_of(lm, mode, score_error=ScoreError.RECOMPUTED), output_head(lm)
     batch = batch_of(lm, rollouts(lm, mode, samples=256, cap=3), policy)
     for name in ("lm_head.weight", "model.layers.0.mlp.down_proj.weight"):
         parameter = lm.model.get_parameter(name)
@@ -247,3 +250,95 @@ def test_drift_from_itself_is_zero_and_from_another_is_exact() -> None:
     ).sum(-1)
     assert moved.gaussian_N is not None
     assert torch.allclose(moved.gaussian_N, gaussian, rtol=1e-4)
+
+
+def whole_gradient(lm: LanguageModel, batch: Batch, policy: Policy) -> Tensor:
+    """Gradient of Σ log π of the CoT steps in all parameters, flat."""
+    found = log_probs(lm, output_head(lm, chunk=5), batch, policy)
+    parameters = list(lm.model.parameters())
+    return torch.cat([g.flatten() for g in torch.autograd.grad(found.cot_N.sum(), parameters)])
+
+
+def plain_score(lm: LanguageModel, batch: Batch, mode: Mode, score_ND: Tensor) -> Tensor:
+    """∂ Σ ⟨score, softmax(z/τ)·E⟩ with the model's own forward pass and nothing of the losses."""
+    assert batch.fed_ND is not None
+    inputs = lm.embedding.rows(batch.ids_BT).flatten(0, 1).clone()
+    inputs[batch.cot.place_N] = batch.fed_ND
+    logits = lm.model(inputs_embeds=inputs.view(*batch.ids_BT.shape, -1)).logits
+    logits = lm.logits(logits.flatten(0, 1)[batch.cot.source_N]).float()
+    mixed_ND = (logits / mode.temperature).softmax(-1) @ lm.embedding.weight
+    loss = (score_ND * mixed_ND).sum()
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(lm.model.parameters()))])
+
+
+def drawn_noise(found: list[Generation], lm: LanguageModel) -> Tensor:
+    """ε of each CoT step as the decoder's own feed of noise gives it, one step at a time."""
+    feed = NoiseFeed(Randomness.NORMAL, 1, lm.embedding.width, torch.device("cpu"))
+    rows = [(SampleRandomness(0, g.key), step) for g in found for step in range(len(g.shadow_ids))]
+    drawn = [feed.read([random], [step], 1) for random, step in rows]
+    return torch.cat([d for d in drawn if d is not None])
+
+
+@pytest.mark.parametrize("method", ["soft", "fuzzy"])
+def test_the_score_of_a_rollout_is_its_noise_over_sigma(method: str) -> None:
+    """Where the pass mixes what the rollout mixed, both errors and a plain gradient agree.
+
+    A logit z is rounded by some 2^-24·|z| in either pass; the mixture turns that into 1/τ as much
+    of an embedding, of which σ is γ = 0.33. The largest z here is 3; 16 leaves room for the layers.
+    """
+    tolerance = 2**-24 * 16 / (MODES[method].temperature * MODES[method].noise_scale)
+    lm, mode = tiny_lm(), MODES[method]
+    found = rollouts(lm, mode, samples=8, cap=20)
+    policies = [policy_of(lm, mode, score_error=error) for error in ScoreError]
+    batch = batch_of(lm, found, policies[0])
+    recorded, recomputed = (whole_gradient(lm, batch, policy) for policy in policies)
+    plain = plain_score(lm, batch, mode, drawn_noise(found, lm) / policies[0].sigma)
+    assert float((recorded - plain).norm() / plain.norm()) < tolerance
+    assert float((recorded - recomputed).norm() / plain.norm()) < tolerance
+
+
+@pytest.mark.parametrize("method", ["soft", "fuzzy"])
+def test_the_recorded_score_stays_the_noise_where_the_pass_mixes_otherwise(method: str) -> None:
+    """Another model stands for a pass that rounds otherwise: h̃ - μ is then no noise at all."""
+    lm, other, mode = tiny_lm(), tiny_lm(seed=3), MODES[method]
+    found = rollouts(lm, mode, samples=8, cap=20)
+    policies = [policy_of(lm, mode, score_error=error) for error in ScoreError]
+    batch = batch_of(lm, found, policies[0])
+    noise = drawn_noise(found, lm)
+    recorded, recomputed = (whole_gradient(other, batch, policy) for policy in policies)
+    plain = plain_score(other, batch, mode, noise / policies[0].sigma)
+    assert float((recorded - plain).norm() / plain.norm()) < 1e-5
+    assert float(recomputed.norm() / recorded.norm()) > 2
+    seen = log_probs(other, output_head(other), batch, policies[0])
+    assert seen.mismatched_N is not None and seen.squared_N is not None
+    assert torch.allclose(seen.cot_N, -0.5 * noise.square().sum(-1))
+    assert float(seen.squared_N.mean()) / lm.embedding.width > 1.5
+    assert float(seen.mismatched_N.float().mean()) > 0.9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sigma_of", ["element", "vector"])
+@torch.no_grad()
+def test_rounding_of_what_was_fed_is_no_mismatch(dtype: torch.dtype, sigma_of: str) -> None:
+    """With σ of an embedding's length, bfloat16 rounds h̃ by more than the threshold itself."""
+    lm = tiny_lm(dtype, width=64)
+    mode = get_mode("soft_sample", noise_scale=3.0, noise_norm=sigma_of)
+    found = rollouts(lm, mode, samples=8, cap=20)
+    policy = policy_of(lm, mode)
+    batch = batch_of(lm, found, policy)
+    seen = log_probs(lm, output_head(lm), batch, policy).mismatched_N
+    assert seen is not None and float(seen.float().mean()) < 0.05
+
+
+def test_noise_is_drawn_again_from_the_seed_of_the_run() -> None:
+    lm, mode = tiny_lm(), MODES["soft"]
+    decoder = Decoder(lm, mode, Limits(6, 4), seed=5, answer_temperature=1.0, keep_inputs=True)
+    found = list(decoder.run([Question("t", 0, PROMPT, (0, 1))]))
+    rates = []
+    for seed in (5, 6):
+        policy = policy_of(lm, mode, seed=seed)
+        batch = collate(found, lm.device, lm.dtype, keep_fed=True, seed=policy.seed)
+        seen = log_probs(lm, output_head(lm), batch, policy).mismatched_N
+        assert seen is not None
+        rates.append(float(seen.float().mean()))
+    assert rates == [0.0, 1.0]

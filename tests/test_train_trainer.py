@@ -37,6 +37,7 @@ def test_a_run_leaves_what_it_promises(tmp_path: Path, method: str) -> None:
         assert sum(stops) == pytest.approx(1)
         noisy = method != "hard"
         assert (line["health/chi_square"] is not None) == noisy
+        assert line["health/mixture_mismatch"] == (0 if noisy else None)
         if noisy:
             assert line["health/chi_square"] == pytest.approx(1, abs=0.1)
         assert line["memory/peak_megabytes"] > 0
@@ -136,6 +137,7 @@ def test_sigma_stays_what_it_was_at_the_start(tmp_path: Path, monkeypatch: Any) 
     "change",
     [
         {"cot_logprob_reduction": "mean"},
+        {"score_error": "recomputed"},
         {"detach_embedding_in_mixture": True},
         {"temperature": 0.6},
         {"noise_scale": 0.9},
@@ -210,6 +212,19 @@ def test_what_must_not_change_the_result(tmp_path: Path, change: dict[str, Any])
     one, other = (weights(tmp_path / name / "last") for name in ("plain", "changed"))
     for name in one:
         assert torch.allclose(one[name], other[name], atol=1e-6), name
+
+
+def test_a_run_from_before_the_option_goes_on_as_it_began(tmp_path: Path) -> None:
+    """Runs used to recompute the error without saying so."""
+    options = METHODS["soft"] | {"max_steps": 1, "limit": 6, "num_generations": 2}
+    run(tmp_path, **options, score_error="recomputed")
+    path = tmp_path / "train.json"
+    record = json.loads(path.read_text())
+    assert record["identity"].pop("score_error") == "recomputed"
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="score_error: recomputed there, recorded now"):
+        run(tmp_path, **options)
+    run(tmp_path, **options, score_error="recomputed")
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from softeval.randomness import SampleRandomness
 from softeval.records import Generation
 
 
@@ -48,12 +49,14 @@ class Batch:
         cot: the N choices of the CoT.
         answer: the M choices of the answer.
         fed_ND: vectors fed in the CoT, in the model's dtype; None where tokens were fed.
+        noise_ND: standard normals that the rollouts drew for them, float32; None likewise.
     """
 
     ids_BT: Tensor
     cot: Choices
     answer: Choices
     fed_ND: Tensor | None
+    noise_ND: Tensor | None
 
     @property
     def rows(self) -> int:
@@ -61,7 +64,11 @@ class Batch:
 
 
 def collate(
-    rollouts: Sequence[Generation], device: torch.device, dtype: torch.dtype, keep_fed: bool
+    rollouts: Sequence[Generation],
+    device: torch.device,
+    dtype: torch.dtype,
+    keep_fed: bool,
+    seed: int = 0,
 ) -> Batch:
     """Pad rollouts to one batch.
 
@@ -69,7 +76,8 @@ def collate(
         rollouts: at least one.
         device: where to put the tensors.
         dtype: the model's dtype, for the fed vectors.
-        keep_fed: take along the vectors fed in the CoT (soft and fuzzy).
+        keep_fed: take along the vectors fed in the CoT and their noise (soft and fuzzy).
+        seed: of the rollouts' random numbers; the noise is keyed, so it is drawn again, not stored.
     """
     length = max(_length(g) for g in rollouts)
     ids_BT = np.zeros((len(rollouts), length), dtype=np.int64)
@@ -79,15 +87,19 @@ def collate(
         )
     cot_starts = [len(g.prompt_ids) for g in rollouts]
     answer_starts = [_length(g) - len(g.answer_ids) for g in rollouts]
-    fed_ND = None
+    fed_ND = noise_ND = None
     if keep_fed:
-        vectors = [torch.from_numpy(_inputs(g)) for g in rollouts]
-        fed_ND = torch.cat(vectors).to(device, dtype)
+        vectors = [_inputs(g) for g in rollouts]
+        fed_ND = _flat(vectors).to(device, dtype)
+        drawn = [SampleRandomness(seed, g.key) for g in rollouts]
+        noise_ND = _flat([r.normals(*v.shape) for r, v in zip(drawn, vectors, strict=True)])
+        noise_ND = noise_ND.to(device)
     return Batch(
         ids_BT=torch.from_numpy(ids_BT).to(device),
         cot=_choices(ids_BT, cot_starts, [len(g.shadow_ids) for g in rollouts], device),
         answer=_choices(ids_BT, answer_starts, [len(g.answer_ids) for g in rollouts], device),
         fed_ND=fed_ND,
+        noise_ND=noise_ND,
     )
 
 
@@ -102,6 +114,10 @@ def _choices(
     place_N = np.concatenate(spans)
     fields = (place_N - 1, place_N, ids_BT.reshape(-1)[place_N], place_N // width)
     return Choices(*(torch.from_numpy(field).to(device) for field in fields))
+
+
+def _flat(parts: list[np.ndarray]) -> Tensor:
+    return torch.cat([torch.from_numpy(part) for part in parts])
 
 
 def _inputs(rollout: Generation) -> np.ndarray:

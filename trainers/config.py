@@ -128,6 +128,13 @@ class TrainConfig(BaseModel):
     cot_logprob_reduction: Literal["sum", "mean"] = option(
         "sum", "Over the elements of a soft step: sum (the density) or mean.", panel=_LOSS
     )
+    score_error: Literal["recorded", "recomputed"] | None = option(
+        None,
+        "What the score of a soft step takes for its noise: recorded (default), what the rollout "
+        "drew, or recomputed from the training pass (the paper's formula; the same but for "
+        "rounding, which in bfloat16 outweighs the rest of the gradient).",
+        panel=_LOSS,
+    )
     detach_embedding_in_mixture: bool = option(
         False, "Let no gradient reach E through the mixture p·E; p keeps its own.", panel=_LOSS
     )
@@ -281,6 +288,8 @@ class TrainConfig(BaseModel):
             raise ValueError(_OFF_POLICY[self.method])
         if self.method is Method.HARD and (self.noise_scale or self.noise_norm):
             raise ValueError("--noise-scale and --noise-norm fit soft and fuzzy; hard has no noise")
+        if self.method is Method.HARD and self.score_error:
+            raise ValueError("--score-error fits soft and fuzzy; hard has no noise")
         adapted = [name for name in _LORA if name in self.model_fields_set]
         if adapted and "lora" not in self.model_fields_set:
             raise ValueError(f"--{adapted[0].replace('_', '-')} needs --lora, which was not given")
@@ -305,9 +314,15 @@ class TrainConfig(BaseModel):
         """Sequences of one update."""
         return self.prompts_per_step * self.num_generations
 
+    @property
+    def soft_score_error(self) -> str | None:
+        """`score_error` with its default; None in hard mode, which has no noise."""
+        return None if self.method is Method.HARD else self.score_error or "recorded"
+
     def identity(self) -> dict[str, Any]:
         """What must agree when a run is continued: all fields but those that change no number."""
-        return self.model_dump(mode="json", exclude=COSMETIC_FIELDS)
+        fields = self.model_dump(mode="json", exclude=COSMETIC_FIELDS)
+        return {**fields, "score_error": self.soft_score_error}
 
 
 COSMETIC_FIELDS = {

@@ -2,8 +2,13 @@
 
 One teacher-forced pass over what was fed: prompt tokens, the recorded CoT vectors h̃ (constants),
 prefill and answer tokens. The probability of a soft or fuzzy step is the Gaussian density of h̃ around
-the mixture that the model would make now; of a hard step and of an answer token it is categorical.
-Prompt and prefill have none. (Paper section 3 and equations 12-14.)
+the model's mixture; of a hard step and of an answer token it is categorical. Prompt and prefill have
+none. (Paper section 3 and equations 12-14.)
+
+The score of a soft step is ∂/∂μ of -‖h̃ - μ‖²/2σ², that is (h̃ - μ)/σ². The rollout made h̃ = μ + σε with
+ε standard normal, so the score is ε/σ where this pass makes the rollout's mixture μ again. Where it
+does not, as at a near tie in bfloat16, h̃ - μ holds the distance of two tokens, √D/γ times the noise in
+that direction, and such positions outweigh all others. `ScoreError` says which of the two is used.
 
 Knows nothing of rewards or of how the rollouts came about.
 
@@ -38,6 +43,22 @@ class Reduction(StrEnum):
     MEAN = "mean"
 
 
+class ScoreError(StrEnum):
+    """What a soft step's score takes for h̃ - μ.
+
+    RECORDED is the noise σε that the rollout added, whatever mixture this pass makes: the score of
+    what was sampled, of size √D/σ in every precision. RECOMPUTED subtracts the mixture of this pass.
+    In exact arithmetic the two are one.
+    """
+
+    RECORDED = "recorded"
+    RECOMPUTED = "recomputed"
+
+
+MISMATCH = 0.05
+"""Distance of two mixtures, in lengths of a typical embedding, from where they count as different."""
+
+
 @dataclass(frozen=True)
 class Policy:
     """What was sampled from; everything a log-probability depends on besides the weights.
@@ -48,6 +69,8 @@ class Policy:
         answer_temperature: τ of the answer tokens.
         reduction: over the D elements of a soft step.
         detach_embedding: treat E as a constant in the mixture.
+        score_error: what a soft step's score takes for the error.
+        seed: seed of the rollouts' random numbers, from which their noise is drawn again.
     """
 
     mode: Mode
@@ -55,6 +78,8 @@ class Policy:
     answer_temperature: float = 1.0
     reduction: Reduction = Reduction.SUM
     detach_embedding: bool = False
+    score_error: ScoreError = ScoreError.RECORDED
+    seed: int = 0
 
     @property
     def feeds_tokens(self) -> bool:
@@ -67,11 +92,13 @@ class LogProbs:
     """Log-probabilities in nats, up to the Gaussian's constant, and what is seen on the way.
 
     Attributes:
-        cot_N: of the CoT steps.
+        cot_N: of the CoT steps. From recorded noise the value is the rollout's, -‖ε‖²/2, and only
+            the gradient is this pass's.
         answer_M: of the answer tokens.
         squared_N: ‖h̃ - pE‖²/σ² of soft and fuzzy steps, of mean D under the policy; detached.
         mixed_ND: the mixtures pE; detached.
         tied_N: whether a step's two largest logits are equal.
+        mismatched_N: whether pE is another mixture than the rollout's.
     """
 
     cot_N: Tensor
@@ -79,6 +106,7 @@ class LogProbs:
     squared_N: Tensor | None = None
     mixed_ND: Tensor | None = None
     tied_N: Tensor | None = None
+    mismatched_N: Tensor | None = None
 
 
 def teacher_forced_inputs(embedding: InputEmbedding, batch: Batch) -> Tensor:
@@ -118,18 +146,47 @@ def log_probs(
         return LogProbs(
             token_log_probs(cot_ND, batch.cot.ids_N, head, policy.mode.temperature), answer_M
         )
-    assert batch.fed_ND is not None and policy.sigma > 0, "a soft step needs its vector and noise"
-    mixture = mixtures(cot_ND, head, lm.embedding, policy.mode.temperature, policy.detach_embedding)
-    error_ND = batch.fed_ND.to(mixture.mixed_ND.dtype) - mixture.mixed_ND
-    squared_N = error_ND.square().sum(-1) / policy.sigma**2
+    mixed_ND, tied_N = mixtures(
+        cot_ND, head, lm.embedding, policy.mode.temperature, policy.detach_embedding
+    )
+    constant_ND = mixed_ND.detach()
+    recorded = policy.score_error is ScoreError.RECORDED
+    squared_N = _squared_error(batch, constant_ND if recorded else mixed_ND, policy)
+    density_N = _recorded_density(batch, mixed_ND, policy) if recorded else -0.5 * squared_N
     scale = 1 / lm.embedding.width if policy.reduction is Reduction.MEAN else 1.0
     return LogProbs(
-        cot_N=-0.5 * scale * squared_N,
+        cot_N=scale * density_N,
         answer_M=answer_M,
         squared_N=squared_N.detach(),
-        mixed_ND=mixture.mixed_ND.detach(),
-        tied_N=mixture.tied_N,
+        mixed_ND=constant_ND,
+        tied_N=tied_N,
+        mismatched_N=_mismatched(batch, constant_ND, policy, lm.embedding),
     )
+
+
+def _squared_error(batch: Batch, mixed_ND: Tensor, policy: Policy) -> Tensor:
+    """(N,) ‖h̃ - μ‖²/σ² around the mixtures of this pass."""
+    assert batch.fed_ND is not None and policy.sigma > 0, "a soft step needs its vector and noise"
+    return (batch.fed_ND.to(mixed_ND.dtype) - mixed_ND).square().sum(-1) / policy.sigma**2
+
+
+def _recorded_density(batch: Batch, mixed_ND: Tensor, policy: Policy) -> Tensor:
+    """(N,) -‖ε‖²/2 with the gradient ε/σ in the mixtures."""
+    assert batch.noise_ND is not None, "the score from recorded noise needs that noise"
+    noise_ND = batch.noise_ND.to(mixed_ND.dtype)
+    moved_ND = mixed_ND - mixed_ND.detach()  # zeros, which carry the gradient
+    return (noise_ND / policy.sigma * moved_ND).sum(-1) - 0.5 * noise_ND.square().sum(-1)
+
+
+def _mismatched(
+    batch: Batch, mixed_ND: Tensor, policy: Policy, embedding: InputEmbedding
+) -> Tensor:
+    """(N,) whether ‖μ - (h̃ - σε)‖ exceeds what MISMATCH and the rounding of h̃ allow."""
+    assert batch.fed_ND is not None and batch.noise_ND is not None
+    fed_ND = batch.fed_ND.to(mixed_ND.dtype)
+    apart_N = (fed_ND - policy.sigma * batch.noise_ND - mixed_ND).norm(dim=-1)
+    rounding_N = torch.finfo(batch.fed_ND.dtype).eps / 2 * fed_ND.norm(dim=-1)
+    return apart_N > MISMATCH * embedding.rms * embedding.width**0.5 + rounding_N
 
 
 def policy_losses(

@@ -84,6 +84,7 @@ def pass_metrics(sums: dict[str, float], width: int, noisy: bool, drifted: bool)
         "health/chi_square": sums["squared"] / (sums["steps"] * width) if noisy else None,
         "health/outliers": 1 - sums["near"] / sums["steps"] if noisy else None,
         "health/ties": sums["ties"] / sums["steps"] if noisy else None,
+        "health/mixture_mismatch": sums["mismatches"] / sums["steps"] if noisy else None,
         "kl/tokens": sums["kl"] / sums["choices"] if drifted else None,
         "kl/gaussian": sums["kl_gaussian"] / sums["steps"] if drifted and noisy else None,
     }

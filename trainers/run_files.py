@@ -41,7 +41,7 @@ def open_directory(folder: Path, config: TrainConfig, record: Mapping[str, Any])
     identity = config.identity()
     if path.is_file():
         found = _read(path)
-        _check(folder, identity, found["identity"])
+        _check(folder, identity, _with_former_defaults(found["identity"]))
         _check_fingerprints(folder, record["fingerprints"], found.get("fingerprints", {}))
         return
     if folder.exists() and (not folder.is_dir() or _has_foreign_content(folder)):
@@ -133,6 +133,12 @@ def _check_fingerprints(folder: Path, ours: Mapping[str, str], theirs: Mapping[s
     for name, changed in _CHANGED.items():
         if theirs.get(name, ours[name]) != ours[name]:
             raise UserError(f"{folder}: {changed}, or give another --output-path")
+
+
+def _with_former_defaults(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity with what runs did before they recorded it."""
+    noisy = identity.get("method") != "hard"
+    return ({"score_error": "recomputed"} if noisy else {}) | dict(identity)
 
 
 def _check(folder: Path, identity: Mapping[str, Any], found: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from softeval.trainers.dropout import (
     disable_dropout,
     recompute_activations,
 )
-from softeval.trainers.losses import Policy, Reduction
+from softeval.trainers.losses import Policy, Reduction, ScoreError
 from softeval.trainers.optimization import MasterWeights, Optimization, Schedule
 from softeval.trainers.questions import QuestionSet
 from softeval.trainers.reference import Reference
@@ -107,6 +107,8 @@ def make_trainee(config: TrainConfig, lm: LanguageModel) -> Trainee:
         config.answer_temperature,
         Reduction(config.cot_logprob_reduction),
         config.detach_embedding_in_mixture,
+        ScoreError(config.soft_score_error or ScoreError.RECORDED),
+        config.seed,
     )
     adapters = Adapters(lm.model, config) if config.lora else None
     if config.gradient_checkpointing:

@@ -40,6 +40,7 @@ SUMS = (
     "near",
     "steps",
     "ties",
+    "mismatches",
     "kl",
     "kl_gaussian",
     "choices",
@@ -165,6 +166,7 @@ class TrainingPass:
                 self.lm.device,
                 self.lm.dtype,
                 keep_fed=not self.policy.feeds_tokens,
+                seed=self.policy.seed,
             )
             self._add(batch, advantages_B[part].to(self.lm.device), plan, result)
         for part in result.parts.values():
@@ -256,6 +258,8 @@ def _count(found: LogProbs, batch: Batch, sums: dict[str, float]) -> None:
         sums["squared_near"] += float(found.squared_N[near_N].sum())
     if found.tied_N is not None:
         sums["ties"] += float(found.tied_N.sum())
+    if found.mismatched_N is not None:
+        sums["mismatches"] += float(found.mismatched_N.sum())
 
 
 def _parts(chosen: list[int], size: int) -> Iterator[list[int]]:
