@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from train_cases import tiny_lm
 
+from softeval.trainers import optimization
 from softeval.trainers.optimization import MasterWeights, Optimization, Schedule, gradient_norm
 
 
@@ -95,8 +96,13 @@ def test_gradients_of_micro_batches_add_up_in_float32() -> None:
     assert float(weights.masters[0].grad) == 1.0 + 2.0**-8
 
 
+@pytest.mark.parametrize("devices", [("cuda",), ("cpu", "cuda")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_restored_optimizer_goes_on_as_if_nothing_had_happened(dtype: torch.dtype) -> None:
+def test_a_restored_optimizer_goes_on_as_if_nothing_had_happened(
+    dtype: torch.dtype, devices: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fused AdamW too, which a CPU has as well, though it is not used there."""
+    monkeypatch.setattr(optimization, "FUSED_DEVICES", devices)
     ends = []
     for interrupted in (False, True):
         model = tiny_lm(dtype).model
@@ -111,6 +117,26 @@ def test_a_restored_optimizer_goes_on_as_if_nothing_had_happened(dtype: torch.dt
             found.step(step, found.norm())
         ends.append(list(model.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+
+
+def test_adamw_is_fused_where_another_copy_of_the_weights_is_dear(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Only on CUDA; its updates are those of the plain loop up to rounding."""
+    assert optimization.FUSED_DEVICES == ("cuda",)
+    assert not make(nn.Linear(3, 2)).adam.defaults["fused"]
+    ends = []
+    for devices in (("cuda",), ("cpu",)):
+        monkeypatch.setattr(optimization, "FUSED_DEVICES", devices)
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        found = make(model, weight_decay=0.1)
+        assert bool(found.adam.defaults["fused"]) == (devices == ("cpu",))
+        for step in range(4):
+            filled(found.weights, step)
+            found.step(step, found.norm())
+        ends.append(model.weight.detach())
+    assert torch.allclose(*ends, rtol=1e-6)
 
 
 def test_gradient_norm_is_euclidean_over_all() -> None:

@@ -239,12 +239,9 @@ class Trainer:
         """Norms of the gradient's parts over all processes; the KL's only where it has one."""
         weights = self.trainee.weights
         names = ("cot", "kl") if self.config.beta > 0 else ("cot",)
-        parts = {
-            name: result.parts.get(name) or [torch.zeros_like(m) for m in weights.masters]
-            for name in names
-        }
-        summed = {name: [self.processes.total(g) for g in part] for name, part in parts.items()}
-        norms = split_norms(weights, summed)
+        none = [torch.zeros_like(m, device="cpu") for m in weights.masters]
+        parts = {name: result.parts.get(name) or none for name in names}
+        norms = split_norms(weights, parts, self.processes.total)
         return {f"gradient/{name}_norm": norm for name, norm in norms.items()}
 
     def _validated(self, metrics: Metrics) -> Metrics:

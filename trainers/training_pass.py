@@ -9,7 +9,8 @@ Knows nothing of how rollouts came about or of the optimizer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -73,8 +74,8 @@ class PassResult:
 
     Attributes:
         sums: by the names of SUMS.
-        parts: gradient of the CoT term under "cot" and of the KL under "kl"; the rest of the
-            gradient is the answer's.
+        parts: gradient of the CoT term under "cot" and of the KL under "kl", on the host, where
+            memory is less dear; the rest of the gradient is the answer's.
     """
 
     sums: dict[str, float]
@@ -215,35 +216,46 @@ class TrainingPass:
         return loss
 
     def _keep_gradients(self, name: str, term: Tensor, result: PassResult) -> None:
-        """Differentiate one term by itself, into buffers of the masters' precision."""
+        """Differentiate one term by itself, into host buffers of the masters' precision."""
         gradients = torch.autograd.grad(
             term, self.weights.parameters, retain_graph=True, allow_unused=True
         )
         if name not in result.parts:
-            result.parts[name] = [torch.zeros_like(m) for m in self.weights.masters]
+            result.parts[name] = [torch.zeros_like(m, device="cpu") for m in self.weights.masters]
         for kept, gradient in zip(result.parts[name], gradients, strict=True):
             if gradient is not None:
-                kept += gradient
+                kept += gradient.cpu()
 
     def _return_gradients(self, gradients: Sequence[Tensor]) -> None:
         for master, gradient in zip(self.weights.masters, gradients, strict=True):
-            master.grad = gradient.clone() if master.grad is None else master.grad + gradient
+            there = gradient.to(master.device, copy=master.grad is None)
+            master.grad = there if master.grad is None else master.grad.add_(there)
 
 
-def split_norms(weights: MasterWeights, parts: Mapping[str, Sequence[Tensor]]) -> dict[str, float]:
+def split_norms(
+    weights: MasterWeights,
+    parts: Mapping[str, Sequence[Tensor]],
+    total: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+) -> dict[str, float]:
     """Norm of each part of the gradient and, as "answer", of what is left without them.
+
+    One weight after the other, so that no second gradient is held.
 
     Args:
         weights: hold the whole gradient, summed over all processes.
-        parts: those of `PassResult`, summed likewise.
+        parts: those of `PassResult`.
+        total: sums a tensor over the processes.
     """
-    rest = [None if m.grad is None else m.grad.clone() for m in weights.masters]
-    for part in parts.values():
-        for left, gradient in zip(rest, part, strict=True):
-            if left is not None:
-                left -= gradient
-    norms = {name: gradient_norm(part) for name, part in parts.items()}
-    return {**norms, "answer": gradient_norm(rest)}
+    squares = dict.fromkeys((*parts, "answer"), 0.0)
+    for number, master in enumerate(weights.masters):
+        assert master.grad is not None
+        rest = master.grad.clone()
+        for name, part in parts.items():
+            gradient = total(part[number].to(master.device))
+            rest -= gradient
+            squares[name] += gradient_norm([gradient]) ** 2
+        squares["answer"] += gradient_norm([rest]) ** 2
+    return {name: math.sqrt(square) for name, square in squares.items()}
 
 
 def _count(found: LogProbs, batch: Batch, sums: dict[str, float]) -> None:
