@@ -127,6 +127,22 @@ class SlotCache(Cache):
             layer.move(source, target, length)  # type: ignore[union-attr]
 
 
+def check_layer_kinds(config: Any) -> None:
+    """Refuse layers that the masks and the cache are not made for.
+
+    Raises:
+        UserError: a kind of layer that is neither full nor sliding-window attention.
+    """
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None) or ()
+    strange = set(kinds) - {"full_attention", "sliding_attention"}
+    if strange:
+        raise UserError(
+            f"{text.model_type} has {', '.join(sorted(strange))} layers; softeval decodes "
+            "full and sliding-window attention only"
+        )
+
+
 class Visibility:
     """Attention masks for rows at their own positions, for every kind of layer of a model.
 
@@ -141,12 +157,7 @@ class Visibility:
         kinds = getattr(config, "layer_types", None)
         if kinds is not None:
             self._kinds = sorted(set(kinds) | {"full_attention"})
-            strange = set(kinds) - {"full_attention", "sliding_attention"}
-            if strange:
-                raise UserError(
-                    f"{config.model_type} has {', '.join(sorted(strange))} layers; softeval decodes "
-                    "full and sliding-window attention only"
-                )
+        check_layer_kinds(config)
         self._additive = config._attn_implementation != "sdpa"
         self._dtype = model.dtype
 

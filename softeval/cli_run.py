@@ -47,7 +47,10 @@ def run(
         typer.Option("--overwrite", help="Start anew in a directory that holds a run.", **OUTPUT),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done; load no weights.", **OUTPUT)
+        bool,
+        typer.Option(
+            "--dry-run", help="Check and say what would be done; read no weights.", **OUTPUT
+        ),
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON.", **OUTPUT)
@@ -62,9 +65,9 @@ def run(
     from environment variables such as SOFTEVAL_RUN_LIMIT.
     """
     resolved = make_config(given, config, model_args)
-    if dry_run:
-        return _print_plan(resolved, as_json)
     _calm_libraries()
+    if dry_run:
+        return _print_plan(resolved, as_json, overwrite)
     from softeval.display import make_display
     from softeval.evaluation import run_evaluation
     from softeval.run import load_run
@@ -101,10 +104,10 @@ def _print_run(run: Run, as_json: bool) -> None:
     typer.echo(f"Run directory: {run.path}")
 
 
-def _print_plan(config: RunConfig, as_json: bool) -> int:
+def _print_plan(config: RunConfig, as_json: bool, overwrite: bool) -> int:
     from softeval.plan import make_plan
 
-    plan = make_plan(config)
+    plan = make_plan(config, overwrite)
     if as_json:
         typer.echo(json.dumps(plan, indent=2))
         return 0

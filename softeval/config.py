@@ -54,7 +54,7 @@ class RunConfig(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "Precision of the weights; auto is the checkpoint's own.", panel="Model"
     )
-    device: str = option("auto", "Torch device; auto takes CUDA or MPS if present.", panel="Model")
+    device: str = option("auto", "auto (CUDA if present), cpu, cuda or cuda:N.", panel="Model")
     logits_dtype: Literal["model", "bfloat16", "float32"] = option(
         "model", "Precision of the logits before the float32 softmax.", panel="Model"
     )

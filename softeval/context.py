@@ -1,18 +1,24 @@
-"""Does every question fit the context, and how long may the CoT then be?
+"""What of a request can be refused before the weights of its checkpoint are read.
 
-Asked before anything is generated, over all tasks, so that a question that is too long does not end
-a run hours later.
+The device, the checkpoint's config and tokenizer, the chat template, and whether every question of
+every task fits the context, so that none ends a run hours later. `softeval run --dry-run` asks the
+same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from softeval.cells import Cell
-from softeval.config import DEFAULT_MAX_COT_TOKENS
+from softeval.chat import render_chat
+from softeval.config import DEFAULT_MAX_COT_TOKENS, RunConfig
 from softeval.errors import UserError
-from softeval.stopping import Stopper
+from softeval.identity import bundled_checkpoint
+
+if TYPE_CHECKING:
+    from softeval.checkpoint import Checkpoint
+    from softeval.model import LanguageModel
 
 SHORTEST_DEFAULT_CAP = 64
 """A default cap is never below this; questions that then do not fit are an error that names one."""
@@ -20,56 +26,78 @@ SHORTEST_DEFAULT_CAP = 64
 Lengths = dict[tuple[str, int], int]
 
 
-def prompt_lengths(cells: Sequence[Cell], adapter: Any, chat_template: bool) -> Lengths:
-    """Tokens of the prompt of each (task, doc_id) of the generative tasks.
+def examine(config: RunConfig, *, local_files_only: bool = False) -> Checkpoint:
+    """The checkpoint that a run names, without its weights.
 
     Args:
-        cells: of the run.
-        adapter: the lm-eval model, which encodes the prompts as it will for the run.
-        chat_template: whether prompts are wrapped in the tokenizer's chat template.
+        config: of the run.
+        local_files_only: download nothing.
+
+    Raises:
+        UserError: a device that is not there, or a checkpoint that cannot be decoded.
     """
+    from softeval.checkpoint import read_checkpoint, torch_device
+    from softeval.lmeval.loading import known_tokenizer
+
+    torch_device(config.device)
+    checkpoint = read_checkpoint(
+        config.model or str(bundled_checkpoint()),
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+        local_files_only=local_files_only,
+    )
+    known_tokenizer(checkpoint)
+    return checkpoint
+
+
+def check_template(config: RunConfig, checkpoint: Checkpoint | LanguageModel) -> None:
+    """Render an example where the run wants the chat template.
+
+    Raises:
+        UserError: there is none, or it fails.
+    """
+    if config.apply_chat_template:
+        render_chat(checkpoint.tokenizer, [{"role": "user", "content": "1 + 1"}])
+
+
+def settled_cot_cap(
+    config: RunConfig, cells: Sequence[Cell], checkpoint: Checkpoint | LanguageModel
+) -> int:
+    """The cap on the CoT: as given, else the paper's, or what the context leaves.
+
+    Raises:
+        UserError: a prompt that the template or the embedding does not take, or one that with the
+            caps exceeds the context.
+    """
+    lengths = _prompt_lengths(cells, checkpoint, config.apply_chat_template)
+    if not lengths:
+        return config.max_cot_tokens or DEFAULT_MAX_COT_TOKENS
+    room = checkpoint.max_length - config.max_answer_tokens - checkpoint.stopper.longest_prefill
+    (task, doc_id), longest = max(lengths.items(), key=lambda item: item[1])
+    fitting = min(DEFAULT_MAX_COT_TOKENS, max(room - longest, SHORTEST_DEFAULT_CAP))
+    cap = config.max_cot_tokens or fitting
+    if longest + cap > room:
+        raise UserError(
+            f"{task} question {doc_id} has {longest} prompt tokens; with {cap} CoT and"
+            f" {config.max_answer_tokens} answer tokens it exceeds the context of"
+            f" {checkpoint.max_length}; {_remedy(room - longest)}"
+        )
+    return cap
+
+
+def _prompt_lengths(
+    cells: Sequence[Cell], checkpoint: Checkpoint | LanguageModel, chat_template: bool
+) -> Lengths:
+    """Tokens of the prompt of each (task, doc_id) of the generative tasks."""
     tasks = {cell.name: cell for cell in cells if cell.mode is not None}
     lengths: Lengths = {}
     for name, cell in tasks.items():
         for doc_id, document in cell.documents.items():
             text = document["prompt"]
             if chat_template:
-                text = adapter.apply_chat_template([{"role": "user", "content": text}])
-            lengths[name, doc_id] = len(adapter.tok_encode(text))
+                text = render_chat(checkpoint.tokenizer, [{"role": "user", "content": text}])
+            lengths[name, doc_id] = len(checkpoint.vocabulary.encode(text))
     return lengths
-
-
-def fitting_cot_cap(lengths: Lengths, adapter: Any, max_answer_tokens: int) -> int:
-    """The paper's cap on the CoT, or what the context leaves beside the longest prompt."""
-    if not lengths:
-        return DEFAULT_MAX_COT_TOKENS
-    left = _room(adapter, max_answer_tokens) - max(lengths.values())
-    return min(DEFAULT_MAX_COT_TOKENS, max(left, SHORTEST_DEFAULT_CAP))
-
-
-def check_context(lengths: Lengths, adapter: Any, cot_cap: int, max_answer_tokens: int) -> None:
-    """Refuse a question whose prompt and caps together exceed the context.
-
-    Raises:
-        UserError: naming the longest one.
-    """
-    if not lengths:
-        return
-    (task, doc_id), longest = max(lengths.items(), key=lambda item: item[1])
-    room = _room(adapter, max_answer_tokens)
-    if longest + cot_cap > room:
-        context = adapter.language_model.max_length
-        raise UserError(
-            f"{task} question {doc_id} has {longest} prompt tokens; with {cot_cap} CoT and"
-            f" {max_answer_tokens} answer tokens it exceeds the context of {context};"
-            f" {_remedy(room - longest)}"
-        )
-
-
-def _room(adapter: Any, max_answer_tokens: int) -> int:
-    """Tokens that prompt and CoT may have together."""
-    lm = adapter.language_model
-    return lm.max_length - max_answer_tokens - Stopper(lm.tokenizer).longest_prefill
 
 
 def _remedy(fits: int) -> str:

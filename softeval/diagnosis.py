@@ -162,7 +162,7 @@ class _Session:
         rows = read_table(self.folder, "prompts", ["task", "doc_id", "prompt"]).to_pylist()
         tasks: dict[str, list[Question]] = {}
         for row in rows:
-            ids = _encode(self.checkpoint.tokenizer, row["prompt"])
+            ids = tuple(self.checkpoint.vocabulary.encode(row["prompt"]))
             question = Question(row["task"], row["doc_id"], ids, ())
             tasks.setdefault(row["task"], []).append(question)
         return [question for found in tasks.values() for question in found[:limit]]
@@ -278,12 +278,6 @@ def _mode(entry: dict[str, Any]) -> Mode:
     scale = entry["noise_scale"] if mode.noise_scale else None
     norm = entry["noise_norm"] if mode.noise_scale else None
     return get_mode(entry["name"], entry["temperature"], scale, norm)
-
-
-def _encode(tokenizer: Any, prompt: str) -> tuple[int, ...]:
-    """Ids of a prompt; a template may have put the BOS token there already."""
-    doubled = tokenizer.bos_token is not None and prompt.startswith(tokenizer.bos_token)
-    return tuple(tokenizer.encode(prompt, add_special_tokens=not doubled))
 
 
 def _order(key: SampleKey) -> tuple[str, int, int]:

@@ -10,6 +10,7 @@ Shapes: N rows, V vocabulary (ids the tokenizer knows), D width.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +24,16 @@ class InputEmbedding:
     Args:
         module: the model's input embedding module.
         vocab: number of ids the tokenizer knows; rows beyond are padding and never mixed in.
+        gaps: ids below `vocab` that it does not know; their rows do not count for `rms`.
 
     Raises:
         UserError: the module does something other than look up a row and scale it.
     """
 
-    def __init__(self, module: nn.Module, vocab: int) -> None:
+    def __init__(self, module: nn.Module, vocab: int, gaps: Sequence[int] = ()) -> None:
         self.module = module
         self.vocab = vocab
+        self._gaps = list(gaps)
         self._rms: float | None = None
         self._verify()
 
@@ -74,8 +77,10 @@ class InputEmbedding:
     def _measure_rms(self) -> float:
         with torch.no_grad():
             total = sum(float(part.double().square().sum()) for part in self.weight.split(16_384))
+            if self._gaps:
+                total -= float(self.weight[self._gaps].double().square().sum())
         scale = 1.0 if self.scale is None else float(self.scale)
-        return abs(scale) * math.sqrt(total / (self.vocab * self.width))
+        return abs(scale) * math.sqrt(total / ((self.vocab - len(self._gaps)) * self.width))
 
     def rows(self, ids: Tensor) -> Tensor:
         """(…, D) embeddings of token ids, as the module gives them."""

@@ -21,6 +21,7 @@ from softeval import rundir
 from softeval.cells import Cell, load_cells
 from softeval.compaction import compact
 from softeval.config import RunConfig
+from softeval.context import check_template, examine, settled_cot_cap
 from softeval.display import Display, QuietDisplay
 from softeval.errors import UserError
 from softeval.identity import Request, choose_folder, settle_folder
@@ -34,6 +35,7 @@ from softeval.running_score import WatchedJournal
 from softeval.scoring import Scorer, scorer
 
 if TYPE_CHECKING:
+    from softeval.checkpoint import Checkpoint
     from softeval.lmeval.adapter import SoftEvalLM
     from softeval.model import LanguageModel
 
@@ -102,14 +104,16 @@ def run_evaluation(
     processes = Processes.here()
     display = display if display is not None and processes.is_main else QuietDisplay()
     modes = select_modes(config.modes, config.temperature, config.noise_scale, config.noise_norm)
+    checkpoint = lm or examine(config)
+    check_template(config, checkpoint)
     display.note("reading questions")
     cells = load_cells(config, modes)
     request = Request.of(config, modes, cells)
     folder = choose_folder(request, overwrite) if processes.is_main else Path()
+    cells, request = _fit_context(config, modes, cells, request, checkpoint)
     display.note("loading the checkpoint")
     adapter = _load_adapter(config, modes[0], lm)
     try:
-        cells, request = _fit_context(config, modes, cells, request, adapter)
         request = request.with_model(adapter.language_model)
         folder, record = processes.from_main(_open_run(request, folder, overwrite, processes))
         if record["status"] == rundir.COMPLETE:
@@ -155,14 +159,10 @@ def _fit_context(
     modes: Sequence[Mode],
     cells: Sequence[Cell],
     request: Request,
-    adapter: SoftEvalLM,
+    checkpoint: Checkpoint | LanguageModel,
 ) -> tuple[Sequence[Cell], Request]:
     """Settle the cap on the CoT; tasks are read again where it is not the default one."""
-    from softeval.context import check_context, fitting_cot_cap, prompt_lengths
-
-    lengths = prompt_lengths(cells, adapter, config.apply_chat_template)
-    cap = config.max_cot_tokens or fitting_cot_cap(lengths, adapter, config.max_answer_tokens)
-    check_context(lengths, adapter, cap, config.max_answer_tokens)
+    cap = settled_cot_cap(config, cells, checkpoint)
     if cap != request.default_cot_cap and any(cell.mode is not None for cell in cells):
         cells = load_cells(config, modes, cap)
     return cells, request.with_cot_cap(cap)

@@ -30,7 +30,8 @@ def generate(
 
     Args:
         lm: from `load_model`.
-        prompts: texts, encoded as the tokenizer does by default (with its BOS token, if any).
+        prompts: texts, encoded as the tokenizer does by default (with its BOS token, if any,
+            unless the text begins with it).
         mode: name of a mode, or a mode with other parameters from `get_mode`.
         num_samples: samples a prompt; in a greedy mode they are all the same.
         seed: with task, prompt index and sample index the key of the random numbers.
@@ -62,7 +63,7 @@ def generate(
         keep_inputs=keep_inputs,
     )
     questions = [
-        Question(task, index, tuple(lm.tokenizer.encode(text)), tuple(range(distinct)))
+        Question(task, index, tuple(lm.vocabulary.encode(text)), tuple(range(distinct)))
         for index, text in enumerate(texts)
     ]
     found = {(g.key.doc_id, g.key.sample): g for g in decoder.run(questions)}

@@ -140,10 +140,15 @@ def default_folder(config: RunConfig, today: date | None = None) -> Path:
     return RUNS / f"{today or date.today():%Y-%m-%d}-{_name(config)}"
 
 
-def choose_folder(request: Request, overwrite: bool) -> Path:
-    """Where the run goes, probed for writing; before the checkpoint is loaded.
+def choose_folder(request: Request, overwrite: bool, *, probe: bool = True) -> Path:
+    """Where the run goes; before the checkpoint is loaded.
 
     Without --output-path an earlier run of the same arguments is taken up, whatever its date.
+
+    Args:
+        request: of the run.
+        overwrite: a run that is there may go.
+        probe: make the folder and try to write to it.
 
     Raises:
         UserError: it cannot be written to, or holds a run with other arguments.
@@ -155,7 +160,7 @@ def choose_folder(request: Request, overwrite: bool) -> Path:
         folder = earlier or default_folder(request.config)
     if rundir.is_run(folder) and not overwrite:
         _check_known(request, folder)
-    rundir.prepare(folder)
+    (rundir.prepare if probe else rundir.check_place)(folder)
     return folder
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from softeval.errors import UserError
-from softeval.model import LanguageModel, LogitsDtype
+from softeval.model import NEVER, LanguageModel, LogitsDtype
 
 CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}
 """Logits computed at once: 32 or 256 MB a copy in float32. An accelerator reads the whole weight for
@@ -36,18 +36,22 @@ class HeadRule:
         softcap: c of c·tanh(z/c) (Gemma 2), or None.
         logits_dtype: precision of the logits, as in the rollout.
         chunk: positions computed at once.
+        gaps: ids below V that the tokenizer does not know.
     """
 
     vocab: int
     softcap: float | None = None
     logits_dtype: LogitsDtype = LogitsDtype.MODEL
     chunk: int = 256
+    gaps: tuple[int, ...] = ()
 
     def project(self, hidden_nD: Tensor, weight_VD: Tensor, bias_V: Tensor | None) -> Tensor:
         """(n, V) logits of one chunk; `weight_VD` as `prepare` gives it."""
         logits_nV = linear(hidden_nD.to(weight_VD.dtype), weight_VD, bias_V)
         if self.softcap is not None:
             logits_nV = torch.tanh(logits_nV / self.softcap) * self.softcap
+        if self.gaps:
+            logits_nV[:, list(self.gaps)] = NEVER
         if self.logits_dtype is LogitsDtype.BFLOAT16:
             logits_nV = logits_nV.to(torch.bfloat16)
         return logits_nV
@@ -119,6 +123,7 @@ def output_head(lm: LanguageModel, chunk: int | None = None) -> OutputHead:
         softcap=getattr(lm.model.config.get_text_config(), "final_logit_softcapping", None),
         logits_dtype=lm.logits_dtype,
         chunk=chunk or max(16, CHUNK_ELEMENTS.get(lm.device.type, 2**24) // lm.vocab),
+        gaps=lm.vocabulary.gaps,
     )
     head = OutputHead(weight, getattr(module, "bias", None), rule)
     _verify(lm, head)
@@ -137,11 +142,11 @@ def keep_float32_head_live(module: nn.Module) -> None:
     behind.
     """
 
-    def project(head: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        bias = None if head.bias is None else head.bias.float()
-        return linear(args[0].float(), head.weight.float(), bias)
+    def project(hidden: Tensor) -> Tensor:
+        bias = None if module.bias is None else module.bias.float()  # type: ignore[union-attr]
+        return linear(hidden.float(), module.weight.float(), bias)  # type: ignore[operator]
 
-    module.register_forward_hook(project)
+    module.forward = project
 
 
 @torch.no_grad()

@@ -1,19 +1,26 @@
-"""What a run would do, for --dry-run: no weights are loaded and nothing is downloaded."""
+"""What a run would do, for --dry-run: no weights are read and nothing is downloaded or written.
+
+What the real run would refuse before it reads weights is refused here by the same code, as far as
+the data and the checkpoint are at hand.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from softeval import rundir
 from softeval.catalogue import LIKELIHOOD, TaskEntry, expand_tasks
-from softeval.cells import question_count
+from softeval.cells import Cell, load_cells, question_count
 from softeval.config import DEFAULT_MAX_COT_TOKENS, RunConfig
-from softeval.data import dataset_spec, load
-from softeval.errors import UserError
-from softeval.identity import default_folder, mode_record
+from softeval.context import check_template, examine, settled_cot_cap
+from softeval.data import dataset_spec
+from softeval.identity import Request, choose_folder, default_folder, mode_record
 from softeval.modes import Mode, is_greedy, select_modes
+
+if TYPE_CHECKING:
+    from softeval.checkpoint import Checkpoint
 
 # Rows of the splits that come from the hub, which a dry run does not ask.
 HUB_ROWS = {
@@ -27,35 +34,102 @@ HUB_ROWS = {
 }
 
 
-def make_plan(config: RunConfig) -> dict[str, Any]:
+def make_plan(config: RunConfig, overwrite: bool = False) -> dict[str, Any]:
     """Resolved configuration, requests of each task, and the most tokens that can be generated.
 
+    Args:
+        config: of the run.
+        overwrite: whether the run may replace one that is there.
+
     Raises:
-        UserError: what a real run would refuse before it loads a checkpoint.
+        UserError: what a real run would refuse before it reads the weights.
     """
     modes = select_modes(config.modes, config.temperature, config.noise_scale, config.noise_norm)
     tasks = expand_tasks(config.tasks)
-    cap = config.max_cot_tokens or _default_cap(config)
-    rows = {task.name: _task_plan(task, config, modes, cap) for task in tasks}
+    checkpoint = _examined(config)
+    if checkpoint is not None:
+        check_template(config, checkpoint)
+    cells = _cells_at_hand(config, tasks, modes)
+    cap = _cot_cap(config, cells, checkpoint)
+    rows = {task.name: _task_plan(task, config, modes, cells, cap) for task in tasks}
     resolved = config.model_dump(mode="json") | {
         "tasks": [task.name for task in tasks],
         "modes": {mode.name: mode_record(mode) for mode in modes},
         "pass_at": list(config.ks),
         "max_cot_tokens": cap,
-        "output_path": str(config.output_path or default_folder(config)),
+        "output_path": str(_folder(config, modes, cells, len(tasks), overwrite)),
     }
     return {
         "config": resolved,
+        "checkpoint": _checkpoint_plan(checkpoint),
         "tasks": rows,
         "samples": sum(row.get("samples", 0) for row in rows.values()),
         "max_generated_tokens": sum(row.get("max_generated_tokens", 0) for row in rows.values()),
     }
 
 
+def _examined(config: RunConfig) -> Checkpoint | None:
+    """The checkpoint without its weights; None for one that would have to be downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+
+    model = config.model
+    if model is not None and not Path(model).expanduser().exists() and model.count("/") == 1:
+        files = ("config.json", "tokenizer_config.json")
+        cached = [try_to_load_from_cache(model, name, revision=config.revision) for name in files]
+        if not model.startswith((".", "~")) and not all(isinstance(path, str) for path in cached):
+            return None
+    return examine(config, local_files_only=True)
+
+
+def _checkpoint_plan(checkpoint: Checkpoint | None) -> dict[str, Any] | str:
+    if checkpoint is None:
+        return "on the hub; looked at once it is downloaded"
+    return {
+        "model_type": checkpoint.config.model_type,
+        "max_length": checkpoint.max_length,
+        "notes": list(checkpoint.notes),
+    }
+
+
+def _cells_at_hand(
+    config: RunConfig, tasks: Sequence[TaskEntry], modes: tuple[Mode, ...]
+) -> list[Cell]:
+    """The cells whose questions need no download, read and checked as in a run."""
+    names = tuple(task.name for task in tasks if not _on_hub(task, config))
+    return load_cells(config.model_copy(update={"tasks": names}), modes) if names else []
+
+
+def _on_hub(task: TaskEntry, config: RunConfig) -> bool:
+    return bool(dataset_spec(task.dataset).hub_id) and config.data_dir is None
+
+
+def _cot_cap(config: RunConfig, cells: Sequence[Cell], checkpoint: Checkpoint | None) -> int:
+    """The cap on the CoT, as far as it can be known without the questions on the hub."""
+    if checkpoint is None:
+        return config.max_cot_tokens or DEFAULT_MAX_COT_TOKENS
+    cap = settled_cot_cap(config, cells, checkpoint)
+    return config.max_cot_tokens or min(cap, checkpoint.max_length)
+
+
+def _folder(
+    config: RunConfig,
+    modes: tuple[Mode, ...],
+    cells: Sequence[Cell],
+    tasks: int,
+    overwrite: bool,
+) -> Path:
+    """Where the run would go; with all questions at hand also whether it may."""
+    if len({cell.name for cell in cells}) == tasks:
+        return choose_folder(Request.of(config, modes, cells), overwrite, probe=False)
+    folder = Path(config.output_path or default_folder(config)).expanduser()
+    rundir.check_place(folder)
+    return folder
+
+
 def _task_plan(
-    task: TaskEntry, config: RunConfig, modes: tuple[Mode, ...], cap: int
+    task: TaskEntry, config: RunConfig, modes: tuple[Mode, ...], cells: Sequence[Cell], cap: int
 ) -> dict[str, Any]:
-    available, where = _available(task, config)
+    available, where = _available(task, cells)
     questions = question_count(available, config.limit)
     plan: dict[str, Any] = {"kind": task.kind, "data": where, "questions": questions}
     if task.kind == LIKELIHOOD:
@@ -66,40 +140,10 @@ def _task_plan(
     return plan | {"samples": samples, "max_generated_tokens": tokens}
 
 
-def _available(task: TaskEntry, config: RunConfig) -> tuple[int, str]:
+def _available(task: TaskEntry, cells: Sequence[Cell]) -> tuple[int, str]:
     """Questions of a task, and where they come from."""
-    spec = dataset_spec(task.dataset)
-    if spec.hub_id and config.data_dir is None:
+    source = next((cell.source for cell in cells if cell.name == task.name), None)
+    if source is None:
+        spec = dataset_spec(task.dataset)
         return HUB_ROWS[spec.name], f"hub: {spec.hub_id}"
-    source = load(task.dataset, config.data_dir, task.split).source
     return source.rows, f"{source.origin}: {source.location}"
-
-
-def _default_cap(config: RunConfig) -> int:
-    """The default cap, not above a local checkpoint's context; the run itself looks closer."""
-    context = _context_length(config.model)
-    return DEFAULT_MAX_COT_TOKENS if context is None else min(DEFAULT_MAX_COT_TOKENS, context)
-
-
-def _context_length(model: str | None) -> int | None:
-    """Positions of a local checkpoint by its config.json; None for one on the hub.
-
-    Raises:
-        UserError: a path with no checkpoint.
-    """
-    from softeval.identity import bundled_checkpoint
-
-    folder = bundled_checkpoint() if model is None else Path(model).expanduser()
-    file = folder / "config.json"
-    if not file.is_file():
-        if folder.exists() or model is None or model.startswith((".", "/", "~")):
-            raise UserError(
-                f"no checkpoint at {folder}; give a directory or a hub id like org/name"
-            )
-        return None
-    content: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    text: Mapping[str, Any] = content.get("text_config") or content
-    for name in ("max_position_embeddings", "n_positions"):
-        if isinstance(text.get(name), int):
-            return int(text[name])
-    return None

@@ -48,6 +48,8 @@ def new_record(request: Request) -> dict[str, Any]:
             "logits_dtype": str(lm.logits_dtype),
             "max_length": lm.max_length,
             "embedding_rms": lm.embedding.rms,
+            "attention": lm.model.config._attn_implementation,
+            "notes": list(lm.notes),
         },
         "modes": [
             {"name": mode.name, **mode_record(mode), "sigma": mode.sigma(lm.embedding)}

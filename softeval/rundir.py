@@ -6,6 +6,7 @@ of models, tasks or how samples are made.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -116,16 +117,28 @@ def check_identity(folder: Path, identity: Mapping[str, Any], record: Mapping[st
         )
 
 
-def prepare(folder: Path) -> None:
-    """Make the folder, and show before any long work that it can be written to.
+def check_place(folder: Path) -> None:
+    """Refuse a place where no run may go; nothing is written.
 
     Raises:
-        UserError: not a folder, a folder with other content, read-only, or full.
+        UserError: not a folder, a folder with other content, or one that is read-only.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; give another --output-path")
     if folder.is_dir() and not is_run(folder) and _has_foreign_content(folder):
         raise UserError(f"{folder} is not empty and not a run; give another --output-path")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK):
+        raise unwritable(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder, and show before any long work that it can be written to.
+
+    Raises:
+        UserError: what `check_place` refuses, or a full disk.
+    """
+    check_place(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _probe(folder)

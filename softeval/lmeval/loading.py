@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from softeval.checkpoint import Checkpoint
 from softeval.errors import UserError
 from softeval.lmeval.cot import is_auto
 from softeval.lmeval.settings import whole_number
@@ -41,7 +42,7 @@ def _device(device: str | None) -> str:
     return f"cuda:{local}" if torch.cuda.is_available() else (device or "auto")
 
 
-def known_tokenizer(lm: LanguageModel) -> Any:
+def known_tokenizer(lm: LanguageModel | Checkpoint) -> Any:
     """The tokenizer, if lm-eval's base class takes it; UserError otherwise."""
     from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
