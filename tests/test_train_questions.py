@@ -56,6 +56,46 @@ def test_evaluation_questions_are_dropped_whatever_their_white_space(tmp_path: P
     assert len(texts(unfiltered)) == 8
 
 
+COPIES = [
+    (r"Find the roots of $x^{2}+3x-5=0.$", r"Find the roots of \[ x^2 + 3x - 5 = 0. \]"),
+    (r"Let $f(x)=\left|x-p\right|,$ where $0 < p.$", r"let \(f(x) = |x-p|\), where $0 \,<\, p$."),
+    (r"Compute $\dfrac{1}{2} \quad + 2$", r"Compute $\frac{1}{2}+2$."),
+    ("It costs 3,500 dollars.", "It costs $3500$ dollars"),
+]
+OTHERS = [
+    ("Factor $z^4-z^2+1$", "Factor $z^4+z^2+1$"),
+    (r"Compute $\tan 22.5^\circ$.", r"Compute $\tan 225^\circ$."),
+    ("Is $a < b$?", "Is $a > b$?"),
+    ("What is $(-1)^2$?", "What is $(1)^2$?"),
+]
+
+
+@pytest.mark.parametrize(
+    ("pair", "answers", "copied"),
+    [(pair, ("1", "$1$"), True) for pair in COPIES]
+    + [(pair, ("1", "2"), False) for pair in COPIES]
+    + [(pair, ("1", "1"), False) for pair in OTHERS],
+)
+def test_copies_are_known_under_another_dressing(
+    tmp_path: Path, pair: tuple[str, str], answers: tuple[str, str], copied: bool
+) -> None:
+    """In an evaluation set and in the training set itself; operators and labels keep apart."""
+    evaluated = {"problem": pair[0], "answer": answers[0], "solution": ""}
+    write_rows(tmp_path / "math500_test.jsonl", [evaluated])
+    fillers = [{"question": f"q{n}", "answer": "1"} for n in range(6)]
+    both = [{"question": q, "answer": a} for q, a in zip(pair, answers, strict=True)]
+    options = {"data_dir": str(tmp_path), "limit": None}
+    path = write_rows(tmp_path / "one.jsonl", fillers + both[1:])
+    against = load_questions(
+        tiny_config(dataset=path, exclude_tasks=("math500",), **options), encode
+    )
+    assert against.overlaps == {"math500": int(copied)}
+    assert (pair[1] in texts(against)) != copied
+    path = write_rows(tmp_path / "both.jsonl", fillers + both)
+    within = load_questions(tiny_config(dataset=path, exclude_tasks=(), **options), encode)
+    assert within.repeated == int(copied) and pair[0] in texts(within)
+
+
 def test_the_prompt_is_the_papers() -> None:
     found = load_questions(tiny_config(), tiny_lm().tokenizer.encode)
     question = found.train[0]
@@ -140,5 +180,5 @@ def test_real_training_sets(dataset: str, rows: int) -> None:
     assert len(texts(found)) + dropped == rows == found.source.rows
     assert len(found.validation) == 100
     assert found.unlabelled == (2 if dataset == "math" else 0)
-    if dataset == "deepscaler":
-        assert found.overlaps["math500"] == 4
+    copies = {"math": {"olympiadbench": 4}, "deepscaler": {"math500": 6}}.get(dataset, {})
+    assert {task: n for task, n in found.overlaps.items() if n} == copies

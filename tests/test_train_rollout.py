@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +22,7 @@ from softeval.trainers.dropout import recompute_activations
 from softeval.trainers.losses import Policy
 from softeval.trainers.metrics import rollout_metrics, rollout_sums
 from softeval.trainers.optimization import MasterWeights, gradient_norm
+from softeval.trainers.processes import Processes
 from softeval.trainers.questions import DataOrder, QuestionSet, TrainingQuestion
 from softeval.trainers.reference import Reference
 from softeval.trainers.rollout import RolloutCollector, StepRollouts
@@ -38,9 +39,7 @@ class OneOf:
     def __init__(self, rank: int, count: int) -> None:
         self.rank, self.count = rank, count
 
-    def share(self, items: Sequence[Any]) -> Sequence[Any]:
-        bounds = [len(items) * r // self.count for r in (self.rank, self.rank + 1)]
-        return items[bounds[0] : bounds[1]]
+    share = Processes.share
 
     def total(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
@@ -75,6 +74,18 @@ def test_processes_share_the_samples_of_one() -> None:
             assert not mine.keys() & together.keys()
             together |= mine
         assert together == alone
+
+
+def test_every_process_has_its_part_of_every_group() -> None:
+    """So that one informative group among others keeps them all busy; alone a process has all."""
+    samples = [(group, member) for group in range(3) for member in range(32)]
+    for count in (2, 3, 8):
+        shares: list[Any] = [Processes.share(OneOf(rank, count), samples) for rank in range(count)]  # type: ignore[arg-type]
+        assert sorted(chain.from_iterable(shares)) == samples
+        for group in range(3):
+            sizes = [sum(g == group for g, _ in share) for share in shares]
+            assert max(sizes) - min(sizes) <= 1
+    assert Processes.share(OneOf(0, 1), samples) == samples  # type: ignore[arg-type]
 
 
 def test_a_question_drawn_twice_is_sampled_anew() -> None:

@@ -60,9 +60,12 @@ class Processes:
         return self.accelerator.is_main_process
 
     def share(self, items: Sequence[Item]) -> Sequence[Item]:
-        """This process's part of the items: contiguous, sizes differing by at most one."""
-        bounds = [len(items) * rank // self.count for rank in (self.rank, self.rank + 1)]
-        return items[bounds[0] : bounds[1]]
+        """This process's part of the items: every count-th, sizes differing by at most one.
+
+        Not a contiguous part: samples of one question have one reward too often, and a process that
+        held nothing else would idle in the training pass.
+        """
+        return items[self.rank :: self.count]
 
     def total(self, tensor: Tensor) -> Tensor:
         """Sum over the processes."""

@@ -1,8 +1,9 @@
 """Which questions are trained on, which are held out, and in which order they come.
 
 A training question that also stands in an evaluation set is dropped and counted: DeepScaleR holds
-some of MATH-500. Texts are compared without their white space. The held-out questions are chosen
-by a hash of their text, so every method and seed is validated on the same ones.
+some of MATH-500. Two questions are copies if their texts agree without white space, or if texts and
+labels agree without LaTeX dressing. The held-out questions are chosen by a hash of their text, so
+every method and seed is validated on the same ones.
 
 Knows nothing of models.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -49,7 +51,7 @@ class QuestionSet:
         validation: held out.
         source: where they come from.
         overlaps: questions dropped for standing in an evaluation set, by its name.
-        repeated: questions dropped for standing in the training set twice.
+        repeated: questions dropped as copies of earlier ones of the training set.
         unlabelled: questions dropped for an empty label, which no answer can equal.
         too_long: questions dropped for their prompt's length.
     """
@@ -164,28 +166,50 @@ def normalised(text: str) -> str:
     return "".join(text.split())
 
 
+_DRESSING = re.compile(
+    r"\\(?:left|right|displaystyle|quad|qquad|hspace\{[^}]*\})(?![a-z])"
+    r"|\\[\[\](),;:! ]"
+    r"|[$~{},\s]"
+    r"|(?<!\d)\.|\.(?!\d)"  # a full stop, not a decimal point
+)
+
+
+def undressed(text: str) -> str:
+    """Text in lower case without white space, dollars, braces, commas, full stops and spacing macros.
+
+    Operators stay, and so do letters of other macros: z^4-z^2+1 and z^4+z^2+1 are two questions.
+    """
+    return _DRESSING.sub("", re.sub(r"\\[dt]frac(?![a-z])", r"\\frac", text.lower()))
+
+
+def copy_keys(problem: Problem) -> set[str | tuple[str, str]]:
+    """Keys of which copies of one question share at least one."""
+    dressed = normalised(problem.question)
+    return {dressed, (undressed(problem.question), undressed(problem.target))}
+
+
 def _filtered(
     problems: Sequence[tuple[int, Problem]], config: TrainConfig
 ) -> tuple[list[tuple[int, Problem]], dict[str, int], int]:
     """(row, problem) of those kept, count of those in each evaluation set, count of repeats."""
-    evaluated = {task: _texts(task, config) for task in config.overlaps}
+    evaluated = {task: _keys(task, config) for task in config.overlaps}
     overlaps = dict.fromkeys(evaluated, 0)
-    seen: set[str] = set()
+    seen: set[str | tuple[str, str]] = set()
     kept: list[tuple[int, Problem]] = []
     repeated = 0
     for index, problem in problems:
-        text = normalised(problem.question)
-        found = [task for task, texts in evaluated.items() if text in texts]
+        keys = copy_keys(problem)
+        found = [task for task, theirs in evaluated.items() if keys & theirs]
         for task in found:
             overlaps[task] += 1
-        repeated += not found and text in seen
-        if not found and text not in seen:
+        repeated += not found and not keys.isdisjoint(seen)
+        if not found and keys.isdisjoint(seen):
             kept.append((index, problem))
-        seen.add(text)
+        seen |= keys
     return kept, overlaps, repeated
 
 
-def _texts(task: str, config: TrainConfig) -> set[str]:
+def _keys(task: str, config: TrainConfig) -> set[str | tuple[str, str]]:
     try:
         problems, _ = load_problems(task, config.data_dir)
     except UserError as error:
@@ -193,7 +217,7 @@ def _texts(task: str, config: TrainConfig) -> set[str]:
             f"{error}; it is read to drop its questions from training, --exclude-tasks none leaves "
             "it out"
         ) from error
-    return {normalised(problem.question) for problem in problems}
+    return set().union(*map(copy_keys, problems))
 
 
 def _digest(text: str) -> str:
