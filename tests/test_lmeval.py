@@ -266,7 +266,8 @@ def test_broken_likelihoods_continue(data_dir: str) -> None:
     assert sorted(store.scores) == [("arc_easy", doc, c) for doc in range(5) for c in range(3)]
     for name in ("acc,none", "nll_per_token,none", "nll_per_token_micro,none"):
         expected = whole["results"]["arc_easy"][name]
-        assert resumed["results"]["arc_easy"][name] == pytest.approx(expected, abs=1e-6)
+        # Other batches: logits below 10, and what every layer adds, round by some 2^-24.
+        assert resumed["results"]["arc_easy"][name] == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_question_is_the_same_however_it_was_chosen(data_dir: str) -> None:

@@ -143,7 +143,8 @@ def test_two_processes_give_what_one_gives(task: str, tmp_path: Path) -> None:
     assert together["scores"].keys() == alone["results"][task].keys()
     for name, value in alone["results"][task].items():
         if isinstance(value, float):
-            assert together["scores"][name] == pytest.approx(value, abs=1e-6)
+            # Other batches: logits below 10, and what every layer adds, round by some 2^-24.
+            assert together["scores"][name] == pytest.approx(value, abs=1e-5)
     if task == "gsm8k":
         expected = texts(alone)
         assert {int(i): kept[:3] for i, kept in together["texts"].items()} == expected

@@ -52,7 +52,8 @@ def test_an_update_is_torchs_adamw_after_clipping() -> None:
         found.step(step, norm)
         assert all(master.grad is None for master in found.weights.masters)
     for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert torch.allclose(mine, other, rtol=1e-6)
+        # Weights below 1 are rounded by 2^-25 in each of the four updates, on either side.
+        assert torch.allclose(mine, other, rtol=0, atol=8 * 2**-25)
 
 
 def test_clipping_changes_the_update_only_beyond_the_norm() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from train_cases import made_generation, tiny_lm
+from train_cases import made_generation, relative_distance, tiny_lm
 
 from softeval.modes import get_mode
 from softeval.output_head import output_head
@@ -75,7 +75,7 @@ def test_gradient_of_a_fixed_batch_equals_trls(tmp_path: Path) -> None:
     inputs["old_logps"] = (old * mask).sum(1)
     theirs = gradients(lm, trainer._compute_loss(lm.model, inputs))
 
-    scale = max(float(g.abs().max()) for g in theirs)
-    assert scale > 1e-2
-    for name, mine, other in zip(dict(lm.model.named_parameters()), ours, theirs, strict=True):
-        assert torch.allclose(mine, other, rtol=1e-5, atol=1e-5 * scale), name
+    # Two float32 sums of some twenty positions, in other orders: tens of 2^-24 apart.
+    for mine, other in zip(ours, theirs, strict=True):
+        assert float(other.norm()) > 1e-3
+        assert relative_distance([mine], [other]) < 1e-5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,25 @@ def own_questions(path: Path, count: int = 12, **changed: str) -> Path:
     rows = [{"question": f"q{n}", "answer": changed.get(f"q{n}", "1")} for n in range(count)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+LINEAR = {"adam_epsilon": 1.0, "learning_rate": 0.1}
+"""An update that moves by lr·g. AdamW's own divides g by its size, so that a gradient of which only
+rounding is left moves a weight as far as any other: what rounds apart is then a whole step apart."""
+
+
+def relative_distance(ones: Iterable[torch.Tensor], others: Iterable[torch.Tensor]) -> float:
+    """‖one - other‖ / ‖other‖ over all tensors together."""
+    one, other = (torch.cat([t.detach().double().flatten() for t in ts]) for ts in (ones, others))
+    return float((one - other).norm() / other.norm())
+
+
+def moved_apart(one: Path, other: Path, start: dict[str, torch.Tensor]) -> float:
+    """How far apart two exports lie, as a share of how far training has moved; NaN if it has not."""
+    ones, others = weights(one), weights(other)
+    return relative_distance(
+        [ones[name] - start[name] for name in ones], [others[name] - start[name] for name in ones]
+    )
 
 
 METHODS = {
