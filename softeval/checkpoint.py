@@ -30,6 +30,8 @@ NEEDED_ARGUMENTS = ("inputs_embeds", "past_key_values")
 ATTENTION = ("sdpa", "eager")
 """Implementations of attention that our masks are made for."""
 
+_NO_DEVICE = "softeval runs on cpu, cuda and cuda:N; use --device auto or cpu"
+
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
@@ -152,17 +154,18 @@ def torch_device(device: str | torch.device) -> torch.device:
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
         return torch.device("cuda" if found else "cpu")
-    remedy = "use --device cuda" if found else "no CUDA device here; use --device cpu"
     try:
         chosen = torch.device(device)
     except RuntimeError:
-        raise UserError(f"--device {device!r} is no torch device; {remedy}") from None
+        raise UserError(f"--device {device}: {_NO_DEVICE}") from None
     if chosen.type == "mps":
-        raise UserError("--device mps has no double precision; use --device cpu")
+        raise UserError("--device mps: MPS has no double precision; use --device auto or cpu")
     if chosen.type not in ("cpu", "cuda"):
-        raise UserError(f"--device {device} is not supported; {remedy}")
+        raise UserError(f"--device {device}: {_NO_DEVICE}")
     if chosen.type == "cuda" and (chosen.index or 0) >= found:
-        raise UserError(f"--device {device}: {remedy}")
+        raise UserError(
+            f"--device {device}: {found or 'no'} CUDA devices here; use --device auto or cpu"
+        )
     return chosen
 
 
@@ -219,7 +222,7 @@ def _check_class(config: Any) -> None:
         raise UserError(
             f"{kind} is no decoder-only language model; give one that AutoModelForCausalLM loads"
         )
-    model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     named = list(config.architectures or [model.__name__])
     if any(name.endswith("ForConditionalGeneration") for name in named):
         raise UserError(

@@ -82,7 +82,7 @@ class Vocabulary:
                 " (resize_token_embeddings)"
             )
 
-    def eos_ids(self, *named: int | Sequence[int] | None) -> frozenset[int]:
+    def eos_ids(self, *named: Any) -> frozenset[int]:
         """Ids that end a sequence: the tokenizer's own and those that configs name.
 
         Raises:

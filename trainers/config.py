@@ -58,7 +58,7 @@ class TrainConfig(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16"] = option(
         "auto", "Precision the model computes in; auto is the checkpoint's own.", panel=_MODEL
     )
-    device: str = option("auto", "Torch device; auto takes CUDA or MPS if present.", panel=_MODEL)
+    device: str = option("auto", "auto (CUDA if present), cpu, cuda or cuda:N.", panel=_MODEL)
     lora: bool = option(
         False, "Train low-rank adapters (peft) instead of all weights.", panel=_MODEL
     )

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from softeval.checkpoint import torch_device
 from softeval.errors import UserError
 
 Item = TypeVar("Item")
@@ -38,14 +39,13 @@ class Processes:
         from accelerate import Accelerator
 
         _check_trackers(trackers)
-        _check_device(device, probe=False)
+        chosen = torch_device(device)
         self.accelerator: Any = Accelerator(
-            cpu=device.startswith("cpu"), log_with=list(trackers) or None, project_dir=str(folder)
+            cpu=chosen.type == "cpu", log_with=list(trackers) or None, project_dir=str(folder)
         )
         alone = self.accelerator.num_processes == 1
         automatic = device == "auto" or not alone
-        _check_device(device, probe=alone)
-        self.device = self.accelerator.device if automatic else torch.device(device)
+        self.device = self.accelerator.device if automatic else chosen
 
     @property
     def count(self) -> int:
@@ -75,8 +75,7 @@ class Processes:
         """Sum of each number over the processes; every process gives the same names."""
         if self.count == 1:
             return sums
-        dtype = torch.float32 if self.device.type == "mps" else torch.float64
-        stacked = torch.tensor(list(sums.values()), dtype=dtype, device=self.device)
+        stacked = torch.tensor(list(sums.values()), dtype=torch.float64, device=self.device)
         return dict(zip(sums, self.total(stacked).tolist(), strict=True))
 
     def sum_gradients(self, weights: Sequence[Tensor]) -> None:
@@ -97,19 +96,6 @@ class Processes:
 def launched_rank() -> int:
     """Rank given by torchrun or accelerate launch; 0 alone. Usable before torch is loaded."""
     return int(os.environ.get("RANK", "0"))
-
-
-def _check_device(name: str, probe: bool) -> None:
-    """Refuse a device that torch does not know or, probing it, that this machine lacks."""
-    if name == "auto":
-        return
-    try:
-        device = torch.device(name)
-        if probe:
-            torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"--device {name}: {reason}; use --device auto or cpu") from error
 
 
 def _check_trackers(names: Sequence[str]) -> None:

@@ -1,0 +1,23 @@
+"""Every architecture of AutoModelForCausalLM is decoded exactly or refused in one line."""
+
+from __future__ import annotations
+
+import pytest
+from architectures import judge, names
+
+UNBUILT = {
+    # tiny configs of these do not build; the table says why
+}
+"""Architectures of which no tiny model can be made here."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", names())
+def test_an_architecture_is_exact_or_refused(name: str) -> None:
+    found = judge(name, ["hard_greedy", "soft_sample"])
+    if found.verdict == "not built":
+        assert name in UNBUILT, found.reason
+        pytest.skip(found.reason)
+    assert found.verdict in ("exact", "refused"), found.problems
+    assert "\n" not in found.reason
+    assert (found.verdict == "refused") == bool(found.reason and not found.steps)
