@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,8 +54,9 @@ class Checkpoint:
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """Ids that tokenizer and embedding share, by the config."""
-        return Vocabulary(self.tokenizer, int(self.config.get_text_config().vocab_size))
+        """Ids that tokenizer and embedding share, as far as the config names the embedding's rows."""
+        rows = getattr(self.config.get_text_config(), "vocab_size", None)
+        return Vocabulary(self.tokenizer, sys.maxsize if rows is None else int(rows))
 
     @cached_property
     def stopper(self) -> Stopper:
