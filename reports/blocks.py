@@ -241,8 +241,9 @@ def comparison_blocks(comparisons: Sequence[Comparison], margin: float) -> list[
 
 
 ENTROPY_CAPTIONS = {
-    "all": "Mean entropy at each position over the CoTs still running there, with 95 % intervals"
-    " over problems; thin lines are single training seeds; pale where fewer than 10 % of CoTs or 30"
+    "all": "Mean entropy at each position over the CoTs still running there. 95 % intervals are for"
+    " new problems under these same checkpoints; they do not cover new training seeds, whose spread"
+    " the thin lines show (one a seed); pale where fewer than 10 % of CoTs or 30"
     " problems are left. Strips: share of CoTs still running. Who is still running changes along"
     " the axis, so a trend may be one of composition: see the fixed cohort.",
     "cohort": "Only CoTs of at least {cohort} tokens, so that up to the dotted line every position"

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from softeval.reports.recorded import RecordedRun
+from softeval.tables import doubled_row
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -105,7 +107,7 @@ def read_cells(run: RecordedRun) -> dict[Key, Cell]:
     """Every cell of a run, in the order of tasks, then of the modes as the paper lists them.
 
     Raises:
-        UserError: samples.parquet is damaged.
+        UserError: samples.parquet is damaged, or holds a sample twice.
     """
     if not run.has("samples"):
         return {}
@@ -113,7 +115,8 @@ def read_cells(run: RecordedRun) -> dict[Key, Cell]:
     for batch in run.batches("samples", COLUMNS):
         for key, columns in _split(batch):
             parts.setdefault(key, []).append(columns)
-    return {key: _cell(key, parts[key]) for key in sorted(parts, key=cell_order)}
+    path = run.path("samples")
+    return {key: _cell(path, key, parts[key]) for key in sorted(parts, key=cell_order)}
 
 
 def cell_order(key: Key) -> tuple[str, int, str]:
@@ -165,10 +168,14 @@ def _hashes(batch: pa.RecordBatch, name: str) -> NDArray[np.int64]:
     return np.fromiter((hash(text) for text in batch.column(name).to_pylist()), np.int64)
 
 
-def _cell(key: Key, parts: list[dict[str, np.ndarray]]) -> Cell:
+def _cell(path: Path, key: Key, parts: list[dict[str, np.ndarray]]) -> Cell:
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.lexsort((joined["sample_R"], joined["doc_R"]))
     joined = {name: values[order] for name, values in joined.items()}
+    doc_R, sample_R = joined["doc_R"], joined["sample_R"]
+    again = np.flatnonzero((doc_R[1:] == doc_R[:-1]) & (sample_R[1:] == sample_R[:-1]))
+    if again.size:
+        raise doubled_row(path, *key, int(doc_R[again[0]]), int(sample_R[again[0]]))
     target_R, prompt_R = joined.pop("target"), joined.pop("prompt")
     doc_M, first_M, n_M = np.unique(joined["doc_R"], return_index=True, return_counts=True)
     return Cell(

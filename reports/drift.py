@@ -20,8 +20,6 @@ from softeval.reports.statistics.divergence import SequenceScores, print_kl, sum
 from softeval.reports.statistics.positions import PositionSums
 from softeval.reports.statistics.profiles import Profile, position_profile
 
-REPLICATES = 500
-
 
 @dataclass(frozen=True, eq=False)
 class DriftScore:
@@ -130,7 +128,6 @@ def _profile(drifts: Sequence[Drift], doc_M: np.ndarray, direction: str) -> Prof
         total, count = np.zeros((len(doc_M), longest)), np.zeros((len(doc_M), longest), np.int64)
         total[rows, :length] = drift.sum_MT[direction]
         count[rows, :length] = drift.count_MT
-        squares = np.full(total.shape, np.nan)
-        sums = PositionSums(total, squares, count, drift.sequences, length=longest)
+        sums = PositionSums(total, count, count[:, 0], drift.sequences, length=longest)
         laid_out.append(sums.binned(bin_width(longest)))
-    return position_profile(laid_out, replicates=REPLICATES)
+    return position_profile(laid_out)

@@ -22,8 +22,6 @@ from softeval.reports.statistics.profiles import Profile, position_profile
 POINTS = 64
 """Points of a line, at most: positions are put together in bins of 1, 2, 4, 8, … of them."""
 
-REPLICATES = 500
-
 VIEWS = {
     "all": "All chains of thought",
     "cohort": "Fixed cohort",
@@ -165,7 +163,7 @@ def _profile(sums: Sequence[EntropySums], view: str, width: int) -> Profile:
     laid_out: list[PositionSums] = [one.view(view, doc_M, longest) for one in sums]
     if view not in ("progress", "end"):
         laid_out = [one.binned(width) for one in laid_out]
-    return position_profile(laid_out, replicates=REPLICATES)
+    return position_profile(laid_out)
 
 
 def _summary(name: str, key: Key, arm: Arm) -> EntropySummary | None:

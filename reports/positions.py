@@ -1,8 +1,8 @@
 """Per-position records reduced to sums: what entropy profiles and their intervals need.
 
 positions.parquet may hold hundreds of millions of rows. It is read one row group at a time and kept
-as sums for each (problem, length group, position): exact for every profile the report draws, and
-for a bootstrap over problems. Knows nothing of several runs or of figures.
+as sums for each (problem, length group, position): exact for every profile the report draws
+and its interval over problems. Knows nothing of several runs or of figures.
 
 Shape letters: N rows of a chunk, R samples, M problems, G length groups, T positions, B bins of
 relative progress, E positions before the end.
@@ -104,7 +104,8 @@ class EntropySums:
             longest: positions of the result, at least those of the cell.
         """
         if name == "progress":
-            count_MB = np.broadcast_to(self.samples_M[:, None], self.progress_MB.shape)
+            running_M = self.count_MGT[:, :, :1].sum((1, 2))  # an empty CoT has no progress
+            count_MB = np.broadcast_to(running_M[:, None], self.progress_MB.shape)
             return self._placed(doc_M, self.progress_MB, count_MB, self.sequences, "progress")
         if name == "end":
             backwards = slice(None, None, -1)
@@ -135,9 +136,9 @@ class EntropySums:
         rows, shape = np.searchsorted(doc_M, self.doc_M), (len(doc_M), sum_MT.shape[1])
         total, count = np.zeros(shape), np.zeros(shape, np.int64)
         total[rows], count[rows] = sum_MT, count_MT
-        # Squares are not kept: intervals come from a bootstrap over problems.
-        squares = np.full(shape, np.nan)
-        return PositionSums(total, squares, count, sequences, align, length=shape[1])
+        samples = np.zeros(len(doc_M), np.int64)
+        samples[rows] = self.samples_M
+        return PositionSums(total, count, samples, sequences, align, length=shape[1])
 
     @property
     def sequences(self) -> int:

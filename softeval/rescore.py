@@ -23,7 +23,7 @@ from softeval.errors import UserError
 from softeval.parquet_files import damage_named, open_parquet
 from softeval.problems import has_choices
 from softeval.scoring import ScoreKind, Scorer, Verdict, scorer_identity
-from softeval.tables import table_path
+from softeval.tables import refuse_doubled, table_path
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -73,6 +73,7 @@ def rescore(folder: str | Path, scorer: Scorer) -> Rescored:
         raise UserError(
             f"{folder} is not finished, and finishing it would score it again; start it again first"
         )
+    refuse_doubled(source)
     kinds = _score_kinds(record)
     partial = source.with_name(".samples.parquet.partial")
     try:

@@ -198,12 +198,17 @@ def load_run(path: str | Path) -> Run:
     """Open a run directory.
 
     Raises:
-        UserError: not a run, or one written by a newer softeval.
+        UserError: not a run, or one written by a newer softeval, or one with a sample in two rows.
     """
     folder = Path(path).expanduser()
     if not folder.exists():
         raise UserError(f"no run at {folder}; `softeval ls runs` lists those in runs/")
-    return Run(folder, rundir.read_record(folder))
+    from softeval.tables import refuse_doubled, table_path
+
+    run = Run(folder, rundir.read_record(folder))
+    if (samples := table_path(folder, "samples")).is_file():
+        refuse_doubled(samples)
+    return run
 
 
 def evaluate(**options: Any) -> Run:

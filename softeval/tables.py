@@ -18,7 +18,7 @@ import numpy as np
 
 from softeval import records
 from softeval.errors import UserError
-from softeval.parquet_files import damage_named
+from softeval.parquet_files import damage_named, open_parquet
 from softeval.records import Generation
 
 if TYPE_CHECKING:
@@ -90,6 +90,33 @@ def prompt_hash(prompt: str) -> str:
 def table_path(folder: Path, name: str) -> Path:
     """Where the named table of a run lies."""
     return folder / f"{name}.parquet"
+
+
+SAMPLE_KEY = ("task", "mode", "doc_id", "sample")
+"""No two rows of samples.parquet share it."""
+
+
+def refuse_doubled(path: Path) -> None:
+    """Check that every sample of a samples.parquet stands in one row.
+
+    Raises:
+        UserError: two rows of one sample, which would count as two answers; or a damaged file.
+    """
+    parquet = open_parquet(path, SAMPLE_KEY)
+    with damage_named(path):
+        rows = parquet.read(columns=list(SAMPLE_KEY))
+    counted = rows.group_by(list(SAMPLE_KEY)).aggregate([("sample", "count")])
+    if counted.num_rows < rows.num_rows:
+        twice = next(row for row in counted.to_pylist() if row["sample_count"] > 1)
+        raise doubled_row(path, *(twice[name] for name in SAMPLE_KEY))
+
+
+def doubled_row(path: Path, task: str, mode: str, doc_id: int, sample: int) -> UserError:
+    """The error about two rows of one sample."""
+    return UserError(
+        f"{path} holds sample {sample} of question {doc_id} twice (task {task}, mode {mode});"
+        " restore the file, or run again with --overwrite"
+    )
 
 
 def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) -> pa.Table:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.special import expit
 
 from softeval.reports.statistics import (
     SCOPE_A_IS_FIXED,
@@ -14,14 +15,22 @@ from softeval.reports.statistics import (
     SCOPE_CHECKPOINTS,
     SCOPE_SEEDS_AND_PROBLEMS,
     compare_methods,
+    crossed_mean,
     discordance,
+    judge,
     mcnemar,
     nll_difference,
+    pass_at_k,
     plan_comparison,
     sign_flip,
     spread_of,
 )
-from softeval.reports.statistics.contrast import contrast_variance
+from softeval.reports.statistics.contrast import (
+    cochran_cox,
+    contrast_variance,
+    guarded_variance,
+    unseen_variance,
+)
 from softeval.reports.statistics.power import Spread
 
 
@@ -242,3 +251,100 @@ def test_planning_needs_two_seeds():
         spread_of(*arms(1, 3, 10))
     with pytest.raises(ValueError, match="two seeds"):
         plan_comparison(Spread(0, 0, 0, 0, 0), 1, 10)
+
+
+def lost_questions(rng, reps: int, problems: int, share: float, seeds: int = 1):
+    """pass@32 of 64 samples; of B's questions A never solves a share: (a, b), (reps, S, M)."""
+    table = pass_at_k(64, np.arange(65), 32)[:, 0]
+    p = rng.beta(2, 1, (reps, 1, problems))
+    q = np.where(rng.random(p.shape) < share, 0.0, p)
+    shape = (reps, seeds, problems)
+    a, b = (table[rng.binomial(64, np.broadcast_to(rate, shape))] for rate in (q, p))
+    return a, b
+
+
+def covers_and_equivalent(a, b, truth: float):
+    contrasts = [compare_methods(x, y) for x, y in zip(a, b, strict=True)]
+    covered = np.mean([c.low <= truth <= c.high for c in contrasts])
+    return covered, np.mean([judge(c).word == "equivalent" for c in contrasts])
+
+
+@pytest.mark.parametrize(("problems", "share"), [(30, 0.03), (200, 0.03), (200, 0.01)])
+def test_questions_that_one_side_loses_whole_are_covered_and_never_called_equivalent(
+    problems, share
+):
+    a, b = lost_questions(np.random.default_rng(0), 250, problems, share, seeds=3)
+    truth = -share * (1 - 2 / (33 * 34))  # 1 - E[(1-p)^32] of beta(2, 1)
+    covered, equivalent = covers_and_equivalent(a, b, truth)
+    assert covered >= 0.92
+    assert truth > -0.02 or equivalent <= 0.05
+
+
+def test_guard_counts_whole_questions_that_differ():
+    """e questions lost whole: K = E = e (nearly), and three imaginary ones fade to none at 20."""
+    for events in (0, 1, 5, 10, 25):
+        d = -(np.arange(100_000) < events).astype(float)
+        weight = unseen_variance(d) * d.size**2
+        assert weight == pytest.approx(3 * max(0, 1 - min(events / 2, events / 20)), abs=0.01)
+
+
+def test_guard_leaves_alone_where_many_questions_differ_clearly():
+    rng = np.random.default_rng(0)
+    p = rng.beta(1, 1, (1, 1319))
+    a, b = rng.binomial(32, p) / 32, rng.binomial(32, p) / 32
+    assert unseen_variance((a - b)[0]) == 0.0
+    assert guarded_variance(a, b) == contrast_variance(a, b)
+    few = unseen_variance((a - b)[0, :30])
+    assert few > 0.0
+
+
+def test_thirty_questions_that_hardly_differ_are_no_interval_of_width_zero():
+    a = np.full((3, 30), 1.0)
+    a[0, 0] = 1 - 1e-6
+    contrast = compare_methods(a, np.ones((3, 30)))
+    assert contrast.high - contrast.low > 0.15
+    assert judge(contrast).word == "inconclusive"
+
+
+def test_a_word_is_never_beside_an_interval_that_contradicts_it():
+    """Small gains on all of 30 questions: the exact test is sure of them, the mean is not."""
+    b = np.random.default_rng(0).uniform(0.3, 0.6, 30)
+    contrast = compare_methods(b + np.random.default_rng(1).uniform(0.01, 0.03, 30), b)
+    assert contrast.p < 0.001 and contrast.low < 0 < contrast.high
+    assert judge(contrast).word == "inconclusive"
+
+
+def test_modes_of_the_same_checkpoints_are_compared_seed_by_seed():
+    """+3 points in each of three checkpoints whose own level moves by 7."""
+    rng = np.random.default_rng(3)
+    logit = rng.normal(0, 1.6, 500) + np.array([[-0.45], [0.0], [0.45]])
+    a, b = (rng.binomial(32, expit(logit + shift)) / 32 for shift in (0.2, 0.0))
+    apart, together = compare_methods(a, b), compare_methods(a, b, paired=True)
+    assert apart.p > 0.3 and together.p < 0.001
+    assert together.diff == apart.diff and together.se < apart.se / 5
+    assert (together.test, together.scope) == (
+        "crossed t, paired by seed",
+        SCOPE_SEEDS_AND_PROBLEMS,
+    )
+    cell = crossed_mean(a - b, bounded=False).interval
+    assert (together.low, together.high) == pytest.approx((cell.low, cell.high), rel=2e-3)  # guard
+    swapped = compare_methods(b, a, paired=True)
+    assert (swapped.low, swapped.high) == pytest.approx((-together.high, -together.low))
+    with pytest.raises(ValueError, match="3 and 2 checkpoints cannot be paired"):
+        compare_methods(a, b[:2], paired=True)
+
+
+def test_one_checkpoint_under_two_modes_keeps_its_exact_test():
+    a, b = arms(1, 1, 50)
+    assert compare_methods(a, b, paired=True) == compare_methods(a, b)
+
+
+def test_seeds_against_one_checkpoint_take_the_weighted_quantile():
+    """Cochran and Cox: Student's quantile is the mean of both, weighted by their variances."""
+    a, b = arms(3, 1, 200, seed=2)
+    variance, df = contrast_variance(a, b)
+    share = np.var(a.mean(1), ddof=1) / 3 / variance
+    wanted = share * stats.t.ppf(0.975, 2) + (1 - share) * stats.t.ppf(0.975, 199)
+    assert stats.t.ppf(0.975, df) == pytest.approx(wanted, rel=1e-3)
+    assert contrast_variance(b, a)[1] == df
+    assert cochran_cox([0.0, 1.0], 2, 199) == pytest.approx([199, 2])

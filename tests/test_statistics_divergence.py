@@ -51,7 +51,7 @@ def test_seeds_are_crossed_with_problems():
 
 
 def test_values_under_three_floors_are_not_printed():
-    assert print_kl(0.0029, 0.001) == "≤ floor"
+    assert print_kl(0.0029, 0.001) == "< 3 × floor"
     assert print_kl(0.0030, 0.001) == "0.003"
     assert print_kl(0.14753) == "0.148"
     assert print_kl(0.0) == "0"
@@ -59,8 +59,8 @@ def test_values_under_three_floors_are_not_printed():
 
 def test_each_unit_has_its_own_floor():
     summary = summarise_kl(random_scores(0.1, 0), floor=random_scores(0.05, 1))
-    assert summary.token_text == "≤ floor"
-    assert summary.sequence_text == "≤ floor"
+    assert summary.token_text == "< 3 × floor"
+    assert summary.sequence_text == "< 3 × floor"
     assert summarise_kl(random_scores(0.1, 0), floor=random_scores(0.01, 1)).token_text == (
         f"{summary.per_token.mean:.3g}"
     )

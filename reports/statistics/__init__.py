@@ -70,17 +70,11 @@ from softeval.reports.statistics.passk import (
 )
 from softeval.reports.statistics.positions import (
     PositionSums,
-    length_terciles,
-    reduce_sequences,
 )
 from softeval.reports.statistics.power import Plan, Spread, plan_comparison, spread_of
 from softeval.reports.statistics.profiles import (
     Profile,
-    ProfileDifference,
-    Scalars,
     position_profile,
-    position_scalars,
-    profile_difference,
 )
 from softeval.reports.statistics.summary import PassAtK, count_correct, summarise_samples
 
@@ -105,8 +99,6 @@ __all__ = [
     "Plan",
     "PositionSums",
     "Profile",
-    "ProfileDifference",
-    "Scalars",
     "SeedSpread",
     "SequenceScores",
     "SignFlip",
@@ -126,7 +118,6 @@ __all__ = [
     "holm",
     "judge",
     "judge_family",
-    "length_terciles",
     "mcnemar",
     "mean_interval",
     "nll_difference",
@@ -135,11 +126,8 @@ __all__ = [
     "pass_at_k_curve",
     "plan_comparison",
     "position_profile",
-    "position_scalars",
     "print_kl",
     "problem_interval",
-    "profile_difference",
-    "reduce_sequences",
     "se_within",
     "seed_permutation_floor",
     "seed_spread",

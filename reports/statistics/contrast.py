@@ -110,7 +110,8 @@ def contrast_variance(
 
     V_D = Var_i(d_i)/M + V_S^A + V_S^B − V_R^A − V_R^B, at least max(first, second + third);
     Satterthwaite over the five terms. The seed and residual terms of a single-checkpoint arm are
-    dropped. With ``paired`` row s of both arms is the same checkpoint (two modes of it): what the
+    dropped, and ν is then `cochran_cox`: no residual of the fixed arm is taken off, and Satterthwaite
+    rejects true nulls in 7 to 8 % of cases with three seeds. With ``paired`` row s of both arms is the same checkpoint (two modes of it): what the
     checkpoints share cancels, and the variance is the crossed one of the differences A − B.
 
     Returns:
@@ -129,10 +130,27 @@ def contrast_variance(
     total = by_problem + seeds - part_a.residual - part_b.residual
     total = np.maximum(total, np.maximum(by_problem, seeds))
     free_a, free_b = a.shape[-2] - 1, b.shape[-2] - 1
-    terms = (by_problem, part_a.seed, part_b.seed, part_a.residual, part_b.residual)
     wide = problems - 1
+    if (free_a == 0) != (free_b == 0) and wide > 0:
+        share = seeds / np.where(total > 0.0, total, 1.0)
+        return total, cochran_cox(share, free_a + free_b, wide)
+    terms = (by_problem, part_a.seed, part_b.seed, part_a.residual, part_b.residual)
     freedoms = (wide, free_a, free_b, free_a * wide, free_b * wide)
     return total, satterthwaite(total, terms, freedoms, wide)
+
+
+def cochran_cox(share: ArrayLike, few: int, many: int) -> Floats:
+    """Degrees of freedom of a variance of which ``share`` rests on ``few`` and the rest on ``many``.
+
+    Those at which Student's 97.5 % quantile is the mean of both quantiles weighted by the shares of
+    the variance: stricter than Satterthwaite, and never above the nominal level.
+
+    Source: Cochran and Cox 1957, section 4.14.
+    """
+    ends = t_quantile(0.975, few), t_quantile(0.975, many)
+    wanted = np.asarray(share) * ends[0] + (1.0 - np.asarray(share)) * ends[1]
+    grid = np.geomspace(max(few, many), min(few, many), 400)  # descending: quantiles ascend
+    return np.interp(wanted, t_quantile(0.975, grid), grid)
 
 
 def guarded_variance(
@@ -247,7 +265,11 @@ def compare_methods(
 def detectable(
     variance: ArrayLike, df: ArrayLike, level: float = 0.95, power: float = 0.8
 ) -> Floats:
-    """Minimum detectable effect (t_{.975,ν} + t_{.8,ν}) · √V_D, in the unit of the scores."""
+    """Minimum detectable effect (t_{.975,ν} + t_{.8,ν}) · √V_D, in the unit of the scores.
+
+    Of one test at 1 − ``level``, not adjusted for the number of primary contrasts (Holm), and of
+    the t test even where ``p`` is exact.
+    """
     quantiles = t_quantile(0.5 + level / 2.0, df) + t_quantile(power, df)
     return np.asarray(quantiles * np.sqrt(variance))
 

@@ -55,12 +55,12 @@ class KLSummary:
 
     @property
     def token_text(self) -> str:
-        """nats/token as printed: the number, or "≤ floor"."""
+        """nats/token as printed: the number, or "< 3 × floor"."""
         return print_kl(self.per_token.mean, self.floor_per_token)
 
     @property
     def sequence_text(self) -> str:
-        """nats/sequence as printed: the number, or "≤ floor"."""
+        """nats/sequence as printed: the number, or "< 3 × floor"."""
         return print_kl(self.per_sequence.mean, self.floor_per_sequence)
 
 
@@ -109,8 +109,9 @@ def summarise_kl(
 
 
 def print_kl(value: float, floor: float = 0.0) -> str:
-    """Three significant digits, or "≤ floor" under `FLOOR_FACTOR` times the floor."""
-    return "≤ floor" if value < FLOOR_FACTOR * floor else f"{value:.3g}"
+    """Three significant digits, or "< 3 × floor" under `FLOOR_FACTOR` times the noise floor."""
+    near = value < FLOOR_FACTOR * floor
+    return f"< {FLOOR_FACTOR:.0f} × floor" if near else f"{value:.3g}"
 
 
 def _mean_within(value_Q: Floats, owner_Q: Integers, problems: int) -> Floats:

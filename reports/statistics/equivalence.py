@@ -107,8 +107,10 @@ def judge(
 ) -> Verdict:
     """Turn a contrast into a word.
 
-    A significant difference is "better" or "worse" even when it is surely smaller than the
-    margin (`Verdict.within_margin` tells); otherwise the word is "equivalent" when TOST says so
+    A significant difference whose interval at 1 − alpha leaves out 0 is "better" or "worse" even
+    when it is surely smaller than the margin (`Verdict.within_margin` tells). The interval is asked
+    too because an exact test of two checkpoints may reject where the guard of `unseen_variance`
+    keeps 0 inside: many small gains, too few questions to exclude a rare loss. Otherwise the word is "equivalent" when TOST says so
     and "inconclusive" when it does not.
 
     Args:
@@ -120,7 +122,8 @@ def judge(
     """
     used = contrast.p if p is None else p
     equivalence = tost(contrast, margin, alpha)
-    if used <= alpha and contrast.diff != 0.0:
+    low, high = contrast.at_level(1.0 - alpha)
+    if used <= alpha and not low <= 0.0 <= high:
         gain = (contrast.diff > 0) != lower_is_better
         return Verdict("better" if gain else "worse", used, equivalence)
     return Verdict("equivalent" if equivalence.equivalent else "inconclusive", used, equivalence)

@@ -1,29 +1,33 @@
 """Entropy (or KL) by position: E[H_t | T ≥ t], with the risk set that makes it readable.
 
+The expectation is over a problem, then a chain of thought of it, given that the chain is still
+running at t. So a problem counts by its share of chains at risk, and the same model gives the same
+profile from 1, 8 or 64 samples a problem; a mean of the problems' own means would give a problem
+with 1 of 64 chains left the weight of one with 64.
+
 The set of sequences still running changes with t, so a rising curve may only say that long chains
 of thought are uncertain ones. Every profile therefore carries its at-risk counts, and the fixed
-cohort (`reduce_sequences` with ``min_length``) and the two scalars below stand beside it.
+cohort stands beside it.
 
-Shape letters: S training seeds, P problems, T positions or bins, B bootstrap replicates,
-Q sequences.
+Shape letters: S training seeds, P problems, T positions or bins.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from softeval.reports.statistics.bootstrap import draw_weights
-from softeval.reports.statistics.interval import Interval, mean_interval, t_quantile
+from softeval.reports.statistics.interval import t_quantile
 from softeval.reports.statistics.passk import Floats, Integers
-from softeval.reports.statistics.positions import PositionSums, group_sums
+from softeval.reports.statistics.positions import PositionSums
 
 MIN_SHARE = 0.10
 """Positions reached by fewer sequences than this share are greyed out."""
 
 MIN_PROBLEMS = 30
-"""Positions at which fewer problems are at risk are greyed out."""
+"""Positions at which fewer problems are at risk are greyed out, counted by their shares: a problem
+with 1 of 64 chains left is not one more (effective number, Kish 1965)."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class Profile:
 
     Attributes:
         start: first position of each bin (bin number for relative progress), shape (T,).
-        mean: mean over problems at risk of their mean over samples (and seeds); NaN where none.
+        mean: mean over the chains at risk of a random problem (and seed), see `position_profile`;
+            NaN where none is at risk.
         low: lower end of the interval over problems; NaN where fewer than two are at risk.
         high: upper end.
         lines: the same mean for each training seed, shape (S, T).
@@ -53,190 +58,66 @@ class Profile:
     level: float
 
 
-@dataclass(frozen=True)
-class ProfileDifference:
-    """A − B by position over the problems at risk in both.
+def position_profile(sums: PositionSums | Sequence[PositionSums], level: float = 0.95) -> Profile:
+    """Profile of one cell: Σ_p y_p / Σ_p x_p over problems.
 
-    Attributes:
-        start: first position of each bin, shape (T,).
-        diff: mean of A − B; NaN where no problem is at risk in both.
-        low: lower end of the interval over problems.
-        high: upper end.
-        problems: problems at risk in both.
-        grey: fewer than `MIN_PROBLEMS`, or either arm below `MIN_SHARE`.
-        level: nominal pointwise coverage.
-    """
-
-    start: Integers
-    diff: Floats
-    low: Floats
-    high: Floats
-    problems: Integers
-    grey: NDArray[np.bool_]
-    level: float
-
-
-@dataclass(frozen=True)
-class Scalars:
-    """One number for a whole set of chains of thought, weighted two ways.
-
-    Attributes:
-        token_weighted: Σ values / Σ positions: what a random token looks like.
-        sequence_weighted: mean over problems of the mean over sequences of each sequence's mean:
-            what a random chain of thought looks like.
-        sequences: sequences with at least one position.
-        empty: sequences without any, left out.
-    """
-
-    token_weighted: Interval
-    sequence_weighted: Interval
-    sequences: int
-    empty: int
-
-
-def position_profile(
-    sums: PositionSums | Sequence[PositionSums],
-    level: float = 0.95,
-    replicates: int = 1000,
-    seed: int = 0,
-) -> Profile:
-    """Profile of one cell: within problem first, then over the problems at risk.
+    x_p is the share of the problem's chains at risk and y_p their summed values over the number of
+    its chains, both averaged over the seeds that asked the problem: a ratio estimator of
+    E[H_t | T ≥ t].
 
     Args:
         sums: one `PositionSums` for each training seed, same problems and layout.
-        level: nominal pointwise coverage of the percentile interval.
-        replicates: cluster bootstrap replicates over problems.
-        seed: of the bootstrap.
+        level: nominal pointwise coverage of the interval over problems, for these checkpoints.
+
+    The interval is one of t on the log scale (the values are not negative).
+
+    Source: ratio estimator and delete-one jackknife, Cochran 1977, chapter 6.
     """
     arms = [sums] if isinstance(sums, PositionSums) else list(sums)
-    x_PT = _over_seeds(arms)
-    low, high = _problem_bootstrap(x_PT, level, replicates, seed)
-    pooled = arms[0]
-    for more in arms[1:]:
-        pooled = pooled + more
-    problems = np.isfinite(x_PT).sum(axis=0)
-    return Profile(
-        start=_starts(pooled),
-        mean=_mean_at_risk(x_PT),
-        low=low,
-        high=high,
-        lines=np.stack([_mean_at_risk(arm.mean_PT) for arm in arms]),
-        at_risk=pooled.at_risk_T,
-        problems=problems,
-        grey=(pooled.at_risk_T < MIN_SHARE) | (problems < MIN_PROBLEMS),
-        level=level,
-    )
-
-
-def profile_difference(
-    a: PositionSums | Sequence[PositionSums],
-    b: PositionSums | Sequence[PositionSums],
-    level: float = 0.95,
-    replicates: int = 1000,
-    seed: int = 0,
-) -> ProfileDifference:
-    """A − B at each position, only over problems at risk in both arms.
-
-    Raises:
-        ValueError: the arms have different problems or bins.
-    """
-    arms_a = [a] if isinstance(a, PositionSums) else list(a)
-    arms_b = [b] if isinstance(b, PositionSums) else list(b)
-    if arms_a[0].layout != arms_b[0].layout:
-        raise ValueError("profiles of different problems or bins cannot be compared")
-    d_PT = _over_seeds(arms_a) - _over_seeds(arms_b)
-    low, high = _problem_bootstrap(d_PT, level, replicates, seed)
-    problems = np.isfinite(d_PT).sum(axis=0)
-    rare = np.minimum(_pooled_share(arms_a), _pooled_share(arms_b)) < MIN_SHARE
-    return ProfileDifference(
-        start=_starts(arms_a[0]),
-        diff=_mean_at_risk(d_PT),
-        low=low,
-        high=high,
-        problems=problems,
-        grey=rare | (problems < MIN_PROBLEMS),
-        level=level,
-    )
-
-
-def position_scalars(
-    sum_Q: ArrayLike, length_Q: ArrayLike, problem_Q: ArrayLike, level: float = 0.95
-) -> Scalars:
-    """Token-weighted and sequence-weighted mean, with intervals over problems.
-
-    Args:
-        sum_Q: sum of the values of each sequence.
-        length_Q: its number of positions.
-        problem_Q: label of its problem.
-        level: nominal coverage.
-
-    Raises:
-        ValueError: no sequence has a position.
-    """
-    lengths = np.asarray(length_Q)
-    filled = lengths > 0
-    if not filled.any():
-        raise ValueError("no sequence has a position to average")
-    total, length = np.asarray(sum_Q, dtype=float)[filled], lengths[filled]
-    labels, owner = np.unique(np.asarray(problem_Q)[filled], return_inverse=True)
-    total_P = group_sums(owner, total, labels.size)
-    length_P = group_sums(owner, length, labels.size)
-    per_sequence = group_sums(owner, total / length, labels.size) / np.bincount(owner)
-    return Scalars(
-        token_weighted=_ratio_interval(total_P, length_P, level),
-        sequence_weighted=mean_interval(per_sequence, level),
-        sequences=int(filled.sum()),
-        empty=int((~filled).sum()),
-    )
-
-
-def _ratio_interval(total_P: Floats, count_P: Floats, level: float) -> Interval:
-    """Σ total / Σ count with the linearised standard error over problems."""
-    ratio = float(total_P.sum() / count_P.sum())
-    residual = (total_P - ratio * count_P) / count_P.mean()
-    problems = residual.size
-    se = residual.std(ddof=1) / problems**0.5 if problems > 1 else np.nan
-    half = float(t_quantile(0.5 + level / 2.0, problems - 1) * se)
-    return Interval(ratio, ratio - half, ratio + half, level, np.nan, problems - 1, problems)
-
-
-def _over_seeds(arms: Sequence[PositionSums]) -> Floats:
-    """Mean over the seeds at risk of each problem's mean, NaN where none is."""
-    x_SPT = np.stack([arm.mean_PT for arm in arms])
-    present = np.isfinite(x_SPT)
-    total = np.where(present, x_SPT, 0.0).sum(axis=0)
-    seeds = present.sum(axis=0)
-    return np.where(seeds > 0, total / np.maximum(seeds, 1), np.nan)
-
-
-def _mean_at_risk(x_PT: Floats) -> Floats:
-    present = np.isfinite(x_PT)
-    count = present.sum(axis=0)
-    total = np.where(present, x_PT, 0.0).sum(axis=0)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def _problem_bootstrap(
-    x_PT: Floats, level: float, replicates: int, seed: int
-) -> tuple[Floats, Floats]:
-    """Percentile interval of the mean over problems at risk, problems drawn with replacement."""
-    present = np.isfinite(x_PT)
-    weights = draw_weights(np.random.default_rng(seed), replicates, len(x_PT))
-    total, share = weights @ np.where(present, x_PT, 0.0), weights @ present.astype(float)
-    drawn = share > 1e-12
-    means = np.where(drawn, total / np.where(drawn, share, 1.0), np.nan)
-    low, high = np.full((2, x_PT.shape[1]), np.nan)
-    enough = present.sum(axis=0) > 1
-    tails = [0.5 - level / 2.0, 0.5 + level / 2.0]
-    if enough.any():
-        low[enough], high[enough] = np.nanquantile(means[:, enough], tails, axis=0)
-    return low, high
-
-
-def _pooled_share(arms: Sequence[PositionSums]) -> Floats:
+    parts = [arm.shares for arm in arms]
+    asked_P1 = np.maximum(sum((arm.samples_P > 0).astype(int) for arm in arms), 1)[:, None]
+    y_PT, x_PT = (sum(part[i] for part in parts) / asked_P1 for i in range(2))
+    mean, se, df = _jackknife(y_PT, x_PT)
+    factor = np.exp(t_quantile(0.5 + level / 2.0, df) * se / np.where(mean > 0.0, mean, 1.0))
+    effective = _ratio(x_PT.sum(axis=0) ** 2, (x_PT**2).sum(axis=0))
     sizes = [max(arm.sequences, 1) for arm in arms]
-    return np.average([arm.at_risk_T for arm in arms], axis=0, weights=sizes)
+    at_risk = np.average([arm.at_risk_T for arm in arms], axis=0, weights=sizes)
+    return Profile(
+        start=np.arange(x_PT.shape[1]) * arms[0].width,
+        mean=mean,
+        low=mean / factor,
+        high=mean * factor,
+        lines=np.stack([_ratio(y.sum(axis=0), x.sum(axis=0)) for y, x in parts]),
+        at_risk=at_risk,
+        problems=(x_PT > 0).sum(axis=0),
+        grey=(at_risk < MIN_SHARE) | ~(effective > MIN_PROBLEMS - 0.5),
+        level=level,
+    )
 
 
-def _starts(sums: PositionSums) -> Integers:
-    return np.arange(sums.count_PT.shape[1]) * sums.width
+def _jackknife(y_PT: Floats, x_PT: Floats) -> tuple[Floats, Floats, Floats]:
+    """Σ y / Σ x, its standard error from leaving out one problem at a time, and that one's df.
+
+    Degrees of freedom are the smallest of m − 1 (problems at risk), (Σ x)² / Σ x² − 1 (problems
+    with few chains left weigh little) and Satterthwaite's 2 A² / (B − A²/m), A and B the sums of the
+    squares and fourth powers of the m influences (a few problems may carry the error), at least 1.
+    Error and df are NaN where fewer than two problems are at risk.
+    """
+    y_T, x_T = y_PT.sum(axis=0), x_PT.sum(axis=0)
+    mean_T, m_T = _ratio(y_T, x_T), (x_PT > 0).sum(axis=0)
+    without_PT = _ratio(y_T - y_PT, x_T - x_PT)
+    squares_PT = np.where(x_PT > 0, without_PT - mean_T, 0.0) ** 2
+    a_T, b_T = squares_PT.sum(axis=0), (squares_PT**2).sum(axis=0)
+    m_1 = np.maximum(m_T, 1)
+    spread_T = np.maximum(b_T - a_T**2 / m_1, 1e-300)
+    few_T = np.minimum(m_T, _ratio(x_T**2, (x_PT**2).sum(axis=0))) - 1.0
+    df_T = np.maximum(np.minimum(few_T, 2.0 * a_T**2 / spread_T), 1.0)
+    some = m_T > 1
+    se_T = np.sqrt(a_T * (m_T - 1) / m_1)
+    return mean_T, np.where(some, se_T, np.nan), np.where(some, df_T, np.nan)
+
+
+def _ratio(above: Floats, below: Floats) -> Floats:
+    """Quotient; NaN where the divisor is 0, or what rounding leaves of 0."""
+    some = below > 1e-12
+    return np.where(some, above / np.where(some, below, 1.0), np.nan)
