@@ -23,7 +23,7 @@ from softeval.gold import gold_solutions
 from softeval.kl_file import Measured, kept_sets, write_kl
 from softeval.model import LanguageModel, load_model, weights_hash
 from softeval.modes import HardMode, Mode, get_mode
-from softeval.parquet_files import damage_named, open_parquet
+from softeval.parquet_files import read_parquet
 from softeval.records import SampleKey
 from softeval.rows import Limits
 from softeval.tables import read_table, table_path
@@ -227,14 +227,9 @@ class _Session:
 
     def _shadows(self, mode: str, samples: int) -> dict[SampleKey, np.ndarray]:
         """Recorded shadow tokens of the first samples of each question."""
-        import pyarrow.parquet as pq
-
         columns = ["task", "doc_id", "sample", "shadow_id"]
-        path = table_path(self.folder, "positions")
-        open_parquet(path, columns).close()
-        with damage_named(path):
-            wanted = [("mode", "=", mode), ("sample", "<", samples)]
-            table = pq.read_table(path, columns=columns, filters=wanted)
+        wanted = [("mode", "=", mode), ("sample", "<", samples)]
+        table = read_parquet(table_path(self.folder, "positions"), columns, wanted)
         frame = table.to_pandas().astype({"task": str})
         groups = frame.groupby(["task", "doc_id", "sample"], observed=True)["shadow_id"]
         return {

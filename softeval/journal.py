@@ -2,8 +2,9 @@
 
 One shard a process (``shards/rank-0000.jsonl``), one JSON line a result. A process killed at any
 moment leaves at most one torn line at the end of its shard, which is cut off when that shard is
-opened again; everything before it stays. Lines reach the operating system when `add` returns;
-`close` also flushes them to the disk.
+opened again; everything before it stays. Each line ends in the CRC-32 of what stands before it, so
+that damage anywhere else is found. Lines reach the operating system when `add` returns; `close`
+also flushes them to the disk.
 
 Knows what a generation is; nothing of models, tasks or scoring.
 """
@@ -15,7 +16,9 @@ import fcntl
 import json
 import os
 import shlex
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +32,8 @@ _INT_ARRAYS = ("shadow_ids", "prefill_ids", "answer_ids", "top_ids")
 _FLOAT_ARRAYS = ("entropy", "mode_entropy", "top1_prob", "top_probs")
 _TEXTS = ("cot_text", "prefill_text", "answer", "answer_text", "stop_reason", "answer_stop")
 _READ_BYTES = 1 << 20
+# Quotes inside a text are escaped, so no text holds this.
+_SEAL = b', "crc32": "'
 
 
 class GenerationName(NamedTuple):
@@ -101,9 +106,11 @@ class Journal:
         place = self._places.get(GenerationName(key.task, mode, key.doc_id, key.sample))
         if place is None:
             return None
-        line = self._shards[place.shard].read(place.offset, place.length)
-        prompt = self._prompts[key.task, key.doc_id]
-        return _decode_generation(json.loads(line), key, mode, prompt.ids)
+        shard = self._shards[place.shard]
+        with shard.damage_named(place.offset):
+            record = _unseal(shard.read(place.offset, place.length))
+            prompt = self._prompts[key.task, key.doc_id]
+            return _decode_generation(record, key, mode, prompt.ids)
 
     def add(self, generation: Generation, prompt_text: str) -> None:
         """Store a finished generation; one that is stored already is left as it is.
@@ -169,7 +176,8 @@ class Journal:
             )
 
     def _append(self, record: dict[str, Any]) -> None:
-        line = json.dumps(record, ensure_ascii=True, allow_nan=True).encode() + b"\n"
+        text = json.dumps(record, ensure_ascii=True, allow_nan=True)
+        line = _seal(text.removesuffix("}").encode())
         place = _Place(0, self._own.append(line), len(line))
         self._note(record, place)
 
@@ -177,7 +185,8 @@ class Journal:
         """Index the lines of a shard not seen yet; the offset after its last whole line."""
         shard = self._shards[index]
         for offset, line in shard.new_lines():
-            self._note(_parse(shard.path, offset, line), _Place(index, offset, len(line)))
+            with shard.damage_named(offset):
+                self._note(_unseal(line), _Place(index, offset, len(line)))
         return shard.seen
 
     def _note(self, record: dict[str, Any], place: _Place) -> None:
@@ -261,6 +270,17 @@ class _Shard:
         self.seen = start + len(line)
         return start
 
+    @contextmanager
+    def damage_named(self, offset: int) -> Iterator[None]:
+        """Turn what a damaged line leads to into one line that names the byte."""
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(
+                f"{self.path} is damaged at byte {offset}; keep what is before with:"
+                f" truncate -s {offset} {shlex.quote(str(self.path))}"
+            ) from None
+
     def close(self) -> None:
         if self._fd < 0:
             return
@@ -270,15 +290,21 @@ class _Shard:
         self._fd = -1
 
 
-def _parse(path: Path, offset: int, line: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        raise UserError(
-            f"{path} is damaged at byte {offset};"
-            f" keep what is before with: truncate -s {offset} {shlex.quote(str(path))}"
-        ) from None
-    return record
+def _seal(body: bytes) -> bytes:
+    """A line from a JSON object without its closing brace; last comes the CRC-32 of the rest."""
+    return body + _SEAL + b'%08x"}\n' % zlib.crc32(body)
+
+
+def _unseal(line: bytes) -> dict[str, Any]:
+    """The object of a line; one without a CRC is of a softeval that wrote none.
+
+    Raises:
+        ValueError: damaged.
+    """
+    body, sealed, _ = line.rpartition(_SEAL)
+    if sealed and line != _seal(body):
+        raise ValueError("the CRC does not agree")
+    return json.loads(line)
 
 
 def _encode_generation(generation: Generation, keep_mixture: bool) -> dict[str, Any]:

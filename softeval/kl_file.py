@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from softeval.divergence import PositionKL
-from softeval.parquet_files import damage_named
+from softeval.parquet_files import CheckedWriter, read_parquet
 from softeval.records import SampleKey, kl_schema
 
 if TYPE_CHECKING:
@@ -48,17 +48,16 @@ def kept_sets(record: Mapping[str, Any], block: Mapping[str, Any]) -> list[str]:
 def write_kl(folder: Path, found: Sequence[Measured], keep: Collection[str]) -> None:
     """Write the rows in order, with those of the kept prefix sets that are there already."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     table = _table(found)
     final = folder / NAME
     if keep and final.is_file():
-        with damage_named(final):
-            before = pq.read_table(final, filters=[("prefix_set", "in", list(keep))])
+        before = read_parquet(final, filters=[("prefix_set", "in", list(keep))])
         table = pa.concat_tables([table, before.cast(table.schema)])
     partial = final.with_name(f".{NAME}.partial")
     table = table.sort_by([(name, "ascending") for name in ORDER])
-    pq.write_table(table, partial, compression="zstd")
+    with CheckedWriter(partial, table.schema) as writer:
+        writer.write(table)
     partial.replace(final)
 
 

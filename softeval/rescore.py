@@ -20,7 +20,7 @@ import numpy as np
 
 from softeval import rundir
 from softeval.errors import UserError
-from softeval.parquet_files import damage_named, open_parquet
+from softeval.parquet_files import CheckedWriter, damage_named, open_parquet, read_parquet
 from softeval.problems import has_choices
 from softeval.scoring import ScoreKind, Scorer, Verdict, scorer_identity
 from softeval.tables import refuse_doubled, table_path
@@ -107,18 +107,16 @@ def _write_judged(
     source: Path, partial: Path, kinds: Mapping[str, ScoreKind], scorer: Scorer
 ) -> tuple[int, int, int, int]:
     """Copy the table with new verdicts; (samples, gained, lost, statuses changed)."""
-    import pyarrow.parquet as pq
-
     total = np.zeros(4, np.int64)
     with open_parquet(source, [*KEY, *JUDGED, "answer", "target"]) as parquet:
         schema = parquet.schema_arrow
-        with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+        with CheckedWriter(partial, schema) as writer:
             for group in range(parquet.num_row_groups):
                 with damage_named(source):
                     table = parquet.read_row_group(group)
                 verdicts = _judge(table, kinds, scorer)
                 total += _changes(table, verdicts)
-                writer.write_table(_with_verdicts(table, verdicts))
+                writer.write(_with_verdicts(table, verdicts))
     samples, gained, lost, statuses = total.tolist()
     return samples, gained, lost, statuses
 
@@ -156,11 +154,11 @@ def _with_verdicts(table: pa.Table, verdicts: list[Verdict]) -> pa.Table:
 
 def _replace(kept: Path, source: Path, partial: Path) -> None:
     """Keep the old verdicts, then put the new table in place."""
-    import pyarrow.parquet as pq
-
     if not kept.is_file():  # one that is there already is of a call that was stopped after it
         draft = kept.with_name(f".{kept.name}.partial")
-        pq.write_table(pq.read_table(source, columns=[*KEY, *JUDGED]), draft, compression="zstd")
+        table = read_parquet(source, [*KEY, *JUDGED])
+        with CheckedWriter(draft, table.schema) as writer:
+            writer.write(table)
         os.replace(draft, kept)
     os.replace(partial, source)
 
@@ -170,9 +168,8 @@ def _new_record(
 ) -> dict[str, Any]:
     """The record with the scorer of now, and in "scorings" the one before it."""
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
-    counted = pc.value_counts(pq.read_table(source, columns=["verdict"])["verdict"])  # pyright: ignore[reportAttributeAccessIssue]
+    counted = pc.value_counts(read_parquet(source, ["verdict"])["verdict"])  # pyright: ignore[reportAttributeAccessIssue]
     verdicts = {row["values"]: row["counts"] for row in counted.to_pylist()}
     scorings = list(record.get("scorings") or [])
     if kept is not None:
@@ -198,12 +195,10 @@ def _refresh_results(folder: Path, source: Path) -> None:
 
 def _cell_scores(source: Path, task: str, mode: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     """New values of the metrics that stand in an entry, with lm-eval's standard errors."""
-    import pyarrow.parquet as pq
-
     from softeval.reports.statistics import pass_at_k
 
     wanted = [("task", "=", task), ("mode", "=", mode)]
-    cell = pq.read_table(source, columns=["doc_id", *JUDGED], filters=wanted)
+    cell = read_parquet(source, ["doc_id", *JUDGED], wanted)
     _, problem_R = np.unique(cell["doc_id"].to_numpy(), return_inverse=True)
     if not len(problem_R):
         return {}

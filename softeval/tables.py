@@ -18,7 +18,7 @@ import numpy as np
 
 from softeval import records
 from softeval.errors import UserError
-from softeval.parquet_files import damage_named, open_parquet
+from softeval.parquet_files import CheckedWriter, damage_named, read_parquet
 from softeval.records import Generation
 
 if TYPE_CHECKING:
@@ -102,9 +102,7 @@ def refuse_doubled(path: Path) -> None:
     Raises:
         UserError: two rows of one sample, which would count as two answers; or a damaged file.
     """
-    parquet = open_parquet(path, SAMPLE_KEY)
-    with damage_named(path):
-        rows = parquet.read(columns=list(SAMPLE_KEY))
+    rows = read_parquet(path, SAMPLE_KEY)
     counted = rows.group_by(list(SAMPLE_KEY)).aggregate([("sample", "count")])
     if counted.num_rows < rows.num_rows:
         twice = next(row for row in counted.to_pylist() if row["sample_count"] > 1)
@@ -126,29 +124,26 @@ def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) ->
         UserError: the table is not there, or damaged.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     path = table_path(folder, name)
     if not path.is_file():
         raise UserError(f"{path} is missing; finish the run by starting it again")
-    with damage_named(path):
-        table = pq.read_table(path, columns=list(columns) if columns is not None else None)
     # Parquet gives dictionary indices back as int32 whatever was written.
     wanted = SCHEMAS[name]()
-    return table.cast(pa.schema([wanted.field(column) for column in table.column_names]))
+    table = read_parquet(path, columns if columns is not None else wanted.names)
+    with damage_named(path):
+        return table.cast(pa.schema([wanted.field(column) for column in table.column_names]))
 
 
 class _Table:
     """One Parquet file that appears under its name only when it is whole."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        import pyarrow.parquet as pq
-
         self._final = table_path(folder, name)
         self._partial = self._final.with_name(f".{name}.parquet.partial")
         self.schema = SCHEMAS[name]()
         self.rows = 0
-        self._writer = pq.ParquetWriter(self._partial, self.schema, compression="zstd")
+        self._writer = CheckedWriter(self._partial, self.schema)
 
     def write(self, columns: dict[str, Any]) -> None:
         """Append one row group. Columns are arrays, or (names, index array) for dictionaries."""
@@ -157,14 +152,12 @@ class _Table:
         arrays = [_arrow_column(field, columns[field.name]) for field in self.schema]
         table = pa.Table.from_arrays(arrays, schema=self.schema)
         if table.num_rows:
-            self._writer.write_table(table)
+            self._writer.write(table)
             self.rows += table.num_rows
 
     def close(self, keep: bool) -> None:
         if not keep:
-            # Closing writes a footer, which fails once more where the disk is full.
-            self._writer.is_open = False
-            self._partial.unlink(missing_ok=True)
+            self._writer.discard()
             return
         self._writer.close()
         os.replace(self._partial, self._final)
