@@ -8,6 +8,7 @@ another program wrote, is read as it is. Knows nothing of what is in them.
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ _MAGIC = b"PAR1"
 _MARK = _MAGIC + b"softeval"
 _START = len(_MARK) + 4
 _READ_BYTES = 1 << 22
+_SETTLED_NS = 2_000_000_000
 
 
 class CheckedWriter:
@@ -36,10 +38,12 @@ class CheckedWriter:
     """
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         self._path = path
-        self._file: BinaryIO = path.open("w+b")
+        # Arrow's own file: of one of Python's it would count only the bytes that it writes itself.
+        self._file = pa.OSFile(str(path), "wb")
         self._writer = pq.ParquetWriter(
             self._file, schema, compression="zstd", write_page_checksum=True
         )
@@ -63,10 +67,11 @@ class CheckedWriter:
     def close(self) -> None:
         """Complete the file."""
         self._writer.close()
-        checksum = _crc(self._file)
-        self._file.seek(len(_MARK))
-        self._file.write(checksum)
         self._file.close()
+        with self._path.open("r+b") as file:
+            checksum = _crc(file)
+            file.seek(len(_MARK))
+            file.write(checksum)
 
     def discard(self) -> None:
         """Remove the file."""
@@ -124,11 +129,14 @@ def _check(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"{path} is missing; start the run again to make it")
     state = path.stat()
-    _check_once(path, state.st_ino, state.st_size, state.st_mtime_ns)
+    # A file written just now could change again within the resolution of its time.
+    settled = time.time_ns() - state.st_mtime_ns > _SETTLED_NS
+    check = _check_content if settled else _check_content.__wrapped__
+    check(path, state.st_ino, state.st_size, state.st_mtime_ns)
 
 
 @lru_cache(maxsize=1024)
-def _check_once(path: Path, *state: int) -> None:
+def _check_content(path: Path, *state: int) -> None:
     with path.open("rb") as file:
         start = file.read(_START)
         if not start.startswith(_MAGIC):

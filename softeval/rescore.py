@@ -8,7 +8,6 @@ Nothing else of a sample changes. Knows files and the scorer; nothing of models.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -184,12 +183,17 @@ def _refresh_results(folder: Path, source: Path) -> None:
     path = folder / rundir.RESULTS_FILE
     if not path.is_file():
         return
-    results = json.loads(path.read_text(encoding="utf-8"))
-    modes = results.get("modes") or {}
-    for title, entry in (results.get("results") or {}).items():
-        mode = (modes.get(title) or {}).get("mode")
-        if mode is not None:
-            entry.update(_cell_scores(source, entry["name"], mode, entry))
+    results = rundir.read_json(path)
+    try:
+        modes = results.get("modes") or {}
+        for title, entry in (results.get("results") or {}).items():
+            mode = (modes.get(title) or {}).get("mode")
+            if mode is not None:
+                entry.update(_cell_scores(source, entry["name"], mode, entry))
+    except (AttributeError, KeyError, TypeError):
+        raise UserError(
+            f"{path} is not as softeval wrote it; restore it, or remove it to go without"
+        ) from None
     rundir.write_json(path, results)
 
 

@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ SHARDS = "shards"
 RUNNING = "running"
 PARTIAL = "partial"
 COMPLETE = "complete"
+
+_CRC = "crc32"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -53,14 +56,11 @@ def read_record(folder: Path) -> dict[str, Any]:
         UserError: no run there, an unreadable one, or one written by a newer softeval.
     """
     path = folder / RUN_FILE
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    if not path.is_file():
         raise UserError(
             f"{folder} is not a run directory (no {RUN_FILE}); `softeval ls runs` lists runs"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+        )
+    record = read_json(path)
     version = record.get("schema_version") if isinstance(record, dict) else None
     if not isinstance(version, int):
         raise UserError(f"{path} has no schema_version; it was not written by softeval")
@@ -69,12 +69,35 @@ def read_record(folder: Path) -> dict[str, Any]:
             f"{folder} has schema version {version}, this softeval reads up to {SCHEMA_VERSION};"
             " upgrade softeval"
         )
+    if record.pop(_CRC, None) not in (None, _crc(record)):
+        raise UserError(
+            f"{path} is not as softeval wrote it ({_CRC} does not agree);"
+            f' restore it, or remove its line "{_CRC}" to take it as it is'
+        )
     return record
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write run.json, with the schema version first."""
-    write_json(folder / RUN_FILE, {"schema_version": SCHEMA_VERSION, **record})
+    """Write run.json, with the schema version first and a checksum of the rest last."""
+    whole = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, **record}))
+    write_json(folder / RUN_FILE, whole | {_CRC: _crc(whole)})
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def _crc(record: Mapping[str, Any]) -> str:
+    """CRC-32 of a record's content, however it is laid out as text."""
+    return f"{zlib.crc32(json.dumps(record, sort_keys=True).encode()):08x}"
 
 
 def is_run(folder: Path) -> bool:

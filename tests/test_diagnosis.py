@@ -10,6 +10,7 @@ import pytest
 from test_divergence import moved
 from tiny import tiny_tokenizer
 
+from softeval import rundir
 from softeval.diagnosis import diagnose
 from softeval.errors import UserError
 from softeval.gold import gold_solutions
@@ -117,11 +118,11 @@ def test_what_cannot_be_compared_is_refused(run, tmp_path):
         diagnose(run.path, BUNDLED_CHECKPOINT, sets=["mine"], device="cpu")
     with pytest.raises(UserError, match="is not a run directory"):
         diagnose(tmp_path, BUNDLED_CHECKPOINT)
-    record = json.loads((run.path / "run.json").read_text())
+    record = rundir.read_record(run.path)
     changed = tmp_path / "changed"
     changed.mkdir()
     record["model"]["weights_hash"] = "0" * 64
-    (changed / "run.json").write_text(json.dumps(record))
+    rundir.write_record(changed, record)
     with pytest.raises(UserError, match="other weights"):
         diagnose(changed, BUNDLED_CHECKPOINT, device="cpu")
     assert tiny_tokenizer().get_vocab() != {}

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from command_line import HEAVY, SMALL, Ended
 
-from softeval import evaluate, load_run
+from softeval import evaluate, load_run, rundir
 from softeval.config import RunConfig
 from softeval.data import load
 from softeval.identity import bundled_checkpoint
@@ -383,8 +383,7 @@ def test_a_mistake_with_overwrite_costs_nothing(softeval: Callable[..., Ended]) 
 @pytest.mark.slow
 def test_two_calls_at_once_are_kept_apart(softeval: Callable[..., Ended]) -> None:
     small_run(softeval, "run", mode="hard_greedy")
-    record = json.loads(Path("run/run.json").read_text())
-    Path("run/run.json").write_text(json.dumps(record | {"status": "running"}))
+    rundir.write_record(Path("run"), rundir.read_record(Path("run")) | {"status": "running"})
     Path("run/shards").mkdir()
     code = (
         "from pathlib import Path; from softeval.journal import Journal; import sys\n"
