@@ -5,7 +5,6 @@ Everything heavy is imported inside the commands.
 
 from __future__ import annotations
 
-import json
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from softeval.errors import UserError
+from softeval.terminal import clean, say, say_json
 
 if TYPE_CHECKING:
     from softeval.reports.compare import ComparedMetric
@@ -86,9 +86,9 @@ def report(
     )
     size = write_report(output, build_report(runs, options))
     if as_json:
-        typer.echo(json.dumps({"output": str(output), "bytes": size}))
+        say_json({"output": str(output), "bytes": size})
     else:
-        typer.echo(f"report: {output} ({size / 1e6:.1f} MB)")
+        say(f"report: {output} ({size / 1e6:.1f} MB)")
 
 
 def write_report(output: Path, page: str) -> int:
@@ -134,7 +134,7 @@ def compare(
     )
     if as_json:
         records = [_finite(comparison_record(one)) for one in compared]
-        typer.echo(json.dumps(records, indent=2))
+        say_json(records)
     else:
         _print_comparison(compared, margin)
 
@@ -152,7 +152,7 @@ def notebook(
     from softeval.reports.notebook import open_notebook, write_notebook
 
     written = write_notebook(run, output)
-    typer.echo(f"notebook: {written}")
+    say(f"notebook: {written}")
     if not no_open:
         open_notebook(written)
 
@@ -172,8 +172,6 @@ def _print_comparison(compared: list[ComparedMetric], margin: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from softeval.display import clean
-
     columns = ["task", "metric", "A", "B", "A − B", "95 % interval", "detectable", "p", "verdict"]
     rows = [[clean(text) for text in _row(one)] for one in compared]
     console = Console(highlight=False)
@@ -184,10 +182,10 @@ def _print_comparison(compared: list[ComparedMetric], margin: float) -> None:
         console.print(table, markup=False)
     else:
         for row in [columns, ["---"] * len(columns), *rows]:
-            typer.echo(f"| {' | '.join(row)} |")
-    typer.echo()
+            say(f"| {' | '.join(row)} |")
+    say()
     for line in _notes(compared, margin):
-        typer.echo(line)
+        say(line)
 
 
 def _row(one: ComparedMetric) -> list[str]:

@@ -60,7 +60,7 @@ def pack(
     renumbered = {old: new for new, old in enumerate(kept)}
     return {
         "tasks": [visible(task) for task in tasks],
-        "modes": modes,
+        "modes": [visible(mode) for mode in modes],
         "arms": [visible(source.name) for source in shown],
         "scale": SCALE,
         "problems": [_pack_problem(problems[i], tasks, prompts) for i in kept],
@@ -122,8 +122,8 @@ def _pack_sample(text: SampleText, mode: int, vocab: _Vocabulary) -> dict[str, A
         "i": int(cell.sample_R[chosen.row]),
         "n": int(cell.length_R[chosen.row]),
         "c": int(cell.correct_R[chosen.row]),
-        "v": fields["verdict"],
-        "r": fields["stop_reason"],
+        "v": visible(fields["verdict"]),
+        "r": visible(fields["stop_reason"]),
         "f": _shown(fields["prefill"]),
         "z": _shown(fields["answer_text"]),
         "b": None if fields["answer"] is None else _shown(fields["answer"]),

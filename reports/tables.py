@@ -18,6 +18,7 @@ import numpy as np
 from softeval.reports.arms import Arm, Arms, Checkpoint
 from softeval.reports.cells import Key
 from softeval.reports.contrasts import Comparison
+from softeval.reports.escaping import visible
 from softeval.reports.paper import paper_pass_at_k
 from softeval.reports.scores import ArmScore, Floats, arm_score, metrics
 from softeval.reports.statistics.equivalence import not_distinguishable_from_best
@@ -69,8 +70,15 @@ class Table:
 
 
 def _inert(row: Sequence[str]) -> list[str]:
-    """A cell that a spreadsheet would take for a formula gets an apostrophe before it."""
-    return [f"'{t}" if t[:1] in "=@\t\r" or (t[:1] in "+-" and not _number(t)) else t for t in row]
+    """Cells without hidden characters; one that would be a formula gets an apostrophe before it."""
+    return [f"'{text}" if _is_formula(text) else text for text in map(visible, row)]
+
+
+def _is_formula(text: str) -> bool:
+    """Whether a spreadsheet would compute the text."""
+    if not text:
+        return False
+    return text[0] in "=@\t\r" or (text[0] in "+-" and not _number(text))
 
 
 def _number(text: str) -> bool:

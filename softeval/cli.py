@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from softeval.errors import UserError
+from softeval.terminal import one_line, say
 
 COMMANDS = (
     "softeval.cli_run",
@@ -66,13 +67,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(argv: list[str]) -> int:
     """Run the command line; returns the exit code."""
-    command = typer.main.get_command(build_app())
     try:
+        command = typer.main.get_command(build_app())
         code = command.main(argv, prog_name="softeval", standalone_mode=False)
     except UserError as error:
-        return _fail(str(error), MISTAKE)
+        return _fail(one_line(str(error)), MISTAKE)
     except (typer.Abort, KeyboardInterrupt):
         return _fail("interrupted", INTERRUPTED)
+    except MemoryError:
+        return _fail("out of memory; allow more (ulimit -v), or take less at a time", FAILED)
     except BrokenPipeError:
         # The reader of a pipe has left; keep Python from complaining once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -94,7 +97,7 @@ def _print_version(wanted: bool) -> None:
     if wanted:
         from softeval import __version__
 
-        typer.echo(f"softeval {__version__}")
+        say(f"softeval {__version__}")
         raise typer.Exit()
 
 
@@ -120,12 +123,13 @@ def _kebab(token: str) -> str:
 def _usage(error: Any) -> str:
     """A usage error on one line; the help text where the command was called bare."""
     if type(error).__name__ == "NoArgsIsHelpError":
-        return error.format_message()
+        return error.format_message()  # empty where the help has been printed already
     context = getattr(error, "ctx", None)
     hint = f" (see `{context.command_path} --help`)" if context is not None else ""
     return " ".join(error.format_message().split()) + hint
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"softeval: {message}" if code else message, file=sys.stderr)
+    if message:
+        say(f"softeval: {message}", err=True)
     return code

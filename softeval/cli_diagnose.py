@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from dataclasses import asdict
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from softeval.terminal import say, say_json
 
 
 def register(app: typer.Typer) -> None:
@@ -55,18 +56,18 @@ def diagnose_command(
             tell=_Progress(),
         )
     if as_json:
-        typer.echo(json.dumps(asdict(found), indent=2))
+        say_json(asdict(found))
         return
     replayed = ", ".join(f"{count} {name}" for name, count in found.prefixes.items())
-    typer.echo(f"Replayed {replayed} prefixes; noise floor {found.floor:.2g} nats a token.")
+    say(f"Replayed {replayed} prefixes; noise floor {found.floor:.2g} nats a token.")
     if found.differing:
-        typer.echo(
+        say(
             f"{found.differing} of {found.regenerated} soft CoTs came out otherwise than recorded "
             "(another device or precision?); their new text was measured."
         )
     for task in found.missing_gold:
-        typer.echo(f"{task} has no reference solutions; no gold prefixes for it.")
-    typer.echo(f"Written: {run / 'kl.parquet'}")
+        say(f"{task} has no reference solutions; no gold prefixes for it.")
+    say(f"Written: {run / 'kl.parquet'}")
 
 
 class _Progress:
@@ -79,4 +80,4 @@ class _Progress:
         now = time.monotonic()
         if now - self._last > 10 or (done == total and sys.stderr.isatty()):
             self._last = now
-            print(f"{what}: {done}/{total} prefixes", file=sys.stderr)
+            say(f"{what}: {done}/{total} prefixes", err=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from textwrap import indent
 from typing import Annotated
 
 import typer
 
 from softeval import environment
+from softeval.terminal import say, say_json
 
 
 def register(app: typer.Typer) -> None:
@@ -28,8 +28,8 @@ def env(
         "settings": environment.settings(),
     }
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        say_json(found)
         return
     for title, values in found.items():
-        typer.echo(f"{title}:")
-        typer.echo(indent(environment.describe(values), "  "))
+        say(f"{title}:")
+        say(indent(environment.describe(values), "  "))

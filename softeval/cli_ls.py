@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from softeval.terminal import say, say_json
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -58,7 +59,7 @@ def runs(
         try:
             record = read_record(path)
         except UserError as error:
-            typer.echo(f"softeval: {error}", err=True)
+            say(f"softeval: {error}", err=True)
             continue
         config = record.get("config", {})
         rows.append(
@@ -76,15 +77,13 @@ def runs(
 def _print(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
     """JSON, or columns; the header only where there are rows."""
     if as_json:
-        typer.echo(json.dumps(list(rows), indent=2))
+        say_json(list(rows))
         return
     if not rows:
-        typer.echo("none", err=True)
+        say("none", err=True)
         return
-    from softeval.display import clean
-
     lines = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        typer.echo(clean("  ".join(cells)).rstrip())
+        say("  ".join(cells).rstrip())

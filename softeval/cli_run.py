@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,7 @@ import typer
 
 from softeval.cli_options import with_options
 from softeval.config import RunConfig, make_config
+from softeval.terminal import say, say_json
 
 if TYPE_CHECKING:
     from softeval.run import Run
@@ -75,7 +75,7 @@ def run(
     try:
         outcome = run_evaluation(resolved, make_display(quiet), overwrite=overwrite)
     except KeyboardInterrupt:
-        typer.echo("softeval: interrupted; the same command continues", err=True)
+        say("softeval: interrupted; the same command continues", err=True)
         return INTERRUPTED
     if outcome.is_main:
         _print_run(load_run(outcome.path), as_json)
@@ -93,15 +93,15 @@ def _print_run(run: Run, as_json: bool) -> None:
             "counts": run.info["counts"],
             "scores": scores,
         }
-        typer.echo(json.dumps(serialisable(result), indent=2))
+        say_json(serialisable(result))
         return
     from softeval.score_table import print_tables
 
     print_tables(scores)
     missing = run.info["counts"].get("missing", 0)
     if missing:
-        typer.echo(f"{missing} samples are missing; the same command tries them again.", err=True)
-    typer.echo(f"Run directory: {run.path}")
+        say(f"{missing} samples are missing; the same command tries them again.", err=True)
+    say(f"Run directory: {run.path}")
 
 
 def _print_plan(config: RunConfig, as_json: bool, overwrite: bool) -> int:
@@ -109,11 +109,11 @@ def _print_plan(config: RunConfig, as_json: bool, overwrite: bool) -> int:
 
     plan = make_plan(config, overwrite)
     if as_json:
-        typer.echo(json.dumps(plan, indent=2))
+        say_json(plan)
         return 0
     import yaml
 
-    typer.echo(yaml.safe_dump(plan, sort_keys=False, allow_unicode=True).rstrip())
+    say(yaml.safe_dump(plan, sort_keys=False, allow_unicode=True).rstrip())
     return 0
 
 

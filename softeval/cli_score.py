@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from softeval.terminal import say, say_json
 
 
 def register(app: typer.Typer) -> None:
@@ -32,11 +33,11 @@ def score(
     with Scorer(workers=workers, timeout=timeout) as scorer:
         found = rescore(run, scorer)
     if as_json:
-        typer.echo(json.dumps(asdict(found)))
+        say_json(asdict(found))
         return
-    typer.echo(
+    say(
         f"{found.samples} samples scored: {found.gained} now right, {found.lost} now wrong,"
         f" {found.statuses} with another status"
     )
     if found.kept is not None:
-        typer.echo(f"verdicts before: {run / found.kept}")
+        say(f"verdicts before: {run / found.kept}")

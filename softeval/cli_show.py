@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from softeval.errors import UserError
+from softeval.terminal import clean, say_json
 
 if TYPE_CHECKING:
     from softeval.run import Run
@@ -35,7 +36,7 @@ def show(
     opened = load_run(run)
     found = find_samples(opened, task, doc, mode, sample)
     if as_json:
-        typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        say_json(found)
     else:
         _print_samples(found)
 
@@ -81,15 +82,13 @@ def _print_samples(found: dict[str, Any]) -> None:
     from rich.rule import Rule
     from rich.text import Text
 
-    from softeval.display import clean
-
     console = Console(highlight=False)
     console.print(Rule(Text(clean(f"{found['task']} question {found['doc_id']}"))))
     console.print(Text(clean(found["prompt"])))
     console.print(Text.assemble(("target: ", "bold"), clean(found["target"])))
     for row in found["samples"]:
         title = f"{row['mode']} sample {row['sample']}: {_verdict(row)}"
-        console.print(Rule(Text(title, "green" if row["correct"] else "red"), align="left"))
+        console.print(Rule(Text(clean(title), "green" if row["correct"] else "red"), align="left"))
         console.print(
             Text.assemble(
                 clean(row["cot_text"]),
@@ -97,7 +96,7 @@ def _print_samples(found: dict[str, Any]) -> None:
                 (clean(row["answer_text"]), "bold"),
             )
         )
-        console.print(Text(_measures(row), "dim"))
+        console.print(Text(clean(_measures(row)), "dim"))
 
 
 def _verdict(row: dict[str, Any]) -> str:

@@ -13,25 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, Self, TextIO
 
+from softeval.terminal import clean
+
 PLAIN_INTERVAL = 30.0
 """Seconds between two plain lines."""
-
-
-def clean(text: str) -> str:
-    """Text without control characters (newline and tab stay), bidi overrides and surrogates."""
-    return "".join(c for c in text if not _is_control(ord(c)))
-
-
-def _is_control(code: int) -> bool:
-    if code in (0x09, 0x0A):
-        return False
-    return (
-        code < 0x20
-        or 0x7F <= code < 0xA0
-        or 0x202A <= code <= 0x202E
-        or 0x2066 <= code <= 0x2069
-        or 0xD800 <= code <= 0xDFFF
-    )
 
 
 @dataclass

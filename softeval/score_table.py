@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
-from softeval.display import clean
+from softeval.terminal import clean
 
 if TYPE_CHECKING:
     from rich.console import Console

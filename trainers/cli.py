@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import sys
@@ -11,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from softeval.cli_options import with_options
+from softeval.terminal import say, say_json
 from softeval.trainers.config import TrainConfig, make_config
 from softeval.trainers.recipe_files import read_recipes
 
@@ -53,7 +53,7 @@ def train(
     """
     resolved = make_config(given, read_recipes(config or []))
     if dry_run:
-        typer.echo(json.dumps(resolved.model_dump(mode="json"), indent=2))
+        say_json(resolved.model_dump(mode="json"))
         return 0
     _calm_libraries()
     from softeval.trainers.trainer import train as run_training
@@ -69,9 +69,9 @@ def train(
         "initial_success": result.initial_success,
     }
     if as_json:
-        typer.echo(json.dumps(summary, indent=2))
+        say_json(summary)
     else:
-        typer.echo(
+        say(
             f"Best validation: {100 * result.best_success:.1f} % at step {result.best_step} "
             f"(untrained {100 * result.initial_success:.1f} %)\n"
             f"Checkpoints: {result.path / 'best'}, {result.path / 'last'}"

@@ -11,7 +11,8 @@ import time
 from collections.abc import Sequence
 from typing import IO, Any, Self
 
-from softeval.display import PLAIN_INTERVAL, clean, duration
+from softeval.display import PLAIN_INTERVAL, duration
+from softeval.terminal import clean
 from softeval.trainers.metrics import Metrics
 
 

@@ -55,6 +55,8 @@ def to_svg(figure: Figure, name: str, title: str, description: str) -> str:
     ):
         # Glyphs that the layout font lacks are drawn by the reader's browser.
         warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+        # A name of hundreds of letters leaves no room for axes; the page says all in its tables.
+        warnings.filterwarnings("ignore", "constrained_layout not applied", UserWarning)
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     drawn = buffer.getvalue()
     body = drawn[drawn.index("<svg") :]
@@ -65,7 +67,7 @@ def to_svg(figure: Figure, name: str, title: str, description: str) -> str:
     inner = body[body.index(">") + 1 :]
     return (
         f'<svg {size.group()} style="max-width:{_page_width(size[1])}px" role="img" aria-labelledby="{name}-t {name}-d">'
-        f'<title id="{name}-t">{escape(visible(title))}</title><desc id="{name}-d">{escape(description)}'
+        f'<title id="{name}-t">{escape(visible(title))}</title><desc id="{name}-d">{escape(visible(description))}'
         f"</desc>{inner}"
     )
 
