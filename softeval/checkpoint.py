@@ -98,7 +98,7 @@ def read_checkpoint(
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     if local_files_only:
         options["local_files_only"] = True
-    config = _load_config(path, options)
+    config = read_config(path, options)
     notes = _choose_attention(config)
     tokenizer = _load_tokenizer(path, options)
     checkpoint = Checkpoint(path, config, tokenizer, options, notes)
@@ -171,7 +171,12 @@ def torch_device(device: str | torch.device) -> torch.device:
     return chosen
 
 
-def _load_config(path: str, options: dict[str, Any]) -> Any:
+def read_config(path: str, options: dict[str, Any]) -> Any:
+    """The config of a directory or hub id; `options` are revision and trust_remote_code.
+
+    Raises:
+        UserError: nothing there, or a checkpoint that cannot be decoded.
+    """
     from transformers import AutoConfig
 
     _check_directory(path)

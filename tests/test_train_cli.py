@@ -40,8 +40,11 @@ def test_help_and_refusals_are_light(heavy: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
-def test_a_dry_run_prints_the_resolved_configuration(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["train", "-C", "qwen-2.5-3b+math+hard", "--steps", "7", "--dry-run"]) == 0
+def test_a_dry_run_prints_the_resolved_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = ["--model", str(save_tiny(tmp_path / "model"))]
+    assert run(["train", "-C", "qwen-2.5-3b+math+hard", "--steps", "7", "--dry-run", *model]) == 0
     config = json.loads(capsys.readouterr().out)
     assert (config["method"], config["dataset"], config["max_steps"]) == ("hard", "math", 7)
     assert config["learning_rate"] == 8e-6

@@ -37,7 +37,13 @@ def train(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the configuration; train nothing.", **OUTPUT)
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print the configuration and, from the checkpoint's config.json, the memory needed; "
+            "train nothing. For a card that is not here: --device cuda --device-memory 80.",
+            **OUTPUT,
+        ),
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as JSON.", **OUTPUT)
@@ -54,6 +60,10 @@ def train(
     resolved = make_config(given, read_recipes(config or []))
     if dry_run:
         say_json(resolved.model_dump(mode="json"))
+        _calm_libraries()
+        from softeval.trainers.memory import plan_memory
+
+        typer.echo("\n".join(plan_memory(resolved)), err=True)
         return 0
     _calm_libraries()
     from softeval.trainers.trainer import train as run_training

@@ -168,6 +168,13 @@ class TrainConfig(BaseModel):
     gradient_checkpointing: bool = option(
         False, "Recompute activations in the backward pass: less memory, more time.", panel=_BATCH
     )
+    device_memory: float | None = option(
+        None,
+        "GiB that the run may take on each device; --dry-run and the start refuse what takes more. "
+        "Default: what the card, or without one the host, has.",
+        panel=_BATCH,
+        gt=0,
+    )
     dynamic_sampling: bool = option(
         False, "Replace groups of equal rewards by new questions (DAPO).", panel=_BATCH
     )
@@ -329,6 +336,7 @@ COSMETIC_FIELDS = {
     "output_path",
     "data_dir",
     "device",
+    "device_memory",
     "decode_batch_size",
     "save_steps",
     "save_total_limit",

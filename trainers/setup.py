@@ -25,6 +25,15 @@ from softeval.trainers.dropout import (
     recompute_activations,
 )
 from softeval.trainers.losses import Policy, Reduction, ScoreError
+from softeval.trainers.memory import (
+    Estimate,
+    Lengths,
+    MemoryModel,
+    describe,
+    device_memory,
+    require_memory,
+)
+from softeval.trainers.meta_model import meta_model
 from softeval.trainers.optimization import MasterWeights, Optimization, Schedule
 from softeval.trainers.questions import QuestionSet
 from softeval.trainers.reference import Reference
@@ -127,8 +136,8 @@ def make_trainee(config: TrainConfig, lm: LanguageModel) -> Trainee:
     )
 
 
-def check_context(config: TrainConfig, lm: LanguageModel, questions: QuestionSet) -> None:
-    """Refuse questions whose prompt and caps do not fit, before anything is decoded.
+def check_context(config: TrainConfig, lm: LanguageModel, questions: QuestionSet) -> Lengths:
+    """Lengths of the longest sequence; questions that do not fit the context are refused.
 
     Raises:
         UserError: naming what is needed.
@@ -141,6 +150,25 @@ def check_context(config: TrainConfig, lm: LanguageModel, questions: QuestionSet
             f"the longest prompt ({longest} tokens) and the caps need {needed} positions, the "
             f"context has {lm.max_length}; lower --max-cot-tokens or set --max-prompt-tokens"
         )
+    return Lengths(longest, config.cot_cap, needed)
+
+
+def check_memory(
+    config: TrainConfig, lm: LanguageModel, lengths: Lengths, processes: int
+) -> Estimate | str:
+    """What the run takes on each device, or why that cannot be told.
+
+    Raises:
+        UserError: more than there is, with what would fit.
+    """
+    try:
+        model = meta_model(lm.model.config, lm.dtype, config.trust_remote_code)
+        memory = MemoryModel(model, config, lengths, lm.device.type, processes)
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001 - code of an architecture that wants real tensors
+        return describe(error)
+    return require_memory(memory, device_memory(lm.device, config.device_memory))
 
 
 def _optimization(config: TrainConfig, weights: MasterWeights) -> Optimization:

@@ -32,6 +32,7 @@ from softeval.trainers.config import TrainConfig
 from softeval.trainers.export import TrainingRecord, export_checkpoint, exported_step
 from softeval.trainers.failure import save_failure
 from softeval.trainers.lock import locked
+from softeval.trainers.memory import GIB
 from softeval.trainers.metrics import (
     Metrics,
     is_finite,
@@ -49,6 +50,7 @@ from softeval.trainers.rollout import RolloutCollector, StepRollouts
 from softeval.trainers.sample_table import RECORDED_TOP, sample_rows
 from softeval.trainers.setup import (
     check_context,
+    check_memory,
     keep_embedding_size,
     load_for_training,
     make_trainee,
@@ -131,7 +133,8 @@ class Trainer:
         if state is not None:
             keep_embedding_size(lm, state.progress.embedding_rms)
         self.questions: QuestionSet = load_questions(config, lm.vocabulary.encode)
-        check_context(config, lm, self.questions)
+        lengths = check_context(config, lm, self.questions)
+        needed = check_memory(config, lm, lengths, processes.count)
         self.trainee = make_trainee(config, lm)
         self.progress = Progress(embedding_rms=lm.embedding.rms)
         self.passes = self._make_passes()
@@ -142,6 +145,8 @@ class Trainer:
         self._restore(state)
         quiet = quiet or not processes.is_main
         self.display: TrainProgress = make_progress(config.max_steps, self.progress.step, quiet)
+        told = needed if isinstance(needed, str) else f"about {needed.peak / GIB:.1f} GiB"
+        self.display.note(f"memory needed on each device: {told}")
         for name in () if state is None else state.torn:
             self.display.note(f"{name} is torn; continuing from step {self.progress.step}")
         self._settle_best()

@@ -1,0 +1,321 @@
+"""How much memory a training run will take on each device, told before anything is loaded.
+
+Weights, masters, moments and gradients follow from the number of parameters; what a sequence adds is
+measured on a model without storage (`meta_model`), so that the configuration of a checkpoint is enough.
+
+Bytes throughout; GiB where people read. Knows nothing of files or rollouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from softeval.checkpoint import read_config, torch_device
+from softeval.errors import UserError
+from softeval.model import BUNDLED_CHECKPOINT
+from softeval.output_head import CHUNK_ELEMENTS
+from softeval.trainers.config import Method, TrainConfig
+from softeval.trainers.dropout import recompute_activations
+from softeval.trainers.meta_model import meta_model, position_bytes, saved_bytes, tensors_of
+
+GIB = 2**30
+ASSUMED_PROMPT, ASSUMED_PREFILL = 256, 8
+"""Tokens, where no tokenizer tells."""
+USABLE = {"cuda": 0.95}
+"""Share of a device's memory that tensors can have: the driver's context and gaps take the rest."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Positions of the longest sequence: its prompt, its CoT's cap, and all together."""
+
+    prompt: int
+    cot: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run takes on one device, in bytes.
+
+    Attributes:
+        standing: held between the phases of an update, by name.
+        phases: peak of each phase, what stands included.
+        micro_batch: sequences of a training pass that this is for.
+        sequence: bytes that one of them leaves for the backward pass.
+        rows: sequences decoded at a time.
+        row: bytes of one's keys and values.
+    """
+
+    standing: dict[str, int]
+    phases: dict[str, int]
+    micro_batch: int
+    sequence: int
+    rows: int
+    row: int
+
+    @property
+    def peak(self) -> int:
+        return max(self.phases.values())
+
+    def lines(self) -> list[str]:
+        """The estimate for people."""
+        named = [*self.standing.items(), *((f"peak of {n}", b) for n, b in self.phases.items())]
+        return [
+            *(f"{name:<32}{size / GIB:8.2f} GiB" for name, size in named),
+            f"training pass: {self.micro_batch} sequences of {self.sequence / GIB:.3f} GiB",
+            f"decoding: {self.rows} rows of {self.row / GIB:.3f} GiB",
+        ]
+
+
+class MemoryModel:
+    """Estimates for one architecture.
+
+    Args:
+        model: on the meta device; it is changed as the run would change it.
+        config: the run.
+        lengths: of its longest sequence.
+        kind: type of the device, "cuda" or "cpu".
+        processes: among which the sequences are shared out.
+    """
+
+    def __init__(
+        self, model: Any, config: TrainConfig, lengths: Lengths, kind: str, processes: int = 1
+    ) -> None:
+        self.config = config
+        self.lengths = lengths
+        self.kind = kind
+        self.sequences = -(-config.sequences // processes)
+        self.validation = -(-config.validation_size // processes)
+        self.model = model
+        head = model.get_output_embeddings().weight
+        # Slots are added by doubling, or 512 at a time.
+        slots = min(2 * lengths.total, lengths.total + 512)
+        self.row = slots * position_bytes(model)
+        if config.lora:
+            from softeval.trainers.adapters import Adapters
+
+            with torch.device("meta"):
+                Adapters(model, config)
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.head, self.head_trained = head.numel(), head.requires_grad
+        self.item = head.element_size()
+        self.vocab, self.width = head.shape
+        self._plain = saved_bytes(model, lengths.total)
+        recompute_activations(model)
+        self._recomputed = saved_bytes(model, lengths.total)
+
+    @cached_property
+    def _weights(self) -> int:
+        return sum(t.numel() * t.element_size() for t in tensors_of(self.model))
+
+    def estimate(self, limit: int | None = None, **changes: Any) -> Estimate:
+        """What the run takes.
+
+        Args:
+            limit: bytes to fit in, which decides where the batch sizes are "auto".
+            **changes: fields of the configuration to take otherwise.
+        """
+        config = self.config.model_copy(update=changes)
+        standing = self._standing(config)
+        held = sum(standing.values())
+        sequence = self._sequence(config)
+        for size in self._sizes(config):
+            phases = {
+                "the rollouts": held + self._rollouts(config, held, limit),
+                "the training pass": held + self._pass(config, size),
+                "the optimizer step": held + self._gradients(config) + 2 * self._largest(config),
+            }
+            found = Estimate(
+                standing, phases, size, sequence, self._rows(config, held, limit), self.row
+            )
+            if limit is None or found.peak <= limit:
+                break
+        return found
+
+    def _standing(self, config: TrainConfig) -> dict[str, int]:
+        count = sum(p.numel() for p in self.trained)
+        masters = 4 * count if self._wide(config) != self.item else 0
+        standing = {"model": self._weights}
+        standing |= {"float32 masters": masters} if masters else {}
+        standing["AdamW's two moments"] = 2 * self._wide(config) * count
+        if (config.beta or config.kl_steps) and not config.lora:
+            standing["initial model, for the KL"] = self._weights
+        return standing
+
+    def _wide(self, config: TrainConfig) -> int:
+        """Bytes of a master's element."""
+        return max(4, self.item) if config.master_weights else self.item
+
+    def _gradients(self, config: TrainConfig) -> int:
+        return self._wide(config) * sum(p.numel() for p in self.trained)
+
+    def _largest(self, config: TrainConfig) -> int:
+        return self._wide(config) * max(p.numel() for p in self.trained)
+
+    def _sizes(self, config: TrainConfig) -> Iterator[int]:
+        """Micro-batches to try, as the training pass would."""
+        size = config.micro_batch_size
+        if size != "auto" or self.kind == "cpu":
+            yield min(16 if size == "auto" else size, self.sequences)
+            return
+        size = self.sequences
+        while size > 1:
+            yield size
+            size //= 2
+        yield 1
+
+    def _sequence(self, config: TrainConfig) -> int:
+        saved = self._recomputed if config.gradient_checkpointing else self._plain
+        # Hidden states picked out, and of a mixture itself, its error and their gradients.
+        noisy = config.method is not Method.HARD
+        return saved + self.lengths.cot * self.width * (3 * self.item + 16 * noisy)
+
+    def _pass(self, config: TrainConfig, size: int) -> int:
+        """Peak above what stands: at the start of a backward pass, or at its end."""
+        half = self.item * sum(p.numel() for p in self.trained)  # the pass's own, of the model's
+        wide = self._gradients(config)
+        apart = self._wide(config) != self.item
+        again = size < self.sequences  # gradients of earlier parts are there
+        layers = self.model.config.get_text_config().num_hidden_layers
+        layer = size * self._plain // layers
+        start = size * self._sequence(config) + layer * (1 + config.gradient_checkpointing)
+        start += self._head(config)
+        if config.gradient_split_steps:
+            start += half
+            wide *= 2 if self.kind == "cpu" else 1  # the part is kept on the host
+            again = True
+        ends = (wide if again else 0) + half if apart else wide
+        return max(start + (wide if again else 0), ends, wide)
+
+    def _head(self, config: TrainConfig) -> int:
+        """Logits of a chunk and the gradients of head and E, which are summed in float32."""
+        elements = CHUNK_ELEMENTS.get(self.kind, 2**24)
+        rows = config.loss_chunk_size or max(16, elements // self.vocab)
+        measured = bool(config.beta or config.kl_steps)
+        chunk = rows * self.vocab * ((6 if measured else 4) * 4 + self.item)
+        matrices = 2 if config.method is not Method.HARD else 1
+        widened = 4 * self.head if config.logits_dtype == "float32" and self.item < 4 else 0
+        gradient = matrices * (4 + self.item) * self.head + self.item * self.head
+        return chunk + widened + (gradient if self.head_trained else 0)
+
+    def _rows(self, config: TrainConfig, held: int, limit: int | None) -> int:
+        wanted = max(self.sequences, self.validation)
+        if config.decode_batch_size != "auto":
+            return min(config.decode_batch_size, wanted)
+        fit = wanted if limit is None else (limit - held) // 2 // self.row
+        return max(1, min(wanted, fit))
+
+    def _rollouts(self, config: TrainConfig, held: int, limit: int | None) -> int:
+        fed = self.lengths.cot * self.width * self.item
+        return self._rows(config, held, limit) * (self.row + fed + 24 * self.vocab)
+
+
+def require_memory(memory: MemoryModel, total: int | None) -> Estimate:
+    """The estimate of a run that fits a device.
+
+    Args:
+        memory: of the run.
+        total: bytes of the device; None where they are not known.
+
+    Raises:
+        UserError: it does not fit, naming what would.
+    """
+    limit = None if total is None else int(total * USABLE.get(memory.kind, 1.0))
+    found = memory.estimate(limit)
+    if limit is None or found.peak <= limit:
+        return found
+    raise UserError(
+        f"training takes about {found.peak / GIB:.1f} GiB on each device and {limit / GIB:.1f} GiB "
+        f"can be had; {_remedy(memory, limit)}"
+    )
+
+
+_SAVINGS: tuple[tuple[str, Any, str], ...] = (
+    ("gradient_checkpointing", True, "--gradient-checkpointing"),
+    ("kl_steps", 0, "--kl-steps 0"),
+    ("gradient_split_steps", 0, "--gradient-split-steps 0"),
+    ("micro_batch_size", 1, "--micro-batch-size 1"),
+)
+
+
+def _remedy(memory: MemoryModel, limit: int) -> str:
+    """The shortest list of options that makes the run fit."""
+    changes: dict[str, Any] = {}
+    named: list[str] = []
+    for field, value, flag in _SAVINGS:
+        if getattr(memory.config, field) == value:
+            continue
+        changes[field] = value
+        named.append(flag)
+        if memory.estimate(limit, **changes).peak <= limit:
+            return f"give {' '.join(named)}"
+    larger = "take a smaller model or a larger device"
+    return larger if memory.config.lora else f"give --lora, or {larger}"
+
+
+def device_memory(device: torch.device, given: float | None) -> int | None:
+    """Bytes of a device: as given in GiB, the card's own, or the host's; None without such a card."""
+    if given is not None:
+        return int(given * GIB)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            return None
+        return torch.cuda.get_device_properties(device).total_memory
+    import psutil
+
+    return psutil.virtual_memory().total
+
+
+def plan_memory(config: TrainConfig) -> list[str]:
+    """The estimate of a run of which nothing but its configuration is at hand, for people.
+
+    Raises:
+        UserError: it does not fit the device, or there is no such checkpoint or device.
+    """
+    prompt = config.max_prompt_tokens or ASSUMED_PROMPT
+    rest = config.cot_cap + ASSUMED_PREFILL + config.max_answer_tokens
+    lengths = Lengths(prompt, config.cot_cap, prompt + rest)
+    device = _planned_device(config.device)
+    try:
+        memory = MemoryModel(planned_model(config), config, lengths, device.type)
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001 - code of an architecture that wants real tensors
+        return [f"memory not estimated: {describe(error)}"]
+    total = device_memory(device, config.device_memory)
+    found = require_memory(memory, total)
+    of = "" if total is None else f" of {total / GIB:.1f}"
+    return [
+        f"memory on each device ({device.type}), prompts of {prompt} tokens:",
+        *found.lines(),
+        f"highest: {found.peak / GIB:.1f}{of} GiB",
+    ]
+
+
+def describe(error: Exception) -> str:
+    """An error on one line."""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+
+
+def _planned_device(name: str) -> torch.device:
+    """The device that a run would take; a card need not be here yet."""
+    return torch.device("cuda") if name.startswith("cuda") else torch_device(name)
+
+
+def planned_model(config: TrainConfig) -> Any:
+    """The model of a run on the meta device, from its config.json alone.
+
+    Raises:
+        UserError: what `load_model` raises for it.
+    """
+    options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    found = read_config(config.model or BUNDLED_CHECKPOINT, options)
+    own = getattr(found, "dtype", None) or torch.float32
+    dtype = own if config.dtype == "auto" else getattr(torch, config.dtype)
+    return meta_model(found, dtype, config.trust_remote_code)
