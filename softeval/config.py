@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -77,6 +78,11 @@ class RunConfig(BaseModel):
     apply_chat_template: bool = option(
         False,
         "Wrap each prompt in the tokenizer's chat template; the paper does not.",
+        panel="Tasks",
+    )
+    chat_date: date | None = option(
+        None,
+        "What a chat template is told of the date. Default: the day when the run began.",
         panel="Tasks",
     )
 
@@ -175,6 +181,12 @@ class RunConfig(BaseModel):
         if number is not None and number < 1:
             raise ValueError(f"{value} must be auto or at least 1")
         return value
+
+    @model_validator(mode="after")
+    def _dated_template(self) -> RunConfig:
+        if self.chat_date is not None and not self.apply_chat_template:
+            raise ValueError("--chat-date has no effect without --apply-chat-template")
+        return self
 
     @model_validator(mode="after")
     def _reachable_k(self) -> RunConfig:

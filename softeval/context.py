@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from softeval.cells import Cell
-from softeval.chat import render_chat
+from softeval.chat import example_hash, render_chat
 from softeval.config import DEFAULT_MAX_COT_TOKENS, RunConfig
 from softeval.errors import UserError
 from softeval.identity import bundled_checkpoint
@@ -54,10 +54,10 @@ def check_template(config: RunConfig, checkpoint: Checkpoint | LanguageModel) ->
     """Render an example where the run wants the chat template.
 
     Raises:
-        UserError: there is none, or it fails.
+        UserError: there is none, it fails, or it is not the same twice.
     """
     if config.apply_chat_template:
-        render_chat(checkpoint.tokenizer, [{"role": "user", "content": "1 + 1"}])
+        example_hash(checkpoint.tokenizer, config.chat_date)
 
 
 def settled_cot_cap(
@@ -69,7 +69,7 @@ def settled_cot_cap(
         UserError: a prompt that the template or the embedding does not take, or one that with the
             caps exceeds the context.
     """
-    lengths = _prompt_lengths(cells, checkpoint, config.apply_chat_template)
+    lengths = _prompt_lengths(config, cells, checkpoint)
     if not lengths:
         return config.max_cot_tokens or DEFAULT_MAX_COT_TOKENS
     room = checkpoint.max_length - config.max_answer_tokens - checkpoint.stopper.longest_prefill
@@ -86,7 +86,7 @@ def settled_cot_cap(
 
 
 def _prompt_lengths(
-    cells: Sequence[Cell], checkpoint: Checkpoint | LanguageModel, chat_template: bool
+    config: RunConfig, cells: Sequence[Cell], checkpoint: Checkpoint | LanguageModel
 ) -> Lengths:
     """Tokens of the prompt of each (task, doc_id) of the generative tasks."""
     tasks = {cell.name: cell for cell in cells if cell.mode is not None}
@@ -94,8 +94,9 @@ def _prompt_lengths(
     for name, cell in tasks.items():
         for doc_id, document in cell.documents.items():
             text = document["prompt"]
-            if chat_template:
-                text = render_chat(checkpoint.tokenizer, [{"role": "user", "content": text}])
+            if config.apply_chat_template:
+                messages = [{"role": "user", "content": text}]
+                text = render_chat(checkpoint.tokenizer, messages, day=config.chat_date)
             lengths[name, doc_id] = len(checkpoint.vocabulary.encode(text))
     return lengths
 

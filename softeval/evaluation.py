@@ -24,7 +24,7 @@ from softeval.config import RunConfig
 from softeval.context import check_template, examine, settled_cot_cap
 from softeval.display import Display, QuietDisplay
 from softeval.errors import UserError
-from softeval.identity import Request, choose_folder, settle_folder
+from softeval.identity import Request, choose_folder, settle_folder, with_chat_date
 from softeval.journal import Journal, check_idle
 from softeval.modes import Mode, select_modes
 from softeval.processes import Processes
@@ -108,7 +108,8 @@ def run_evaluation(
     check_template(config, checkpoint)
     display.note("reading questions")
     cells = load_cells(config, modes)
-    request = Request.of(config, modes, cells)
+    request = with_chat_date(Request.of(config, modes, cells), overwrite)
+    config = request.config
     folder = choose_folder(request, overwrite) if processes.is_main else Path()
     cells, request = _fit_context(config, modes, cells, request, checkpoint)
     display.note("loading the checkpoint")
@@ -256,6 +257,8 @@ def _run_cell(evaluation: Evaluation, cell: Cell, journal: Journal, judge: Score
     store = WatchedJournal(journal, display, judge, cell.documents)
     with store, no_progress_bars():
         lm.configure(store=store, progress=False)
+        if config.chat_date is not None:
+            lm.configure(chat_date=config.chat_date)
         if cell.mode is not None:
             lm.configure(
                 mode=cell.mode,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from softeval import rundir
 from softeval.cells import Cell
+from softeval.chat import example_hash
 from softeval.config import DEFAULT_MAX_COT_TOKENS, RunConfig
 from softeval.data import DatasetSource
 from softeval.modes import Mode
@@ -79,6 +80,8 @@ class Request:
             "record_top": config.record_top,
             "logits_dtype": config.logits_dtype,
         }
+        if config.chat_date is not None:
+            known["chat_date"] = config.chat_date.isoformat()
         if self.max_cot_tokens:
             known["max_cot_tokens"] = self.max_cot_tokens
         if self.lm is not None:
@@ -88,6 +91,8 @@ class Request:
                 "dtype": str(self.lm.dtype).removeprefix("torch."),
                 "device": self.lm.device.type,
             }
+        if self.lm is not None and config.apply_chat_template:
+            known["chat_example"] = example_hash(self.lm.tokenizer, config.chat_date)
         return known
 
     @property
@@ -153,15 +158,27 @@ def choose_folder(request: Request, overwrite: bool, *, probe: bool = True) -> P
     Raises:
         UserError: it cannot be written to, or holds a run with other arguments.
     """
-    if request.config.output_path is not None:
-        folder = Path(request.config.output_path).expanduser()
-    else:
-        earlier = None if overwrite else _same_run(request)
-        folder = earlier or default_folder(request.config)
+    folder = _folder_of(request, overwrite)
     if rundir.is_run(folder) and not overwrite:
         _check_known(request, folder)
     (rundir.prepare if probe else rundir.check_place)(folder)
     return folder
+
+
+def with_chat_date(request: Request, overwrite: bool) -> Request:
+    """With the date that chat templates are told: that of the run to continue, else today's.
+
+    Only reads, so that every process of a run can ask before they know each other.
+    """
+    config = request.config
+    if not config.apply_chat_template or config.chat_date is not None:
+        return request
+    folder = _folder_of(request, overwrite)
+    told = None
+    if rundir.is_run(folder) and not overwrite:
+        told = rundir.read_record(folder).get("identity", {}).get("chat_date")
+    day = date.today() if told is None else date.fromisoformat(told)
+    return replace(request, config=config.model_copy(update={"chat_date": day}))
 
 
 def settle_folder(
@@ -183,6 +200,14 @@ def settle_folder(
         return settle_folder(request, today, overwrite)
     rundir.check_identity(folder, request.identity, record)
     return folder, record
+
+
+def _folder_of(request: Request, overwrite: bool) -> Path:
+    """The folder that is asked for, that of an earlier run of the same arguments, or a new one."""
+    if request.config.output_path is not None:
+        return Path(request.config.output_path).expanduser()
+    earlier = None if overwrite else _same_run(request)
+    return earlier or default_folder(request.config)
 
 
 def _check_known(request: Request, folder: Path) -> None:

@@ -192,7 +192,12 @@ class SoftEvalLM(_HFLM):
         Raises:
             UserError: no template, or one that does not take these messages.
         """
-        return render_chat(self.tokenizer, chat_history, open_reply=add_generation_prompt)
+        return render_chat(
+            self.tokenizer,
+            chat_history,
+            day=self.cot.chat_date,
+            open_reply=add_generation_prompt,
+        )
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Refuse lm-eval's --use_cache.

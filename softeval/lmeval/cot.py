@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import date
 from typing import Any
 
 from softeval.lmeval.settings import limits_from, mode_from, whole_number
@@ -25,6 +26,7 @@ class CotSettings:
         record_top: entries of the mixture recorded at each position.
         store: where finished results are kept and found.
         progress: whether to show a progress bar.
+        chat_date: what chat templates are told of the date; the same as long as the model lives.
     """
 
     mode: Mode
@@ -35,6 +37,7 @@ class CotSettings:
     record_top: int = 0
     store: GenerationStore | None = None
     progress: bool = True
+    chat_date: date = field(default_factory=date.today)
 
     @property
     def greedy(self) -> bool:
