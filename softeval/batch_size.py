@@ -1,14 +1,17 @@
-"""How many rows fit: an estimate from free memory and the size of one row's keys and values."""
+"""How many rows fit: from free memory and the measured size of one row's keys and values."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from transformers.cache_utils import DynamicCache
 
 _MOST = {"cpu": 128, "cuda": 512}
 _SHARE = 0.5
 """Share of free memory given to keys and values; logits, activations and growth take the rest."""
+_MEASURED = 4
+"""Positions of the row whose keys and values are measured."""
 
 
 def auto_batch_size(model: Any, length: int) -> int:
@@ -21,15 +24,18 @@ def auto_batch_size(model: Any, length: int) -> int:
     return max(1, min(fit, _MOST.get(model.device.type, 64)))
 
 
+@torch.inference_mode()
 def row_bytes(model: Any, length: int) -> int:
-    """Bytes of keys and values of one row of `length` positions, and of its logits in float32."""
-    config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    element = torch.finfo(model.dtype).bits // 8
-    cache = 2 * config.num_hidden_layers * kv_heads * width * length * element
-    return cache + 6 * 4 * config.vocab_size
+    """Bytes of keys and values of one row of `length` positions, and of its logits in float32.
+
+    Measured on a short row: what an architecture stores does not follow from its configuration.
+    """
+    ids = torch.zeros(1, _MEASURED, dtype=torch.long, device=model.device)
+    cache = DynamicCache()
+    logits = model(input_ids=ids, past_key_values=cache, use_cache=True).logits
+    stored = [part for layer in cache.layers for part in vars(layer).values()]
+    measured = sum(part.nbytes for part in stored if isinstance(part, torch.Tensor))
+    return measured * length // _MEASURED + 6 * 4 * logits.shape[-1]
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -88,12 +88,20 @@ class SlotLayer(CacheLayerMixin):
         chosen = torch.as_tensor(rows, device=keys.device)
         self.keys[chosen, :, : keys.shape[2]] = keys
         self.values[chosen, :, : keys.shape[2]] = values
+        self.clear(chosen, keys.shape[2])
 
     def move(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` slots of one row to another."""
         assert self.keys is not None and self.values is not None
         self.keys[target, :, :length] = self.keys[source, :, :length]
         self.values[target, :, :length] = self.values[source, :, :length]
+        self.clear(target, length)
+
+    def clear(self, rows: Tensor | int, start: int) -> None:
+        """Forget what an earlier row left from slot `start` on: hidden, but 0 times NaN is NaN."""
+        if self.keys is not None and self.values is not None:
+            self.keys[rows, :, start:] = 0
+            self.values[rows, :, start:] = 0
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.window.slots, 0
@@ -120,6 +128,11 @@ class SlotCache(Cache):
             self.layers.append(self.layer_class_to_replicate())  # type: ignore[misc]
         for layer, filled in zip(self.layers, prompt.layers, strict=True):
             layer.fill(rows, filled.keys, filled.values)  # type: ignore[union-attr]
+
+    def clear(self, rows: Sequence[int]) -> None:
+        """Empty several rows."""
+        for layer in self.layers:
+            layer.clear(torch.as_tensor(rows), 0)  # type: ignore[union-attr]
 
     def move(self, source: int, target: int, length: int) -> None:
         """Move a row of `length` positions to another slot of the batch."""

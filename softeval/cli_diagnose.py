@@ -37,6 +37,10 @@ def diagnose_command(
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="Of both models; default: the run's.")
     ] = None,
+    self_check: Annotated[
+        bool,
+        typer.Option("--self-check/--no-self-check", help="Try at load that both run rightly."),
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Measure exact KL to the base model along a run's prefixes, for the report's KL section."""
@@ -53,6 +57,7 @@ def diagnose_command(
             data_dir=data_dir,
             device=device,
             dtype=dtype,
+            self_check=self_check,
             tell=_Progress(),
         )
     if as_json:

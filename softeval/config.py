@@ -59,6 +59,11 @@ class RunConfig(BaseModel):
     logits_dtype: Literal["model", "bfloat16", "float32"] = option(
         "model", "Precision of the logits before the float32 softmax.", panel="Model"
     )
+    self_check: bool = option(
+        True,
+        "Try at load that the model decodes rightly; what passed once is not tried again.",
+        panel="Model",
+    )
 
     tasks: tuple[str, ...] = option(
         (DEFAULT_TASK,),
@@ -258,7 +263,17 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 _MODEL_ARGS = {
     "pretrained": "model",
-    **{name: name for name in ("revision", "trust_remote_code", "dtype", "device", "logits_dtype")},
+    **{
+        name: name
+        for name in (
+            "revision",
+            "trust_remote_code",
+            "dtype",
+            "device",
+            "logits_dtype",
+            "self_check",
+        )
+    },
 }
 
 

@@ -3,8 +3,7 @@
 Every row of the batch goes its own way: a prompt is prefilled once and shared by its samples, a
 finished row leaves and a waiting one takes its place. A sample's result does not depend on what
 else is in the batch: rows keep to themselves in attention (`cache`), random numbers are keyed
-(`randomness`), and the number of rows given to a matrix product is rounded up to a tile, because
-small products round differently.
+(`randomness`), and the number of rows of a pass is rounded up to a tile (`feeding`).
 
 Shapes: N rows in use (with the tile's idle rows), V vocabulary, D width.
 """
@@ -20,8 +19,8 @@ import torch
 from torch import Tensor
 
 from softeval.batch_size import auto_batch_size
-from softeval.cache import SlotCache, Visibility
 from softeval.errors import UserError
+from softeval.feeding import Prefilled, RowFeeder, tiled
 from softeval.model import LanguageModel
 from softeval.modes import Mode, Randomness, invert_cdf
 from softeval.noise import NoiseFeed
@@ -30,9 +29,8 @@ from softeval.records import Generation, SampleKey
 from softeval.rows import Limits, Row
 from softeval.trace import Trace, measure
 
-ROW_TILE = 16
-"""Rows of a forward pass are rounded up to a multiple of this. Measured: from 16 rows on, a row of a
-float32 matrix product has the same bits whatever the number of rows; below, it has not."""
+NOT_FINITE = -1
+"""Stands in for the token of a row whose logits hold NaN or infinity."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +81,13 @@ class Decoder:
         self.keep_inputs = keep_inputs
         self.stopper = lm.stopper
         self.sigma = mode.sigma(lm.embedding)
-        self._visibility = Visibility(lm.model)
 
     def run(self, questions: Sequence[Question]) -> Iterator[Generation]:
         """Generate every sample of every question, in order of finishing.
 
         Raises:
-            UserError: a question's prompt and caps together exceed the context.
+            UserError: a question's prompt and caps together exceed the context, or a model whose
+                logits are not finite.
         """
         for question in questions:
             self._check_context(question)
@@ -98,8 +96,8 @@ class Decoder:
             return
         longest = max(len(q.prompt_ids) for q in questions) + self._room
         size = self.batch_size or auto_batch_size(self.lm.model, longest)
-        batch = _Batch(self, min(size, total))
-        waiting = _Waiting(self, questions)
+        batch = _Batch(self, min(size, total), longest)
+        waiting = _Waiting(questions)
         while True:
             batch.admit(waiting)
             if not batch.rows:
@@ -123,89 +121,67 @@ class Decoder:
             )
 
 
-@dataclass(frozen=True)
-class _Prefilled:
-    """A question whose prompt, less its last token, has been through the model."""
-
-    question: Question
-    cache: object | None
-
-
 class _Waiting:
-    """Samples not yet admitted, question by question; holds one prefilled prompt at a time."""
+    """Samples not yet admitted, question by question."""
 
-    def __init__(self, decoder: Decoder, questions: Sequence[Question]) -> None:
-        self._decoder = decoder
+    def __init__(self, questions: Sequence[Question]) -> None:
         self._pending = [(q, s) for q in questions for s in q.samples][::-1]
-        self._prefilled: _Prefilled | None = None
 
-    def take(self, most: int) -> tuple[_Prefilled, list[int]] | None:
-        """Up to `most` samples of the next question, with its prompt prefilled."""
+    def take(self, most: int) -> tuple[Question, list[int]] | None:
+        """Up to `most` samples of the next question."""
         if not self._pending or most == 0:
             return None
         question = self._pending[-1][0]
-        if self._prefilled is None or self._prefilled.question is not question:
-            self._prefilled = _Prefilled(question, self._prefill(question))
         samples: list[int] = []
         while self._pending and len(samples) < most and self._pending[-1][0] is question:
             samples.append(self._pending.pop()[1])
-        return self._prefilled, samples
-
-    @torch.inference_mode()
-    def _prefill(self, question: Question) -> object | None:
-        from transformers import DynamicCache
-
-        if len(question.prompt_ids) == 1:
-            return None
-        lm = self._decoder.lm
-        ids = torch.tensor([question.prompt_ids[:-1]], device=lm.device)
-        cache = DynamicCache()
-        lm.model(
-            inputs_embeds=lm.embedding.rows(ids),
-            position_ids=torch.arange(ids.shape[1], device=lm.device)[None],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return cache
+        return question, samples
 
 
 class _Batch:
     """The rows in flight and their tensors. Rows in use are always the first ones."""
 
-    def __init__(self, decoder: Decoder, size: int) -> None:
+    def __init__(self, decoder: Decoder, size: int, longest: int) -> None:
         lm, mode = decoder.lm, decoder.mode
         self.decoder = decoder
         self.size = size
         self.rows: list[Row] = []
-        tiled = _tiled(size)
-        self._cache = SlotCache(tiled)
-        self._fed_ND = torch.zeros(tiled, lm.embedding.width, dtype=lm.dtype, device=lm.device)
-        self._noise = NoiseFeed(mode.randomness, tiled, lm.embedding.width, lm.device)
+        self._feeder = RowFeeder(lm.model, size, longest)
+        self._prompt: tuple[Question, Prefilled] | None = None
+        passed = tiled(size)
+        self._fed_ND = torch.zeros(passed, lm.embedding.width, dtype=lm.dtype, device=lm.device)
+        self._noise = NoiseFeed(mode.randomness, passed, lm.embedding.width, lm.device)
         answers = Randomness.UNIFORM if decoder.answer_temperature else Randomness.NONE
-        self._answer_noise = NoiseFeed(answers, tiled, 1, lm.device, Stream.ANSWER)
+        self._answer_noise = NoiseFeed(answers, passed, 1, lm.device, Stream.ANSWER)
         cap = decoder.limits.max_cot_tokens
-        self._trace = Trace(tiled, cap, min(decoder.record_top, lm.vocab), lm.device)
+        self._trace = Trace(passed, cap, min(decoder.record_top, lm.vocab), lm.device)
         if decoder.keep_inputs:
             self._trace.keep_inputs(lm.embedding.width, lm.dtype)
 
     @torch.inference_mode()
     def admit(self, waiting: _Waiting) -> None:
         """Fill free rows with waiting samples."""
-        embedding = self.decoder.lm.embedding
         while taken := waiting.take(self.size - len(self.rows)):
-            prefilled, samples = taken
-            question = prefilled.question
+            question, samples = taken
             places = range(len(self.rows), len(self.rows) + len(samples))
-            if prefilled.cache is not None:
-                self._cache.fill(places, prefilled.cache)  # type: ignore[arg-type]
+            self._feeder.fill(places, self._prefilled(question))
             last = torch.tensor([question.prompt_ids[-1]], device=self._fed_ND.device)
-            self._fed_ND[places.start : places.stop] = embedding.rows(last)
+            self._fed_ND[places.start : places.stop] = self.decoder.lm.embedding.rows(last)
             for sample in samples:
                 key = SampleKey(question.task, question.doc_id, sample)
                 random = SampleRandomness(self.decoder.seed, key)
                 position = len(question.prompt_ids) - 1
                 self.rows.append(Row(key, question.prompt_ids, random, position))
+
+    def _prefilled(self, question: Question) -> Prefilled:
+        """The prompt less its last token; the latest is kept for the question's other samples."""
+        if self._prompt is None or self._prompt[0] is not question:
+            ids = torch.tensor(
+                question.prompt_ids[:-1], dtype=torch.long, device=self._fed_ND.device
+            )
+            inputs_PD = self.decoder.lm.embedding.rows(ids)
+            self._prompt = question, self._feeder.prefill(inputs_PD)
+        return self._prompt[1]
 
     def step(self) -> list[Generation]:
         """One forward pass: every row is fed one vector and chooses the next; ended rows leave."""
@@ -220,23 +196,11 @@ class _Batch:
 
     def _forward(self) -> Tensor:
         """(N, V) logits after feeding each row its vector at its position."""
-        decoder, rows = self.decoder, self.rows
-        tiled = _tiled(len(rows))
-        places = [row.position for row in rows] + [0] * (tiled - len(rows))
-        positions_N = torch.tensor(places, device=self._fed_ND.device)
-        self._cache.window.point(positions_N, max(places))
-        output = decoder.lm.model(
-            inputs_embeds=self._fed_ND[:tiled, None],
-            attention_mask=decoder._visibility.masks(
-                positions_N[:, None], self._cache.window.slots
-            ),
-            position_ids=positions_N[:, None],
-            past_key_values=self._cache,
-            use_cache=True,
-        )
-        for row in rows:
+        positions = [row.position for row in self.rows]
+        logits_NW = self._feeder.step(self._fed_ND[: tiled(len(positions))], positions)
+        for row in self.rows:
             row.position += 1
-        return decoder.lm.logits(output.logits[:, -1])
+        return self.decoder.lm.logits(logits_NW)
 
     def _choose(self, logits_NV: Tensor) -> None:
         """Let each row choose and set what it is fed next."""
@@ -269,17 +233,20 @@ class _Batch:
         when = torch.tensor([steps[index] for index in thinking], device=logits_NV.device)
         measures = measure(logits_NV, probs_NV, mode.temperature)
         self._trace.write(where, when, measures, probs_NV, step.inputs_ND)
-        return step.inputs_ND, step.shadow_N
+        return step.inputs_ND, _if_finite(step.shadow_N, measures.top1_prob_N)
 
     def _answer_tokens(self, logits_NV: Tensor) -> Tensor:
         """(N,) next ordinary tokens, greedy or sampled at the answer temperature."""
         temperature = self.decoder.answer_temperature
+        greedy_N = logits_NV.argmax(-1)
+        largest_N = logits_NV.gather(-1, greedy_N[:, None])[:, 0]
         if temperature == 0:
-            return logits_NV.argmax(-1)
+            return _if_finite(greedy_N, largest_N)
         steps = [len(row.answer_ids) for row in self.rows]
         uniform_N = self._answer_noise.read([r.random for r in self.rows], steps, len(logits_NV))
         assert uniform_N is not None
-        return invert_cdf((logits_NV.float() / temperature).softmax(-1), uniform_N)
+        sampled_N = invert_cdf((logits_NV.float() / temperature).softmax(-1), uniform_N)
+        return _if_finite(sampled_N, largest_N)
 
     def _advance(self, chosen: list[int], thinking: set[int]) -> tuple[list[int], list[int]]:
         """Move each row on. Returns the rows fed their mode's vector, and each row's token id."""
@@ -289,6 +256,8 @@ class _Batch:
         ids: list[int] = []
         for index, row in enumerate(self.rows):
             token = chosen[index]
+            if token == NOT_FINITE and not row.queue:
+                raise self._not_finite(row)
             if index in thinking:
                 row.step_cot(token, *rules)
                 feed.append(index)
@@ -298,6 +267,16 @@ class _Batch:
                 row.step_answer(token, *rules)
             ids.append(token)
         return feed, ids
+
+    def _not_finite(self, row: Row) -> UserError:
+        key, dtype = row.key, str(self.decoder.lm.dtype).removeprefix("torch.")
+        part, step = ("CoT", row.cot_ids) if row.in_cot else ("answer", row.answer_ids)
+        half = dtype in ("float16", "bfloat16")
+        remedy = "try --dtype float32" if half else "the checkpoint or its architecture overflows"
+        return UserError(
+            f"{key.task} question {key.doc_id}, sample {key.sample}: the logits at {part} position "
+            f"{len(step)} (token {row.position} of the sequence) are not finite in {dtype}; {remedy}"
+        )
 
     def _finish(self, index: int) -> Generation:
         row, decoder = self.rows[index], self.decoder
@@ -328,7 +307,7 @@ class _Batch:
         for index in reversed(done):
             last = len(self.rows) - 1
             if index != last:
-                self._cache.move(last, index, self.rows[last].position)
+                self._feeder.move(last, index, self.rows[last].position)
                 self._fed_ND[index] = self._fed_ND[last]
                 self._trace.move(last, index)
                 self._noise.move(last, index)
@@ -337,8 +316,9 @@ class _Batch:
             self.rows.pop()
 
 
-def _tiled(rows: int) -> int:
-    return -(-rows // ROW_TILE) * ROW_TILE
+def _if_finite(chosen_N: Tensor, largest_N: Tensor) -> Tensor:
+    """The tokens, or `NOT_FINITE` where a row's largest number is none; read with the tokens."""
+    return chosen_N.masked_fill(~largest_N.isfinite(), NOT_FINITE)
 
 
 def _check_limits(limits: Limits, batch_size: int | None) -> None:

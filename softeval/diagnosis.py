@@ -65,6 +65,7 @@ def diagnose(
     data_dir: str | None = None,
     device: str = "auto",
     dtype: str | None = None,
+    self_check: bool = True,
     tell: Tell = lambda what, done, total: None,
 ) -> Diagnosis:
     """Measure KL to the base model along a run's prefixes.
@@ -78,6 +79,7 @@ def diagnose(
         data_dir: where reference solutions lie, if not on the hub; None takes the run's.
         device: of both models.
         dtype: of both models; None takes the run's.
+        self_check: try at load that both models are run rightly.
         tell: called as prefixes are replayed.
 
     Raises:
@@ -88,7 +90,7 @@ def diagnose(
         raise UserError(f"--sets {','.join(sets)}: choose from own, base, gold")
     if samples < 1 or (limit is not None and limit < 1):
         raise UserError("--samples and --limit count from 1; give a positive number")
-    session = _Session.open(Path(run), str(base), device, dtype, data_dir)
+    session = _Session.open(Path(run), str(base), device, dtype, data_dir, self_check)
     questions = session.questions(limit)
     found: list[Measured] = []
     if "own" in sets:
@@ -129,11 +131,21 @@ class _Session:
 
     @classmethod
     def open(
-        cls, folder: Path, base: str, device: str, dtype: str | None, data_dir: str | None
+        cls,
+        folder: Path,
+        base: str,
+        device: str,
+        dtype: str | None,
+        data_dir: str | None,
+        self_check: bool,
     ) -> _Session:
         record = rundir.read_record(folder)
         model = record["model"]
-        options = {"device": device, "dtype": dtype or model["dtype"]}
+        options: dict[str, Any] = {
+            "device": device,
+            "dtype": dtype or model["dtype"],
+            "self_check": self_check,
+        }
         checkpoint = load_model(model["path"], logits_dtype=model["logits_dtype"], **options)
         if weights_hash(checkpoint.model) != model["weights_hash"] and dtype is None:
             raise UserError(
@@ -212,6 +224,12 @@ class _Session:
         for index, task in enumerate(tasks):
             mode = task.mode or get_mode("hard_greedy")
             kl = self.comparison.kl(task.prefix, mode)
+            if not (np.isfinite(kl.forward).all() and np.isfinite(kl.reverse).all()):
+                key = task.key
+                raise UserError(
+                    f"{key.task} question {key.doc_id}: KL on the {prefix_set} prefix is not finite;"
+                    " try --dtype float32, or check both checkpoints"
+                )
             name = "" if task.mode is None else task.mode.name
             found.append(Measured(prefix_set, name, task.key, kl))
             tell(f"{prefix_set} {name}".strip(), index + 1, len(tasks))

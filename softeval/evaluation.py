@@ -152,6 +152,7 @@ def _loading_options(config: RunConfig) -> dict[str, Any]:
         "logits_dtype": config.logits_dtype,
         "revision": config.revision,
         "trust_remote_code": config.trust_remote_code,
+        "self_check": config.self_check,
     }
 
 

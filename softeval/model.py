@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from softeval.check_cache import refuse_non_finite
 from softeval.checkpoint import (
     ATTENTION,
     check_config,
@@ -29,6 +30,8 @@ from softeval.checkpoint import (
 )
 from softeval.embedding import InputEmbedding
 from softeval.errors import UserError
+from softeval.experts import tile_experts
+from softeval.rotary import choose_factors_by_row
 from softeval.stopping import Stopper
 from softeval.vocabulary import Vocabulary
 
@@ -67,6 +70,8 @@ class LanguageModel:
         logits_dtype: precision of the logits.
         vocabulary: the ids that count, and how a text becomes ids.
         notes: what is done otherwise than the checkpoint's files say, a sentence each.
+        self_check: whether it was tried that this model decodes rightly (`SelfCheck.status`).
+        batch_invariant: whether a row had the same bits alone and beside many; None if not tried.
     """
 
     model: Any
@@ -78,6 +83,8 @@ class LanguageModel:
     vocabulary: Vocabulary
     logits_dtype: LogitsDtype = LogitsDtype.MODEL
     notes: tuple[str, ...] = ()
+    self_check: str = "skipped"
+    batch_invariant: bool | None = None
 
     @property
     def vocab(self) -> int:
@@ -116,6 +123,7 @@ def load_model(
     logits_dtype: str = "model",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    self_check: bool = True,
 ) -> LanguageModel:
     """Load a checkpoint directory or hub id.
 
@@ -126,16 +134,26 @@ def load_model(
         logits_dtype: "model", "bfloat16" or "float32".
         revision: hub revision.
         trust_remote_code: run code that comes with the checkpoint.
+        self_check: try that the model decodes rightly; what passed once is not tried again.
 
     Raises:
-        UserError: nothing there, no tokenizer, not decoder-only, or an unusable option.
+        UserError: nothing there, no tokenizer, not decoder-only, weights that are not finite, a
+            model that would be decoded wrongly, or an unusable option.
     """
     place, precision = torch_device(device), torch_dtype(dtype)
     checkpoint = read_checkpoint(str(path), revision=revision, trust_remote_code=trust_remote_code)
     model = checkpoint.load(precision, place)
-    return wrap_model(
-        model, checkpoint.tokenizer, str(path), logits_dtype=logits_dtype, notes=checkpoint.notes
+    lm = wrap_model(
+        model,
+        checkpoint.tokenizer,
+        str(path),
+        logits_dtype=logits_dtype,
+        notes=checkpoint.notes,
+        self_check=False,
     )
+    if self_check:
+        _check(lm, remembered=True)
+    return lm
 
 
 def wrap_model(
@@ -145,15 +163,27 @@ def wrap_model(
     *,
     logits_dtype: str = "model",
     notes: Sequence[str] = (),
+    self_check: bool = True,
 ) -> LanguageModel:
     """A `LanguageModel` around objects that are already loaded.
 
+    Args:
+        model: a transformers model; LongRoPE and experts in it are made to treat rows one by one.
+        tokenizer: its tokenizer.
+        path: for messages and records.
+        logits_dtype: "model", "bfloat16" or "float32".
+        notes: what was done otherwise than the checkpoint's files say.
+        self_check: try that the model decodes rightly, each time: hooks and patches can differ.
+
     Raises:
-        UserError: an option or an architecture that cannot be used.
+        UserError: an option or an architecture that cannot be used, or weights that are not finite.
     """
     if logits_dtype not in list(LogitsDtype):
         raise UserError(f"--logits-dtype {logits_dtype!r}: choose from model, bfloat16, float32")
     _check_loaded(model)
+    refuse_non_finite(model, path or type(model).__name__)
+    choose_factors_by_row(model)
+    tile_experts(model)
     table = model.get_input_embeddings()
     vocabulary = Vocabulary(tokenizer, getattr(getattr(table, "weight", None), "shape", (0,))[0])
     lm = LanguageModel(
@@ -171,7 +201,17 @@ def wrap_model(
         _log.warning("%s: %s", path, note)
     if lm.logits_dtype is LogitsDtype.FLOAT32 and lm.dtype != torch.float32:
         _float32_head(model)
+    if self_check:
+        _check(lm, remembered=False)
     return lm
+
+
+def _check(lm: LanguageModel, *, remembered: bool) -> None:
+    from softeval.self_check import self_check
+
+    name = lm.path or type(lm.model).__name__
+    found = self_check(lm.model, lm.embedding, lm.max_length, name, remembered=remembered)
+    lm.self_check, lm.batch_invariant = found
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -21,6 +21,7 @@ from torch.nn.functional import linear
 
 from softeval.errors import UserError
 from softeval.model import NEVER, LanguageModel, LogitsDtype
+from softeval.rotary import long_rope_limit
 
 CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}
 """Logits computed at once: 32 or 256 MB a copy in float32. An accelerator reads the whole weight for
@@ -131,8 +132,19 @@ def output_head(lm: LanguageModel, chunk: int | None = None) -> OutputHead:
 
 
 def last_hidden(model: Any, inputs_BTD: Tensor) -> Tensor:
-    """(B, T, D) last hidden states, causal, without a cache; rows padded on the right if at all."""
-    return model.base_model(inputs_embeds=inputs_BTD, use_cache=False).last_hidden_state
+    """(B, T, D) last hidden states, causal, without a cache; rows padded on the right if at all.
+
+    Each is that of the sequence that ends there: under LongRoPE, positions below the limit are those
+    of a pass that ends below it, as they were when the row was decoded.
+    """
+
+    def states(inputs_BTD: Tensor) -> Tensor:
+        return model.base_model(inputs_embeds=inputs_BTD, use_cache=False).last_hidden_state
+
+    limit = long_rope_limit(model.config)
+    if limit is None or inputs_BTD.shape[1] <= limit:
+        return states(inputs_BTD)
+    return torch.cat([states(inputs_BTD[:, :limit]), states(inputs_BTD)[:, limit:]], 1)
 
 
 def keep_float32_head_live(module: nn.Module) -> None:

@@ -50,6 +50,8 @@ def new_record(request: Request) -> dict[str, Any]:
             "embedding_rms": lm.embedding.rms,
             "attention": lm.model.config._attn_implementation,
             "notes": list(lm.notes),
+            "self_check": lm.self_check,
+            "batch_invariant": lm.batch_invariant,
         },
         "modes": [
             {"name": mode.name, **mode_record(mode), "sigma": mode.sigma(lm.embedding)}

@@ -8,9 +8,14 @@ import os
 # wait for one another most of the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import tempfile
 from pathlib import Path
 
 import pytest
+
+# What one session's models were found to be is nobody else's, and never lands in the user's folder.
+_CACHE = tempfile.TemporaryDirectory(prefix="softeval-tests-")
+os.environ["SOFTEVAL_CACHE"] = _CACHE.name
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("SOFTEVAL_SHARED", ROOT.parent / "shared"))

@@ -59,6 +59,11 @@ class TrainConfig(BaseModel):
         "auto", "Precision the model computes in; auto is the checkpoint's own.", panel=_MODEL
     )
     device: str = option("auto", "auto (CUDA if present), cpu, cuda or cuda:N.", panel=_MODEL)
+    self_check: bool = option(
+        True,
+        "Try at load that the model decodes rightly; what passed once is not tried again.",
+        panel=_MODEL,
+    )
     lora: bool = option(
         False, "Train low-rank adapters (peft) instead of all weights.", panel=_MODEL
     )

@@ -71,6 +71,7 @@ def load_for_training(config: TrainConfig, device: torch.device) -> LanguageMode
         device=device,
         revision=config.revision,
         trust_remote_code=config.trust_remote_code,
+        self_check=config.self_check,
     )
     lm.logits_dtype = LogitsDtype(config.logits_dtype)
     if lm.logits_dtype is LogitsDtype.FLOAT32 and lm.dtype != torch.float32:

@@ -6,6 +6,7 @@ log-likelihoods. Guards against lm-eval's pitfalls are listed in docs/lm-eval.md
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -36,6 +37,7 @@ from softeval.lmeval.store import SavingHook, stored_score
 from softeval.lmeval.text import GenText, ScoreTuple
 from softeval.model import BUNDLED_CHECKPOINT, LanguageModel, weights_hash
 from softeval.records import Generation, SampleKey
+from softeval.rotary import long_rope_limit
 
 # lm-eval's registering decorator hides the type of its class from checkers.
 _HFLM: Any = HFLM
@@ -62,6 +64,7 @@ class SoftEvalLM(_HFLM):
         pass_at: the k of pass@k, read by the tasks.
         revision: hub revision.
         trust_remote_code: run code that comes with the checkpoint.
+        self_check: try that the model decodes rightly; False skips it.
         add_bos_token: as in lm-eval's hf model.
         max_batch_size: as in lm-eval's hf model, for log-likelihoods.
 
@@ -146,7 +149,9 @@ class SoftEvalLM(_HFLM):
             self._check_length(texts, len(context) + len(continuation))
         if isinstance(self.cache_hook, SavingHook):
             self.cache_hook.n_tokens = {texts: len(tokens) for texts, _, tokens in requests}
-        scores = super()._loglikelihood_tokens(requests, **kwargs)
+        scores = self._score_by_length(requests, **kwargs)
+        for (log_prob, _), (texts, _, _) in zip(scores, requests, strict=True):
+            self._check_finite(texts, log_prob)
         return [
             ScoreTuple(log_prob, greedy, len(tokens))
             for (log_prob, greedy), (_, _, tokens) in zip(scores, requests, strict=True)
@@ -198,6 +203,22 @@ class SoftEvalLM(_HFLM):
             day=self.cot.chat_date,
             open_reply=add_generation_prompt,
         )
+
+    def _score_by_length(
+        self, requests: list[tuple[Any, list[int], list[int]]], **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        """lm-eval's scores; requests on either side of LongRoPE's limit never share a batch."""
+        limit = long_rope_limit(self.language_model.model.config)
+        groups: dict[bool, list[int]] = {}
+        for place, (_, context, continuation) in enumerate(requests):
+            long = limit is not None and len(context) + len(continuation) - 1 > limit
+            groups.setdefault(long, []).append(place)
+        scores: dict[int, tuple[float, bool]] = {}
+        for places in groups.values():
+            group = [requests[place] for place in places]
+            found = super()._loglikelihood_tokens(group, **kwargs)
+            scores |= dict(zip(places, found, strict=True))
+        return [scores[place] for place in range(len(requests))]
 
     def set_cache_hook(self, cache_hook: CacheHook) -> None:
         """Refuse lm-eval's --use_cache.
@@ -283,6 +304,15 @@ class SoftEvalLM(_HFLM):
             raise UserError(
                 f"a request of {tokens} tokens exceeds the context of {self.max_length}: "
                 f"{start!r}...; leave the question out with --limit or --samples"
+            )
+
+    def _check_finite(self, texts: Any, log_prob: float) -> None:
+        if not math.isfinite(log_prob):
+            start = texts[0][-40:] if texts else ""
+            dtype = str(self.language_model.dtype).removeprefix("torch.")
+            raise UserError(
+                f"the log-likelihood after {start!r} is {log_prob} in {dtype}; try --dtype float32, "
+                "or check the checkpoint"
             )
 
     def _generation_config(self) -> dict[str, Any]:

@@ -30,6 +30,7 @@ MODEL_ARGUMENTS = (
     "pass_at",
     "revision",
     "trust_remote_code",
+    "self_check",
     "add_bos_token",
 )
 

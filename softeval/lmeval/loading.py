@@ -26,7 +26,7 @@ def loaded_model(pretrained: str | LanguageModel, arguments: Mapping[str, Any]) 
         return pretrained
     options = {
         name: arguments[name]
-        for name in ("dtype", "logits_dtype", "revision", "trust_remote_code")
+        for name in ("dtype", "logits_dtype", "revision", "trust_remote_code", "self_check")
         if arguments.get(name) is not None
     }
     return load_model(str(pretrained), device=_device(arguments.get("device")), **options)
