@@ -108,4 +108,6 @@ def _parity(tensor: Tensor) -> tuple[int, list[int]]:
     bits = tensor.detach().contiguous().flatten().view(torch.uint8)
     words = len(bits) // 8 * 8
     aligned = bits[:words] if bits.storage_offset() % 8 == 0 else bits[:words].clone()
-    return int(torch.hash_tensor(aligned.view(torch.int64))) if words else 0, bits[words:].tolist()
+    # Unsigned words of eight bytes do not fit what `int` takes of a tensor.
+    folded = torch.hash_tensor(aligned.view(torch.int64)).view(torch.int64)
+    return int(folded) if words else 0, bits[words:].tolist()

@@ -203,8 +203,10 @@ def _gap(found_SW: Tensor, expected_SW: Tensor, dtype: torch.dtype) -> float:
 
 
 def _tolerance(dtype: torch.dtype) -> float:
-    """float32 passes differ by some 1e-6; half precision by what its rounding adds up to."""
-    return max(1e-3, 32 * torch.finfo(dtype).eps)
+    """Two ways to one number differ by rounding: some 1e-6 in float32, 4e-4 where a model amplifies
+    it, and in half precision by what a few dozen roundings add up to.
+    """
+    return max(2e-3, 32 * torch.finfo(dtype).eps)
 
 
 def _same_bits(model: Any, embedding: InputEmbedding, max_length: int) -> bool:
@@ -252,7 +254,7 @@ def _shrunk(model: Any, fewer_heads: bool) -> Any:
     small = small.to(device=model.device, dtype=torch.float32).eval()
     with torch.no_grad():
         for parameter in small.parameters():  # nothing may hide behind a weight that begins as zero
-            spread = 0.1 if parameter.ndim < 2 else 2 * parameter.shape[-1] ** -0.5
+            spread = 0.1 if parameter.ndim < 2 else parameter.shape[-1] ** -0.5
             parameter.add_(torch.randn(parameter.shape).to(parameter) * spread)
     torch.random.set_rng_state(random)
     choose_factors_by_row(small)
