@@ -203,8 +203,10 @@ def _gap(found_SW: Tensor, expected_SW: Tensor, dtype: torch.dtype) -> float:
 
 
 def _tolerance(dtype: torch.dtype) -> float:
-    """Two ways to one number differ by rounding: some 1e-6 in float32, 4e-4 where a model amplifies
-    it, and in half precision by what a few dozen roundings add up to.
+    """What rounding alone may do between two ways to one number.
+
+    In float32 it is some 1e-6, and 4e-4 in a model that amplifies it; in half precision a few dozen
+    roundings add up.
     """
     return max(2e-3, 32 * torch.finfo(dtype).eps)
 
