@@ -15,6 +15,7 @@ from softeval.reports.statistics import (
     compare_methods,
     crossed_mean,
     curve_band,
+    curve_order,
     difference_band,
     pass_at_k,
     problem_interval,
@@ -251,3 +252,47 @@ def test_bands_hold_for_all_k_at_once(seeds, seed_sd, residual):
     assert 0.91 <= simultaneous <= 0.985
     assert pointwise < simultaneous - 0.03
     assert null >= 0.92
+
+
+@pytest.mark.parametrize(("seeds", "problems"), [(1, 30), (1, 300), (3, 30), (3, 300)])
+def test_of_equal_models_neither_a_lead_nor_a_crossing_is_claimed(seeds, problems):
+    world, ks = World(-0.5, 1.7, 0.1 if seeds > 1 else 0.0), [1, 2, 4, 8, 16, 32]
+    rng, table, reps = np.random.default_rng(6), pass_at_k(32, np.arange(33), ks), 300
+    claims = 0
+    for rep in range(reps):
+        difficulty = world.difficulty(rng, 1, problems)
+        a, b = (table[world.counts(rng, difficulty, seeds, 32)[0]] for _ in range(2))
+        word = curve_order(a, b, ks, replicates=200, seed=rep).word
+        claims += word not in ("undecided", "coincide")
+    assert claims / reps <= 0.05 + SIMULATION_ERROR
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("steep", [1.5, 1.0])
+def test_band_of_the_difference_holds_from_30_questions_on(seeds, steep):
+    """Always above (equal slopes) and crossing (a steep and a flat arm), with 64 samples."""
+    ks, x = [1, 2, 4, 8, 16, 32], np.random.default_rng(9).normal(size=400_000)
+    laws = ((0.4, 1.5), (0.0, 1.5)) if steep == 1.5 else ((0.0, 2.6), (-0.6, 1.0))
+    truth = np.subtract(*([(1 - (1 - expit(m + s * x)) ** k).mean() for k in ks] for m, s in laws))
+    rng, table, hits, reps = np.random.default_rng(7), pass_at_k(64, np.arange(65), ks), 0, 300
+    for rep in range(reps):
+        z = rng.normal(size=(1, 30)) + np.zeros((seeds, 1))
+        a, b = (table[rng.binomial(64, expit(m + s * z))] for m, s in laws)
+        band = difference_band(a, b, ks, replicates=200, seed=rep)
+        hits += ((band.low <= truth) & (truth <= band.high)).all()
+    assert hits / reps >= 0.92
+
+
+def test_seeds_against_one_checkpoint_keep_the_level():
+    """Three seeds (SD 0.2 logits) against one of the same mean: Satterthwaite rejects 7.5 %."""
+    rng, z = np.random.default_rng(8), np.random.default_rng(0).normal(size=1_000_000)
+    shift = expit(-0.5 + np.hypot(1.7, 0.2) * z).mean() - expit(-0.5 + 1.7 * z).mean()
+    rejected = []
+    for _ in range(16):
+        logit = rng.normal(-0.5, 1.7, (250, 1, 500))
+        a = rng.binomial(32, expit(logit + rng.normal(0, 0.2, (250, 3, 1)))) / 32
+        b = rng.binomial(32, expit(logit)) / 32
+        variance, df = contrast_variance(a, b)
+        gap = np.abs(a.mean(axis=(1, 2)) - b.mean(axis=(1, 2)) - shift)
+        rejected.append((gap > t_quantile(0.975, df) * np.sqrt(variance)).mean())
+    assert 0.03 <= np.mean(rejected) <= 0.06

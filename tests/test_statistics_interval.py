@@ -133,3 +133,22 @@ def test_unbounded_means_use_student():
 def test_quantiles_agree_with_scipy_stats(p, df):
     assert t_quantile(p, df) == pytest.approx(stats.t.ppf(p, df), rel=1e-6, abs=1e-9)
     assert two_sided_p(2.1, df) == pytest.approx(2 * stats.t.sf(2.1, df), rel=1e-6)
+
+
+def test_few_failures_do_not_exclude_a_truth_that_often_shows_one():
+    """Success 0.995, 30 questions: one failure is seen in 13 % of samples."""
+    x = np.ones(30)
+    x[0] = 0.0
+    assert problem_interval(x).high > 0.998
+    assert problem_interval(1.0 - x).low == pytest.approx(1.0 - problem_interval(x).high)
+    assert problem_interval(np.ones(30)).high == 1.0
+
+
+@pytest.mark.parametrize("problems", [30, 200])
+@pytest.mark.parametrize("truth", [0.97, 0.99, 0.995])
+def test_interval_of_right_or_wrong_covers_near_the_ceiling(problems, truth):
+    """Every possible count, weighted by its binomial probability: no simulation."""
+    right = np.arange(problems + 1)
+    bounds = [problem_interval(np.arange(problems) < count) for count in right]
+    holds = np.array([one.low <= truth <= one.high for one in bounds])
+    assert holds @ stats.binom.pmf(right, problems, truth) >= 0.93

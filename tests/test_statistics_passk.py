@@ -13,6 +13,7 @@ from softeval.reports.statistics import (
     count_correct,
     pass_at_k,
     pass_at_k_curve,
+    questions_standing,
     se_within,
     summarise_samples,
     within_problem_variance,
@@ -171,3 +172,11 @@ def test_summary_uses_level_and_clusters():
 def test_summary_of_nothing_is_refused():
     with pytest.raises(ValueError, match="no problem"):
         summarise_samples([], [], [1])
+
+
+def test_uneven_samples_leave_fewer_questions_to_larger_k():
+    assert questions_standing([32, 32, 4, 1], [1, 4, 5, 32, 33]).tolist() == [4, 3, 2, 2, 0]
+    assert questions_standing([[32, 8], [4, 32]], 8).tolist() == [1]
+    with pytest.warns(TooFewSamples):
+        scored = ~np.isnan(pass_at_k([32, 32, 4, 1], 1, [1, 8]))
+    assert scored.sum(axis=0).tolist() == questions_standing([32, 32, 4, 1], [1, 8]).tolist()

@@ -65,6 +65,7 @@ from softeval.reports.statistics.passk import (
     TooFewSamples,
     pass_at_k,
     pass_at_k_curve,
+    questions_standing,
     se_within,
     within_problem_variance,
 )
@@ -128,6 +129,7 @@ __all__ = [
     "position_profile",
     "print_kl",
     "problem_interval",
+    "questions_standing",
     "se_within",
     "seed_permutation_floor",
     "seed_spread",

@@ -11,12 +11,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import ndtri, stdtr, stdtrit
+from scipy.special import gammaincinv, ndtr, ndtri, stdtr, stdtrit
 
 from softeval.reports.statistics.passk import Floats
 
 GUARD_EVENTS = 5.0
 """Below this many expected failures (or successes) graded scores get the guard of `guarded_error`."""
+
+FEW_EVENTS = 3.0
+"""Up to so many failures (or successes) the near end is the Poisson one where that lies farther."""
 
 
 @dataclass(frozen=True)
@@ -116,13 +119,29 @@ def guarded_error(mean: ArrayLike, se2: ArrayLike, m: ArrayLike) -> Floats:
 
 
 def score_bounds(mean: ArrayLike, n_eff: ArrayLike, q: ArrayLike) -> tuple[Floats, Floats, Floats]:
-    """Wilson's two roots for a given critical value ``q``: (low, high, n_eff)."""
+    """Wilson's two roots for a given critical value ``q``: (low, high, n_eff).
+
+    With at most `FEW_EVENTS` failures Wilson's upper end lies too near: one failure of 30 excludes
+    a success of 0.995, of which 14 % of samples hold a failure. There the end is at least that of the
+    Poisson law, 1 − λ/n_eff with P(failures ≤ observed; λ) = 1 − α; the same below for successes.
+
+    Source: Brown, Cai and DasGupta 2001, section 4.1.1 (modified Wilson interval).
+    """
     x = np.clip(np.asarray(mean, dtype=float), 0.0, 1.0)
     size, q = np.asarray(n_eff, dtype=float), np.asarray(q, dtype=float)
     shrink = 1.0 + q**2 / size
     centre = (x + q**2 / (2.0 * size)) / shrink
     half = q * np.sqrt(x * (1.0 - x) / size + q**2 / (4.0 * size**2)) / shrink
-    return np.maximum(centre - half, 0.0), np.minimum(centre + half, 1.0), size
+    low = np.minimum(np.maximum(centre - half, 0.0), _rare_limit(x * size, size, q))
+    high = np.maximum(np.minimum(centre + half, 1.0), 1.0 - _rare_limit((1.0 - x) * size, size, q))
+    return low, high, size
+
+
+def _rare_limit(events: Floats, size: Floats, q: Floats) -> Floats:
+    """Lower Poisson limit of the rate of few events; 1, which limits nothing, of more than few."""
+    tail = 2.0 * ndtr(-q)
+    limit = gammaincinv(np.maximum(events, 1e-12), tail) / size
+    return np.where(events <= FEW_EVENTS, limit, 1.0)
 
 
 def problem_interval(
