@@ -29,6 +29,7 @@ from softeval.reports.figures.svg import to_svg
 from softeval.reports.figures.training import draw_training
 from softeval.reports.out_of_domain import OutOfDomainScore
 from softeval.reports.paper import paper_out_of_domain
+from softeval.reports.statistics.extrapolation import OUTSIDE
 from softeval.reports.statistics.interval import Interval
 from softeval.reports.tables import (
     Table,
@@ -185,7 +186,7 @@ def beyond_blocks(figures: Sequence[BeyondFigure]) -> list[Block]:
             "Extrapolation, not measurement. Solid: measured. Right of the dotted line three models"
             " fitted to the same samples: beta-binomial (long dashes), beta-binomial with a share"
             " of problems that are never solved (short dashes), power law (dash-dotted). Hatched:"
-            f" model disagreement, which is no interval. {_meetings(beyond)}"
+            f" model disagreement, which is no interval: {OUTSIDE}. {_meetings(beyond)}"
         )
         heading = f"{beyond.task} · {beyond.name}, extrapolated to k = {beyond.largest}"
         blocks.append(Block(heading, FigureBlock(title, Markup(svg), caption.strip())))
