@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
+
 from softeval.cells import question_count
 from softeval.errors import UserError
 from softeval.reports.cells import Cell, Key, cell_order, read_cells
@@ -106,6 +108,11 @@ class Checkpoint:
         return {key: drift for run in self.runs for key, drift in run.drift.items()}
 
     @property
+    def trained(self) -> bool:
+        """Whether it is on record that softeval trained it; a label alone does not say so."""
+        return any(run.run.training for run in self.runs)
+
+    @property
     def name(self) -> str:
         """For lists of checkpoints: model, method, dataset and seed."""
         parts = [self.family, self.method]
@@ -140,6 +147,11 @@ class Arm:
         """Number of checkpoints."""
         return len(self.checkpoints)
 
+    @property
+    def trained(self) -> bool:
+        """Whether its checkpoints were trained by softeval."""
+        return any(checkpoint.trained for checkpoint in self.checkpoints)
+
     def having(self, key: Key) -> tuple[Checkpoint, ...]:
         """The checkpoints that were evaluated on this task and mode."""
         return tuple(c for c in self.checkpoints if key in c.cells)
@@ -164,6 +176,12 @@ class Arms:
         found = {key for arm in self.arms for c in arm.checkpoints for key in c.cells}
         return tuple(sorted(found, key=cell_order))
 
+    def questions(self, task: str) -> int:
+        """Questions of a generative task that some run has samples of."""
+        runs = (run.cells.items() for run in self.runs)
+        cells = [cell.doc_M for found in runs for key, cell in found if key[0] == task]
+        return len(np.unique(np.concatenate(cells)))
+
     @property
     def tasks(self) -> tuple[str, ...]:
         """Generative tasks."""
@@ -177,14 +195,20 @@ class Arms:
 
     @property
     def groups(self) -> dict[tuple[str, str | None], tuple[Arm, ...]]:
-        """Arms that may be compared: one base model with what was trained from it on one set."""
+        """Arms that may be compared, by (base model, training set).
+
+        One base model with what was trained from it on one set is a group. The models of which
+        nothing trained is here are one group together: they are compared as models.
+        """
         trained = {(a.family, a.dataset): None for a in self.arms if not a.is_base}
-        alone = {a.family for a in self.arms} - {family for family, _ in trained}
-        keys = list(trained) + [(family, None) for family in sorted(alone)]
-        return {
+        groups = {
             key: tuple(a for a in self.arms if a.family == key[0] and a.dataset in (None, key[1]))
-            for key in keys
+            for key in trained
         }
+        alone = tuple(a for a in self.arms if a.family not in {family for family, _ in trained})
+        if alone:
+            groups[", ".join(arm.family for arm in alone), None] = alone
+        return groups
 
     @property
     def families(self) -> tuple[str, ...]:
@@ -197,6 +221,8 @@ class Arms:
         if arm.dataset and len({a.dataset for a in self.arms if a.dataset}) > 1:
             parts.append(f"on {arm.dataset}")
         if len(self.families) > 1:
+            if all(other.is_base for other in self.arms if other.family == arm.family):
+                return arm.family
             parts.insert(0, arm.family)
         return " · ".join(parts)
 

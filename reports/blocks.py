@@ -6,9 +6,11 @@ SVG that matplotlib draws.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import numpy as np
 from markupsafe import Markup
@@ -27,6 +29,7 @@ from softeval.reports.figures.out_of_domain import draw_out_of_domain
 from softeval.reports.figures.passk import draw_curves
 from softeval.reports.figures.svg import to_svg
 from softeval.reports.figures.training import draw_training
+from softeval.reports.left_out import attempt
 from softeval.reports.out_of_domain import OutOfDomainScore
 from softeval.reports.paper import paper_out_of_domain
 from softeval.reports.statistics.extrapolation import OUTSIDE
@@ -38,10 +41,14 @@ from softeval.reports.tables import (
     comparison_table,
     margin_text,
     number,
+    on_questions,
     points,
     simple_table,
 )
 from softeval.reports.training import TrainingCurve
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -53,12 +60,14 @@ class FigureBlock:
         svg: the drawing, with its text alternative inside.
         caption: how to read it.
         table: its numbers; None where a table of the section has them.
+        left_out: why there is no drawing; "" where there is one.
     """
 
     title: str
     svg: Markup
     caption: str
     table: Table | None = None
+    left_out: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,28 @@ class EntropyBlock:
     views: tuple[View, ...]
 
 
+def _figure(
+    name: str,
+    title: str,
+    told: str,
+    draw: Callable[[], Figure],
+    caption: str,
+    table: Table | None = None,
+) -> FigureBlock:
+    """A figure, or the line that says why it is left out.
+
+    Args:
+        name: a word that no other figure of the page has.
+        title: short.
+        told: what one sees, for those who cannot.
+        draw: draws it.
+        caption: how to read it.
+        table: its numbers.
+    """
+    svg, why = attempt(title, lambda: Markup(to_svg(draw(), name, title, told)), Markup())
+    return FigureBlock(title, svg, caption, table, why)
+
+
 def curve_block(curves: CurveFigure, number_on_page: int) -> Block:
     """pass@k curves of one group and task."""
     title = f"pass@k on {curves.task}: {curves.name}"
@@ -98,16 +129,27 @@ def curve_block(curves: CurveFigure, number_on_page: int) -> Block:
         if curve.band is not None
     ]
     n = max(curve.n for panel in curves.panels for curve in panel.curves)
-    svg = to_svg(
-        draw_curves(curves), f"passk{number_on_page}", title, f"At k = {n}: {'; '.join(largest)}."
-    )
+    told = f"At k = {n}: {'; '.join(largest)}."
     caption = (
-        f"Share of problems solved by at least one of k samples (n = {n}), with simultaneous 95 %"
-        f" bands. Triangles at the left: greedy pass@1, another quantity.{_below(curves)}"
+        f"Share of problems solved by at least one of k samples (n = {n},"
+        f" {on_questions(curves.questions, curves.questions)}), with simultaneous 95 % bands."
+        f"{_on_fewer(curves)} Triangles at the left: greedy pass@1, another quantity.{_below(curves)}"
     )
-    figure = FigureBlock(title, Markup(svg), caption, _curve_numbers(curves))
+    draw = partial(draw_curves, curves)
+    figure = _figure(f"passk{number_on_page}", title, told, draw, caption, _curve_numbers(curves))
     differences = [d for panel in curves.panels for d in panel.differences]
     return Block(f"{curves.task} · {curves.name}", figure, crossings=_crossing_table(differences))
+
+
+def _on_fewer(curves: CurveFigure) -> str:
+    """Which curves stand on fewer questions, so that they must not be read beside the others."""
+    fewer = [
+        f"{text}{f' ({panel.title})' if panel.title else ''}"
+        for panel in curves.panels
+        for text in curves.fewer(panel)
+    ]
+    told = f" Not on the same questions, only on those with n samples: {'; '.join(fewer)}."
+    return told if fewer else ""
 
 
 def _below(curves: CurveFigure) -> str:
@@ -116,7 +158,10 @@ def _below(curves: CurveFigure) -> str:
         f"{name} ({', '.join(titles)})" if len(curves.baselines) > 1 else name
         for name, titles in curves.baselines.items()
     ]
-    shown = f" Below: difference from {' and '.join(against)} in points; a ring marks a crossing."
+    shown = (
+        f" Below: difference from {' and '.join(against)} in points; a ring marks a crossing of"
+        " which the band is sure on both sides."
+    )
     return shown if against else ""
 
 
@@ -128,6 +173,8 @@ def _curve_numbers(curves: CurveFigure) -> Table:
     for panel in curves.panels:
         for curve in panel.curves:
             name = f"{curve.name}, {panel.title}" if panel.title else curve.name
+            if curve.band is not None and curve.band.problems < curves.questions:
+                name += f", {on_questions(curve.band.problems, curves.questions)}"
             greedy = points(curve.greedy.mean.mean) if curve.greedy else "–"
             found = {} if curve.band is None else dict(
                 zip(curve.band.ks.tolist(), curve.band.mean.tolist(), strict=True)
@@ -136,16 +183,27 @@ def _curve_numbers(curves: CurveFigure) -> Table:
     return simple_table("Problems solved, percent.", ["", "greedy", *map(str, ks)], rows)
 
 
+ORDER_WORDS = {
+    "a leads": "A leads",
+    "b leads": "B leads",
+    "cross": "they cross",
+    "coincide": "they coincide",
+    "undecided": "not told apart",
+}
+
+
 def _crossing_table(differences: Sequence[CurveDifference]) -> Table | None:
     if not differences:
         return None
     largest = max(d.n for d in differences)
-    columns = ("curves", "D at k = 1", f"D at k = {largest}", "crosses at k")
-    columns += ("resamples without crossing", "only A / only B solves")
+    columns = ("curves", "D at k = 1", f"D at k = {largest}", "order", "sign changes at k")
+    columns += ("resamples without such a change", "only A / only B solves")
     return Table(
-        "Where the difference D(k) first changes sign, in points, with the middle 95 % of the"
-        f" crossings in resamples; crossings beyond k = {largest} cannot be seen. Last: problems that one side"
-        " solves at least once and the other never.",
+        "The difference D(k) in points. Order: what its simultaneous band leaves of it; A leads"
+        " where the band excludes 0 on that side, the curves cross where it does so on both. Then"
+        " where D(k) first changes sign, with the middle 95 % of such changes in resamples, which"
+        f" alone is no crossing; beyond k = {largest} nothing can be seen. Last: problems that one"
+        " side solves at least once and the other never.",
         columns,
         tuple(_crossing_row(d, largest) for d in differences),
     )
@@ -155,11 +213,13 @@ def _crossing_row(d: CurveDifference, largest: int) -> tuple[TableCell, ...]:
     c = d.crossing
     span = "" if np.isnan(c.low) else f"[{c.low:.0f}, {c.high:.0f}]"
     span += f" again at {', '.join(map(str, c.again))}" if c.again else ""
-    by_mode = d.a.mode != d.b.mode
+    notes = [] if d.a.mode != d.b.mode else [d.a.mode.replace("_", " ")]
+    notes += [on_questions(d.band.problems, d.questions)] if d.band.problems < d.questions else []
     return (
-        TableCell(f"{d.a.name} − {d.b.name}", "" if by_mode else d.a.mode.replace("_", " ")),
+        TableCell(f"{d.a.name} − {d.b.name}", ", ".join(notes)),
         TableCell(points(d.band.mean[0], sign=True)),
         TableCell(points(d.band.mean[-1], sign=True), "" if d.n == largest else f"k = {d.n}"),
+        TableCell(ORDER_WORDS[d.order.word]),
         TableCell("none" if c.k is None else str(c.k), span),
         TableCell(f"{100 * c.p_no_crossing:.0f} %"),
         TableCell(f"{d.evidence.only_a} / {d.evidence.only_b}"),
@@ -176,12 +236,6 @@ def beyond_blocks(figures: Sequence[BeyondFigure]) -> list[Block]:
             for kind, curves in beyond.panels.items()
             for curve in curves
         ]
-        svg = to_svg(
-            draw_beyond(beyond),
-            f"beyond{index}",
-            title,
-            f"At k = {beyond.largest}: {'; '.join(told)}.",
-        )
         caption = (
             "Extrapolation, not measurement. Solid: measured. Right of the dotted line three models"
             " fitted to the same samples: beta-binomial (long dashes), beta-binomial with a share"
@@ -189,7 +243,10 @@ def beyond_blocks(figures: Sequence[BeyondFigure]) -> list[Block]:
             f" model disagreement, which is no interval: {OUTSIDE}. {_meetings(beyond)}"
         )
         heading = f"{beyond.task} · {beyond.name}, extrapolated to k = {beyond.largest}"
-        blocks.append(Block(heading, FigureBlock(title, Markup(svg), caption.strip())))
+        seen = f"At k = {beyond.largest}: {'; '.join(told)}."
+        draw = partial(draw_beyond, beyond)
+        figure = _figure(f"beyond{index}", title, seen, draw, caption.strip())
+        blocks.append(Block(heading, figure))
     return blocks
 
 
@@ -224,21 +281,23 @@ def comparison_blocks(comparisons: Sequence[Comparison], margin: float) -> list[
         mine = [c for c in comparisons if c.metric.task == task]
         title = f"Comparisons on {task}"
         told = [f"{c.name}, {c.metric_name}: {c.verdict.word}" for c in mine if c.primary]
-        svg = to_svg(
-            draw_forest(mine, margin),
-            f"forest{index}",
-            title,
-            f"Primary comparisons: {'; '.join(told) or 'none'}.",
-        )
         caption = (
-            "Difference A − B in points with its 95 % interval. Filled: primary, declared in"
-            " advance; open: exploratory. Ticks: minimum detectable effect. Grey zone:"
+            f"Difference A − B in points with its 95 % interval. {_origins(mine)} Open:"
+            " exploratory. Ticks: minimum detectable effect. Grey zone:"
             f" ±{margin_text(margin)} points, within which sides count as equivalent. Bars: share of"
             " problems on which one side does better."
         )
-        figure = FigureBlock(title, Markup(svg), caption)
+        seen = f"Primary comparisons: {'; '.join(told) or 'none'}."
+        draw = partial(draw_forest, mine, margin)
+        figure = _figure(f"forest{index}", title, seen, draw, caption)
         blocks.append(Block(task, figure, comparison_table(mine, margin)))
     return blocks
+
+
+def _origins(comparisons: Sequence[Comparison]) -> str:
+    """What the filled marks of a forest plot are."""
+    origins = dict.fromkeys(c.origin for c in comparisons if c.primary)
+    return f"Filled: primary, {' or '.join(origins)}." if origins else ""
 
 
 ENTROPY_CAPTIONS = {
@@ -276,10 +335,11 @@ def _entropy_figure(entropy: EntropyFigure, index: int) -> FigureBlock:
     caption = ENTROPY_CAPTIONS[entropy.view].format(
         cohort=entropy.cohort, arm=" or ".join(entropy.split)
     )
-    svg = to_svg(
-        draw_entropy(entropy), f"entropy{index}{entropy.view}", title, f"{'; '.join(told)}."
-    )
-    return FigureBlock(title, Markup(svg), caption, _entropy_numbers(entropy))
+    if entropy.absent and entropy.panels:
+        caption += f" Not drawn: {'; '.join(entropy.absent)}."
+    name, draw = f"entropy{index}{entropy.view}", partial(draw_entropy, entropy)
+    table = _entropy_numbers(entropy) if entropy.panels else None
+    return _figure(name, title, f"{'; '.join(told)}.", draw, caption, table)
 
 
 def _ends(mean_T: np.ndarray, grey_T: np.ndarray) -> tuple[str, str]:
@@ -326,11 +386,15 @@ def _entropy_cell(s: EntropySummary | None) -> TableCell:
         return TableCell("–", detail="not evaluated")
     interval = s.sequence.interval
     return TableCell(
-        f"{interval.mean:.3f}",
-        f"{_above_zero(interval)}\n{s.token_weighted:.3f} by token",
+        _nats(interval.mean),
+        f"{_above_zero(interval)}\n{_nats(s.token_weighted)} by token",
         detail=f"at the mode's temperature {number(s.mode_entropy, 2)}; exp {number(s.exp)};"
         f" {s.mean_length:.0f} CoT tokens, {points(s.truncated)} % truncated",
     )
+
+
+def _nats(value: float) -> str:
+    return f"{value:.3f}" if np.isfinite(value) else "not finite"
 
 
 def _above_zero(interval: Interval) -> str:
@@ -345,13 +409,13 @@ def drift_blocks(scores: Sequence[DriftScore]) -> list[Block]:
         mine = [score for score in scores if score.task == task]
         title = f"KL to the base model on {task}"
         told = [f"{s.name} {s.text} nats per token, {s.kind}" for s in mine]
-        svg = to_svg(draw_drift(mine), f"kl{index}", title, f"{'; '.join(told)}.")
         caption = (
             "Exact KL per token with 95 % intervals over problems and seeds; right: the first kind"
             " by position. Dotted: noise floor, the base model against itself at another batch"
             " size. Forward is KL(base‖checkpoint), reverse KL(checkpoint‖base)."
         )
-        figure = FigureBlock(title, Markup(svg), caption)
+        draw = partial(draw_drift, mine)
+        figure = _figure(f"kl{index}", title, f"{'; '.join(told)}.", draw, caption)
         blocks.append(Block(task, figure, _drift_table(mine)))
     return blocks
 
@@ -393,12 +457,12 @@ def out_of_domain_block(scores: Sequence[OutOfDomainScore], paper: bool) -> Bloc
     told = [
         f"{s.task} {s.name}: {points(s.accuracy.mean)} %, {number(s.nll.mean)} nats" for s in scores
     ]
-    svg = to_svg(draw_out_of_domain(scores), "ood", title, f"{'; '.join(told)}.")
     caption = (
         "Accuracy against NLL per token of the correct answer, with 95 % intervals; small marks are"
         " single seeds. Up and left is better."
     )
-    figure = FigureBlock(title, Markup(svg), caption)
+    draw = partial(draw_out_of_domain, scores)
+    figure = _figure("ood", title, f"{'; '.join(told)}.", draw, caption)
     rows = tuple(_out_of_domain_row(score, paper) for score in scores)
     columns = ("training", "accuracy, %", "NLL per token, nats", "NLL minus base", "questions")
     return Block(title, figure, Table("Log-likelihood tasks.", columns, rows))
@@ -425,7 +489,7 @@ def _out_of_domain_row(s: OutOfDomainScore, paper: bool) -> tuple[TableCell, ...
             printed[0],
         ),
         TableCell(
-            f"{nll.mean:.3f}{nll_sd}",
+            f"{_nats(nll.mean)}{nll_sd}",
             _above_zero(nll),
             printed[1],
         ),
@@ -440,7 +504,6 @@ def training_block(curves: Sequence[TrainingCurve]) -> FigureBlock | None:
         return None
     title = "Training success against steps"
     told = [f"{c.name}: best validation {points(c.best[1])} %" for c in curves if c.best]
-    svg = to_svg(draw_training(curves), "training", title, f"{'; '.join(told) or 'no validation'}.")
     rows = [
         [
             c.name,
@@ -451,9 +514,11 @@ def training_block(curves: Sequence[TrainingCurve]) -> FigureBlock | None:
         for c in curves
     ]
     columns = ["training run", "last rollouts, %", "best validation, %", "at step"]
-    return FigureBlock(
+    return _figure(
+        "training",
         title,
-        Markup(svg),
+        f"{'; '.join(told) or 'no validation'}.",
+        partial(draw_training, curves),
         "Success of the rollouts (smoothed over long runs) and of greedy validation on held-out"
         " training questions; thin lines are single runs, a ring marks the checkpoint that is kept.",
         simple_table("Training runs.", columns, rows),

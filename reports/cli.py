@@ -5,6 +5,8 @@ Everything heavy is imported inside the commands.
 
 from __future__ import annotations
 
+import os
+import warnings
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -51,8 +53,9 @@ def report(
         list[str] | None,
         typer.Option(
             "--contrast",
-            help="A primary contrast, e.g. soft-hard:hard_sample@32; repeat for more."
-            " Default: against hard training under hard inference.",
+            help="A primary contrast, e.g. soft-hard:hard_sample@32 (two methods) or"
+            " soft_sample:hard_sample@32 (two modes); repeat for more. Default: those that the runs"
+            " declared (softeval run --primary), else against hard training under hard inference.",
         ),
     ] = None,
     extrapolate: Annotated[
@@ -84,11 +87,31 @@ def report(
         all_seeds=all_seeds,
         extrapolate=extrapolate,
     )
-    size = write_report(output, build_report(runs, options))
+    check_output(output)
+    with warnings.catch_warnings(record=True) as caught:
+        page = build_report(runs, options)
+    for warning in caught:
+        say(f"softeval: warning: {warning.message}", err=True)
+    size = write_report(output, page)
     if as_json:
         say_json({"output": str(output), "bytes": size})
     else:
         say(f"report: {output} ({size / 1e6:.1f} MB)")
+
+
+def check_output(output: Path) -> None:
+    """Refuse a place for the page that cannot be written to, before the work.
+
+    Raises:
+        UserError: a directory, or below something that is no directory or cannot be written to.
+    """
+    there = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
+    if output.is_dir():
+        raise UserError(f"--output {output} is a directory; give a file, like {output}/report.html")
+    if there != output.absolute() and not there.is_dir():
+        raise UserError(f"cannot write {output} ({there} is a file); give another --output")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"cannot write {output} ({there} is read-only); give another --output")
 
 
 def write_report(output: Path, page: str) -> int:
@@ -172,7 +195,8 @@ def _print_comparison(compared: list[ComparedMetric], margin: float) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    columns = ["task", "metric", "A", "B", "A − B", "95 % interval", "detectable", "p", "verdict"]
+    columns = ["task", "metric", "questions", "A", "B", "A − B", "95 % interval", "detectable"]
+    columns += ["p", "verdict"]
     rows = [[clean(text) for text in _row(one)] for one in compared]
     console = Console(highlight=False)
     if console.is_terminal:
@@ -201,10 +225,17 @@ def _row(one: ComparedMetric) -> list[str]:
         detectable = points(contrast.mde)
     a, b, difference, low, high = values
     detectable = detectable if contrast.se > 0 else "–"
-    word = one.verdict.word
+    word: str = one.verdict.word
+    if word == "equivalent":
+        found = one.verdict.equivalence
+        shown = number if one.is_nll else points
+        word += f" (90 % interval [{shown(found.low)}, {shown(found.high)}])"
     interval = f"[{low}, {high}]"
     name = one.name.replace("_", " ")
-    return [one.task, name, a, b, difference, interval, detectable, p_text(one.verdict.p), word]
+    fewer = contrast.problems < one.questions
+    questions = f"{contrast.problems} of {one.questions}" if fewer else f"{one.questions}"
+    values = [a, b, difference, interval, detectable, p_text(one.verdict.p), word]
+    return [one.task, name, questions, *values]
 
 
 def _notes(compared: list[ComparedMetric], margin: float) -> list[str]:

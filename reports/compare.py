@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from softeval.config import suggest
 from softeval.errors import UserError
 from softeval.reports.arms import Arm, Arms, measure, refuse_other_data
 from softeval.reports.cells import cell_order
@@ -40,6 +41,7 @@ class ComparedMetric:
         k: of pass@k; 1 elsewhere.
         a: mean of A; a fraction, or nats.
         b: mean of B.
+        questions: of the task that either side has; `contrast.problems` of them are compared.
         contrast: difference, interval, p, minimum detectable effect, scope.
         verdict: in one word, from the adjusted p.
         warning: settings of the decoder in which A and B differ; "" where they agree.
@@ -51,6 +53,7 @@ class ComparedMetric:
     k: int
     a: float
     b: float
+    questions: int
     contrast: Contrast
     verdict: Verdict
     warning: str = ""
@@ -92,6 +95,7 @@ def compare_runs(
     refuse_other_data(runs)
     warning = " ".join(setting_notes(Arms((left, right), runs)))
     wanted = Wanted(task, None if mode is None else mode.replace("-", "_"), tuple(ks))
+    _refuse_unknown(wanted, left, right)
     found = [*_success(left, right, wanted), *_likelihood(left, right, wanted)]
     if not found:
         raise UserError(
@@ -131,7 +135,10 @@ def comparison_record(one: ComparedMetric) -> dict[str, Any]:
         "verdict": one.verdict.word,
         "a_only": contrast.discordance.a_only,
         "b_only": contrast.discordance.b_only,
+        "equivalence_low": one.verdict.equivalence.low,
+        "equivalence_high": one.verdict.equivalence.high,
         "problems": contrast.problems,
+        "questions": one.questions,
         "excluded": contrast.excluded,
         "test": contrast.test,
         "scope": contrast.scope,
@@ -139,7 +146,7 @@ def comparison_record(one: ComparedMetric) -> dict[str, Any]:
     }
 
 
-Entry = tuple[str, str, str, int, float, float, Contrast]
+Entry = tuple[str, str, str, int, float, float, int, Contrast]
 
 
 @dataclass(frozen=True)
@@ -153,6 +160,22 @@ class Wanted:
     def takes(self, task: str, mode: str) -> bool:
         """Whether the task and mode are wanted; a log-likelihood task has the mode ""."""
         return self.task in (None, task) and self.mode in (None, mode)
+
+
+def _refuse_unknown(wanted: Wanted, left: Arm, right: Arm) -> None:
+    """A task or mode that is asked for and that a side does not have is named, with those it has."""
+    for label, arm in (("A", left), ("B", right)):
+        keys = [key for c in arm.checkpoints for key in c.cells]
+        tasks = [task for c in arm.checkpoints for task in c.likelihoods]
+        for kind, asked, there in (
+            ("task", wanted.task, [task for task, _ in keys] + tasks),
+            ("mode", wanted.mode, [mode for _, mode in keys]),
+        ):
+            if asked is not None and asked not in there:
+                named = ", ".join(dict.fromkeys(there)) or "none"
+                raise UserError(
+                    f"--{kind} {asked!r} is not in {label}, which has {named}{suggest(asked, there)}"
+                )
 
 
 def _side(label: str, folders: Sequence[str | Path]) -> Arm:
@@ -178,13 +201,17 @@ def _success(a: Arm, b: Arm, wanted: Wanted) -> Iterator[Entry]:
     for key in sorted((key for key in keys if wanted.takes(*key)), key=cell_order):
         sides = [Side(name, arm.having(key), key[1]) for name, arm in (("A", a), ("B", b))]
         cells = [c.cells[key] for side in sides for c in side.checkpoints]
-        n = usual_n(cells)
+        n, questions = usual_n(cells), _union([cell.doc_M for cell in cells])
         for k in _ks(cells[0].greedy, n, wanted.ks):
             if k > n:
                 raise UserError(f"--k {k}: {key[0]} under {key[1]} has {n} samples a question")
             contrast = compare_sides(sides[0], sides[1], Metric(*key, k))
             if contrast is not None:
-                yield *key, "pass@k", k, *_means(sides, key[0], k), contrast
+                yield *key, "pass@k", k, *_means(sides, key[0], k), questions, contrast
+
+
+def _union(documents: Sequence[np.ndarray]) -> int:
+    return len(np.unique(np.concatenate(documents)))
 
 
 def _ks(greedy: bool, n: int, given: Sequence[int]) -> list[int]:
@@ -214,10 +241,11 @@ def _likelihood(a: Arm, b: Arm, wanted: Wanted) -> Iterator[Entry]:
             doc_M = np.intersect1d(doc_M, table.doc_M)
         if len(doc_M) < 2:
             continue
+        questions = _union([table.doc_M for side in tables for table in side])
         for metric, column in (("accuracy", "correct_M"), ("nll_per_token", "nll_M")):
             a_SM, b_SM = (
                 np.stack([getattr(t, column)[np.isin(t.doc_M, doc_M)] for t in side])
                 for side in tables
             )
             contrast = compare_methods(a_SM, b_SM, bounded=metric == "accuracy")
-            yield task, "", metric, 1, float(a_SM.mean()), float(b_SM.mean()), contrast
+            yield task, "", metric, 1, float(a_SM.mean()), float(b_SM.mean()), questions, contrast

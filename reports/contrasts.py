@@ -1,26 +1,29 @@
-"""Comparisons of a report: which were declared, and what they found.
+"""Comparisons of a report: which are primary and since when, and what they found.
 
-The primary contrasts are declared before looking (by default: soft - hard and fuzzy - hard under
-hard inference, as in the paper's headline) and Holm-adjusted as one family. Everything else is
-exploratory. Knows nothing of how they are shown.
+The primary contrasts are those that the runs' own configurations declared (`softeval run
+--primary`) and those that are asked for when the report is made; without either, soft - hard and
+fuzzy - hard under hard inference, as in the paper's headline. They are Holm-adjusted as one family.
+Everything else is exploratory. Knows nothing of how they are shown.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 
+from softeval.config import parse_contrast
 from softeval.errors import UserError
-from softeval.reports.arms import Arm, Arms, Checkpoint
+from softeval.reports.arms import Arm, Arms, Checkpoint, MeasuredRun
 from softeval.reports.cells import Key
 from softeval.reports.scores import headline_k, shared, table_scores
 from softeval.reports.statistics.contrast import Contrast, compare_methods
 from softeval.reports.statistics.equivalence import MARGIN, Verdict, judge, judge_family
 
 GREEDY, SAMPLED = "hard_greedy", "hard_sample"
+CHOSEN = "chosen when this report was made"
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,10 @@ class Side:
         """The cell on a task."""
         return task, self.mode
 
+    def runs(self, task: str) -> list[MeasuredRun]:
+        """The runs that hold its samples of a task."""
+        return [r for c in self.checkpoints for r in c.runs if self.key(task) in r.cells]
+
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
@@ -64,17 +71,29 @@ class Comparison:
         a: the side whose gain is positive.
         b: the side it is measured against.
         metric: what is compared; its mode is that of both sides, or of A.
-        primary: declared in advance; its verdict is Holm-adjusted over the primary ones.
+        origin: since when it is a primary one; "" for an exploratory one.
         contrast: difference, interval, p, minimum detectable effect.
-        verdict: in one word.
+        verdict: in one word; that of a primary one is Holm-adjusted over the primary ones.
     """
 
     a: Side
     b: Side
     metric: Metric
-    primary: bool
+    origin: str
     contrast: Contrast
     verdict: Verdict
+
+    @property
+    def primary(self) -> bool:
+        """Whether it is one of those that the verdict is made from."""
+        return bool(self.origin)
+
+    @property
+    def questions(self) -> int:
+        """Questions of the task that either side has samples of; not all of them may be compared."""
+        task = self.metric.task
+        cells = [c.cells[s.key(task)] for s in (self.a, self.b) for c in s.checkpoints]
+        return len(np.unique(np.concatenate([cell.doc_M for cell in cells])))
 
     @property
     def name(self) -> str:
@@ -110,32 +129,41 @@ def same_checkpoints(a: Side, b: Side) -> bool:
     return a.checkpoints == b.checkpoints
 
 
+Draft = tuple[Side, Side, Metric, str, Contrast]
+
+
 def find_comparisons(
-    arms: Arms, declared: Sequence[str] = (), margin: float = MARGIN
+    arms: Arms, contrasts: Sequence[str] = (), margin: float = MARGIN
 ) -> list[Comparison]:
     """Every comparison of the report, the primary ones first and judged as one family.
 
     Args:
         arms: what to compare.
-        declared: primary contrasts as "soft-hard:hard_sample@32"; empty for the default.
+        contrasts: primary contrasts asked for now, as "soft-hard:hard_sample@32" (two methods) or
+            "soft_sample:hard_sample@32" (two modes), beside those that the runs declared; without
+            either, the default ones.
         margin: equivalence margin, a fraction.
 
     Raises:
-        UserError: a declared contrast that these runs do not have.
+        UserError: a contrast was asked for that these runs do not have.
     """
-    pairs = _single_pairs(arms) if len(arms.arms) == 1 else _arm_pairs(arms)
-    drafts = [
-        (a, b, metric, primary and not declared, contrast)
-        for a, b, metric, primary in pairs
+    primary = _declared(arms)
+    for text in contrasts:
+        asked = _drafts_of(arms, text)
+        if not asked:
+            named = ", ".join(dict.fromkeys(arms.name(arm) for arm in arms.arms))
+            modes = ", ".join(arms.modes)
+            raise UserError(
+                f"--contrast {text!r} is not in these runs (methods: {named}; modes: {modes};"
+                f" tasks: {', '.join(arms.tasks)}), or n < {parse_contrast(text)[-1]}"
+            )
+        primary += [draft for draft in asked if not _among(draft, primary)]
+    found = [
+        (a, b, metric, CHOSEN if headline and not primary else "", contrast)
+        for a, b, metric, headline in (*_arm_pairs(arms), *_mode_pairs(arms))
         if (contrast := compare_sides(a, b, metric)) is not None
     ]
-    if declared:
-        wanted = [_declared(arms, text) for text in declared]
-        drafts = wanted + [draft for draft in drafts if not _among(draft, wanted)]
-    return _judged(drafts, margin)
-
-
-Draft = tuple[Side, Side, Metric, bool, Contrast]
+    return _judged(primary + [draft for draft in found if not _among(draft, primary)], margin)
 
 
 def _judged(drafts: list[Draft], margin: float) -> list[Comparison]:
@@ -144,35 +172,44 @@ def _judged(drafts: list[Draft], margin: float) -> list[Comparison]:
     verdicts = judge_family([draft[4] for draft in primary], margin)
     verdicts += [judge(draft[4], margin) for draft in others]
     return [
-        Comparison(a, b, metric, is_primary, contrast, verdict)
-        for (a, b, metric, is_primary, contrast), verdict in zip(
+        Comparison(a, b, metric, origin, contrast, verdict)
+        for (a, b, metric, origin, contrast), verdict in zip(
             primary + others, verdicts, strict=True
         )
     ]
 
 
 def _arm_pairs(arms: Arms) -> Iterator[tuple[Side, Side, Metric, bool]]:
-    """Arms of one group under hard inference, primary against hard training where it is there."""
+    """Arms of one group under hard inference, and whether it is a headline by default."""
+    only_models = all(arm.is_base for arm in arms.arms)
     for group in arms.groups.values():
         reference = _reference(group)
+        models = all(arm.is_base for arm in group)
         for task in arms.tasks:
             for mode, k in _headline_metrics(arms, task):
                 for a, b in _ordered_pairs(group):
                     if a.having((task, mode)) and b.having((task, mode)):
                         sides = side(arms, a, (task, mode)), side(arms, b, (task, mode))
                         headline = mode == GREEDY or k == headline_k(arms, task)
-                        yield *sides, Metric(task, mode, k), headline and b is reference
+                        headline &= only_models if models else b is reference
+                        yield *sides, Metric(task, mode, k), headline
 
 
 def _reference(group: Sequence[Arm]) -> Arm:
-    """What the primary contrasts of a group are against: hard training, else the first arm."""
-    hard = [arm for arm in group if arm.method == "hard"]
-    return hard[0] if hard else group[0]
+    """What the primary contrasts of a group are against.
+
+    Hard training where there is another one to compare with it, else the first arm.
+    """
+    trained = [arm for arm in group if not arm.is_base]
+    hard = [arm for arm in trained if arm.method == "hard"]
+    return hard[0] if hard and len(trained) > 1 else group[0]
 
 
 def _ordered_pairs(group: Sequence[Arm]) -> Iterator[tuple[Arm, Arm]]:
-    """(A, B): every trained arm against the reference, then against the base model."""
+    """(A, B): every trained arm against the reference, then the base model; models each by each."""
     reference, trained = _reference(group), [arm for arm in group if not arm.is_base]
+    if not trained:
+        yield from ((later, earlier) for earlier, later in combinations(group, 2))
     for b in dict.fromkeys((reference, group[0])):
         if b is reference or b.is_base:
             yield from ((a, b) for a in trained if a is not b)
@@ -184,20 +221,35 @@ def _headline_metrics(arms: Arms, task: str) -> list[tuple[str, int]]:
     return [(mode, k) for mode, k in wanted if (task, mode) in arms.keys]
 
 
-def _single_pairs(arms: Arms) -> Iterator[tuple[Side, Side, Metric, bool]]:
-    """Modes of the one arm against hard inference."""
-    arm = arms.arms[0]
-    for task in arms.tasks:
-        large = headline_k(arms, task)
-        for kind in ("fuzzy", "soft"):
-            for how, ks in (("greedy", {1}), ("sample", {1, large})):
-                a, b = (task, f"{kind}_{how}"), (task, f"hard_{how}")
-                if (sides := mode_sides(arm, a, b)) is not None:
-                    for k in sorted(ks):
-                        yield *sides, Metric(task, a[1], k), how == "greedy" or k == large
+def _mode_pairs(arms: Arms) -> Iterator[tuple[Side, Side, Metric, bool]]:
+    """Fuzzy and soft inference against hard inference with the same arm."""
+    headline = modes_are_headline(arms)
+    for arm in mode_arms(arms):
+        for task in arms.tasks:
+            large = headline_k(arms, task)
+            for kind in ("fuzzy", "soft"):
+                for how, ks in (("greedy", {1}), ("sample", {1, large})):
+                    a, b = (task, f"{kind}_{how}"), (task, f"hard_{how}")
+                    if (sides := mode_sides(arms, arm, a, b)) is not None:
+                        for k in sorted(ks):
+                            shown = how == "greedy" or k == large
+                            yield *sides, Metric(task, a[1], k), headline and shown
 
 
-def mode_sides(arm: Arm, a: Key, b: Key) -> tuple[Side, Side] | None:
+def mode_arms(arms: Arms) -> list[Arm]:
+    """Arms whose modes are compared with one another: a single one, or models not trained here."""
+    if len(arms.arms) == 1:
+        return list(arms.arms)
+    groups = [group for group in arms.groups.values() if not any(arm.trained for arm in group)]
+    return [arm for group in groups for arm in group]
+
+
+def modes_are_headline(arms: Arms) -> bool:
+    """Whether differences of modes are what a report is about: nothing trained is beside them."""
+    return len(arms.arms) == 1 or not any(arm.trained for arm in arms.arms)
+
+
+def mode_sides(arms: Arms, arm: Arm, a: Key, b: Key) -> tuple[Side, Side] | None:
     """Two modes of an arm as the sides of a comparison.
 
     They are those checkpoints that have both modes, so that seeds are paired; where there is none,
@@ -207,31 +259,78 @@ def mode_sides(arm: Arm, a: Key, b: Key) -> tuple[Side, Side] | None:
     if not (having_a and having_b):
         return None
     both = tuple(checkpoint for checkpoint in having_a if checkpoint in having_b)
-    names = (key[1].replace("_", " ") for key in (a, b))
+    whose = "" if len(arms.arms) == 1 else f"{arms.name(arm)} "
+    names = (whose + key[1].replace("_", " ") for key in (a, b))
     first, second = (both, both) if both else (having_a, having_b)
     return Side(next(names), first, a[1]), Side(next(names), second, b[1])
 
 
-def _declared(arms: Arms, text: str) -> Draft:
-    """A primary contrast from its text, e.g. "soft-hard:hard_sample@32" or with "task/" before."""
-    match = re.fullmatch(r"(?:(?P<task>[^/:]+)/)?(?P<pair>.+):(?P<mode>[\w-]+)@(?P<k>\d+)", text)
-    if match is None:
-        raise UserError(f"--contrast {text!r}: write it as soft-hard:hard_sample@32")
-    task = match["task"] or (arms.tasks[0] if len(arms.tasks) == 1 else None)
-    if task is None:
-        raise UserError(f"--contrast {text!r}: several tasks; write TASK/{text}")
-    mode, k = match["mode"].replace("-", "_"), int(match["k"])
+def _declared(arms: Arms) -> list[Draft]:
+    """The contrasts that the runs declared when they were first started, as far as they are here."""
+    found: list[Draft] = []
+    for text in _declared_texts(arms):
+        for draft in _drafts_of(arms, text):
+            origin = _declaration(draft, text)
+            if origin and not _among(draft, found):
+                found.append((*draft[:3], origin, draft[4]))
+    return found
+
+
+def declaration_notes(arms: Arms) -> list[str]:
+    """A line for each declared contrast that cannot be made from these runs."""
+    return [
+        f"The contrast {text} was declared by a run's configuration and cannot be made from these"
+        " runs."
+        for text in _declared_texts(arms)
+        if not any(_declaration(draft, text) for draft in _drafts_of(arms, text))
+    ]
+
+
+def _declared_texts(arms: Arms) -> list[str]:
+    texts = [text for run in arms.runs for text in run.run.config.get("primary") or ()]
+    return list(dict.fromkeys(texts))
+
+
+def _declaration(draft: Draft, text: str) -> str:
+    """Whether and when the runs behind a contrast declared it; "" if none of them did."""
+    a, b, metric = draft[:3]
+    runs = list({id(run): run for s in (a, b) for run in s.runs(metric.task)}.values())
+    dates = [
+        str(run.run.record.get("started") or "date not recorded")[:10]
+        for run in runs
+        if text in (run.run.config.get("primary") or ())
+    ]
+    if len(dates) < len(runs):
+        return f"declared by {len(dates)} of {len(runs)} runs before they started" if dates else ""
+    return f"declared in advance, {max(dates)}"
+
+
+def _drafts_of(arms: Arms, text: str) -> list[Draft]:
+    """A contrast from its text on every task, or model, that has it; empty where none has."""
+    task, pair, mode, k = parse_contrast(text)
+    drafts: list[Draft] = []
+    for where in arms.tasks if task is None else (task,):
+        metric = Metric(where, mode, k)
+        for a, b in _named_pairs(arms, pair, metric):
+            of_modes = a.mode != b.mode
+            named = Metric(where, a.mode, k) if of_modes else metric
+            contrast = compare_sides(a, b, named)
+            if contrast is not None:
+                drafts.append((a, b, named, CHOSEN, contrast))
+    return drafts
+
+
+def _named_pairs(arms: Arms, pair: str, metric: Metric) -> Iterator[tuple[Side, Side]]:
+    """(A, B) of "soft-hard" among the arms of a group, or of "soft_sample" against the mode."""
+    key, of_mode = (metric.task, metric.mode), (metric.task, pair.replace("-", "_"))
     for group in arms.groups.values():
-        named = {arm.method: arm for arm in group}
-        for a, b in ((x, y) for x in named for y in named if f"{x}-{y}" == match["pair"]):
-            if named[a].having((task, mode)) and named[b].having((task, mode)):
-                metric = Metric(task, mode, k)
-                sides = [side(arms, named[name], (task, mode)) for name in (a, b)]
-                contrast = compare_sides(sides[0], sides[1], metric)
-                if contrast is not None:
-                    return sides[0], sides[1], metric, True, contrast
-    methods = ", ".join(dict.fromkeys(arm.method for arm in arms.arms))
-    raise UserError(f"--contrast {text!r} is not in these runs (methods: {methods}), or n < {k}")
+        named = {arms.name(arm): arm for arm in group} | {arm.method: arm for arm in group}
+        for a, b in ((x, y) for x in named for y in named if f"{x}-{y}" == pair):
+            if named[a].having(key) and named[b].having(key):
+                yield side(arms, named[a], key), side(arms, named[b], key)
+    for arm in arms.arms:
+        if of_mode != key and (sides := mode_sides(arms, arm, of_mode, key)) is not None:
+            yield sides
 
 
 def _among(draft: Draft, wanted: Sequence[Draft]) -> bool:

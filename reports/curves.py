@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from softeval.reports.arms import Arm, Arms
+from softeval.reports.contrasts import mode_arms
 from softeval.reports.differences import REPLICATES, CurveDifference
 from softeval.reports.scores import ArmScore, arm_score, complete_curve, curve_ks, usual_n
 from softeval.reports.statistics.curves import Band, curve_band
@@ -62,11 +63,23 @@ class CurveFigure:
         name: of the group, for the heading.
         task: the task.
         panels: by kind of CoT; a single panel for a single arm.
+        questions: of the task in this report; a curve stands on those with n samples.
     """
 
     name: str
     task: str
     panels: tuple[Panel, ...]
+    questions: int
+
+    def fewer(self, panel: Panel) -> list[str]:
+        """Curves of a panel that do not stand on every question, with how many they stand on."""
+        found = [(c.name, c.band.problems) for c in panel.curves if c.band is not None]
+        found += [(f"{c.name}, greedy", c.greedy.mean.interval.m) for c in panel.curves if c.greedy]
+        return [
+            f"{name}: {entered} of {self.questions} questions"
+            for name, entered in found
+            if entered < self.questions
+        ]
 
     @property
     def baselines(self) -> dict[str, list[str]]:
@@ -86,14 +99,15 @@ def find_curves(
     for (family, dataset), group in arms.groups.items():
         name = f"{family}, trained on {dataset}" if dataset else family
         for task in arms.tasks:
-            panels = (
-                _panels_of_arms(arms, group, task, differences, replicates)
-                if len(arms.arms) > 1
-                else _panels_of_modes(group[0], task, differences, replicates)
-            )
-            if panels:
-                figures.append(CurveFigure(name, task, tuple(panels)))
-    return figures
+            by_mode = [arm for arm in group if arm in mode_arms(arms)]
+            if len(group) > 1 or not by_mode:
+                panels = _panels_of_arms(arms, group, task, differences, replicates)
+                figures.append(CurveFigure(name, task, tuple(panels), arms.questions(task)))
+            for arm in by_mode:
+                panels = _panels_of_modes(arm, task, differences, replicates)
+                shown = name if len(arms.arms) == 1 else arms.name(arm)
+                figures.append(CurveFigure(shown, task, tuple(panels), arms.questions(task)))
+    return [figure for figure in figures if figure.panels]
 
 
 def _panels_of_arms(
@@ -127,7 +141,11 @@ def _panels_of_modes(
     curves = [
         curve for kind in KINDS if (curve := _curve(arm, task, kind, kind, replicates)) is not None
     ]
-    mine = tuple(d for d in differences if d.task == task)
+    mine = tuple(
+        d
+        for d in differences
+        if d.task == task and d.a.mode != d.b.mode and set(d.a.checkpoints) <= set(arm.checkpoints)
+    )
     return [Panel("", tuple(curves), mine)] if curves else []
 
 

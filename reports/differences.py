@@ -10,11 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from softeval.reports.arms import Arms
-from softeval.reports.contrasts import Side, mode_sides, same_checkpoints, side
+from softeval.reports.contrasts import (
+    Side,
+    mode_arms,
+    mode_sides,
+    modes_are_headline,
+    same_checkpoints,
+    side,
+)
 from softeval.reports.scores import Ints, complete_curve, curve_ks, shared, usual_n
 from softeval.reports.statistics.curves import (
     Band,
@@ -39,40 +47,60 @@ class CurveDifference:
         b: the other side.
         task: the task.
         band: D at powers of two, with its simultaneous band.
+        order: what may be said of the two curves.
         crossing: where D changes sign, over every whole k.
-        order: what may be said of it: which curve leads, whether they cross. Judged together with
-            every other difference under the same mode of the other side.
         evidence: how many problems carry a claim about a crossing.
         n: largest k.
+        questions: questions of the task that either side has samples of; the curves stand on those
+            with n samples on both sides.
+        headline: it belongs into the verdict.
     """
 
     a: Side
     b: Side
     task: str
     band: Band
-    crossing: Crossing
     order: CurveOrder
+    crossing: Crossing
     evidence: CrossingEvidence
     n: int
+    questions: int
+    headline: bool
 
 
 def find_differences(arms: Arms, replicates: int = REPLICATES) -> list[CurveDifference]:
-    """D(k) of every trained arm against its base model, or of the modes of a single arm."""
-    found, pairs = [], list(_curve_pairs(arms))
-    for a, b, task in pairs:
-        together = sum(other.mode == b.mode for _, other, _ in pairs)
-        difference = curve_difference(a, b, task, replicates, together)
-        if difference is not None:
-            found.append(difference)
-    return found
+    """D(k) of every trained arm against its base model, of models, or of the modes of a model."""
+    pairs = [(*pair, _is_headline(arms, pair[0], pair[1])) for pair in _curve_pairs(arms)]
+    judged = sum(headline for *_, headline in pairs)
+    found = (
+        curve_difference(a, b, task, replicates, headline, judged if headline else 1)
+        for a, b, task, headline in pairs
+    )
+    return [difference for difference in found if difference is not None]
+
+
+def _is_headline(arms: Arms, a: Side, b: Side) -> bool:
+    """Curves under hard sampling, and those of the modes where modes are what is compared."""
+    return a.mode == "hard_sample" if a.mode == b.mode else modes_are_headline(arms)
 
 
 def curve_difference(
-    a: Side, b: Side, task: str, replicates: int = REPLICATES, together: int = 1
+    a: Side,
+    b: Side,
+    task: str,
+    replicates: int = REPLICATES,
+    headline: bool = True,
+    judged: int = 1,
 ) -> CurveDifference | None:
     """D(k) of two sides; None where fewer than two problems have every k.
 
-    ``together`` is how many differences one verdict judges.
+    Args:
+        a: the side whose lead is positive.
+        b: the other side.
+        task: the task.
+        replicates: bootstrap replicates.
+        headline: whether it belongs into the verdict.
+        judged: pairs of curves that are judged together.
     """
     cells = [c.cells[s.key(task)] for s in (a, b) for c in s.checkpoints]
     n = usual_n(cells)
@@ -83,14 +111,21 @@ def curve_difference(
     if len(doc_M) < 2 or n < 2:
         return None
     shown = [k - 1 for k in curve_ks(n)]
-    paired = same_checkpoints(a, b)
     at_shown = a_SMK[:, :, shown], b_SMK[:, :, shown], curve_ks(n)
-    band = difference_band(*at_shown, replicates=replicates, paired=paired)
-    order = curve_order(*at_shown, together, replicates=replicates, paired=paired)
-    crossed = crossing(a_SMK, b_SMK, every, replicates=replicates, paired=paired)
+    how: dict[str, Any] = {"replicates": replicates, "paired": same_checkpoints(a, b)}
     counts = [_pooled(s, task, doc_M) for s in (a, b)]
-    evidence = crossing_evidence(*counts[0], *counts[1])
-    return CurveDifference(a, b, task, band, crossed, order, evidence, n)
+    return CurveDifference(
+        a=a,
+        b=b,
+        task=task,
+        band=difference_band(*at_shown, **how),
+        order=curve_order(*at_shown, judged, **how),
+        crossing=crossing(a_SMK, b_SMK, every, **how),
+        evidence=crossing_evidence(*counts[0], *counts[1]),
+        n=n,
+        questions=len(np.unique(np.concatenate([cell.doc_M for cell in cells]))),
+        headline=headline,
+    )
 
 
 def _pooled(one: Side, task: str, doc_M: Ints) -> tuple[Ints, Ints]:
@@ -105,14 +140,6 @@ def _pooled(one: Side, task: str, doc_M: Ints) -> tuple[Ints, Ints]:
 
 
 def _curve_pairs(arms: Arms) -> Iterator[tuple[Side, Side, str]]:
-    if len(arms.arms) == 1:
-        arm = arms.arms[0]
-        for task in arms.tasks:
-            hard = (task, "hard_sample")
-            for mode in ("fuzzy_sample", "soft_sample"):
-                if (sides := mode_sides(arm, (task, mode), hard)) is not None:
-                    yield *sides, task
-        return
     for group in arms.groups.values():
         for task in arms.tasks:
             for mode in (mode for mode in arms.modes if mode.endswith("_sample")):
@@ -120,3 +147,9 @@ def _curve_pairs(arms: Arms) -> Iterator[tuple[Side, Side, str]]:
                 present = [arm for arm in group if arm.having(key)]
                 for arm in present[1:]:
                     yield side(arms, arm, key), side(arms, present[0], key), task
+    for arm in mode_arms(arms):
+        for task in arms.tasks:
+            hard = (task, "hard_sample")
+            for mode in ("fuzzy_sample", "soft_sample"):
+                if (sides := mode_sides(arms, arm, (task, mode), hard)) is not None:
+                    yield *sides, task

@@ -7,7 +7,7 @@ relative progress and the last positions. Entropies are of the distribution at t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,6 +51,7 @@ class EntropyFigure:
         cohort: shortest CoT of the fixed cohort, tokens.
         width: positions in a bin.
         split: arms whose CoTs the view of terciles splits, one or more over the panels.
+        absent: lines, or parts of them, that cannot be drawn, and why.
     """
 
     name: str
@@ -60,6 +61,7 @@ class EntropyFigure:
     cohort: int
     width: int
     split: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,14 +108,41 @@ def find_entropy(arms: Arms, views: Sequence[str] = tuple(VIEWS)) -> list[Entrop
                 continue
             width, cohort = bin_width(max(one.longest for one in sums)), sums[0].groups.cohort
             for view in views:
-                panels = {
-                    mode: traces
-                    for mode in arms.modes
-                    if (traces := _traces(arms, group, (task, mode), view, width))
+                every = {
+                    mode: _traces(arms, group, (task, mode), view, width) for mode in arms.modes
                 }
+                absent = [
+                    f"{why} under {mode.replace('_', ' ')}"
+                    for mode, traces in every.items()
+                    for why in _not_drawn(arms, group, (task, mode), traces)
+                ]
+                drawn = {mode: tuple(filter(_drawn, traces)) for mode, traces in every.items()}
+                panels = {mode: traces for mode, traces in drawn.items() if traces}
                 split = dict.fromkeys(arms.name(_split_arm(group, (task, mode))) for mode in panels)
-                figures.append(EntropyFigure(name, task, view, panels, cohort, width, tuple(split)))
+                figures.append(
+                    EntropyFigure(
+                        name, task, view, panels, cohort, width, tuple(split), tuple(absent)
+                    )
+                )
     return figures
+
+
+def _drawn(trace: Trace) -> bool:
+    """Whether a line has any point."""
+    return bool(np.isfinite(trace.profile.mean).any())
+
+
+def _not_drawn(
+    arms: Arms, group: Sequence[Arm], key: Key, traces: Sequence[Trace]
+) -> Iterator[str]:
+    """Why lines, or parts of them, cannot be drawn."""
+    for trace in traces:
+        if not (trace.profile.at_risk > 0).any():
+            yield f"no chain of thought of {trace.name} is long enough"
+    for arm in group:
+        unfit = sum(one.unfit for one in _sums(arm, key))
+        if unfit:
+            yield f"{unfit:,} entropies of {arms.name(arm)} are not finite"
 
 
 def _split_arm(group: Sequence[Arm], key: Key) -> Arm:

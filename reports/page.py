@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -17,16 +18,18 @@ from typing import Any
 
 from markupsafe import Markup
 
+from softeval.errors import UserError
 from softeval.reports import blocks
 from softeval.reports.arms import Arms, measure
 from softeval.reports.beyond import find_beyond
-from softeval.reports.contrasts import find_comparisons
+from softeval.reports.contrasts import Comparison, declaration_notes, find_comparisons
 from softeval.reports.curves import find_curves
-from softeval.reports.differences import find_differences
+from softeval.reports.differences import CurveDifference, find_differences
 from softeval.reports.drift import find_drift
 from softeval.reports.entropy import find_entropy, summaries
 from softeval.reports.escaping import script_json, visible
 from softeval.reports.latex import to_latex
+from softeval.reports.left_out import Sections
 from softeval.reports.out_of_domain import find_out_of_domain
 from softeval.reports.packing import pack
 from softeval.reports.provenance import validity_context
@@ -37,6 +40,8 @@ from softeval.reports.tables import MainTable, Table, main_tables, margin_text
 from softeval.reports.training import is_training, read_all
 from softeval.reports.validity import notes
 from softeval.reports.verdict import verdict_sentences
+
+NO_SAMPLES: dict[str, Any] = {"samples": None, "samples_note": "", "script": Markup("")}
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,11 @@ def build_report(folders: Sequence[str | Path], options: ReportOptions | None = 
     options = options or ReportOptions()
     named = [split_label(str(folder)) for folder in folders]
     training = [folder for _, folder in named if is_training(folder)]
+    if training and len(training) == len(named):
+        raise UserError(
+            f"{', '.join(training)}: training curves alone, and a report is about evaluations; give a"
+            f" run beside them (`softeval run --model {training[0]}/best` makes one)"
+        )
     arms = measure([(label, f) for label, f in named if not is_training(f)])
     return _render(_context(arms, training, options, folders))
 
@@ -97,38 +107,59 @@ def _context(
     folders: Sequence[str | Path],
 ) -> dict[str, Any]:
     """Everything the template prints."""
+    sections = Sections()
     comparisons = find_comparisons(arms, options.contrasts, options.margin)
-    differences = find_differences(arms)
-    drift = find_drift(arms)
-    training_curves = read_all(training)
+    differences = sections.make("curves", "D(k)", lambda: find_differences(arms), [])
     tables = main_tables(arms, options.paper_reference)
-    out_of_domain = blocks.out_of_domain_block(find_out_of_domain(arms), options.paper_reference)
+    out_of_domain = sections.make(
+        "out_of_domain",
+        "Out of domain",
+        lambda: blocks.out_of_domain_block(find_out_of_domain(arms), options.paper_reference),
+        None,
+    )
     shown = [t.table for t in (*tables, *([out_of_domain] if out_of_domain else [])) if t.table]
     context = {
         **_header(arms, options, folders),
         "verdict": verdict_sentences(arms, comparisons, differences, options.margin),
-        "verdict_note": _verdict_note(len([c for c in comparisons if c.primary])),
-        "notes": notes(arms),
+        "verdict_note": _verdict_note([c for c in comparisons if c.primary]),
+        "notes": notes(arms) + declaration_notes(arms),
         "main_tables": [_main(table) for table in tables],
+        "no_results": _no_results(arms),
         "results_note": _results_note(arms, shown if options.paper_reference else None),
-        "curves": [
-            blocks.curve_block(f, index)
-            for index, f in enumerate(find_curves(arms, differences))
-            if any(curve.band is not None for panel in f.panels for curve in panel.curves)
-        ],
-        "beyond": blocks.beyond_blocks(find_beyond(arms, options.extrapolate)),
+        "curves": sections.make("curves", "pass@k", lambda: _curves(arms, differences), []),
+        "beyond": sections.make(
+            "curves",
+            "Extrapolation",
+            lambda: blocks.beyond_blocks(find_beyond(arms, options.extrapolate)),
+            [],
+        ),
         "comparisons": blocks.comparison_blocks(comparisons, options.margin),
-        "entropy": blocks.entropy_blocks(find_entropy(arms)),
-        "entropy_tables": blocks.entropy_tables(summaries(arms)),
-        "drift": blocks.drift_blocks(drift),
+        "entropy": sections.make(
+            "entropy", "Entropy", lambda: blocks.entropy_blocks(find_entropy(arms)), []
+        ),
+        "entropy_tables": sections.make(
+            "entropy", "Mean entropy", lambda: blocks.entropy_tables(summaries(arms)), []
+        ),
+        "drift": sections.make("drift", "KL", lambda: blocks.drift_blocks(find_drift(arms)), []),
         "out_of_domain": out_of_domain,
-        "training": blocks.training_block(training_curves),
+        "training": sections.make(
+            "training", "Training", lambda: blocks.training_block(read_all(training)), None
+        ),
         "margin": margin_text(options.margin),
         **validity_context(arms),
-        **_samples(arms, options),
+        **sections.make("samples", "Samples", lambda: _samples(arms, options), NO_SAMPLES),
     }
-    context["sections"] = _sections(context)
-    return context
+    return context | {"left_out": sections.left_out, "sections": _sections(context)}
+
+
+def _curves(arms: Arms, differences: Sequence[CurveDifference]) -> list[blocks.Block]:
+    """A figure a group and task, where some mode was sampled more than once."""
+    figures = [
+        figure
+        for figure in find_curves(arms, differences)
+        if any(curve.band is not None for panel in figure.panels for curve in panel.curves)
+    ]
+    return [blocks.curve_block(figure, index) for index, figure in enumerate(figures)]
 
 
 def _header(arms: Arms, options: ReportOptions, folders: Sequence[str | Path]) -> dict[str, Any]:
@@ -145,7 +176,7 @@ def _header(arms: Arms, options: ReportOptions, folders: Sequence[str | Path]) -
             "kind": "partial" if unfinished else "complete",
             "text": f"partial: {done}" if unfinished else "complete",
         },
-        "subtitle": f"{len(runs)} run{several} · {len(arms.arms)} training method"
+        "subtitle": f"{len(runs)} run{several} · {len(arms.arms)} {_kind_of_arms(arms)}"
         f"{'s' if len(arms.arms) != 1 else ''} · modes {', '.join(arms.modes) or 'none'}",
         "facts": [
             ("Models", ", ".join(arms.families)),
@@ -159,6 +190,10 @@ def _header(arms: Arms, options: ReportOptions, folders: Sequence[str | Path]) -
         "version": versions[0],
         "footer": "One file, no network: it can be kept, sent and printed as it is.",
     }
+
+
+def _kind_of_arms(arms: Arms) -> str:
+    return "training method" if any(arm.trained for arm in arms.arms) else "model"
 
 
 def _versions(versions: Sequence[str]) -> str:
@@ -184,13 +219,25 @@ def _command(options: ReportOptions, folders: Sequence[str | Path]) -> str:
     return shlex.join(words)
 
 
-def _verdict_note(primary: int) -> str:
+def _verdict_note(primary: Sequence[Comparison]) -> str:
+    """How many comparisons the verdict is made from, and since when they are primary."""
     if not primary:
-        return "No comparison was declared in advance."
-    return (
-        f"Made from {primary} primary comparison{'s' if primary > 1 else ''}, Holm-adjusted"
-        " together. Effects are in points with 95 % intervals."
+        return "There is no primary comparison."
+    origins = Counter(c.origin for c in primary)
+    told = "; ".join(
+        f"{n} {origin}" if len(origins) > 1 else origin for origin, n in origins.items()
     )
+    return (
+        f"Made from {len(primary)} primary comparison{'s' if len(primary) > 1 else ''} ({told}),"
+        " Holm-adjusted together. Effects are in points with 95 % intervals, unless another level"
+        " is named."
+    )
+
+
+def _no_results(arms: Arms) -> str:
+    if any(not (run.cells or run.likelihoods or run.run.complete) for run in arms.runs):
+        return "There is no table yet: the run is not finished, see above."
+    return "These runs hold no generative task."
 
 
 def _results_note(arms: Arms, with_paper: Sequence[Table] | None) -> str:
@@ -227,7 +274,7 @@ def _data_address(kind: str, text: str) -> str:
 
 def _samples(arms: Arms, options: ReportOptions) -> dict[str, Any]:
     if not arms.keys:
-        return {"samples": None, "samples_note": "", "script": Markup("")}
+        return NO_SAMPLES
     problems = choose_problems(arms, options.problems, options.seed)
     shown = sources(arms, options.all_seeds)
     texts = read_samples(list(choose_samples(arms, problems, shown)))

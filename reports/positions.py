@@ -79,6 +79,7 @@ class EntropySums:
         max_R: largest entropy of each sample; NaN for an empty CoT.
         row_R: row of positions.parquet at which each sample begins; -1 for an empty CoT.
         mode_sum: entropy at the mode's own temperature, summed over all tokens.
+        unfit: positions whose entropy is not finite.
     """
 
     doc_M: Ints
@@ -94,6 +95,7 @@ class EntropySums:
     max_R: Floats
     row_R: Ints
     mode_sum: float = 0.0
+    unfit: int = 0
 
     def view(self, name: str, doc_M: Ints, longest: int) -> PositionSums:
         """Sums for one kind of profile, laid out for the given problems and length.
@@ -247,6 +249,7 @@ def _rows(cell: Cell, chunk: Chunk) -> Ints | None:
 def _add(sums: EntropySums, row_R: Ints, chunk: Chunk) -> None:
     """Add the samples of a chunk. Lengths are positive: a sample without rows is in no chunk."""
     entropy_N = chunk.values["entropy"].astype(np.float64)
+    sums.unfit += int((~np.isfinite(entropy_N)).sum())
     problem_R = np.searchsorted(sums.doc_M, chunk.doc_R)
     # Sums over any stretch of rows are differences of this one array.
     running_N = np.concatenate([[0.0], entropy_N.cumsum()])

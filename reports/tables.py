@@ -97,6 +97,17 @@ def points(value: float, digits: int = 1, sign: bool = False) -> str:
     return text.replace("-", "−")
 
 
+def interval_text(low: float, high: float) -> str:
+    """Both ends of an interval of fractions, in percent or points."""
+    return f"[{points(low)}, {points(high)}]"
+
+
+def on_questions(entered: int, there: int) -> str:
+    """How many questions a number stands on: ``200 questions``, or ``101 of 200 questions``."""
+    several = "" if there == 1 else "s"
+    return f"{there} question{several}" if entered == there else f"{entered} of {there} questions"
+
+
 def number(value: float, digits: int = 3) -> str:
     """Significant digits with a true minus sign; a dash for NaN."""
     return "–" if math.isnan(value) else f"{value:.{digits}g}".replace("-", "−")
@@ -131,6 +142,7 @@ class MainTable:
         arms: of the rows.
         names: of the rows.
         table: as printed.
+        questions: of the task in this report.
     """
 
     task: str
@@ -140,6 +152,7 @@ class MainTable:
     arms: tuple[Arm, ...]
     names: tuple[str, ...]
     table: Table
+    questions: int
 
     def seed_table(self) -> Table | None:
         """Every checkpoint by itself; None where no arm has several."""
@@ -149,16 +162,18 @@ class MainTable:
         for arm, name, row in zip(self.arms, self.names, self.scores, strict=True):
             for index, checkpoint in enumerate(arm.checkpoints):
                 seed = "" if checkpoint.train_seed is None else f"seed {checkpoint.train_seed}"
-                cells = [_seed_cell(s, checkpoint) for s in row]
+                cells = [_seed_cell(s, checkpoint, self.questions) for s in row]
                 rows.append((TableCell(name, seed or f"checkpoint {index + 1}"), *cells))
         caption = f"{self.task}: problems solved by single checkpoints, percent."
         return Table(caption, self.table.columns, tuple(rows), self.table.groups)
 
 
-def _seed_cell(score: ArmScore | None, checkpoint: Checkpoint) -> TableCell:
+def _seed_cell(score: ArmScore | None, checkpoint: Checkpoint, questions: int) -> TableCell:
     if score is None or checkpoint not in (having := score.arm.having(score.key)):
         return TableCell("–", detail="not evaluated")
-    return TableCell(points(score.mean.seed_means[having.index(checkpoint)]))
+    entered = score.mean.interval.m
+    fewer = on_questions(entered, questions) if entered < questions else ""
+    return TableCell(points(score.mean.seed_means[having.index(checkpoint)]), fewer)
 
 
 def main_tables(arms: Arms, paper: bool = False) -> list[MainTable]:
@@ -176,7 +191,8 @@ def main_tables(arms: Arms, paper: bool = False) -> list[MainTable]:
             kept = [a for a in rows if any(a.having((task, mode)) for mode, _ in columns)]
             if kept:
                 names = [_row_name(arms, arm.method, arm.dataset) for arm in kept]
-                tables.append(_main_table(family, task, columns, kept, names, paper))
+                questions = arms.questions(task)
+                tables.append(_main_table(family, task, columns, kept, names, paper, questions))
     return tables
 
 
@@ -192,6 +208,7 @@ def _main_table(
     arms: list[Arm],
     names: list[str],
     paper: bool,
+    questions: int,
 ) -> MainTable:
     scores = [[arm_score(arm, (task, mode), k) for mode, k in columns] for arm in arms]
     strong = [_strong([row[c] for row in scores]) for c in range(len(columns))]
@@ -200,14 +217,16 @@ def _main_table(
         seeds = max(len(arms[r].having((task, mode))) for mode, _ in columns)
         header = TableCell(names[r], f"{seeds} seeds" if seeds > 1 else "1 checkpoint")
         cells = [
-            _score_cell(s, strong[c][r], paper) if s else _no_score(arms[r], (task, columns[c][0]))
+            _score_cell(s, strong[c][r], paper, questions)
+            if s
+            else _no_score(arms[r], (task, columns[c][0]))
             for c, s in enumerate(row)
         ]
         rows.append((header, *cells))
     modes = list(dict.fromkeys(mode for mode, _ in columns))
     table = Table(
-        caption=f"{task}: problems solved, percent. Mean ± SD over training seeds,"
-        " 95 % interval below.",
+        caption=f"{task}, {on_questions(questions, questions)}: problems solved, percent. Mean ± SD"
+        " over training seeds, 95 % interval below; a cell that stands on fewer questions says so.",
         columns=("training", *(metric_name(mode, k) for mode, k in columns)),
         rows=tuple(rows),
         groups=tuple(
@@ -216,7 +235,9 @@ def _main_table(
         csv_rows=_main_csv(family, task, names, scores, paper),
     )
     by_row = tuple(map(tuple, scores))
-    return MainTable(task, family, tuple(columns), by_row, tuple(arms), tuple(names), table)
+    return MainTable(
+        task, family, tuple(columns), by_row, tuple(arms), tuple(names), table, questions
+    )
 
 
 def _strong(column: Sequence[ArmScore | None]) -> list[bool]:
@@ -244,11 +265,11 @@ def _no_score(arm: Arm, key: Key) -> TableCell:
     return TableCell("–", detail=why)
 
 
-def _score_cell(score: ArmScore, strong: bool, paper: bool) -> TableCell:
+def _score_cell(score: ArmScore, strong: bool, paper: bool, questions: int) -> TableCell:
     mean, interval = score.mean, score.mean.interval
     spread = "" if math.isnan(mean.sd) else f" ± {points(mean.sd)}"
     several = len(mean.seed_means) > 1
-    detail = f"n = {score.n}, {interval.m} problems"
+    detail = f"n = {score.n}, {on_questions(interval.m, questions)}"
     if not math.isnan(score.se_resampled):
         detail += f"; SE of sampling these problems again {points(score.se_resampled)}"
     if several:
@@ -256,9 +277,10 @@ def _score_cell(score: ArmScore, strong: bool, paper: bool) -> TableCell:
     if interval.excluded:
         detail += f"; {interval.excluded} problems with n < {score.k} left out"
     reference = paper_pass_at_k(score.arm, *score.key, score.k) if paper else None
+    fewer = f"\n{on_questions(interval.m, questions)}" if interval.m < questions else ""
     return TableCell(
         text=points(mean.mean) + spread,
-        note=f"[{points(interval.low)}, {points(interval.high)}]",
+        note=interval_text(interval.low, interval.high) + fewer,
         reference=f"paper {reference.text}" if reference else "",
         detail=detail,
         strong=strong,
@@ -311,19 +333,23 @@ def _comparison_row(c: Comparison, margin: float) -> tuple[TableCell, ...]:
     contrast, counts = c.contrast, c.contrast.discordance
     word: str = c.verdict.word
     if word == "equivalent":
-        word += f" (±{margin_text(margin)})"
+        found = c.verdict.equivalence
+        word += f" (±{margin_text(margin)}; 90 % interval {interval_text(found.low, found.high)})"
     elif word != "inconclusive" and c.verdict.within_margin:
         word += f", by less than {margin_text(margin)}"
-    kind = "primary" if c.primary else "exploratory"
+    kind = f"primary, {c.origin}" if c.primary else "exploratory"
     return (
         TableCell(c.name, c.metric_name),
         TableCell(
             points(contrast.diff, sign=True),
-            f"[{points(contrast.low)}, {points(contrast.high)}]",
+            interval_text(contrast.low, contrast.high),
         ),
         TableCell(points(contrast.mde) if contrast.se > 0 else "–"),
         TableCell(word, f"{kind}; {contrast.scope}"),
-        TableCell(f"{counts.a_only} / {counts.b_only}", f"of {counts.problems} problems"),
+        TableCell(
+            f"{counts.a_only} / {counts.b_only}",
+            f"of {on_questions(contrast.problems, c.questions)}",
+        ),
         TableCell(p_text(c.verdict.p), contrast.test + (", Holm" if c.primary else "")),
     )
 

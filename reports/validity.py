@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from softeval.catalogue import LIKELIHOOD, task_catalogue
+from softeval.journal import count_generations
 from softeval.reports.arms import Arms, Checkpoint, MeasuredRun
 from softeval.reports.cells import Cell, Key
+from softeval.rundir import SHARDS
 
 AMBER, RED = 0.05, 0.20
 TIMEOUT_AMBER = 0.005
@@ -73,17 +76,32 @@ def notes(arms: Arms) -> list[str]:
     found = []
     for run in arms.runs:
         record, where = run.run, run.run.folder.name
-        if not run.cells and not run.likelihoods:
-            found.append(f"{where} holds no table yet: start the run again to finish it.")
-        elif not record.complete:
-            counts = record.record.get("counts") or {}
-            missing = f" ({counts['missing']:,} missing)" if counts.get("missing") else ""
-            found.append(f"{where} is not finished: its numbers are of the samples there{missing}.")
+        if not record.complete:
+            found.append(f"{where} is not finished: {_progress(run)}.")
         if record.config.get("limit") is not None:
             found.append(f"{where} was limited to {record.config['limit']} questions a task.")
         if not run.positions and run.cells:
             found.append(f"{where} has no per-position records: no entropy of it is shown.")
     return found + _prompt_notes(arms) + setting_notes(arms)
+
+
+def _progress(run: MeasuredRun) -> str:
+    """How far an unfinished run is, and how to finish it."""
+    record, config = run.run.record, run.run.config
+    again = f"the same command continues it ({record.get('command') or 'not recorded'})"
+    if run.cells or run.likelihoods:
+        missing = (record.get("counts") or {}).get("missing")
+        told = f" ({missing:,} missing)" if missing else ""
+        return f"its numbers are of the samples there{told}; {again}"
+    likelihood = {entry.name for entry in task_catalogue().values() if entry.kind == LIKELIHOOD}
+    questions = [run.asked_questions(t) for t in run.run.datasets() if t not in likelihood]
+    each = sum(
+        1 if name.endswith("_greedy") else int(config.get("num_samples") or 1)
+        for name in run.run.modes()
+    )
+    done = count_generations(run.run.folder / SHARDS)
+    asked = "" if None in questions else f" of {sum(q or 0 for q in questions) * each:,}"
+    return f"{done:,}{asked} samples so far and no table yet; {again}"
 
 
 def _prompt_notes(arms: Arms) -> list[str]:

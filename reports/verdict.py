@@ -1,31 +1,43 @@
 """The verdict of a report: a few sentences made from the primary contrasts and nothing else.
 
-Words are those of the tests: better, worse, equivalent, inconclusive. "No difference" is never
-concluded from a large p.
+Words are those of the tests: better, worse, equivalent, inconclusive for a contrast; leads, cross,
+coincide, cannot be told apart for two curves. "No difference" is never concluded from a large p.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from math import isnan
 
-from softeval.reports.arms import BASE, Arms
+from softeval.reports.arms import BASE, METHODS, Arms
+from softeval.reports.caveats import find_caveats
 from softeval.reports.contrasts import Comparison, Side
 from softeval.reports.differences import CurveDifference
 from softeval.reports.scores import arm_score, headline_k
-from softeval.reports.tables import margin_text, points
+from softeval.reports.statistics.contrast import (
+    SCOPE_A_IS_FIXED,
+    SCOPE_B_IS_FIXED,
+    SCOPE_CHECKPOINTS,
+)
+from softeval.reports.tables import interval_text, margin_text, on_questions, points
 
 MOST = 6
+CURVES = 2
 ALPHA = 0.05
+RANK = {"better": 0, "worse": 0, "equivalent": 1, "inconclusive": 2}
+CURVE_RANK = {"cross": 0, "a leads": 1, "b leads": 1, "coincide": 2, "undecided": 2}
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """One finding and over what it generalises ("" where that does not arise)."""
+    """One finding, over what it generalises and what weakens it ("" where that does not arise)."""
 
     text: str
     scope: str = ""
+    caveat: str = ""
 
 
 def verdict_sentences(
@@ -34,67 +46,124 @@ def verdict_sentences(
     differences: Sequence[CurveDifference],
     margin: float,
 ) -> list[Sentence]:
-    """At most six sentences; what is left out stands in the table of comparisons."""
+    """Every significant primary finding, then others up to about six sentences.
+
+    What is left out is counted by its words in the last sentence and stands in the tables.
+    """
     primary = [c for c in comparisons if c.primary]
-    findings = [_of_pair(pair, margin) for pair in _pairs(primary).values()] or _of_scores(arms)
-    crossings = list(_of_crossings([d for d in differences if _is_headline(d, arms)]))
-    room = max(MOST - min(len(crossings), 2), 1)
-    return (findings[:room] + [Sentence(text) for text in crossings])[:MOST]
+    pairs = sorted(_pairs(primary), key=_importance)
+    curves = list(_of_curves([d for d in differences if d.headline]))
+    significant = sum(_importance(pair)[0] == 0 for pair in pairs)
+    room = max(MOST - min(len(curves), CURVES), significant)
+    found = [_of_pair(arms, pair, margin) for pair in pairs[:room]] or _of_scores(arms)[:MOST]
+    found += [Sentence(text) for text in curves[:CURVES]]
+    rest = list(_left_out([c for pair in pairs[room:] for c in pair], len(curves[CURVES:])))
+    return found + ([Sentence(f"Besides: {', '.join(rest)}; see the tables.")] if rest else [])
 
 
-def _pairs(comparisons: Sequence[Comparison]) -> dict[tuple[str, str, str], list[Comparison]]:
+def _pairs(comparisons: Sequence[Comparison]) -> list[list[Comparison]]:
     """Comparisons of one pair on one task belong in one sentence, large k first."""
-    pairs: dict[tuple[str, str, str], list[Comparison]] = {}
+    pairs: dict[tuple[str | bool, ...], list[Comparison]] = {}
     for c in sorted(comparisons, key=lambda c: -c.metric.k):
-        pairs.setdefault((c.metric.task, *_names(c)), []).append(c)
-    return pairs
+        of_modes = c.a.mode != c.b.mode
+        names = tuple(s.name if not of_modes else _kind(s.name) for s in (c.a, c.b))
+        pairs.setdefault((c.metric.task, *names, of_modes), []).append(c)
+    return list(pairs.values())
 
 
-def _names(pair: Comparison | CurveDifference) -> tuple[str, str]:
-    """Names of both sides: kinds of inference where the sides are modes, else arms as they are."""
-    a, b = pair.a, pair.b
-    return (a.name, b.name) if a.mode == b.mode else (_kind(a.mode), _kind(b.mode))
+def _importance(pair: Sequence[Comparison]) -> tuple[int, float]:
+    """Significant findings first, the largest of them leading; the others as they come."""
+    ranks = [RANK[c.verdict.word] for c in pair]
+    sizes = [abs(c.contrast.diff) for c, rank in zip(pair, ranks, strict=True) if rank == 0]
+    return min(ranks), -max(sizes, default=0.0)
+
+
+def _left_out(comparisons: Sequence[Comparison], curves: int) -> Iterator[str]:
+    words = Counter(c.verdict.word for c in comparisons)
+    if comparisons:
+        told = " and ".join(f"{words[word]} {word}" for word in RANK if words[word])
+        yield f"{len(comparisons)} more primary comparison{'s'[: len(comparisons) > 1]} ({told})"
+    if curves:
+        yield f"{curves} more finding{'s'[: curves > 1]} about pass@k curves"
 
 
 def _kind(mode: str) -> str:
-    """``hard`` of ``hard_greedy`` and of ``hard_sample``."""
-    return mode.removesuffix("_greedy").removesuffix("_sample")
+    """``hard`` of ``hard_greedy`` and of ``hard sample``; of more words, all but the last."""
+    return (
+        mode[: -len(" greedy")]
+        if mode.endswith((" greedy", " sample", "_greedy", "_sample"))
+        else mode
+    )
 
 
-def _trained(side: Side, alone: bool) -> str:
-    """A side as what was trained, or as the model before training."""
+def _name(side: Side) -> str:
+    """A side in a sentence: a kind of training only where several seeds speak for it."""
     first = side.checkpoints[0]
-    if first.method != BASE:
-        return f"{side.name} training"
-    return "the base model" if alone else f"the base model {first.family}"
+    if not first.trained:
+        if side.name == BASE:
+            return "the base model"
+        beside_trained = first.method == BASE and side.name != first.family
+        return f"the base model {first.family}" if beside_trained else side.name
+    plain = side.name in METHODS
+    if len(side.checkpoints) > 1:
+        return f"{side.name} training" if plain else f"{side.name} ({len(side.checkpoints)} seeds)"
+    return f"the {side.name}-trained checkpoint" if plain else f"the checkpoint {side.name}"
 
 
-def _of_pair(comparisons: Sequence[Comparison], margin: float) -> Sentence:
+def _of_pair(arms: Arms, comparisons: Sequence[Comparison], margin: float) -> Sentence:
     first = comparisons[0]
-    task = first.metric.task
+    task, questions = first.metric.task, max(c.questions for c in comparisons)
     modes = {_kind(c.metric.mode) for c in comparisons}
+    subject = f"On {task} ({on_questions(questions, questions)})"
     if first.a.mode != first.b.mode:
-        a, b = _names(first)
-        subject = f"On {task}, {a} inference against {b} inference"
+        a, b = (f"{_kind(s.mode)} inference" for s in (first.a, first.b))
+        several = len(arms.arms) > 1
+        subject += f" with {_name(_whole(arms, first.a))}" if several else ""
     else:
-        a, b = (_trained(s, s.name == BASE) for s in (first.a, first.b))
-        where = f", under {modes.copy().pop()} inference" if len(modes) == 1 else ""
-        subject = f"On {task}{where}, {a} against {b}"
-    parts = [_of_metric(c, len(modes) > 1, margin) for c in comparisons]
-    return Sentence(f"{subject} is {'; '.join(parts)}.", first.contrast.scope)
+        a, b = _name(first.a), _name(first.b)
+        subject += f" under {modes.copy().pop()} inference" if len(modes) == 1 else ""
+    parts = [_of_metric(c, len(modes) > 1, questions, margin) for c in comparisons]
+    return Sentence(
+        f"{subject}, {a} against {b} is {'; '.join(parts)}.",
+        _scope(first, a, b),
+        "; ".join(find_caveats(list(comparisons))),
+    )
 
 
-def _of_metric(c: Comparison, name_mode: bool, margin: float) -> str:
+def _whole(arms: Arms, side: Side) -> Side:
+    """The arm behind a side that is one of its modes."""
+    arm = next(arm for arm in arms.arms if side.checkpoints[0] in arm.checkpoints)
+    return Side(arms.name(arm), side.checkpoints, side.mode)
+
+
+def _scope(c: Comparison, a: str, b: str) -> str:
+    """Over what a contrast generalises, its sides by name."""
+    match c.contrast.scope:
+        case text if text == SCOPE_CHECKPOINTS:
+            return text if c.a.checkpoints != c.b.checkpoints else "this checkpoint only"
+        case text if text in (SCOPE_A_IS_FIXED, SCOPE_B_IS_FIXED):
+            fixed = a if text == SCOPE_A_IS_FIXED else b
+            return f"{text.split(';')[0]}, but {fixed} stands for itself only"
+        case text:
+            return text
+
+
+def _of_metric(c: Comparison, name_mode: bool, questions: int, margin: float) -> str:
     contrast = c.contrast
     metric = "greedy pass@1" if c.metric.mode.endswith("_greedy") else f"pass@{c.metric.k}"
     where = f"{metric} under {_kind(c.metric.mode)} inference" if name_mode else metric
-    interval = f"[{points(contrast.low)}, {points(contrast.high)}]"
-    effect = f"{points(contrast.diff, sign=True)} points {interval}"
+    if contrast.problems < questions:
+        where += f" on {contrast.problems} of these questions"
+    difference = f"{points(contrast.diff, sign=True)} points"
+    effect = f"{difference} {interval_text(contrast.low, contrast.high)}"
     match c.verdict.word:
         case "better" | "worse" as word:
             return f"{word} at {where} ({effect})"
         case "equivalent":
-            return f"equivalent at {where} within ±{margin_text(margin)} points ({effect})"
+            found = c.verdict.equivalence
+            level = f"{100 * (1 - 2 * found.alpha):.0f} % interval"
+            shown = f"{difference}, {level} {interval_text(found.low, found.high)}"
+            return f"equivalent at {where} within ±{margin_text(margin)} points ({shown})"
         case _:
             found = contrast.low > 0 or contrast.high < 0
             test = "after Holm's adjustment" if contrast.p <= ALPHA else "by the exact test"
@@ -103,46 +172,79 @@ def _of_metric(c: Comparison, name_mode: bool, margin: float) -> str:
             return f"inconclusive at {where} ({effect}{why}{detectable})"
 
 
-def _is_headline(difference: CurveDifference, arms: Arms) -> bool:
-    """Crossings with the base model under hard sampling; of the modes for a single checkpoint."""
-    return len(arms.arms) == 1 or difference.a.mode == "hard_sample"
+def _of_curves(differences: Sequence[CurveDifference]) -> Iterator[str]:
+    """One sentence for each order that is shown, one for all curves of a task that are not."""
+    order = sorted(differences, key=lambda d: CURVE_RANK[d.order.word])
+    for d in (d for d in order if d.order.word == "cross"):
+        yield _of_crossing(d)
+    for d in (d for d in order if d.order.word in ("a leads", "b leads")):
+        yield _of_lead(d)
+    rest = [d for d in order if CURVE_RANK[d.order.word] == CURVE_RANK["undecided"]]
+    groups = groupby(sorted(rest, key=_fate), key=_fate)
+    for (word, task, other, n, on), group in groups:
+        names = _listed([_curve_names(d)[0] for d in group])
+        fate = "coincides with" if word == "coincide" else "cannot be told apart from"
+        yield (
+            f"On {task} the pass@k curve of {names} {fate} that of {other} up to k = {n}{on};"
+            f" beyond k = {n} these runs cannot see."
+        )
 
 
-def _of_crossings(differences: Sequence[CurveDifference]) -> Iterator[str]:
-    """One sentence for all curves of a task that do not cross, one for each that does."""
-    by_task: dict[tuple[str, str, int], list[CurveDifference]] = {}
-    for d in differences:
-        by_task.setdefault((d.task, d.b.name, d.n), []).append(d)
-    for (task, _, n), group in by_task.items():
-        yield from (_of_crossing(d) for d in group if d.crossing.k is not None)
-        apart = [d for d in group if d.crossing.k is None]
-        if apart:
-            names = _listed([_names(d)[0] for d in apart])
-            least = min(d.crossing.p_no_crossing for d in apart)
-            yield (
-                f"On {task} the pass@k curve of {names} does not cross that of"
-                f" {_names(apart[0])[1]} up to k = {n} ({_share_apart(least)});"
-                f" beyond k = {n} these runs cannot see."
-            )
+def _fate(d: CurveDifference) -> tuple[str, str, str, int, str]:
+    return d.order.word, d.task, _curve_names(d)[1], d.n, _on(d)
 
 
-def _share_apart(least: float) -> str:
-    if least == 1:
-        return "a crossing in no resample"
-    return f"no crossing in {int(100 * least + 1e-9)} % of resamples or more"
+def _curve_names(d: CurveDifference) -> tuple[str, str]:
+    """Both sides: by their kinds of inference where they are modes of one arm."""
+    if d.a.mode == d.b.mode:
+        return d.a.name, d.b.name
+    return f"{_kind(d.a.name)} inference", f"{_kind(d.b.name)} inference"
+
+
+def _on(d: CurveDifference) -> str:
+    """The questions that curves stand on, where these are not all."""
+    partial = d.band.problems < d.questions
+    return f", on {on_questions(d.band.problems, d.questions)}" if partial else ""
 
 
 def _of_crossing(d: CurveDifference) -> str:
-    a, b = _names(d)
-    c = d.crossing
-    leader, other = (a, b) if c.start_sign > 0 else (b, a)
-    again = f" and again at k = {_listed(list(map(str, c.again)), 'and')}" if c.again else ""
-    between = f"95 % of such crossings between {c.low:.0f} and {c.high:.0f}; "
+    a, b = _curve_names(d)
+    a_ks, b_ks, c = d.order.a_ks, d.order.b_ks, d.crossing
+    first, second = (a, a_ks), (b, b_ks)
+    if b_ks[0] < a_ks[0]:
+        first, second = second, first
+    dated = ""
+    if c.k is not None:
+        spread = (
+            "" if isnan(c.low) else f", 95 % of such crossings between {c.low:.0f} and {c.high:.0f}"
+        )
+        again = f" and again at k = {_listed(list(map(str, c.again)), 'and')}" if c.again else ""
+        dated = f"; D(k) first changes sign at k = {c.k}{again}{spread}"
     return (
-        f"On {d.task} {leader} leads {other} at small k; the difference D(k) first changes sign at"
-        f" k = {c.k}{again} ({'' if isnan(c.low) else between}no crossing in this sense in"
-        f" {100 * c.p_no_crossing:.0f} % of resamples)."
+        f"On {d.task} the pass@k curves of {a} and {b} cross{_on(d)}: {first[0]} is ahead at"
+        f" {_ks(first[1], d)}, {second[0]} at {_ks(second[1], d)} (the band of D(k) excludes 0 on"
+        f" both sides{dated})."
     )
+
+
+def _of_lead(d: CurveDifference) -> str:
+    a, b = _curve_names(d)
+    leader, other, ks = (a, b, d.order.a_ks) if d.order.word == "a leads" else (b, a, d.order.b_ks)
+    everywhere = len(ks) == len(d.order.band.ks)
+    rest = "" if everywhere else f" and cannot be told apart from it elsewhere up to k = {d.n}"
+    return (
+        f"On {d.task} the pass@k curve of {leader} leads that of {other} at {_ks(ks, d)}{rest}"
+        f"{_on(d)}; beyond k = {d.n} these runs cannot see."
+    )
+
+
+def _ks(ks: Sequence[int], d: CurveDifference) -> str:
+    """``k = 1 to 8`` where they follow one another in the curve, else each."""
+    every = d.order.band.ks.tolist()
+    start = every.index(ks[0])
+    if len(ks) > 2 and tuple(every[start : start + len(ks)]) == tuple(ks):
+        return f"k = {ks[0]} to {ks[-1]}"
+    return f"k = {_listed(list(map(str, ks)), 'and')}"
 
 
 def _listed(names: Sequence[str], last: str = "or") -> str:
@@ -162,8 +264,8 @@ def _of_scores(arms: Arms) -> list[Sentence]:
                 sentences.append(
                     Sentence(
                         f"{arms.name(arm)} solves {points(interval.mean)} %"
-                        f" [{points(interval.low)}, {points(interval.high)}] of {task} at {metric}"
-                        f" under {mode.replace('_', ' ')}."
+                        f" {interval_text(interval.low, interval.high)} of {task} at {metric}"
+                        f" under {mode.replace('_', ' ')} ({on_questions(interval.m, arms.questions(task))})."
                     )
                 )
     return sentences

@@ -8,6 +8,7 @@ nothing of files of a run, models or tasks.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from datetime import date
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from softeval.errors import UserError
+from softeval.modes import MODES, is_greedy
 
 DEFAULT_TASK = "arithmetic"
 DEFAULT_MAX_COT_TOKENS = 512
@@ -133,6 +135,12 @@ class RunConfig(BaseModel):
         ge=0,
         le=100,
     )
+    primary: tuple[str, ...] | None = option(
+        None,
+        "Contrasts that the report is to take as declared in advance, separated by commas:"
+        " soft_sample:hard_sample@32 (two modes) or soft-hard:hard_sample@32 (two methods).",
+        panel="Output",
+    )
     output_path: str | None = option(
         None,
         "Run directory. Default: runs/<date>-<model>-<tasks>.",
@@ -140,7 +148,7 @@ class RunConfig(BaseModel):
         flags=("-o",),
     )
 
-    @field_validator("tasks", "modes", "pass_at", mode="before")
+    @field_validator("tasks", "modes", "pass_at", "primary", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         """Take "a,b" for ["a", "b"], and drop repeats."""
@@ -153,7 +161,7 @@ class RunConfig(BaseModel):
         cleaned = [s.strip() if isinstance(s, str) else s for s in single]
         return tuple(dict.fromkeys(s for s in cleaned if s != ""))
 
-    @field_validator("tasks", "modes", "pass_at")
+    @field_validator("tasks", "modes", "pass_at", "primary")
     @classmethod
     def _not_empty(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
         if value is not None and not value:
@@ -203,12 +211,47 @@ class RunConfig(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _reachable_contrasts(self) -> RunConfig:
+        for text in self.primary or ():
+            _, pair, mode, k = parse_contrast(text, "--primary")
+            modes = [name for name in (mode, pair.replace("-", "_")) if name in MODES]
+            absent = [name for name in modes if not {name, "all"} & set(self.modes)]
+            if absent or mode not in MODES:
+                raise ValueError(f"--primary {text}: {(absent or [mode])[0]} is not among --modes")
+            most = 1 if is_greedy(MODES[mode]) else self.num_samples
+            if not 1 <= k <= most:
+                raise ValueError(f"--primary {text}: k is 1 to {most} there, by --num-samples")
+        return self
+
     @property
     def ks(self) -> tuple[int, ...]:
         """The k of pass@k: as given, else the powers of two up to num_samples."""
         if self.pass_at is not None:
             return tuple(sorted(self.pass_at))
         return tuple(2**i for i in range(self.num_samples.bit_length()))
+
+
+_CONTRAST = re.compile(r"(?:(?P<task>[^/:]+)/)?(?P<pair>[^:]+):(?P<mode>[\w-]+)@(?P<k>\d+)")
+
+
+def parse_contrast(text: str, flag: str = "--contrast") -> tuple[str | None, str, str, int]:
+    """(task, pair, mode, k) of a contrast of the report.
+
+    ``soft-hard:hard_sample@32`` sets two methods against each other under one mode,
+    ``soft_sample:hard_sample@32`` two modes of one checkpoint; ``gsm8k/`` before it names the task,
+    else it holds for every task.
+
+    Raises:
+        UserError: it is written otherwise.
+    """
+    match = _CONTRAST.fullmatch(text)
+    if match is None:
+        raise UserError(
+            f"{flag} {text!r}: write it as soft-hard:hard_sample@32 (two methods) or"
+            " soft_sample:hard_sample@32 (two modes)"
+        )
+    return match["task"], match["pair"], match["mode"].replace("-", "_"), int(match["k"])
 
 
 def make_config(

@@ -19,6 +19,7 @@ from softeval.cells import Cell
 from softeval.chat import example_hash
 from softeval.config import DEFAULT_MAX_COT_TOKENS, RunConfig
 from softeval.data import DatasetSource
+from softeval.errors import UserError
 from softeval.modes import Mode
 
 if TYPE_CHECKING:
@@ -216,6 +217,18 @@ def _check_known(request: Request, folder: Path) -> None:
     there = record.get("identity", {})
     known = request.identity
     rundir.check_identity(folder, known, {"identity": {k: there.get(k) for k in known}})
+    _check_primary(request.config.primary, folder, record)
+
+
+def _check_primary(wanted: Sequence[str] | None, folder: Path, record: Mapping[str, Any]) -> None:
+    """Primary contrasts are declared before the first sample; later is too late."""
+    declared = list((record.get("config") or {}).get("primary") or ())
+    if wanted is not None and list(wanted) != declared:
+        raise UserError(
+            f"{folder} was started with --primary {','.join(declared) or 'not given'}: what was not"
+            " declared before the first sample cannot be declared now; leave it out and choose it"
+            " with `softeval report --contrast`, or give another --output-path"
+        )
 
 
 def _same_run(request: Request) -> Path | None:

@@ -202,6 +202,14 @@ class Journal:
             self._likelihoods.setdefault((task, doc_id, record["choice"]), result)
 
 
+def count_generations(folder: Path) -> int:
+    """Finished generations in a shards folder, which may be in use; 0 where there is none."""
+    # A quote inside a text is escaped, so that the field is found nowhere else.
+    wanted = b'"kind": "generation"'
+    shards = [path.read_bytes() for path in folder.glob("rank-*.jsonl")]
+    return sum(wanted in line for shard in shards for line in shard.splitlines())
+
+
 def check_idle(folder: Path) -> None:
     """Make sure that no process is writing to these shards.
 

@@ -74,6 +74,8 @@ def rescore(folder: str | Path, scorer: Scorer) -> Rescored:
         )
     refuse_doubled(source)
     kinds = _score_kinds(record)
+    if (folder / rundir.RESULTS_FILE).is_file():
+        rundir.read_json(folder / rundir.RESULTS_FILE)  # refused before anything is judged
     partial = source.with_name(".samples.parquet.partial")
     try:
         counts = _write_judged(source, partial, kinds, scorer)

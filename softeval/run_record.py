@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from softeval import environment, rundir
 from softeval.errors import UserError
 from softeval.identity import Request, mode_record
+from softeval.record_shape import check_training
 
 if TYPE_CHECKING:
     from softeval.compaction import Compacted
@@ -117,9 +118,11 @@ def read_training(path: str) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        training = dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{file} cannot be read ({error}); restore or remove it") from None
+    check_training(file, training)
+    return training
 
 
 def _command() -> str:

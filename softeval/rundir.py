@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from softeval.errors import UserError
+from softeval.record_shape import check_run
 from softeval.records import SCHEMA_VERSION
 
 RUN_FILE = "run.json"
@@ -53,7 +54,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """Content of a run.json.
 
     Raises:
-        UserError: no run there, an unreadable one, or one written by a newer softeval.
+        UserError: no run there, an unreadable or damaged one, or one of a newer softeval.
     """
     path = folder / RUN_FILE
     if not path.is_file():
@@ -74,6 +75,7 @@ def read_record(folder: Path) -> dict[str, Any]:
             f"{path} is not as softeval wrote it ({_CRC} does not agree);"
             f' restore it, or remove its line "{_CRC}" to take it as it is'
         )
+    check_run(path, record)
     return record
 
 

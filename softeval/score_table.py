@@ -100,17 +100,20 @@ def _table(
         grouped.setdefault(tuple(score[name] for name in names), []).append(score)
     rows = []
     for group in grouped.values():
-        found = {column(score): _cell(score) for score in group}
         first = group[0]
+        found = {column(score): _cell(score, int(first["questions"])) for score in group}
         size = f"{first['questions']}×{first['n']}"
         named = [str(first[name]) for name in names]
         rows.append((*named, size, *(found.get(name, "") for name in columns)))
     return ScoreTable(title, (*names, "n", *columns), tuple(rows))
 
 
-def _cell(score: Score) -> Cell:
+def _cell(score: Score, questions: int) -> Cell:
+    """The number, marked where it stands on fewer questions than its row."""
     scale, digits = (1, 3) if score["metric"] == "nll_per_token" else (100, 1)
-    return Cell(*(_number(scale * score[part], digits) for part in ("value", "low", "high")))
+    value, low, high = (_number(scale * score[part], digits) for part in ("value", "low", "high"))
+    fewer = f" ({score['questions']} of {questions})" if score["questions"] < questions else ""
+    return Cell(value + fewer, low, high)
 
 
 def _number(value: float, digits: int) -> str:

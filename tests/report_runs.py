@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from synthetic import _record
+from synthetic import WORDS, _record, make_generation
 
 from softeval import rundir
 from softeval.modes import MODES, is_greedy
@@ -120,6 +120,51 @@ def write_checkpoint(
         }
     if kl:
         record["diagnose"] = write_kl(folder, method, tasks, questions)
+    rundir.write_record(folder, record | (record_changes or {}))
+    return folder
+
+
+def write_counts(
+    folder: Path,
+    method: str,
+    cells: dict[str, tuple[Sequence[int], Sequence[int]]],
+    train_seed: int = 0,
+    task: str = "arithmetic",
+    truncated: float = 0.0,
+    config: dict[str, Any] | None = None,
+    record_changes: dict[str, Any] | None = None,
+) -> Path:
+    """A run directory of given counts: by mode, samples and right samples of each question.
+
+    Two CoT tokens a sample; the first samples of each question are the right ones. ``truncated`` is
+    the share of CoTs cut at the cap. A method of "base" has no training on record.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(list(folder.name.encode()))
+    with TableWriter(folder, [task], list(cells), lambda i: WORDS[i]) as writer:
+        for mode in sorted(cells):
+            for q, (n, c) in enumerate(zip(*cells[mode], strict=True)):
+                for s in range(int(n)):
+                    cut = rng.random() < truncated
+                    stop = StopReason.LENGTH if cut else StopReason.ANSWER_PREFIX
+                    answer = str(q if s < int(c) else q + 1)
+                    made = make_generation(SampleKey(task, q, s), mode, 2, answer, 0, stop)
+                    hashed = prompt_hash(f"Q{q}")
+                    writer.add(ScoredSample(made, hashed, str(q), s < int(c), "ok"))
+        questions = max(len(n) for n, _ in cells.values())
+        writer.add_prompts([PromptRow(task, q, f"Q{q}", str(q)) for q in range(questions)])
+        writer.add_likelihoods([])
+    samples = max(int(max(n)) for n, _ in cells.values())
+    record = _record([task], list(cells), [], samples, questions, 0, rundir.COMPLETE)
+    record["counts"] |= writer.counts
+    record["config"] |= config or {}
+    record["model"] |= {
+        "path": f"checkpoints/{folder.name}",
+        "weights_hash": f"{method}{train_seed}",
+    }
+    if method != "base":
+        training = {"method": method, "dataset": "gsm8k", "train_seed": train_seed, "step": 400}
+        record["training"] = training | {"base": "checkpoints/base"}
     rundir.write_record(folder, record | (record_changes or {}))
     return folder
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from softeval.cells import question_count
-from softeval.config import RunConfig, make_config
+from softeval.config import RunConfig, make_config, parse_contrast
 from softeval.errors import UserError
 
 
@@ -137,3 +137,28 @@ def test_model_args_are_those_of_lm_eval() -> None:
         make_config({}, model_args="pretraned=x")
     with pytest.raises(UserError, match="give only one"):
         make_config({"model": "a"}, model_args="pretrained=b")
+
+
+def test_contrasts_are_declared_in_either_form():
+    given = "soft_sample:hard_sample@8,gsm8k/soft-hard:hard-greedy@1"
+    config = make_config({"primary": given, "tasks": "gsm8k"})
+    assert config.primary == tuple(given.split(","))
+    assert parse_contrast(config.primary[0]) == (None, "soft_sample", "hard_sample", 8)
+    assert parse_contrast(config.primary[1]) == ("gsm8k", "soft-hard", "hard_greedy", 1)
+    assert make_config({}).primary is None
+
+
+@pytest.mark.parametrize(
+    ("text", "blamed"),
+    [
+        ("soft-hard", "--primary 'soft-hard': write it as"),
+        ("soft-hard:sampled@4", "sampled is not among --modes"),
+        ("soft_sample:hard_greedy@1", "hard_greedy is not among --modes"),
+        ("fuzzy_sample:hard_sample@4", "fuzzy_sample is not among --modes"),
+        ("soft-hard:hard_sample@16", "k is 1 to 8 there"),
+        ("soft-hard:hard_sample@0", "k is 1 to 8 there"),
+    ],
+)
+def test_a_contrast_that_the_run_cannot_give_is_refused(text, blamed):
+    modes = ["hard_sample", "soft_sample"]
+    assert blamed in error_of(primary=text, num_samples=8, modes=modes)

@@ -160,16 +160,34 @@ def test_verdict_words_are_those_of_the_tests(arms):
     assert all(s.scope for s in sentences if "against" in s.text)
 
 
-def test_a_crossing_names_who_leads_on_which_side(arms):
+def _told_of(arms, order, a_ks, b_ks, **changes) -> str:
     difference = find_differences(arms, 50)[0]
-    crossing = Crossing(3, 8, 1, 0.2, 2.0, 5.0, np.array([3]), np.array([0.8]))
-    told = verdict_sentences(arms, [], [replace(difference, crossing=crossing)], 0.02)[-1].text
-    a, b = difference.a.name, difference.b.name
-    assert f"{a} leads {b} at small k; the difference D(k) first changes sign at k = 3 (" in told
-    other = replace(crossing, start_sign=-1, again=(5, 7))
-    told = verdict_sentences(arms, [], [replace(difference, crossing=other)], 0.02)[-1].text
-    assert f"{b} leads {a} at small k" in told
-    assert "first changes sign at k = 3 and again at k = 5 and 7" in told
+    judged = replace(difference.order, word=order, a_ks=a_ks, b_ks=b_ks)
+    changed = replace(difference, order=judged, **changes)
+    return verdict_sentences(arms, [], [changed], 0.02)[-1].text
+
+
+def test_a_crossing_names_who_is_ahead_on_which_side(arms):
+    changes = Crossing(3, 8, 1, 0.2, 2.0, 5.0, np.array([3]), np.array([0.8]), (5, 7))
+    told = _told_of(arms, "cross", (1, 2), (8,), crossing=changes)
+    assert "hard is ahead at k = 1 and 2, base at k = 8" in told
+    assert "first changes sign at k = 3 and again at k = 5 and 7, 95 % of such" in told
+    told = _told_of(arms, "cross", (8,), (1, 2), crossing=changes)
+    assert "base is ahead at k = 1 and 2, hard at k = 8" in told
+
+
+def test_a_sign_change_alone_is_neither_a_lead_nor_a_crossing(arms):
+    changes = Crossing(3, 8, 1, 0.2, 2.0, 5.0, np.array([3]), np.array([0.8]))
+    told = _told_of(arms, "undecided", (), (), crossing=changes)
+    assert "hard cannot be told apart from that of base up to k = 8" in told
+    assert "lead" not in told and "cross" not in told
+    told = _told_of(arms, "a leads", (1, 2, 4), ())
+    assert (
+        "hard leads that of base at k = 1 to 4 and cannot be told apart from it elsewhere" in told
+    )
+    told = _told_of(arms, "b leads", (), (1, 2, 4, 8))
+    assert "base leads that of hard at k = 1 to 8;" in told
+    assert "hard coincides with that of base up to k = 8" in _told_of(arms, "coincide", (), ())
 
 
 def test_the_margin_is_printed_as_given(arms):
@@ -201,7 +219,7 @@ def test_labels_keep_their_order_and_their_endings(arms):
     named = measure(list(zip(labels, folders, strict=False)), positions=False)
     assert [arm.method for arm in named.arms] == list(labels)
     told = " ".join(s.text for s in verdict_sentences(named, find_comparisons(named), [], 0.02))
-    assert "mid_sample training against zeta training" in told
+    assert "the checkpoint mid_sample against zeta is" in told
     differences = find_differences(named, 50)
     told = " ".join(s.text for s in verdict_sentences(named, [], differences, 0.02))
     assert "mid_sample" in told and not re.search(r"mid(?!_sample)", told)
@@ -214,7 +232,7 @@ def test_the_base_model_is_called_so_among_several_families(tmp_path):
     folders.append(write_checkpoint(tmp_path / "other", record_changes={"model": other}, **options))
     arms = measure([(None, folder) for folder in folders], positions=False)
     told = verdict_sentences(arms, find_comparisons(arms), [], 0.02)[0].text
-    assert "base · soft training against the base model base is" in told
+    assert "the checkpoint base · soft against the base model base is" in told
 
 
 def test_each_panel_names_what_it_is_measured_against(tmp_path):
@@ -239,10 +257,10 @@ def test_a_declared_contrast_takes_either_spelling_of_a_mode(arms, mode):
 
 
 def test_without_comparisons_the_scores_are_told(arms):
-    base = SimpleNamespace(**{n: getattr(arms, n) for n in ("keys", "tasks", "modes", "name")})
-    base.arms, base.runs = arms.arms[:1], arms.runs[:1]
+    base = measure([(None, arms.runs[0].run.folder)], positions=False)
     told = verdict_sentences(base, [], [], 0.02)
     assert told[0].text.startswith("base solves") and "greedy pass@1" in told[0].text
+    assert told[0].text.endswith("(30 questions).")
 
 
 def _paper_arm(family: str, method: str, dataset: str | None) -> Arm:

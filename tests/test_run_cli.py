@@ -585,3 +585,52 @@ def _prompt_ids(run: Run) -> list[list[int]]:
 
     tokenizer = load_model(device="cpu").tokenizer
     return [tokenizer.encode(text) for text in run.prompts()["prompt"]]
+
+
+# ---- contrasts declared in advance
+
+
+def test_primary_contrasts_are_declared_once_and_outside_the_identity(
+    softeval: Callable[..., Ended],
+) -> None:
+    from softeval.reports.arms import measure
+    from softeval.reports.contrasts import find_comparisons
+
+    declared = "soft_sample:hard_sample@2"
+    more = ("--modes", "soft_sample,hard_sample", "-o", "declared")
+    first = softeval("run", *SMALL, *more, "--primary", declared)
+    assert first.code == 0, first.err
+    info = load_run("declared").info
+    assert info["config"]["primary"] == [declared] and "primary" not in info["identity"]
+    again = softeval("run", *SMALL, *more)
+    assert again.code == 0, again.err
+    late = softeval("run", *SMALL, *more, "--primary", "soft_sample:hard_sample@1")
+    assert late.code == 2 and "cannot be declared now" in late.err
+    found = find_comparisons(measure([(None, "declared")], positions=False))
+    primary = [(c.metric.k, c.origin) for c in found if c.primary]
+    assert primary == [(2, f"declared in advance, {info['started'][:10]}")]
+
+
+def test_the_report_of_an_interrupted_run_says_how_to_go_on(
+    softeval: Callable[..., Ended], finished: Run, tmp_path: Path
+) -> None:
+    from softeval.reports.arms import measure
+    from softeval.reports.validity import notes
+
+    folder = tmp_path / "stopped"
+    (folder / "shards").mkdir(parents=True)
+    lines = ['{"kind": "prompt"}', *['{"kind": "generation"}'] * 7, '{"kind": "generat']
+    (folder / "shards" / "rank-0000.jsonl").write_text("\n".join(lines))
+    record = {**finished.info, "status": "partial", "counts": {}, "command": "softeval run -n 4"}
+    record["config"] = {**record["config"], "limit": 3}
+    (folder / "run.json").write_text(json.dumps(record))
+    (first, *_) = notes(measure([(None, folder)]))
+    asked = 3 * (3 * 4 + 3)
+    assert first == (
+        f"stopped is not finished: 7 of {asked} samples so far and no table yet; the same command"
+        " continues it (softeval run -n 4)."
+    )
+    ended = softeval("report", str(folder))
+    assert ended.code == 0, ended.err
+    page = Path("report.html").read_text()
+    assert first in page and "--overwrite" not in page and "no generative task" not in page

@@ -43,6 +43,7 @@ FLOORS = [
         "parquet_files",
         "processes",
         "progress_bars",
+        "record_shape",
         "environment",
         "rundir",
         "tables",

@@ -19,6 +19,7 @@ from softeval.reports.figures.style import (
     new_figure,
     styled,
 )
+from softeval.reports.left_out import NothingToShow
 from softeval.reports.positions import END_POSITIONS, PROGRESS_BINS
 from softeval.reports.statistics.profiles import Profile
 
@@ -39,7 +40,13 @@ X_LABELS = {
 
 
 def draw_entropy(entropy: EntropyFigure) -> Figure:
-    """Greedy modes above, sampled modes below; columns hard, fuzzy, soft; one y axis for all."""
+    """Greedy modes above, sampled modes below; columns hard, fuzzy, soft; one y axis for all.
+
+    Raises:
+        NothingToShow: no line has a point.
+    """
+    if not entropy.panels:
+        raise NothingToShow("; ".join(entropy.absent) or "no chain of thought is in this view")
     with styled():
         grid = _grid(list(entropy.panels))
         strips = entropy.view != "progress"

@@ -11,6 +11,7 @@ from softeval.reports.figures.style import (
     MUTED,
     RULE,
     new_figure,
+    printed,
     styled,
 )
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROW = 0.3  # inches
+LONGEST_SIDE = 24
 
 
 def draw_forest(comparisons: Sequence[Comparison], margin: float) -> Figure:
@@ -61,8 +63,16 @@ def _draw_discordance(axes: Axes, y: int, comparison: Comparison) -> None:
     axes.barh(y, -counts.b_only * share, height=0.5, color=MUTED, alpha=0.55)
 
 
+def _row_name(c: Comparison) -> str:
+    """Matplotlib writes tick labels itself, so they are made fit here."""
+    a, b = (printed(side.name, LONGEST_SIDE) for side in (c.a, c.b))
+    entered = c.contrast.problems
+    fewer = f" ({entered} of {c.questions} questions)" if entered < c.questions else ""
+    return f"{a} − {b} · {printed(c.metric_name)}{fewer}"
+
+
 def _finish(left: Axes, right: Axes, comparisons: Sequence[Comparison]) -> None:
-    names = [f"{c.name} · {c.metric_name}" for c in comparisons]
+    names = [_row_name(c) for c in comparisons]
     left.set_yticks(range(len(names)), names)
     left.tick_params(axis="y", labelcolor=INK)
     left.set_ylim(len(names) - 0.4, -0.6)

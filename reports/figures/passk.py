@@ -40,6 +40,10 @@ def draw_curves(curves: CurveFigure) -> Figure:
         named = looks([curve.name for panel in panels for curve in panel.curves])
         for column, panel in enumerate(panels):
             _draw_panel(axes[0][column], panel, named)
+            axes[0][column].annotate(
+                "\n".join(curves.fewer(panel)), (0.98, 0.02), xycoords="axes fraction",
+                ha="right", va="bottom", fontsize=7, color=MUTED,
+            )  # fmt: skip
             if differing:
                 _draw_differences(axes[1][column], panel, named)
         percent_axis(axes[0][0], "problems solved, %")
@@ -90,5 +94,5 @@ def _draw_differences(axes: Axes, panel: Panel, named: dict[str, Look]) -> None:
     for difference in panel.differences:
         look = named.get(difference.a.name) or named[difference.a.mode.split("_")[0]]
         _draw_band(axes, difference.band, look)
-        if difference.crossing.k is not None:
+        if difference.order.word == "cross" and difference.crossing.k is not None:
             axes.plot(difference.crossing.k, 0, "o", mfc="none", mec=look.colour, ms=9, mew=1.2)

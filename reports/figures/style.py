@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from softeval.reports.escaping import visible
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -55,6 +57,10 @@ OTHER_LOOKS = (
     Look(SKY, (0, (2, 2)), "X"),
     Look(MUTED, "-", "*"),
 )
+
+LONGEST_NAME = 40
+LONGEST_TEXT = 70
+LEGEND_LETTERS = 110  # over the width of a figure
 
 RC: dict[str, Any] = {
     "figure.facecolor": "none",
@@ -148,4 +154,12 @@ def legend(figure: Figure, named: dict[str, Look], markers: bool = True) -> None
         Line2D([], [], color=look.colour, ls=look.line, marker=look.marker if markers else "")
         for look in named.values()
     ]
-    figure.legend(handles, list(named), loc="outside upper left", ncols=min(len(named), 6))
+    names = [printed(name, LONGEST_NAME) for name in named]
+    columns = max(1, min(len(names), 6, LEGEND_LETTERS // (max(map(len, names), default=1) + 6)))
+    figure.legend(handles, names, loc="outside upper left", ncols=columns)
+
+
+def printed(text: str, limit: int = LONGEST_TEXT) -> str:
+    """Text as a figure may hold it: nothing hidden, and never so long that no room is left."""
+    lines = visible(text).split("\n")
+    return "\n".join(s if len(s) <= limit else f"{s[: limit - 1]}…" for s in lines)

@@ -46,7 +46,7 @@ def to_svg(figure: Figure, name: str, title: str, description: str) -> str:
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
-        text.set_text(visible(text.get_text()))  # pyright: ignore[reportAttributeAccessIssue]
+        text.set_text(style.printed(text.get_text()))  # pyright: ignore[reportAttributeAccessIssue]
     buffer = io.StringIO()
     with (
         warnings.catch_warnings(),
