@@ -18,8 +18,9 @@ from softeval.output_head import output_head
 from softeval.problems import Problem
 from softeval.rows import Limits
 from softeval.trainers import training_pass
+from softeval.trainers.batch import collate
 from softeval.trainers.dropout import recompute_activations
-from softeval.trainers.losses import Policy
+from softeval.trainers.losses import Policy, log_probs, policy_losses
 from softeval.trainers.metrics import rollout_metrics, rollout_sums
 from softeval.trainers.optimization import MasterWeights, gradient_norm
 from softeval.trainers.processes import Processes
@@ -226,6 +227,21 @@ def test_the_answers_norm_is_its_own_beside_a_penalty() -> None:
     # Sums of some hundred positions and three additions, each rounded by 2^-24.
     summed = [one + other for one, other in zip(policy_gradient, kl_gradient, strict=True)]
     assert relative_distance(gradient, summed) < 1e-5
+
+
+def test_the_answers_norm_is_no_rounding_of_the_cots() -> None:
+    """A tiny σ makes the CoT's gradient more than 2^24 times the answer's."""
+    lm, mode = tiny_lm(), get_mode("soft_sample")
+    policy = Policy(mode, 1e-9 * mode.sigma(lm.embedding))
+    weights = MasterWeights(lm.model)
+    passes = TrainingPass(lm, output_head(lm), weights, policy, micro_batch=1)
+    made, advantages = [made_generation(lm, sample=n) for n in range(2)], torch.tensor([1.0, -0.5])
+    norms = split_norms(weights, passes.run(made, advantages, PassPlan(2, split=True)).parts)
+    assert norms["cot"] > 2**24 * norms["answer"] > 0
+    batch = collate(made, lm.device, lm.dtype, keep_fed=True)
+    alone = policy_losses(log_probs(lm, output_head(lm), batch, policy), batch, advantages, 2)[1]
+    gradients = torch.autograd.grad(alone, list(lm.model.parameters()), allow_unused=True)
+    assert norms["answer"] == pytest.approx(gradient_norm(gradients), rel=1e-4)
 
 
 def test_a_kl_that_is_only_looked_at_is_not_differentiated(monkeypatch: pytest.MonkeyPatch) -> None:

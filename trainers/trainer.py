@@ -243,7 +243,7 @@ class Trainer:
     def _part_norms(self, result: PassResult) -> Metrics:
         """Norms of the gradient's parts over all processes; the KL's only where it has one."""
         weights = self.trainee.weights
-        names = ("cot", "kl") if self.config.beta > 0 else ("cot",)
+        names = ("answer", "kl") if self.config.beta > 0 else ("answer",)
         none = [torch.zeros_like(m, device="cpu") for m in weights.masters]
         parts = {name: result.parts.get(name) or none for name in names}
         norms = split_norms(weights, parts, self.processes.total)

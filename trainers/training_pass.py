@@ -74,8 +74,9 @@ class PassResult:
 
     Attributes:
         sums: by the names of SUMS.
-        parts: gradient of the CoT term under "cot" and of the KL under "kl", on the host, where
-            memory is less dear; the rest of the gradient is the answer's.
+        parts: gradient of the answer term under "answer" and of the KL under "kl", on the host, where
+            memory is less dear; the rest of the gradient is the CoT's. Not the other way round: the
+            CoT's can be 10^7 times the answer's, whose rest would then be rounding.
     """
 
     sums: dict[str, float]
@@ -181,7 +182,7 @@ class TrainingPass:
         cot, answer = policy_losses(found, batch, advantages_B, plan.sequences)
         result.sums["loss_cot"] += float(cot.detach())
         result.sums["loss_answer"] += float(answer.detach())
-        terms = {"cot": cot}
+        terms = {"answer": answer}
         if plan.measure_drift or self.beta > 0:
             # Without β the KL is looked at only; a gradient of zeros costs as much as any other.
             with torch.set_grad_enabled(self.beta > 0):
@@ -192,8 +193,8 @@ class TrainingPass:
             if plan.split:
                 self._keep_gradients(name, term, result)
             else:
-                answer = answer + term
-        answer.backward()
+                cot = cot + term
+        cot.backward()
         self.weights.collect()
         _count(found, batch, result.sums)
 
@@ -237,7 +238,7 @@ def split_norms(
     parts: Mapping[str, Sequence[Tensor]],
     total: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> dict[str, float]:
-    """Norm of each part of the gradient and, as "answer", of what is left without them.
+    """Norm of each part of the gradient and, as "cot", of what is left without them.
 
     One weight after the other, so that no second gradient is held.
 
@@ -246,7 +247,7 @@ def split_norms(
         parts: those of `PassResult`.
         total: sums a tensor over the processes.
     """
-    squares = dict.fromkeys((*parts, "answer"), 0.0)
+    squares = dict.fromkeys((*parts, "cot"), 0.0)
     for number, master in enumerate(weights.masters):
         assert master.grad is not None
         rest = master.grad.clone()
@@ -254,7 +255,7 @@ def split_norms(
             gradient = total(part[number].to(master.device))
             rest -= gradient
             squares[name] += gradient_norm([gradient]) ** 2
-        squares["answer"] += gradient_norm([rest]) ** 2
+        squares["cot"] += gradient_norm([rest]) ** 2
     return {name: math.sqrt(square) for name, square in squares.items()}
 
 
