@@ -231,7 +231,8 @@ def _check_class(config: Any) -> None:
         )
     model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     named = list(config.architectures or [model.__name__])
-    if any(name.endswith("ForConditionalGeneration") for name in named):
+    composite = config.get_text_config() is not config
+    if composite or any(name.endswith("ForConditionalGeneration") for name in named):
         raise UserError(
             f"{named[0]} is a multimodal checkpoint, of which softeval cannot take the language"
             " model alone; give a text-only one (…ForCausalLM)"
