@@ -1,6 +1,6 @@
 """Which architectures are decoded exactly? Writes docs/architectures.md.
 
-    python benchmarks/architectures.py [--names llama,mixtral] [--output docs/architectures.md]
+    python benchmarks/architectures.py [--names llama,mixtral] [--jobs N] [--output docs/architectures.md]
 
 Builds each architecture that AutoModelForCausalLM maps from a tiny config, with random parameters
 none of which is constant, decodes it under all six modes, and holds every step against a pass of
@@ -13,6 +13,8 @@ import argparse
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -69,19 +71,25 @@ def page(verdicts: list[Verdict]) -> str:
     return head + "\n".join(row(found) for found in verdicts) + "\n"
 
 
+def judged(name: str) -> Verdict:
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    found = judge(name, list(MODES), batches=True)
+    seconds = time.perf_counter() - started
+    print(f"{name}: {found.verdict} ({seconds:.1f} s) {found.reason}", flush=True)
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--names", help="only these, separated by commas")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "architectures.md")
     arguments = parser.parse_args()
-    transformers.logging.set_verbosity_error()
-    torch.set_num_threads(1)
-    verdicts = []
-    for name in arguments.names.split(",") if arguments.names else names():
-        started = time.perf_counter()
-        found = judge(name, list(MODES), batches=True)
-        print(f"{name}: {found.verdict} ({time.perf_counter() - started:.1f} s) {found.reason}")
-        verdicts.append(found)
+    chosen = arguments.names.split(",") if arguments.names else names()
+    with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
+        verdicts = list(pool.map(judged, chosen))
     arguments.output.write_text(page(verdicts), encoding="utf-8")
 
 

@@ -88,6 +88,13 @@ _GEMMA4 = {**_SLIDING, "num_kv_shared_layers": 0, "intermediate_size": 96}
 _WIDE_FULL = {"per_layer_config": {"1": {"head_dim": 32}}}
 _ROPE: dict[str, Any] = {"rope_theta": 10000.0}
 _EXPERTS = {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2}
+_VISION: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 16,
+}
+_VISION |= {"intermediate_size": 32, "patch_size": 8}
 _BLT_PARTS = ["patcher_config", "encoder_config", "decoder_config", "global_config"]
 _BLT_PART = {key: _SIZES[key] for key in ("hidden_size", "num_hidden_layers", "vocab_size")}
 _BLT_PART |= {"intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 4}
@@ -116,6 +123,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "gptj": {"rotary_dim": 8},
     "codegen": {"rotary_dim": 8},
+    "mamba2": {"num_heads": 8, "head_dim": 16},
     "mpt": {"expansion_ratio": 2},
     "smollm3": {"no_rope_layers": [1, 0], "use_sliding_window": False},
     "hunyuan_v1_moe": {"moe_topk": [2] * 2},
@@ -132,6 +140,7 @@ _OWN: dict[str, dict[str, Any]] = {
     },
     "dbrx": {"attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, **_ROPE}, "ffn_config": _EXPERTS},
     "blt": {**dict.fromkeys(_BLT_PARTS, _BLT_PART), "encoder_hash_byte_group_vocab": 64},
+    "git": {"vision_config": {**_VISION, "model_type": "git_vision_model"}},
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
 }
 """What an architecture needs beside or in place of `_SIZES`."""
@@ -351,7 +360,8 @@ def _compare(
 
 def _logits(lm: LanguageModel, inputs_LD: Tensor) -> Tensor:
     """(V,) logits after a prefix, by one pass without a cache."""
-    output = lm.model(inputs_embeds=inputs_LD[None], use_cache=False)
+    # A copy: CTRL scales what it is given in place.
+    output = lm.model(inputs_embeds=inputs_LD[None].clone(), use_cache=False)
     return output.logits[0, -1, : lm.vocab].float()
 
 
