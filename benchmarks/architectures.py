@@ -1,9 +1,9 @@
 """Which architectures are decoded exactly? Writes docs/architectures.md.
 
-    python benchmarks/architectures.py [--names llama,mixtral] [--jobs N] [--output docs/architectures.md]
+    python benchmarks/architectures.py [--names llama,mixtral] [--modes …] [--jobs N] [--output docs/architectures.md]
 
 Builds each architecture that AutoModelForCausalLM maps from a tiny config, with random parameters
-none of which is constant, decodes it under all six modes, and holds every step against a pass of
+none of which is constant, decodes it under the modes (all six by default), and holds every step against a pass of
 the whole prefix without a cache (`tests/architectures.py`).
 """
 
@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -31,7 +32,7 @@ HEAD = """# Architectures
 
 Written by `benchmarks/architectures.py` with transformers {transformers} and torch {torch} on a CPU in
 float32. Every model type that AutoModelForCausalLM maps is built from a tiny config with random
-parameters, none of them constant, and decoded under the six modes: prompts of {lengths} tokens,
+parameters, none of them constant, and decoded under {modes}: prompts of {lengths} tokens,
 windows of {window} positions. **Exact**: each entropy, each vector fed and each token is what a pass of
 the whole prefix without a cache gives, to {tolerance:g}, and `hard_greedy` is what `generate()` gives.
 **Refused**: in one line, before the weights are read where the config tells, at load by a trial
@@ -57,7 +58,7 @@ def row(found: Verdict) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def page(verdicts: list[Verdict]) -> str:
+def page(verdicts: list[Verdict], modes: list[str]) -> str:
     counts = Counter(found.verdict for found in verdicts)
     lengths = [len(prompt) for prompt in PROMPTS]
     head = HEAD.format(
@@ -65,17 +66,18 @@ def page(verdicts: list[Verdict]) -> str:
         torch=torch.__version__.split("+")[0],
         lengths=f"{', '.join(map(str, lengths[:-1]))} and {lengths[-1]}",
         window=WINDOW,
+        modes=", ".join(f"`{mode}`" for mode in modes),
         tolerance=TOLERANCE,
         counts=", ".join(f"{count} {verdict}" for verdict, count in counts.most_common()) + ".",
     )
     return head + "\n".join(row(found) for found in verdicts) + "\n"
 
 
-def judged(name: str) -> Verdict:
+def judged(name: str, modes: list[str]) -> Verdict:
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
     started = time.perf_counter()
-    found = judge(name, list(MODES), batches=True)
+    found = judge(name, modes)
     seconds = time.perf_counter() - started
     print(f"{name}: {found.verdict} ({seconds:.1f} s) {found.reason}", flush=True)
     return found
@@ -84,13 +86,15 @@ def judged(name: str) -> Verdict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--names", help="only these, separated by commas")
+    parser.add_argument("--modes", default=",".join(MODES), help="CoT modes to decode under")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "architectures.md")
     arguments = parser.parse_args()
+    modes = arguments.modes.split(",")
     chosen = arguments.names.split(",") if arguments.names else names()
     with ProcessPoolExecutor(arguments.jobs, get_context("spawn")) as pool:
-        verdicts = list(pool.map(judged, chosen))
-    arguments.output.write_text(page(verdicts), encoding="utf-8")
+        verdicts = list(pool.map(partial(judged, modes=modes), chosen))
+    arguments.output.write_text(page(verdicts, modes), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -73,10 +73,11 @@ def _examined(config: RunConfig) -> Checkpoint | None:
     from huggingface_hub import try_to_load_from_cache
 
     model = config.model
-    if model is not None and not Path(model).expanduser().exists() and model.count("/") == 1:
+    on_hub = model is not None and not Path(model).expanduser().exists()
+    if on_hub and model.count("/") < 2 and not model.startswith((".", "/", "~")):
         files = ("config.json", "tokenizer_config.json")
-        cached = [try_to_load_from_cache(model, name, revision=config.revision) for name in files]
-        if not model.startswith((".", "~")) and not all(isinstance(path, str) for path in cached):
+        found = [try_to_load_from_cache(model, name, revision=config.revision) for name in files]
+        if not all(isinstance(path, str) for path in found):
             return None
     return examine(config, local_files_only=True)
 

@@ -116,7 +116,8 @@ def _disagreement(model: Any, embedding: InputEmbedding, max_length: int) -> str
     limit = long_rope_limit(model.config)
     for what, lengths in _scenes(model.config, max_length, limit):
         rows = [_row(embedding, length, seed) for seed, length in enumerate(lengths)]
-        for row_LD, stepped in zip(rows, _stepped(model, rows), strict=True):
+        # Copies, here and in `_alone`: CTRL scales what it is given in place.
+        for row_LD, stepped in zip(rows, _stepped(model, [r.clone() for r in rows]), strict=True):
             alone = _alone(model, row_LD, len(stepped), limit)
             pairs.append((f"{what}, decoding and one plain pass", stepped, alone))
     for what, found, expected in pairs:
@@ -178,7 +179,7 @@ def _alone(model: Any, row_LD: Tensor, steps: int, limit: int | None) -> Tensor:
     """(S, W) the same logits from plain passes; two of them for a row that crosses the limit."""
 
     def last(length: int, wanted: int) -> Tensor:
-        given = row_LD[None, :length]
+        given = row_LD[None, :length].clone()
         return model(inputs_embeds=given, use_cache=False, logits_to_keep=wanted).logits[
             0, -wanted:
         ]

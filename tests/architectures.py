@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from tiny import VOCAB, tiny_tokenizer
 from torch import Tensor
@@ -216,7 +215,7 @@ class Verdict:
 
     Attributes:
         worst: largest deviation from the oracle, in units of its tolerance.
-        bits: whether samples had the same bits in another batch; None if not tried.
+        bits: whether a row had the same bits alone and beside many, as tried at load.
         generate: whether hard_greedy agrees with `generate()`; None where that does not run.
     """
 
@@ -274,13 +273,12 @@ def tiny_model(config: Any) -> Any:
     return model
 
 
-def judge(name: str, modes: Sequence[str], *, batches: bool = False) -> Verdict:
+def judge(name: str, modes: Sequence[str]) -> Verdict:
     """Build an architecture, decode it, and hold it against the oracle.
 
     Args:
         name: one of `names()`.
         modes: CoT modes to decode under.
-        batches: also compare bits between batch sizes.
     """
     try:
         config = tiny_config(name)
@@ -299,13 +297,13 @@ def judge(name: str, modes: Sequence[str], *, batches: bool = False) -> Verdict:
     except UserError as refusal:
         return Verdict(name, "refused", str(refusal))
     try:
-        return _decoded(name, lm, modes, batches)
+        return _decoded(name, lm, modes)
     except Exception as error:  # noqa: BLE001 - a traceback where a refusal belongs
         reason = f"{type(error).__name__}: {_line(error)}"
         return Verdict(name, "WRONG", reason, problems=[reason])
 
 
-def _decoded(name: str, lm: LanguageModel, modes: Sequence[str], batches: bool) -> Verdict:
+def _decoded(name: str, lm: LanguageModel, modes: Sequence[str]) -> Verdict:
     found = Verdict(name, "exact")
     _compare_ids(lm, found)
     for mode in modes:
@@ -315,16 +313,15 @@ def _decoded(name: str, lm: LanguageModel, modes: Sequence[str], batches: bool) 
                 found.problems += _compare(lm, MODES[mode], prompt, sample, found)
         if mode == "hard_greedy":
             _compare_generate(lm, [sample for (sample,) in decoded], found)
-    if batches:
-        found.bits = _same_bits(lm)
+    found.bits = lm.batch_invariant
     if found.problems:
         found.verdict, found.reason = "WRONG", found.problems[0]
     return found
 
 
-def decode(lm: LanguageModel, mode: str, batch_size: int | None = None) -> list[list[Generation]]:
+def decode(lm: LanguageModel, mode: str) -> list[list[Generation]]:
     """The samples that are judged, one a prompt."""
-    return generate(lm, PROMPTS, mode, 1, SEED, 8, 3, True, batch_size=batch_size)
+    return generate(lm, PROMPTS, mode, 1, SEED, 8, 3, keep_inputs=True)
 
 
 @torch.inference_mode()
@@ -430,17 +427,6 @@ def _compare_generate(lm: LanguageModel, samples: list[Generation], found: Verdi
         found.generate = found.generate is not False and ours == theirs[: len(ours)]
         if ours != theirs[: len(ours)]:
             found.problems.append("hard_greedy is not what generate() gives")
-
-
-def _same_bits(lm: LanguageModel) -> bool:
-    """Whether soft samples are the same to the bit one at a time and many at a time."""
-    many = generate(lm, PROMPTS, "soft_sample", 24, SEED, 8, 3, True)
-    alone = decode(lm, "soft_sample", batch_size=1)
-    return all(
-        np.array_equal(np.asarray(a.inputs), np.asarray(b.inputs))
-        for ours, theirs in zip(many, alone, strict=True)
-        for a, b in zip(ours, theirs, strict=False)
-    )
 
 
 def _line(error: Exception) -> str:

@@ -435,6 +435,18 @@ def test_a_dry_run_reads_no_weights_and_tells_the_cap(softeval: Callable[..., En
     one_line(softeval("run", *options), "cannot load the weights")
 
 
+@pytest.mark.parametrize("model", ["org/never-downloaded", "never-downloaded"])
+def test_a_dry_run_downloads_nothing(softeval: Callable[..., Ended], model: str) -> None:
+    ended = softeval("run", "--dry-run", "--json", "--model", model, "--device", "cpu")
+    assert ended.code == 0, ended.err
+    assert "on the hub" in json.loads(ended.out)["checkpoint"]
+
+
+@pytest.mark.parametrize("model", ["./absent", "~/absent", "/absent", "a/b/absent"])
+def test_a_dry_run_misses_a_directory(softeval: Callable[..., Ended], model: str) -> None:
+    one_line(softeval("run", "--dry-run", "--model", model), f"no checkpoint at {model}")
+
+
 def test_a_dry_run_reads_the_questions_at_hand(softeval: Callable[..., Ended]) -> None:
     Path("bad").mkdir()
     (Path("bad") / "gsm8k_test.jsonl").write_text('{"question": "no label"}\n')
