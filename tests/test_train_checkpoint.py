@@ -7,16 +7,28 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
+from train_cases import tiny_config
 
 from softeval.errors import UserError
-from softeval.trainers import atomic
+from softeval.trainers import atomic, disk
 from softeval.trainers.atomic import is_whole, recover, write_directory
 from softeval.trainers.checkpoint import Progress, load_state, save_state, saved_states
-from softeval.trainers.run_files import append_line, truncate_lines
+from softeval.trainers.disk import check_space, full_disk
+from softeval.trainers.processes import Processes
+from softeval.trainers.progress import PlainProgress
+from softeval.trainers.run_files import (
+    Trackers,
+    append_line,
+    missing_metrics,
+    open_directory,
+    truncate_lines,
+)
 
 
 def write_text(text: str) -> Callable[[Path], None]:
@@ -150,3 +162,121 @@ def test_lines_after_the_state_and_cut_lines_are_dropped(tmp_path: Path) -> None
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1, 2]
     truncate_lines(path, -1)
     assert path.read_text() == ""
+
+
+def test_a_damaged_line_is_named_and_a_torn_last_one_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for step in range(4):
+        append_line(path, {"step": step})
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"step": 4, \xff\n')
+    truncate_lines(path, 9)
+    assert path.read_bytes() == whole and missing_metrics(tmp_path, 3) == 0
+    path.write_bytes(whole.replace(b'{"step": 1}', b'{"st\xff": 1}'))
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2 is damaged") as found:
+        truncate_lines(path, 9)
+    assert "\n" not in str(found.value)
+    path.unlink()
+    assert missing_metrics(tmp_path, 3) == 4
+
+
+def test_a_full_disk_is_one_line_and_gets_its_room_back(tmp_path: Path) -> None:
+    def full(partial: Path) -> None:
+        (partial / "tensors.safetensors").write_bytes(b"half")
+        raise SafetensorError("Error: IoError(Os { message: No space left on device })")
+
+    with (
+        pytest.raises(UserError, match=r"no space is left .*command continues") as found,
+        full_disk(tmp_path),
+    ):
+        write_directory(tmp_path / "state", full)
+    assert "\n" not in str(found.value) and not list(tmp_path.iterdir())
+    os.symlink("/dev/full", tmp_path / "metrics.jsonl")
+    with pytest.raises(UserError, match="no space is left"), full_disk(tmp_path):
+        append_line(tmp_path / "metrics.jsonl", {"step": 1})
+    with pytest.raises(OSError, match="other"), full_disk(tmp_path):
+        raise OSError("other")
+
+
+def test_a_disk_too_small_is_refused_beforehand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type(disk.shutil.disk_usage("/"))
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: usage(10**12, 0, 10**9))
+    check_space(tmp_path, 10**9)
+    with pytest.raises(UserError, match=r"about 2\.0 GB in .*, where 1\.0 GB can be had; free"):
+        check_space(tmp_path, 2 * 10**9)
+    (tmp_path / "state").write_bytes(bytes(1000))
+    check_space(tmp_path, 10**9 + 1000)  # what stands there will be replaced
+
+
+def test_the_run_is_the_same_one_among_trackers(tmp_path: Path) -> None:
+    class Tables:
+        def log_table(self, name: str, **table: Any) -> None:
+            tables.append((name, table))
+
+    class Accelerator:
+        trackers = (Tables(), object())
+
+        def init_trackers(self, project: str, config: Any, init_kwargs: Any) -> None:
+            begun.append((project, config, init_kwargs))
+
+    begun: list[Any] = []
+    tables: list[Any] = []
+    config = tiny_config(report_to=("wandb", "trackio", "tensorboard"))
+    folder = tmp_path / "soft-1"
+    record = {"fingerprints": dict.fromkeys(("base", "train", "validation"), "")}
+    ids = [open_directory(folder, config, record) for _ in range(2)]
+    assert ids[0] == ids[1] and len(ids[0]) == 12
+    for step in (0, 7):
+        trackers = Trackers(Accelerator(), config, folder, step, ids[0])
+        (folder / "softeval" / "1").mkdir(parents=True, exist_ok=True)
+        (folder / "softeval" / "1" / "hparams.yml").write_text("")
+    for _, _, options in begun:
+        assert options["wandb"]["id"] == ids[0] and options["wandb"]["resume"] == "allow"
+        assert options["wandb"]["name"] == "soft-1" and options["trackio"]["resume"] == "allow"
+    assert begun[0][2]["trackio"] == begun[1][2]["trackio"]
+    assert begun[1][2]["tensorboard"] == {"purge_step": 8}
+    assert begun[0][1]["method"] == "soft" and begun[1][1] is None
+    row = dict.fromkeys(("question", "cot", "answer", "target", "reward", "advantage"), 1)
+    trackers.samples([row], 7)
+    assert tables[0][0] == "samples" and tables[0][1]["data"] == [[1] * 6]
+    assert open_directory(tmp_path / "other", config, record) != ids[0]
+
+
+def test_processes_wait_for_a_slow_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import accelerate
+
+    plain, given = accelerate.Accelerator, []
+
+    def watched(**options: Any) -> Any:
+        given.extend(options["kwargs_handlers"])
+        return plain(**options)
+
+    monkeypatch.setattr(accelerate, "Accelerator", watched)
+    Processes("cpu", (), tmp_path)
+    assert given[0].timeout.total_seconds() >= 3600
+
+
+def test_the_progress_line_says_how_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    progress = PlainProgress(40, 10)
+    metrics = {
+        "reward/success": 1.0,
+        "reward/mean": 71.25,
+        "rollout/entropy": 0.0812,
+        "kl/tokens": 0.0031,
+        "gradient/norm": 2.5,
+        "optimizer/learning_rate": 6e-6,
+        "time/tokens_per_second": 12.0,
+    }
+    progress.validated(0, 0.62)
+    progress.step(11, metrics | {"reward/success": 0.0, "kl/tokens": None})
+    progress.validated(12, 0.5)
+    progress.step(40, metrics)
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0] == "validation at step 0: 62.0 %"
+    assert "KL" not in shown[1] and "success 0 %, mean 0 %" in shown[1]
+    assert shown[2] == "validation at step 12: 50.0 % (best 62.0 % at step 0)"
+    for part in ("success 100 %, mean 50 %", "reward 71.2", "entropy 0.081", "KL 0.0031"):
+        assert part in shown[3]
+    assert "lr 6.0e-06" in shown[3] and "validation 50.0 %" in shown[3]

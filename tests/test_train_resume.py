@@ -32,7 +32,8 @@ from train_cases import (
 
 from softeval.errors import UserError
 from softeval.model import load_model
-from softeval.trainers import atomic, run_files, trainer
+from softeval.trainers import atomic, interruption, run_files, trainer
+from softeval.trainers.interruption import Interruption
 from softeval.trainers.optimization import MasterWeights, Optimization
 from softeval.trainers.rollout import RolloutCollector
 from softeval.trainers.run_files import read_metrics
@@ -316,3 +317,69 @@ def test_other_questions_in_place_of_the_first_are_refused(tmp_path: Path) -> No
     assert refused == {"train", "validation"}
     own_questions(data)
     run(tmp_path / "run", **options)
+
+
+def signalled(folder: Path, number: int, launcher: list[str], **options: Any) -> tuple[int, str]:
+    """Exit code and stderr of a run whose whole process group gets a signal after two updates."""
+    process = subprocess.Popen(
+        [sys.executable, *launcher, *command(folder, **options)],
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    metrics = folder / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while not metrics.exists() or metrics.read_text().count("\n") < 3:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, number)
+    return process.wait(240), process.communicate()[1]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_update_saves_and_says_how_to_continue(
+    tmp_path: Path, number: int, code: int
+) -> None:
+    options = METHODS["soft"] | {"max_steps": 15, "save_steps": 100, "eval_steps": 100}
+    run(tmp_path / "whole", **options)
+    ended, shown = signalled(tmp_path / "run", number, [], **options)
+    (state,) = (tmp_path / "run" / "state").iterdir()
+    step = int(state.name.split("-")[1])
+    assert 2 <= step < 15 and len(read_metrics(tmp_path / "run")) == step + 1
+    assert ended == code
+    assert f"stopped at step {step}; the same command continues" in shown
+    assert "Traceback" not in shown
+    run(tmp_path / "run", **options)
+    assert timeless(tmp_path / "run") == timeless(tmp_path / "whole")
+    assert same(weights(tmp_path / "run" / "last"), weights(tmp_path / "whole" / "last"))
+
+
+def test_processes_that_are_told_at_different_moments_stop_at_one_step(tmp_path: Path) -> None:
+    options = METHODS["hard"] | {"max_steps": 30, "save_steps": 100, "eval_steps": 100}
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    ended, shown = signalled(tmp_path, signal.SIGTERM, launcher, **options)
+    (state,) = (tmp_path / "state").iterdir()
+    step = int(state.name.split("-")[1])
+    assert ended != 0 and len(read_metrics(tmp_path)) == step + 1
+    assert shown.count(f"stopped at step {step}; the same command continues") == 2
+
+
+def test_a_second_signal_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(interruption, "SAME", 0.0)
+    with Interruption(said.append) as caught:
+        signal.raise_signal(signal.SIGTERM)
+        assert caught.number == signal.SIGTERM and len(said) == 1
+        monkeypatch.setattr(signal, "SIG_DFL", signal.default_int_handler)
+        time.sleep(0.01)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_two_signals_at_once_are_one_request() -> None:
+    with Interruption(lambda message: None) as caught:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+        assert caught.number == signal.SIGINT

@@ -31,7 +31,11 @@ def write_directory(place: Path, fill: Callable[[Path], None], manifest: bool = 
     partial = place.with_name(f".{place.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    fill(partial)
+    try:
+        fill(partial)
+    except Exception:
+        shutil.rmtree(partial, ignore_errors=True)  # a full disk wants the room back
+        raise
     if manifest:
         entries = {name: _fingerprint(partial / name) for name in _files(partial)}
         (partial / MANIFEST).write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")

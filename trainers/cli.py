@@ -54,7 +54,8 @@ def train(
 ) -> int:
     """Train a checkpoint with hard, soft or fuzzy chains of thought.
 
-    Started again with the same arguments, it continues where it was stopped. Options can also come
+    Started again with the same arguments, it continues where it was stopped; Ctrl-C and SIGTERM
+    finish the update and save first (exit codes 130 and 143). Options can also come
     from environment variables such as SOFTEVAL_TRAIN_MAX_STEPS. Several processes: torchrun.
     """
     resolved = make_config(given, read_recipes(config or []))
@@ -66,10 +67,15 @@ def train(
         typer.echo("\n".join(plan_memory(resolved)), err=True)
         return 0
     _calm_libraries()
+    from softeval.trainers.interruption import Stopped
     from softeval.trainers.trainer import train as run_training
 
     command = shlex.join(["softeval", *sys.argv[1:]])
-    result = run_training(resolved, quiet=quiet, command=command)
+    try:
+        result = run_training(resolved, quiet=quiet, command=command)
+    except Stopped as stopped:
+        typer.echo(f"softeval: {stopped}", err=True)
+        return stopped.exit_code
     if not result.is_main:
         return 0
     summary = {

@@ -65,7 +65,10 @@ class TrainConfig(BaseModel):
         panel=_MODEL,
     )
     lora: bool = option(
-        False, "Train low-rank adapters (peft) instead of all weights.", panel=_MODEL
+        False,
+        "Train low-rank adapters (peft) instead of all weights. They usually want about ten times the "
+        "learning rate, and the defaults are the paper's for all weights.",
+        panel=_MODEL,
     )
     lora_rank: int = option(16, "Rank of the adapters.", panel=_MODEL, ge=1)
     lora_alpha: int = option(32, "Scale of the adapters: alpha / rank.", panel=_MODEL, ge=1)

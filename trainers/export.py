@@ -1,23 +1,26 @@
 """A trained model as an ordinary transformers checkpoint with a model card.
 
 Beside the weights lie `softeval_training.json`, which `softeval run` copies into its record, and a
-README.md for people. Nothing of ours is needed to load the checkpoint.
+README.md for people, and of a run with adapters these in `adapter/`. Nothing of ours is needed to load
+the checkpoint.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
+from softeval.data import DATASETS
 from softeval.model import LanguageModel
+from softeval.trainers.adapters import Adapters
 from softeval.trainers.atomic import write_directory
 
 RECORD = "softeval_training.json"
+ADAPTER = "adapter"
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def export_checkpoint(
     place: Path,
     lm: LanguageModel,
     record: TrainingRecord,
-    state: dict[str, Tensor] | None = None,
+    adapters: Adapters | None = None,
 ) -> None:
     """Write a checkpoint directory, replacing one that stands there.
 
@@ -71,15 +74,19 @@ def export_checkpoint(
         place: the directory.
         lm: model and tokenizer.
         record: what to say of it.
-        state: weights in place of the model's own (adapters merged in).
+        adapters: merged into the weights, and written by themselves into `adapter/`.
     """
 
     def fill(partial: Path) -> None:
-        lm.model.save_pretrained(str(partial), state_dict=state)
+        with adapters.merged() if adapters else nullcontext() as state:
+            lm.model.save_pretrained(str(partial), state_dict=state)
+        if adapters:
+            adapters.save(partial / ADAPTER, record.base)
         lm.tokenizer.save_pretrained(str(partial))
         text = json.dumps(asdict(record), indent=2, ensure_ascii=False)
         (partial / RECORD).write_text(text + "\n", encoding="utf-8")
-        (partial / "README.md").write_text(model_card(record), encoding="utf-8")
+        card = model_card(record, _license(lm))
+        (partial / "README.md").write_text(card, encoding="utf-8")
 
     write_directory(place, fill)
 
@@ -92,8 +99,13 @@ def exported_step(place: Path) -> int | None:
         return None
 
 
-def model_card(record: TrainingRecord) -> str:
-    """README.md of a checkpoint."""
+def model_card(record: TrainingRecord, license: str | None = None) -> str:
+    """README.md of a checkpoint.
+
+    Args:
+        record: what to say of it.
+        license: that of the base, where it is known.
+    """
     noise = (
         "no noise"
         if record.sigma == 0
@@ -103,9 +115,7 @@ def model_card(record: TrainingRecord) -> str:
         f"| {int(point['step'])} | {100 * point['success']:.1f} % |" for point in record.validation
     )
     return f"""---
-library_name: transformers
-tags: [softeval, reinforcement-learning, chain-of-thought]
----
+{_metadata(record, license)}---
 
 # {record.method} chain-of-thought training on {record.dataset}
 
@@ -117,6 +127,7 @@ six CoT modes.
 - data: {record.dataset}, seed {record.train_seed}
 - step: {record.step} ({record.selected})
 - logits: {record.logits_dtype}
+- weights: {_weights(record)}
 
 Greedy validation success on held-out training questions up to this step:
 
@@ -130,3 +141,43 @@ Command:
 
 Everything else is in `{RECORD}`.
 """
+
+
+def _metadata(record: TrainingRecord, license: str | None) -> str:
+    """The card's YAML, as the Hugging Face hub reads it; nothing that would only mean a path here."""
+    import yaml
+
+    found: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["softeval", "reinforcement-learning", "chain-of-thought"],
+    }
+    if record.base.count("/") == 1 and not Path(record.base).expanduser().exists():
+        found["base_model"] = record.base
+    if record.dataset in DATASETS:
+        found["datasets"] = [DATASETS[record.dataset].hub_id]
+    if license is not None:
+        found["license"] = license
+    return yaml.safe_dump(found, sort_keys=False)
+
+
+def _weights(record: TrainingRecord) -> str:
+    config = record.config
+    if not config.get("lora"):
+        return "all trained"
+    return (
+        f"low-rank adapters of rank {config['lora_rank']} and alpha {config['lora_alpha']}, merged and "
+        f"rounded to the model's precision, as they were validated; unmerged in `{ADAPTER}/`"
+    )
+
+
+def _license(lm: LanguageModel) -> str | None:
+    """License that the base's own card names, where one lies beside it."""
+    import yaml
+
+    try:
+        head = (Path(lm.path) / "README.md").read_text(encoding="utf-8").split("---")
+        found = yaml.safe_load(head[1])["license"]
+    except (OSError, IndexError, KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    return str(found)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,8 @@ from softeval.checkpoint import torch_device
 from softeval.errors import UserError
 
 Item = TypeVar("Item")
+PATIENCE = timedelta(hours=3)
+"""How long a process waits for the others: the main one may be writing 100 GB to a slow disk."""
 
 
 class Processes:
@@ -36,12 +39,15 @@ class Processes:
     """
 
     def __init__(self, device: str, trackers: Sequence[str], folder: Path) -> None:
-        from accelerate import Accelerator
+        from accelerate import Accelerator, InitProcessGroupKwargs
 
         _check_trackers(trackers)
         chosen = torch_device(device)
         self.accelerator: Any = Accelerator(
-            cpu=chosen.type == "cpu", log_with=list(trackers) or None, project_dir=str(folder)
+            cpu=chosen.type == "cpu",
+            log_with=list(trackers) or None,
+            project_dir=str(folder),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
         alone = self.accelerator.num_processes == 1
         automatic = device == "auto" or not alone

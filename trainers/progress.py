@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import IO, Any, Self
 
 from softeval.display import PLAIN_INTERVAL, duration
 from softeval.terminal import clean
 from softeval.trainers.metrics import Metrics
+
+RUNNING = 20
+"""Updates over which the mean success is taken: one update has a few questions only."""
 
 
 class TrainProgress:
@@ -28,6 +32,8 @@ class TrainProgress:
         self.steps = steps
         self._first = done
         self._started = time.monotonic()
+        self._successes: deque[float] = deque(maxlen=RUNNING)
+        self._last = self._best = (done, float("nan"))
 
     def __enter__(self) -> Self:
         return self
@@ -37,6 +43,19 @@ class TrainProgress:
 
     def step(self, step: int, metrics: Metrics) -> None:
         """Update `step` is done."""
+        self._successes.append(metrics["reward/success"] or 0.0)
+        self.show(step, metrics)
+
+    def show(self, step: int, metrics: Metrics) -> None:
+        """Show an update."""
+
+    def validated(self, step: int, success: float) -> None:
+        """A validation after `step` updates accepted this share of answers."""
+        if not success <= self._best[1]:
+            self._best = (step, success)
+        self._last = (step, success)
+        best = f" (best {100 * self._best[1]:.1f} % at step {self._best[0]})"
+        self.note(f"validation at step {step}: {100 * success:.1f} %{best if step else ''}")
 
     def note(self, message: str) -> None:
         """Say something once."""
@@ -47,14 +66,24 @@ class TrainProgress:
     def line(self, step: int, metrics: Metrics) -> str:
         """One line about an update."""
         pace = (time.monotonic() - self._started) / max(1, step - self._first)
-        parts = [
-            f"step {step}/{self.steps}",
-            f"success {100 * (metrics['reward/success'] or 0):.0f} %",
+        running = sum(self._successes) / max(1, len(self._successes))
+        shown = {
+            "reward": ("reward/mean", "{:.1f}"),
+            "entropy": ("rollout/entropy", "{:.3f}"),
+            "KL": ("kl/tokens", "{:.2g}"),
+            "grad": ("gradient/norm", "{:.3g}"),
+            "χ²/d": ("health/chi_square", "{:.3f}"),
+            "lr": ("optimizer/learning_rate", "{:.1e}"),
+        }
+        success = f"success {100 * (metrics['reward/success'] or 0):.0f} %"
+        parts = [f"step {step}/{self.steps}", f"{success}, mean {100 * running:.0f} %"]
+        parts += [
+            f"{name} {form.format(metrics[key])}"
+            for name, (key, form) in shown.items()
+            if metrics.get(key) is not None
         ]
-        parts.append(f"grad {metrics['gradient/norm']:.3g}")
-        chi_square = metrics.get("health/chi_square")
-        if chi_square is not None:
-            parts.append(f"χ²/d {chi_square:.3f}")
+        if self._last[1] == self._last[1]:  # no number before the first validation
+            parts.append(f"validation {100 * self._last[1]:.1f} %")
         parts.append(f"{metrics['time/tokens_per_second']:.0f} tok/s")
         return " | ".join([*parts, f"{duration(pace * (self.steps - step))} left"])
 
@@ -67,7 +96,7 @@ class PlainProgress(TrainProgress):
         self._stream = stream or sys.stderr
         self._shown = -PLAIN_INTERVAL
 
-    def step(self, step: int, metrics: Metrics) -> None:
+    def show(self, step: int, metrics: Metrics) -> None:
         now = time.monotonic()
         if step == self.steps or now - self._shown >= PLAIN_INTERVAL:
             self._shown = now
@@ -101,7 +130,7 @@ class LiveProgress(TrainProgress):
     def __exit__(self, *error: object) -> None:
         self._bar.stop()
 
-    def step(self, step: int, metrics: Metrics) -> None:
+    def show(self, step: int, metrics: Metrics) -> None:
         self._bar.update(self._task, completed=step, state=self.line(step, metrics))
 
     def note(self, message: str) -> None:

@@ -11,9 +11,11 @@ Only the main process writes. Knows nothing of training.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,14 @@ from softeval.trainers.metrics import Metrics
 RECORD = "train.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
+PROJECT = "softeval"
 STATES = "state"
 BEST = "best"
 LAST = "last"
 
 
-def open_directory(folder: Path, config: TrainConfig, record: Mapping[str, Any]) -> None:
-    """Make the directory of a run, or check that it holds this one.
+def open_directory(folder: Path, config: TrainConfig, record: Mapping[str, Any]) -> str:
+    """Make the directory of a run, or check that it holds this one; the run's id among trackers.
 
     Raises:
         UserError: another configuration, base or data, foreign files, or no permission.
@@ -43,29 +46,46 @@ def open_directory(folder: Path, config: TrainConfig, record: Mapping[str, Any])
         found = _read(path)
         _check(folder, identity, _with_former_defaults(found["identity"]))
         _check_fingerprints(folder, record["fingerprints"], found.get("fingerprints", {}))
-        return
+        return str(found.get("run_id") or _path_id(folder))
     if folder.exists() and (not folder.is_dir() or _has_foreign_content(folder)):
         raise UserError(f"{folder} is not empty and no training run; give another --output-path")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"identity": identity, **record})
+        run_id = uuid.uuid4().hex[:12]
+        write_json(path, {"identity": identity, "run_id": run_id, **record})
     except OSError as error:
         raise UserError(
             f"cannot write to {folder} ({error.strerror}); give another --output-path"
         ) from None
+    return run_id
+
+
+def _path_id(folder: Path) -> str:
+    """Of a run that recorded none."""
+    return hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
 
 
 def truncate_lines(path: Path, last_step: int) -> None:
-    """Drop the lines of steps after `last_step`, and a line that was cut off."""
+    """Drop the lines of steps after `last_step`, and a last line that was cut off.
+
+    Raises:
+        UserError: a line before the last is damaged.
+    """
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] > last_step:
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept: list[bytes] = []
+    for number, line in enumerate(lines, 1):
+        step = _step(line)
+        if step is None and number < len(lines):
+            raise UserError(
+                f"{path}, line {number} is damaged; delete that line, and the same command continues"
+            )
+        if step is None or step > last_step:
             break
         kept.append(line)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(kept), encoding="utf-8")
+    partial.write_bytes(b"".join(kept))
     os.replace(partial, path)
 
 
@@ -81,28 +101,65 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def missing_metrics(folder: Path, last_step: int) -> int:
+    """How many of the steps 0 … `last_step` have no line in metrics.jsonl."""
+    try:
+        found = {_step(line) for line in (folder / METRICS).read_bytes().splitlines(keepends=True)}
+    except FileNotFoundError:
+        found = set()
+    return len(set(range(last_step + 1)) - found)
+
+
+def _step(line: bytes) -> int | None:
+    """Step of a whole line, else None."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 class Trackers:
-    """TensorBoard and the like, through accelerate.
+    """TensorBoard and the like, through accelerate; a continued run is the same run there.
 
     Args:
         accelerator: accelerate's.
         config: shown with the run.
+        folder: the run's directory; its name is the run's.
         step: step the run continues from.
+        run_id: what tells this run from others of its name.
     """
 
-    def __init__(self, accelerator: Any, config: TrainConfig, step: int) -> None:
+    def __init__(
+        self, accelerator: Any, config: TrainConfig, folder: Path, step: int, run_id: str
+    ) -> None:
         self._accelerator = accelerator
         if not config.report_to:
             return
         shown = {k: v for k, v in config.identity().items() if isinstance(v, str | int | float)}
-        options = (
-            {"tensorboard": {"purge_step": step + 1}} if "tensorboard" in config.report_to else {}
+        name = folder.resolve().name
+        options = {
+            "tensorboard": {"purge_step": step + 1},
+            "wandb": {"name": name, "id": run_id, "resume": "allow", "dir": str(folder)},
+            "trackio": {"name": f"{name}-{run_id}", "resume": "allow"},
+        }
+        told = any((folder / PROJECT).glob("*/hparams.yml"))  # TensorBoard adds it at every start
+        accelerator.init_trackers(
+            PROJECT,
+            config=None if told else shown,
+            init_kwargs={kind: options.get(kind, {}) for kind in config.report_to},
         )
-        accelerator.init_trackers("softeval", config=shown, init_kwargs=options)
 
     def log(self, metrics: Metrics, step: int) -> None:
         """Send an update's numbers."""
         self._accelerator.log({k: v for k, v in metrics.items() if v is not None}, step=step)
+
+    def samples(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+        """Send a table of rollouts to the trackers that have tables."""
+        columns = ["question", "cot", "answer", "target", "reward", "advantage"]
+        data = [[row[name] for name in columns] for row in rows]
+        for tracker in self._accelerator.trackers:
+            if hasattr(tracker, "log_table"):
+                tracker.log_table("samples", columns=columns, data=data, step=step)
 
 
 def _read(path: Path) -> dict[str, Any]:

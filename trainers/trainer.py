@@ -10,10 +10,12 @@ The parts know their own business; this file only says what happens when.
 from __future__ import annotations
 
 import random
+import signal
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -29,8 +31,10 @@ from softeval.trainers.advantages import Algorithm, advantages
 from softeval.trainers.atomic import recover
 from softeval.trainers.checkpoint import Progress, SavedState, load_state, save_state
 from softeval.trainers.config import TrainConfig
+from softeval.trainers.disk import check_space, full_disk
 from softeval.trainers.export import TrainingRecord, export_checkpoint, exported_step
 from softeval.trainers.failure import save_failure
+from softeval.trainers.interruption import Interruption, Stopped
 from softeval.trainers.lock import locked
 from softeval.trainers.memory import GIB
 from softeval.trainers.metrics import (
@@ -88,13 +92,14 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str = "") -> Tra
 
     Raises:
         UserError: a request that cannot be met, a directory in use, or a loss that is no number.
+        Stopped: Ctrl-C or termination; the state is saved and the same call continues.
     """
     folder = Path(config.output_path or default_path(config)).expanduser()
     processes = Processes(config.device, config.report_to, folder)
     if config.sequences < processes.count:
         raise UserError(f"{processes.count} processes for {config.sequences} sequences; use fewer")
     try:
-        with locked(folder, processes.is_main):
+        with full_disk(folder), locked(folder, processes.is_main):
             processes.wait()  # nobody reads a state that another run may still be writing
             return Trainer(config, folder, processes, quiet, command).run()
     finally:
@@ -137,10 +142,13 @@ class Trainer:
         needed = check_memory(config, lm, lengths, processes.count)
         self.trainee = make_trainee(config, lm)
         self.progress = Progress(embedding_rms=lm.embedding.rms)
+        self._saved_step = 0 if state is None else state.progress.step
         self.passes = self._make_passes()
         self.collector = self._make_collector()
+        run_id = ""
         if processes.is_main:
-            run_files.open_directory(folder, config, self._record(base))
+            run_id = run_files.open_directory(folder, config, self._record(base))
+            self._check_space()
         processes.wait()
         self._restore(state)
         quiet = quiet or not processes.is_main
@@ -150,16 +158,27 @@ class Trainer:
         for name in () if state is None else state.torn:
             self.display.note(f"{name} is torn; continuing from step {self.progress.step}")
         self._settle_best()
-        self.trackers = run_files.Trackers(processes.accelerator, config, self.progress.step)
+        self._tell_missing_metrics()
+        self.trackers = run_files.Trackers(
+            processes.accelerator, config, folder, self.progress.step, run_id
+        )
 
     def run(self) -> TrainResult:
-        """Train from where the run stands to its end."""
-        with self.display as display:
+        """Train from where the run stands to its end.
+
+        Raises:
+            Stopped: Ctrl-C or termination, after the update under way was finished and saved.
+        """
+        with self.display as display, Interruption(display.note) as interruption:
             display.note(f"{self.folder}: {self.questions.summary()}")
             if self.progress.step == 0:
                 self._finish_step(self._validated({}), 0)
                 self._export(run_files.BEST)  # the base; nothing but itself is needed to redo it
             while self.progress.step < self.config.max_steps:
+                # The processes may be told at different moments, and must stop at the same step.
+                told = self.processes.totals({"signals": float(interruption.number > 0)})
+                if told["signals"]:
+                    self._stop(interruption.number or signal.SIGTERM)
                 self._advance()
         curve = self.progress.curve
         return TrainResult(
@@ -186,6 +205,13 @@ class Trainer:
         if improved:
             self._export(run_files.BEST)
 
+    def _stop(self, number: int) -> NoReturn:
+        """Save unless the state stands already, and end."""
+        step = self.progress.step
+        if step > 0 and step != self._saved_step:
+            self._save()
+        raise Stopped(step, number)
+
     def _update(self, step: int) -> Metrics:
         """Rollouts, gradient, optimizer."""
         config, trainee = self.config, self.trainee
@@ -201,6 +227,7 @@ class Trainer:
         norm = metrics["gradient/norm"]
         if not is_finite(metrics) or norm is None:
             raise self._fail(step, drawn, found_B)
+        metrics["optimizer/zero_gradient"] = float(norm == 0)
         metrics["optimizer/learning_rate"] = trainee.optimization.schedule(step - 1)
         trainee.optimization.step(step - 1, norm)
         self.progress.cursor = drawn.cursor
@@ -252,9 +279,12 @@ class Trainer:
     def _validated(self, metrics: Metrics) -> Metrics:
         """Validate; note whether this is the best model so far."""
         started = time.perf_counter()
-        found = validate(self.trainee.lm, self.questions.validation, self.config, self.processes)
+        adapters, questions = self.trainee.adapters, self.questions.validation
+        with adapters.merged() if adapters else nullcontext():  # what an export holds
+            found = validate(self.trainee.lm, questions, self.config, self.processes)
         point = {"step": float(self.progress.step), **asdict(found)}
         self.progress.curve.append(point)
+        self.display.validated(self.progress.step, found.success)
         self._warn_of_collapse()
         if found.success > self.progress.best_success:
             self.progress.best_step = self.progress.step
@@ -282,6 +312,7 @@ class Trainer:
         tokenizer = self.trainee.lm.tokenizer
         rows = sample_rows(drawn.local, found_B.tolist(), self.config.num_completions, tokenizer)
         self.display.samples(rows)
+        self.trackers.samples(rows, step)
         for row in rows:
             run_files.append_line(self.folder / run_files.SAMPLES, {"step": step, **row})
 
@@ -296,6 +327,7 @@ class Trainer:
             tensors = self.trainee.optimization.tensors()
             states = self.folder / run_files.STATES
             save_state(states, self.progress, tensors, self.config.save_total_limit)
+        self._saved_step = self.progress.step
         self.processes.wait()
 
     def _restore(self, state: SavedState | None) -> None:
@@ -312,6 +344,23 @@ class Trainer:
             for name in (run_files.BEST, run_files.LAST):
                 recover(self.folder / name)
         self.processes.wait()
+
+    def _check_space(self) -> None:
+        """Refuse a disk that the states and checkpoints will not fit."""
+        weights = self.trainee.weights
+        state = 3 * sum(m.numel() * m.element_size() for m in weights.masters)
+        model = sum(t.numel() * t.element_size() for t in self.trainee.lm.model.parameters())
+        # One more of each while a new one is written beside the old.
+        check_space(self.folder, (self.config.save_total_limit + 1) * state + 3 * model)
+
+    def _tell_missing_metrics(self) -> None:
+        if self.processes.is_main and self._saved_step:
+            missing = run_files.missing_metrics(self.folder, self._saved_step)
+            if missing:
+                self.display.note(
+                    f"{self.folder / run_files.METRICS} has no line of {missing} of the updates "
+                    "done; the run continues without them"
+                )
 
     def _settle_best(self) -> None:
         """Make `best` hold the step that the state calls best.
@@ -339,8 +388,8 @@ class Trainer:
     def _export(self, name: str) -> None:
         if not self.processes.is_main:
             return
-        merged = self.trainee.adapters.merged_state() if self.trainee.adapters else None
-        export_checkpoint(self.folder / name, self.trainee.lm, self._training_record(name), merged)
+        record = self._training_record(name)
+        export_checkpoint(self.folder / name, self.trainee.lm, record, self.trainee.adapters)
 
     def _fail(self, step: int, drawn: StepRollouts, found_B: Tensor) -> UserError:
         place = self.folder / f"failed-step-{step:06d}-rank{self.processes.rank}"
