@@ -337,7 +337,7 @@ TABLES = {
             " n, k = 64, 1; 64, 8; 64, 32; 32, 32; seeds 1/1, 3/1, 3/3). Coverage of the 95 % interval,"
             ' and false "equivalent" within ±2 points where the truth is beyond'
         ),
-        ("questions", "lost", "cover before", "after", "false before", "after"), differences, 1000,
+        ("questions", "lost", "cover before", "after", "false before", "after"), differences, 600,
     ),
     "widths": (
         (
@@ -348,19 +348,19 @@ TABLES = {
     ),
     "bands": (
         "the band of D(k), k = 1 … 32 of 64, holds the whole true difference",
-        ("questions", "seeds", "truth", "before", "after"), bands, 400,
+        ("questions", "seeds", "truth", "before", "after"), bands, 250,
     ),
     "order": (
         (
             "equal models: share of verdicts that claim a crossing (before: D(k) changes sign) or a lead"
             " or crossing (after)"
         ),
-        ("questions", "seeds", "before", "after"), orders, 400,
+        ("questions", "seeds", "before", "after"), orders, 300,
     ),
     "fixed": (
         "seeds against one fixed checkpoint of equal mean: type I error at 5 %",
         ("questions", "seed SD", "question × seed", "seeds", "before", "after", "width ratio"),
-        fixed_base, 4000,
+        fixed_base, 3000,
     ),
     "paired": (
         (
@@ -375,7 +375,7 @@ TABLES = {
             "E[H_t given T ≥ t] where 41 % still run: truth, mean of the profile, and the lowest coverage"
             " over the positions shown that are not grey"
         ),
-        ("problems", "n", "truth", "mean before", "after", "cover before", "after"), entropies, 600,
+        ("problems", "n", "truth", "mean before", "after", "cover before", "after"), entropies, 300,
     ),
     "beyond": (
         "share of cases in which the true pass@K lies outside the hatched area (500 questions)",

@@ -327,7 +327,7 @@ def test_modes_of_the_same_checkpoints_are_compared_seed_by_seed():
         SCOPE_SEEDS_AND_PROBLEMS,
     )
     cell = crossed_mean(a - b, bounded=False).interval
-    assert (together.low, together.high) == pytest.approx((cell.low, cell.high), rel=2e-3)  # guard
+    assert (together.low, together.high) == pytest.approx((cell.low, cell.high), rel=5e-3)  # guard
     swapped = compare_methods(b, a, paired=True)
     assert (swapped.low, swapped.high) == pytest.approx((-together.high, -together.low))
     with pytest.raises(ValueError, match="3 and 2 checkpoints cannot be paired"):

@@ -158,14 +158,15 @@ def guarded_variance(
 ) -> tuple[Floats, Floats]:
     """`contrast_variance` of scores in [0, 1] plus `unseen_variance`, and its degrees of freedom.
 
-    The addition is no estimate, so by Satterthwaite it raises ν, here to M − 1 at most. A difference
+    The addition is no estimate and so raises ν, to M − 1 at most, by the factor √(1 + added/V): less
+    than Satterthwaite's, so that an interval of few seeds does not get narrower by it. A difference
     that is the same on every problem keeps its variance of 0: `rare_difference` is exact there.
     """
     a, b = np.asarray(xA_SM, dtype=float), np.asarray(xB_SM, dtype=float)
     variance, df = contrast_variance(a, b, paired)
     flat = variance < ROUNDING
     added = np.where(flat, 0.0, unseen_variance(a.mean(axis=-2) - b.mean(axis=-2)))
-    growth = (1.0 + added / np.where(flat, 1.0, variance)) ** 2
+    growth = np.sqrt(1.0 + added / np.where(flat, 1.0, variance))
     free = np.maximum(df, np.minimum(df * growth, a.shape[-1] - 1))
     return np.where(flat, 0.0, variance + added), free
 
