@@ -13,6 +13,7 @@ everywhere; (±) is one Monte Carlo standard error.
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import product
 
@@ -265,7 +266,9 @@ def entropies(reps: int) -> Iterator[list[str]]:
             sums = PositionSums(total, count, np.full(problems, n), problems * n, length=3)
             profile = position_profile(sums)
             own = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-            drawn = np.nanmean(own[rng.integers(0, problems, (200, problems))], axis=1)
+            with warnings.catch_warnings():  # a resample without a problem at risk
+                warnings.simplefilter("ignore", RuntimeWarning)
+                drawn = np.nanmean(own[rng.integers(0, problems, (200, problems))], axis=1)
             low, high = np.nanquantile(drawn, [0.025, 0.975], axis=0)
             enough = [(count > 0).sum(axis=0) >= 30, ~profile.grey]
             inside = [
