@@ -110,7 +110,10 @@ class LogProbs:
 
 
 def teacher_forced_inputs(embedding: InputEmbedding, batch: Batch) -> Tensor:
-    """(B, T, D) what the model was fed; gradient reaches E through the tokens only."""
+    """(B, T, D) what the model was fed; gradient reaches E through the tokens only.
+
+    None reaches the row that the module calls its padding (`padding_idx`), should it ever be sampled.
+    """
     rows_BTD = embedding.rows(batch.ids_BT)
     if batch.fed_ND is None:
         return rows_BTD
