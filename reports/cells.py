@@ -9,7 +9,7 @@ Shape letters: R samples (rows), M problems.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +63,8 @@ class Cell:
         text_R: (R,) hash of CoT and answer, to count duplicates.
         target_M: label hash of each problem in `doc_M`.
         prompt_M: prompt hash of each problem in `doc_M`.
+        other_R: (R,) whether the rules that did not give `correct_R` accept the answer; None in
+            runs older than the column.
     """
 
     task: str
@@ -81,6 +83,7 @@ class Cell:
     c_M: NDArray[np.int64]
     target_M: NDArray[np.object_]
     prompt_M: NDArray[np.object_]
+    other_R: NDArray[np.bool_] | None = None
 
     @property
     def greedy(self) -> bool:
@@ -97,6 +100,13 @@ class Cell:
         """(R,) index into `doc_M`."""
         return np.searchsorted(self.doc_M, self.doc_R)
 
+    def by_other_rules(self) -> Cell:
+        """The cell with the verdicts of the other rules; itself where none are recorded."""
+        if self.other_R is None:
+            return self
+        c_M = np.bincount(self.problem_R, self.other_R, len(self.doc_M)).astype(np.int64)
+        return replace(self, correct_R=self.other_R, other_R=self.correct_R, c_M=c_M)
+
     def duplicates(self) -> float:
         """Share of samples whose text an earlier sample of the same problem has; 0 when greedy."""
         pairs = np.stack([self.doc_R, self.text_R], -1)
@@ -112,7 +122,8 @@ def read_cells(run: RecordedRun) -> dict[Key, Cell]:
     if not run.has("samples"):
         return {}
     parts: dict[Key, list[dict[str, np.ndarray]]] = {}
-    for batch in run.batches("samples", COLUMNS):
+    other = ("other_correct",) if run.has_column("samples", "other_correct") else ()
+    for batch in run.batches("samples", (*COLUMNS, *other)):
         for key, columns in _split(batch):
             parts.setdefault(key, []).append(columns)
     path = run.path("samples")
@@ -140,10 +151,11 @@ def _split(batch: pa.RecordBatch) -> Iterator[tuple[Key, dict[str, np.ndarray]]]
 
 def _columns(batch: pa.RecordBatch) -> dict[str, np.ndarray]:
     verdict_R, stop_R = (_strings(batch, name) for name in ("verdict", "stop_reason"))
-    return {
+    correct_R = _booleans(batch, "correct")
+    columns = {
         "doc_R": _integers(batch, "doc_id"),
         "sample_R": _integers(batch, "sample"),
-        "correct_R": batch.column("correct").to_numpy(zero_copy_only=False).astype(bool),
+        "correct_R": correct_R,
         "no_answer_R": verdict_R == "no_answer",
         "timeout_R": np.isin(verdict_R, ["timeout", "error"]),
         "truncated_R": stop_R == "length",
@@ -153,10 +165,20 @@ def _columns(batch: pa.RecordBatch) -> dict[str, np.ndarray]:
         "target": _strings(batch, "target"),
         "prompt": _strings(batch, "prompt_hash"),
     }
+    if "other_correct" in batch.schema.names and batch.column("other_correct").null_count < len(
+        batch
+    ):
+        asked_R = batch.column("other_correct").is_valid().to_numpy(zero_copy_only=False)
+        columns["other_R"] = np.where(asked_R, _booleans(batch, "other_correct"), correct_R)
+    return columns
 
 
 def _integers(batch: pa.RecordBatch, name: str) -> NDArray[np.int64]:
     return batch.column(name).to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _booleans(batch: pa.RecordBatch, name: str) -> NDArray[np.bool_]:
+    return batch.column(name).to_numpy(zero_copy_only=False).astype(bool)
 
 
 def _strings(batch: pa.RecordBatch, name: str) -> np.ndarray:
@@ -169,7 +191,8 @@ def _hashes(batch: pa.RecordBatch, name: str) -> NDArray[np.int64]:
 
 
 def _cell(path: Path, key: Key, parts: list[dict[str, np.ndarray]]) -> Cell:
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    recorded = [name for name in parts[0] if all(name in part for part in parts)]
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in recorded}
     order = np.lexsort((joined["sample_R"], joined["doc_R"]))
     joined = {name: values[order] for name, values in joined.items()}
     doc_R, sample_R = joined["doc_R"], joined["sample_R"]

@@ -18,6 +18,7 @@ from softeval.errors import UserError
 from softeval.reports.arms import Arm, Arms, measure, refuse_other_data
 from softeval.reports.cells import cell_order
 from softeval.reports.contrasts import Metric, Side, compare_sides
+from softeval.reports.grading import rules_notes
 from softeval.reports.scores import HEADLINE_K, usual_n
 from softeval.reports.statistics.contrast import Contrast, compare_methods
 from softeval.reports.statistics.equivalence import MARGIN, Verdict, holm, judge
@@ -93,7 +94,8 @@ def compare_runs(
     left, right = _side("A", a), _side("B", b)
     runs = tuple(run for arm in (left, right) for c in arm.checkpoints for run in c.runs)
     refuse_other_data(runs)
-    warning = " ".join(setting_notes(Arms((left, right), runs)))
+    arms = Arms((left, right), runs)
+    warning = " ".join([*setting_notes(arms), *rules_notes(arms)])
     wanted = Wanted(task, None if mode is None else mode.replace("-", "_"), tuple(ks))
     _refuse_unknown(wanted, left, right)
     found = [*_success(left, right, wanted), *_likelihood(left, right, wanted)]

@@ -28,6 +28,7 @@ from softeval.reports.differences import CurveDifference, find_differences
 from softeval.reports.drift import find_drift
 from softeval.reports.entropy import find_entropy, summaries
 from softeval.reports.escaping import script_json, visible
+from softeval.reports.grading import other_rules_text, rules_notes
 from softeval.reports.latex import to_latex
 from softeval.reports.left_out import Sections
 from softeval.reports.out_of_domain import find_out_of_domain
@@ -122,7 +123,8 @@ def _context(
         **_header(arms, options, folders),
         "verdict": verdict_sentences(arms, comparisons, differences, options.margin),
         "verdict_note": _verdict_note([c for c in comparisons if c.primary]),
-        "notes": notes(arms) + declaration_notes(arms),
+        "notes": [*notes(arms), *declaration_notes(arms), *rules_notes(arms)],
+        "other_rules": other_rules_text(arms, comparisons, options.contrasts, options.margin),
         "main_tables": [_main(table) for table in tables],
         "no_results": _no_results(arms),
         "results_note": _results_note(arms, shown if options.paper_reference else None),

@@ -114,11 +114,18 @@ def _provenance(arms: Arms) -> Table:
             _training(run),
             _precision(model),
             str(model.get("device")),
-            f"math-verify {scorer['math-verify']}" if "math-verify" in scorer else "–",
+            _scorer_text(scorer),
             str(record.get("started"))[:16].replace("T", " "),
         )
         rows.append(tuple(TableCell(text) for text in cells))
     return Table("Where the numbers come from.", columns, tuple(rows))
+
+
+def _scorer_text(scorer: Mapping[str, Any]) -> str:
+    """The rules that judged, and the library below them."""
+    library = f"math-verify {scorer['math-verify']}" if "math-verify" in scorer else ""
+    rules = str(scorer.get("rules") or "")
+    return ", ".join(part for part in (rules, library) if part and part != "math-verify") or "–"
 
 
 def _precision(model: Mapping[str, Any]) -> str:

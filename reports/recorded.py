@@ -75,6 +75,10 @@ class RecordedRun:
         """
         return self.path(table).is_file() and open_parquet(self.path(table)).metadata.num_rows > 0
 
+    def has_column(self, table: str, column: str) -> bool:
+        """Whether the table holds a column; UserError where the file is damaged."""
+        return column in open_parquet(self.path(table)).schema_arrow.names
+
     def batches(
         self, table: str, columns: Sequence[str], rows: int = BATCH_ROWS
     ) -> Iterator[pa.RecordBatch]:

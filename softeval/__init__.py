@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from softeval.modes import MODES, get_mode
     from softeval.records import Generation
     from softeval.run import Run, evaluate, load_run
+    from softeval.scoring import Verdict, score
 
 __version__ = "0.1.0"
 
@@ -29,11 +30,13 @@ __all__ = [
     "LanguageModel",
     "Run",
     "UserError",
+    "Verdict",
     "evaluate",
     "generate",
     "get_mode",
     "load_model",
     "load_run",
+    "score",
 ]
 
 _HOMES = {
@@ -42,11 +45,13 @@ _HOMES = {
     "LanguageModel": "softeval.model",
     "Run": "softeval.run",
     "UserError": "softeval.errors",
+    "Verdict": "softeval.scoring",
     "evaluate": "softeval.run",
     "generate": "softeval.generation",
     "get_mode": "softeval.modes",
     "load_model": "softeval.model",
     "load_run": "softeval.run",
+    "score": "softeval.scoring",
 }
 
 

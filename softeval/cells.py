@@ -116,6 +116,7 @@ def _load(config: RunConfig, mode: Mode, max_cot_tokens: int) -> dict[str, Any]:
         max_cot_tokens=max_cot_tokens,
         max_answer_tokens=config.max_answer_tokens,
         data_dir=config.data_dir,
+        scorer=config.scorer,
     )["tasks"]
     if not loaded:
         raise UserError("--tasks names no task; see `softeval ls tasks`")

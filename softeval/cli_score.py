@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from softeval import rundir
+from softeval.scoring import Rules, Scorer, rules_of
 from softeval.terminal import say, say_json
 
 
@@ -24,13 +26,17 @@ def score(
     timeout: Annotated[
         float, typer.Option("--timeout", help="CPU seconds for one answer.", min=0.1)
     ] = 5.0,
+    rules: Annotated[
+        Rules | None,
+        typer.Option("--scorer", help="Rules that judge. Default: those of the run."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Score the stored samples again, without the model; old verdicts are kept beside."""
     from softeval.rescore import rescore
-    from softeval.scoring import Scorer
 
-    with Scorer(workers=workers, timeout=timeout) as scorer:
+    rules = rules or rules_of(rundir.read_record(run))
+    with Scorer(workers=workers, timeout=timeout, rules=rules) as scorer:
         found = rescore(run, scorer)
     if as_json:
         say_json(asdict(found))

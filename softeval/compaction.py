@@ -16,7 +16,7 @@ import numpy as np
 from softeval.cells import Cell
 from softeval.journal import GenerationName, Journal
 from softeval.records import Generation, SampleKey
-from softeval.scoring import ScoreKind, Scorer
+from softeval.scoring import Item, ScoreKind, Scorer
 from softeval.tables import (
     GROUP_SIZE,
     LikelihoodRow,
@@ -107,13 +107,14 @@ def _scored(
         generations = [_read(journal, name) for name in names[start : start + GROUP_SIZE]]
         documents = [questions[g.key.task, g.key.doc_id] for g in generations]
         items = [
-            (g.answer, d["target"], ScoreKind(d["kind"]))
+            Item(g.answer, d["target"], ScoreKind(d["kind"]), d.get("error"))
             for g, d in zip(generations, documents, strict=True)
         ]
-        verdicts = scorer.score_many(items)
+        verdicts = scorer.score_many(items, both=True)
         for g, d, verdict in zip(generations, documents, verdicts, strict=True):
             hashed = hashes[g.key.task, g.key.doc_id]
-            yield ScoredSample(g, hashed, d["target"], verdict.correct, verdict.status)
+            judged = verdict.correct, verdict.status, verdict.other
+            yield ScoredSample(g, hashed, d["target"], *judged, d.get("error"))
 
 
 def _read(journal: Journal, name: GenerationName) -> Generation:

@@ -122,6 +122,11 @@ class RunConfig(BaseModel):
         ge=1,
     )
     max_answer_tokens: int = option(32, "Cap on the answer.", panel="Sampling", ge=1)
+    scorer: Literal["softeval", "math-verify"] = option(
+        "softeval",
+        "Rules that judge mathematical answers; math-verify's verdicts are the paper's.",
+        panel="Tasks",
+    )
     batch_size: int | Literal["auto"] = option(
         "auto",
         "Samples decoded at a time; it never changes a sample.",

@@ -30,7 +30,7 @@ from softeval.modes import Mode, select_modes
 from softeval.processes import Processes
 from softeval.progress_bars import no_progress_bars
 from softeval.results import CellResult, merge_results, run_facts, serialisable
-from softeval.run_record import finished_record, new_record, resumed_record
+from softeval.run_record import finished_record, new_record, refuse_other_scorer, resumed_record
 from softeval.running_score import WatchedJournal
 from softeval.scoring import Scorer, scorer
 
@@ -187,17 +187,18 @@ def _open_run(
         rundir.write_text(folder / rundir.CONFIG_FILE, request.as_yaml())
         rundir.write_record(folder, record)
     elif old["status"] == rundir.COMPLETE:
+        refuse_other_scorer(old, request.config.scorer, folder)
         rundir.remove_shards(folder)
         record = old
     else:
-        record = resumed_record(old)
+        record = resumed_record(old, request)
         rundir.write_record(folder, record)
     return folder, record
 
 
 def _run(evaluation: Evaluation) -> Outcome:
     processes, folder = evaluation.processes, evaluation.folder
-    judge = scorer()
+    judge = scorer(evaluation.request.config.scorer)
     journal = Journal(folder / rundir.SHARDS, processes.rank)
     started = time.monotonic()
     try:

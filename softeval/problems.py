@@ -27,10 +27,12 @@ class Problem:
     Attributes:
         question: the text that goes into the prompt.
         target: the right answer as LaTeX or plain text.
+        error: how far a number may be from the target; None where it must be the same.
     """
 
     question: str
     target: str
+    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,8 @@ def _olympiadbench(row: Row) -> Problem:
     if row.get("context"):
         question = f"{row['context']}\n{question}"
     answers = row["final_answer"]
-    return Problem(question, answers if isinstance(answers, str) else ", ".join(answers))
+    target = answers if isinstance(answers, str) else ", ".join(answers)
+    return Problem(question, target, float(row["error"]) if row.get("error") else None)
 
 
 def _arithmetic(row: Row) -> Problem:

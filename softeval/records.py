@@ -126,6 +126,8 @@ def samples_schema() -> pa.Schema:
             ("n_cot_tokens", pa.int32()),
             ("n_answer_tokens", pa.int32()),
             ("seconds", pa.float32()),
+            ("other_correct", pa.bool_()),  # by the rules that did not give "correct"
+            ("target_error", pa.float64()),  # how far a number may be from the label's
         ]
     )
 

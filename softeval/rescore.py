@@ -21,7 +21,7 @@ from softeval import rundir
 from softeval.errors import UserError
 from softeval.parquet_files import CheckedWriter, damage_named, open_parquet, read_parquet
 from softeval.problems import has_choices
-from softeval.scoring import ScoreKind, Scorer, Verdict, scorer_identity
+from softeval.scoring import Item, ScoreKind, Scorer, Verdict, scorer_identity
 from softeval.tables import refuse_doubled, table_path
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 KEY = ("task", "doc_id", "mode", "sample")
 JUDGED = ("correct", "verdict")
+OTHER, ERROR = "other_correct", "target_error"
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,11 @@ def rescore(folder: str | Path, scorer: Scorer) -> Rescored:
     try:
         counts = _write_judged(source, partial, kinds, scorer)
         name = f"verdicts-{len(record.get('scorings') or []) + 1}.parquet"
-        if any(counts[1:]):
+        samples, gained, lost, statuses, others = counts
+        if gained or lost or statuses:
             _replace(folder / name, source, partial)
+        elif others:  # only what the other rules say is new
+            os.replace(partial, source)
         # Also where an earlier call was stopped after it had replaced the table.
         kept = name if (folder / name).is_file() else None
         partial.unlink(missing_ok=True)
@@ -91,7 +95,7 @@ def rescore(folder: str | Path, scorer: Scorer) -> Rescored:
         raise rundir.unwritable(folder, error) from None
     finally:
         partial.unlink(missing_ok=True)
-    return Rescored(*counts, kept)
+    return Rescored(samples, gained, lost, statuses, kept)
 
 
 def _score_kinds(record: Mapping[str, Any]) -> dict[str, ScoreKind]:
@@ -106,20 +110,23 @@ def _score_kinds(record: Mapping[str, Any]) -> dict[str, ScoreKind]:
 
 def _write_judged(
     source: Path, partial: Path, kinds: Mapping[str, ScoreKind], scorer: Scorer
-) -> tuple[int, int, int, int]:
-    """Copy the table with new verdicts; (samples, gained, lost, statuses changed)."""
-    total = np.zeros(4, np.int64)
+) -> list[int]:
+    """Copy the table with new verdicts; samples, gained, lost, statuses and others changed."""
+    import pyarrow as pa
+
+    total = np.zeros(5, np.int64)
     with open_parquet(source, [*KEY, *JUDGED, "answer", "target"]) as parquet:
         schema = parquet.schema_arrow
+        if OTHER not in schema.names:  # a run older than the column
+            schema = schema.append(pa.field(OTHER, pa.bool_()))
         with CheckedWriter(partial, schema) as writer:
             for group in range(parquet.num_row_groups):
                 with damage_named(source):
                     table = parquet.read_row_group(group)
                 verdicts = _judge(table, kinds, scorer)
                 total += _changes(table, verdicts)
-                writer.write(_with_verdicts(table, verdicts))
-    samples, gained, lost, statuses = total.tolist()
-    return samples, gained, lost, statuses
+                writer.write(_with_verdicts(table, verdicts).cast(schema))
+    return total.tolist()
 
 
 def _judge(table: pa.Table, kinds: Mapping[str, ScoreKind], scorer: Scorer) -> list[Verdict]:
@@ -127,8 +134,10 @@ def _judge(table: pa.Table, kinds: Mapping[str, ScoreKind], scorer: Scorer) -> l
     unknown = sorted(set(tasks) - kinds.keys())
     if unknown:
         raise UserError(f"run.json names no data set for {', '.join(unknown)}; it cannot be scored")
-    items = zip(answers, targets, (kinds[task] for task in tasks), strict=True)
-    return scorer.score_many(list(items))
+    recorded = ERROR in table.column_names
+    errors = table[ERROR].to_pylist() if recorded else [None] * table.num_rows
+    columns = (answers, targets, [kinds[task] for task in tasks], errors)
+    return scorer.score_many([Item(*row) for row in zip(*columns, strict=True)], both=True)
 
 
 def _changes(table: pa.Table, verdicts: list[Verdict]) -> np.ndarray:
@@ -137,7 +146,10 @@ def _changes(table: pa.Table, verdicts: list[Verdict]) -> np.ndarray:
     statuses = zip(table["verdict"].to_pylist(), verdicts, strict=True)
     status = [old != new.status for old, new in statuses]
     gained, lost = (after_R & ~before_R).sum(), (before_R & ~after_R).sum()
-    return np.array([len(verdicts), gained, lost, sum(status)])
+    known = OTHER in table.column_names
+    before = table[OTHER].to_pylist() if known else [None] * len(verdicts)
+    others = sum(old != new.other for old, new in zip(before, verdicts, strict=True))
+    return np.array([len(verdicts), gained, lost, sum(status), others])
 
 
 def _with_verdicts(table: pa.Table, verdicts: list[Verdict]) -> pa.Table:
@@ -146,10 +158,14 @@ def _with_verdicts(table: pa.Table, verdicts: list[Verdict]) -> pa.Table:
     new = {
         "correct": pa.array([v.correct for v in verdicts], pa.bool_()),
         "verdict": pa.array([v.status for v in verdicts], pa.string()),
+        OTHER: pa.array([v.other for v in verdicts], pa.bool_()),
     }
     for name, values in new.items():
         index = table.schema.get_field_index(name)
-        table = table.set_column(index, table.schema.field(index), values)
+        if index < 0:
+            table = table.append_column(name, values)
+        else:
+            table = table.set_column(index, table.schema.field(index), values)
     return table
 
 

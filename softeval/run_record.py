@@ -28,7 +28,7 @@ TRAINING_FILE = "softeval_training.json"
 
 def new_record(request: Request) -> dict[str, Any]:
     """The record at a run's first start."""
-    from softeval.scoring import scorer_identity
+    from softeval.scoring import scorer, scorer_identity
 
     lm = request.lm
     assert lm is not None, "the record names the checkpoint"
@@ -62,7 +62,7 @@ def new_record(request: Request) -> dict[str, Any]:
         "seeds": {"samples": request.config.seed},
         "versions": session["versions"],
         "hardware": session["hardware"],
-        "scorer": scorer_identity(),
+        "scorer": scorer_identity(scorer(request.config.scorer)),
         "started": session["started"],
         "finished": None,
         "seconds": 0.0,
@@ -74,12 +74,38 @@ def new_record(request: Request) -> dict[str, Any]:
     return record if training is None else record | {"training": training}
 
 
-def resumed_record(old: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a run that is taken up again; versions that changed are listed."""
+def resumed_record(old: Mapping[str, Any], request: Request) -> dict[str, Any]:
+    """The record of a run that is taken up again; versions that changed are listed.
+
+    Its tables are not written yet: the scorer is that of now.
+    """
+    from softeval.scoring import scorer, scorer_identity
+
     session = _session()
     changes = environment.version_changes(old["versions"], session["versions"])
     sessions = [*old["sessions"], session | {"changes": changes}]
-    return {**old, "status": rundir.RUNNING, "failures": {}, "sessions": sessions}
+    return {
+        **old,
+        "status": rundir.RUNNING,
+        "scorer": scorer_identity(scorer(request.config.scorer)),
+        "failures": {},
+        "sessions": sessions,
+    }
+
+
+def refuse_other_scorer(record: Mapping[str, Any], rules: str, folder: Path) -> None:
+    """Refuse to take up a finished run that other rules have judged.
+
+    Raises:
+        UserError: with the command that judges it again.
+    """
+    from softeval.scoring import rules_of
+
+    if rules_of(record) != rules:
+        raise UserError(
+            f"{folder} is finished and judged by {rules_of(record)};"
+            f" `softeval score {folder} --scorer {rules}` judges it again"
+        )
 
 
 def finished_record(

@@ -100,7 +100,9 @@ class WatchedJournal:
             while (generation := self._waiting.get()) is not None:
                 document = self._documents[generation.key.doc_id]
                 kind = ScoreKind(document["kind"])
-                verdict = self._scorer.score(generation.answer, document["target"], kind)
+                verdict = self._scorer.score(
+                    generation.answer, document["target"], kind, document.get("error")
+                )
                 self._display.meter.score(1, int(verdict.correct))
         except BaseException as failure:  # noqa: BLE001 - carried to the main thread, which raises it
             self._failure = failure

@@ -22,6 +22,9 @@ from softeval.errors import UserError
 WORKER = Path(__file__).with_name("scoring_worker.py")
 START_SECONDS = 120.0
 EXIT_SECONDS = 10.0
+# A worker may die while it starts: of somebody else's memory, of a signal. It is started again.
+START_ATTEMPTS = 4
+START_PAUSE = 0.1  # seconds, doubled after every attempt
 # The worker's limit is CPU time. On a crowded machine that takes longer on the wall, but not
 # without end: this factor of it later the worker is killed from outside.
 WALL_FACTOR = 5.0
@@ -38,6 +41,10 @@ class Outcome(NamedTuple):
 
 class _DiedError(Exception):
     """The worker's end of the pipe is closed."""
+
+
+class _NotStartedError(Exception):
+    """No worker came up in several attempts."""
 
 
 class _LateError(Exception):
@@ -57,23 +64,38 @@ class ScoringProcess:
         self.memory_mb = memory_mb
         self._process: subprocess.Popen[bytes] | None = None
         self._unread = b""
+        self._has_started = False
 
     @property
     def pid(self) -> int | None:
         """Process id of the running worker, None before the start and after a mishap."""
         return self._process.pid if self._process else None
 
-    def ask(self, *, answer: str, target: str) -> Outcome:
+    def ask(
+        self, *, answer: str, target: str, rules: str = "softeval", error: float | None = None
+    ) -> Outcome:
         """Have one pair judged.
 
         A worker that dies (and not of its CPU limit) may have been the victim of somebody else, so
-        the question is put to one more worker before it counts as an error.
+        the question is put to one more worker before it counts as an error. So does one whose
+        worker does not come up in several attempts: hours of decoding must not end with it.
+
+        Args:
+            answer: content of the box.
+            target: the label.
+            rules: the judge, "softeval" or "math-verify".
+            error: how far a number may be from the label's.
 
         Raises:
-            UserError: if no worker can be started.
+            UserError: if no worker ever started and the last one says why.
         """
-        outcome = self._attempt(target, answer)
-        return outcome or self._attempt(target, answer) or Outcome(False, "error")
+        request = {"target": target, "answer": answer, "rules": rules, "error": error}
+        try:
+            outcome = self._attempt(request)
+            return outcome or self._attempt(request) or Outcome(False, "error")
+        except _NotStartedError as failure:
+            logger.warning("no scoring worker: %s", failure)
+            return Outcome(False, "error")
 
     def stop(self) -> None:
         """End the worker at once, if there is one."""
@@ -88,11 +110,12 @@ class ScoringProcess:
             self._close_pipes()
             self._process = None
 
-    def _attempt(self, target: str, answer: str) -> Outcome | None:
+    def _attempt(self, request: dict[str, str | float | None]) -> Outcome | None:
         """Ask once; None if the worker died without being to blame for it."""
         self._ensure_started()
+        answer = request["answer"]
         try:
-            self._send({"target": target, "answer": answer})
+            self._send(request)
             reply = self._receive(WALL_FACTOR * self.cpu_seconds)
         except _LateError:
             self.stop()
@@ -114,10 +137,27 @@ class ScoringProcess:
     def _ensure_started(self) -> None:
         if self._process is not None and self._process.poll() is not None:
             self._release()
+        failure, pause = None, START_PAUSE
+        for attempt in range(START_ATTEMPTS):
+            if self._process is not None:
+                return
+            if attempt:
+                time.sleep(pause)
+                pause *= 2
+            failure = self._start()
         if self._process is None:
-            self._start()
+            self._give_up(failure)
 
-    def _start(self) -> None:
+    def _give_up(self, failure: str | None) -> None:
+        if failure is None or self._has_started:
+            raise _NotStartedError(failure or "it ended or hung while it started")
+        raise UserError(
+            f"the scoring worker did not start ({failure}): check `import math_verify` in this "
+            f"Python, or give it more memory than {self.memory_mb} MB"
+        )
+
+    def _start(self) -> str | None:
+        """Start a worker; what it says it failed of, if it came so far as to say it."""
         limits = (str(self.cpu_seconds), str(self.memory_mb), str(os.getpid()))
         self._process = subprocess.Popen(
             # -P: the folder of the script must not shadow the standard library
@@ -133,18 +173,18 @@ class ScoringProcess:
         try:
             failure = self._receive(START_SECONDS).get("failed")
         except (_DiedError, _LateError):
-            failure = "it ended or hung while importing math-verify"
+            self.stop()
+            return None
         except BaseException:
             self.stop()
             raise
-        if failure:
+        if failure is None:
+            self._has_started = True
+        else:
             self.stop()
-            raise UserError(
-                f"the scoring worker did not start ({failure}): check `import math_verify` in this "
-                f"Python, or give it more memory than {self.memory_mb} MB"
-            )
+        return None if failure is None else str(failure)
 
-    def _send(self, message: dict[str, str]) -> None:
+    def _send(self, message: dict[str, str | float | None]) -> None:
         assert self._process is not None and self._process.stdin is not None
         rest = memoryview(json.dumps(message).encode() + b"\n")
         try:

@@ -1,10 +1,10 @@
-r"""The process in which math-verify runs: JSON lines in, JSON lines out, nothing else.
+r"""The process in which answers are compared: JSON lines in, JSON lines out, nothing else.
 
 Started by `softeval.scoring_process` as a script: `python -P scoring_worker.py SECONDS MB PARENT`.
-It imports math-verify and the standard library only, never softeval.
+It holds two judges, `softeval.grading` and plain math-verify, and nothing else of softeval.
 
-What a model wrote is parsed here by an ANTLR grammar and compared by SymPy, which may take all
-time and memory there is. Four guards, none of which trusts the two libraries:
+What a model wrote is read here, by our tokens or by math-verify's ANTLR grammar, and compared by
+SymPy, which may take all time and memory there is. Four guards, none of which trusts the libraries:
 
 * CPU time per question by an interval timer whose signal is left at its default action, so that
   the kernel ends the process, also inside C code. CPU time and not wall time: a verdict must not
@@ -30,8 +30,9 @@ import resource
 import select
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import CodeType
+from typing import Any
 
 MEGABYTE = 1024 * 1024
 # Above this share of the address space the process asks to be replaced.
@@ -55,8 +56,9 @@ _MONOMIAL_HELPER = re.compile(r"monomial_[a-z]+")
 _FRACTION = re.compile(r"-?[0-9]+(?:/[1-9][0-9]*)?")
 _DECIMAL = re.compile(r"(?:[0-9]+\.[0-9]*|\.?[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
-Judge = Callable[[str, str], bool]
+Judge = Callable[[str, str, float | None], bool]
 Message = dict[str, str | bool]
+Request = dict[str, Any]
 
 
 class Refusals:
@@ -159,8 +161,25 @@ def close_eval(refusals: Refusals) -> None:
         module.parse_expr = read_number  # type: ignore
 
 
-def load_judge() -> Judge:
-    """Import math-verify and warm its caches up."""
+def load_judges() -> dict[str, Judge]:
+    """Import the judges and warm their caches up."""
+    return {"softeval": _load_grading(), "math-verify": _load_math_verify()}
+
+
+def _load_grading() -> Judge:
+    """Import `softeval.grading`, from beside this file where softeval is not installed.
+
+    At the end of the path, so that nothing beside the package hides a library.
+    """
+    sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    from softeval.grading.comparison import same_answer
+
+    same_answer(r"\frac{\sqrt{2}}{2}+x", r"x+\frac{1}{\sqrt{2}}", None)
+    same_answer(r"x \in (1, 2] \cup \{3\}", r"(1,2]\cup\{3\}", None)
+    return same_answer
+
+
+def _load_math_verify() -> Judge:
     from math_verify import LatexExtractionConfig, parse, verify
 
     # The box first: text inside it that reads like "the final answer is ..." does not come before.
@@ -169,15 +188,15 @@ def load_judge() -> Judge:
     def read(content: str) -> list[object]:
         return parse(f"\\boxed{{{content}}}", reader, parsing_timeout=None)  # type: ignore
 
-    def equal(target: str, answer: str) -> bool:
+    def equal(answer: str, target: str, _: float | None = None) -> bool:
         return bool(verify(read(target), read(answer), timeout_seconds=None))  # type: ignore
 
-    equal(r"\frac{\sqrt{2}}{2}+1", r"1+\frac{1}{\sqrt{2}}")
-    equal(r"x \in (1, 2] \cup \{3\}", r"(1,2]\cup\{3\}")
+    equal(r"1+\frac{1}{\sqrt{2}}", r"\frac{\sqrt{2}}{2}+1")
+    equal(r"(1,2]\cup\{3\}", r"x \in (1, 2] \cup \{3\}")
     return equal
 
 
-def requests(parent: int) -> Iterator[dict[str, str]]:
+def requests(parent: int) -> Iterator[Request]:
     """Yield what the parent asks, until it closes the pipe or is gone.
 
     A process that the parent forked may hold the pipe open after the parent's death, so the
@@ -203,11 +222,12 @@ def reply(descriptor: int, message: Message) -> None:
     os.write(descriptor, json.dumps(message).encode() + b"\n")
 
 
-def judge_one(equal: Judge, request: dict[str, str], cpu_seconds: float) -> Message:
+def judge_one(judges: Mapping[str, Judge], request: Request, cpu_seconds: float) -> Message:
     """Compare under the CPU limit; failures come back as `{"error": reason}`."""
     signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
     try:
-        return {"correct": equal(request["target"], request["answer"])}
+        judge = judges[request["rules"]]
+        return {"correct": judge(request["answer"], request["target"], request["error"])}
     except Exception as error:  # noqa: BLE001 - reported to the parent, which counts it
         return {"error": f"{type(error).__name__}: {error}"[:200]}
     finally:
@@ -249,7 +269,7 @@ def main() -> None:
     sys.dont_write_bytecode = True
     try:
         limit_resources(memory_mb)
-        equal = load_judge()
+        judges = load_judges()
         close_eval(refusals)
     except Exception as error:  # noqa: BLE001 - the parent raises it where the user sees it
         reply(output, {"failed": f"{type(error).__name__}: {error}"[:500]})
@@ -259,7 +279,7 @@ def main() -> None:
     for request in requests(parent):
         refusals.seen.clear()
         memory.hit = False
-        answer = judge_one(equal, request, cpu_seconds)
+        answer = judge_one(judges, request, cpu_seconds)
         if refusals.seen:
             answer = {"error": f"refused: {refusals.seen[0]}"}
         elif memory.hit:

@@ -47,6 +47,8 @@ class ScoredSample:
         target: label of the question.
         correct: whether the answer was accepted against the label.
         verdict: "ok", "no_answer", "timeout" or "error".
+        other_correct: whether the other set of rules accepts the answer; None where not asked.
+        target_error: how far a number may be from the label's; None where it must be the same.
     """
 
     generation: Generation
@@ -54,6 +56,8 @@ class ScoredSample:
     target: str
     correct: bool
     verdict: str
+    other_correct: bool | None = None
+    target_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -352,6 +356,8 @@ def _sample_columns(samples: Sequence[ScoredSample]) -> dict[str, Any]:
         "n_cot_tokens": [len(g.shadow_ids) for g in generations],
         "n_answer_tokens": [len(g.answer_ids) for g in generations],
         "seconds": [g.seconds for g in generations],
+        "other_correct": [s.other_correct for s in samples],
+        "target_error": [s.target_error for s in samples],
     }
 
 

@@ -2,7 +2,8 @@ r"""Answer and label pairs with the verdict each must get.
 
 An answer is the content of a closed `\boxed{}`. RIGHT and WRONG are plain; pairs whose verdict is
 debatable are under JUDGED_RIGHT and JUDGED_WRONG with the reason: the tests assert what
-math-verify 0.9 says, so that a new version that decides otherwise is noticed.
+math-verify 0.9 says, so that a new version that decides otherwise is noticed. OURS holds the pairs
+of these that softeval's own rules decide the other way.
 """
 
 RIGHT: list[tuple[str, str]] = [
@@ -324,6 +325,42 @@ JUDGED_WRONG: list[tuple[str, str, str]] = [
     ("print(5)", "5", "code is never run"),
 ]
 
+# Where softeval's rules differ from math-verify: (answer, label) and whether they accept.
+OURS: dict[tuple[str, str], bool] = {
+    # wrong acceptances that end
+    (r"\{1,2\}", "(1,2)"): False,  # a set has no order
+    ("1011_3", "1011_2"): False,
+    ("A", "a"): False,
+    ("3", "3t"): False,
+    (r"3 + \boxed{4}", "4"): False,  # boxes inside a box are dressing
+    # wrong refusals that end
+    ("18 dollars", "18"): True,
+    ("18 eggs", "18"): True,
+    ("USD 18", "18"): True,
+    ("the answer is 5", "5"): True,
+    (r"\text{the answer is }5", "5"): True,
+    ("1e3", "1000"): True,
+    (r"12.5\%", "12.5"): True,
+    ("x>3", r"(3,\infty)"): True,
+    ("1<x<2", "(1,2)"): True,
+    ("10 000", "10000"): True,
+    ("3 1/2", r"\frac{7}{2}"): True,
+    (r"0.\overline{3}", r"\frac13"): True,
+    (r"\begin{pmatrix}1\\2\end{pmatrix}", "(1,2)"): True,
+    (r"\langle 1,2\rangle", "(1,2)"): True,
+    (r"e^{i\pi}", "-1"): True,
+    ("i^2", "-1"): True,
+    (r"30^\circ", r"\frac{\pi}{6}"): True,
+    (r"k\pi, k\in\mathbb{Z}", r"k\pi"): True,
+    ("m_{\\max}=5", "5"): True,
+    ("**5**", "5"): True,
+    ("½", r"\frac12"): True,
+    ("√2", r"\sqrt2"): True,
+    ("\uff16", "6"): True,
+    ("no solutions", r"\text{no solution}"): True,
+    (r"\text{none}", r"\emptyset"): True,
+}
+
 # What a multiple-choice answer says: (answer, label, accepted).
 LETTERS: list[tuple[str, str, bool]] = [
     ("C", "C", True),
@@ -370,8 +407,16 @@ LETTERS: list[tuple[str, str, bool]] = [
 
 
 def math_cases() -> list[tuple[str, str, bool]]:
-    """All mathematical pairs as (answer, label, accepted)."""
+    """All mathematical pairs as (answer, label, accepted by math-verify)."""
     cases = [(answer, label, True) for answer, label in RIGHT]
     cases += [(answer, label, False) for answer, label in WRONG]
     cases += [(answer, label, True) for answer, label, _ in JUDGED_RIGHT]
     return cases + [(answer, label, False) for answer, label, _ in JUDGED_WRONG]
+
+
+def our_cases() -> list[tuple[str, str, bool]]:
+    """The same pairs with the verdicts of softeval's own rules."""
+    return [
+        (answer, label, OURS.get((answer, label), accepted))
+        for answer, label, accepted in math_cases()
+    ]

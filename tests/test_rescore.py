@@ -6,30 +6,32 @@ import json
 from dataclasses import asdict
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from report_runs import write_checkpoint
 
 from softeval import rundir
 from softeval.errors import UserError
+from softeval.grading import RULES
 from softeval.rescore import rescore
-from softeval.scoring import Scorer, Verdict
+from softeval.scoring import Rules, Scorer, Verdict
 
 
 class FixedScorer:
     """Accepts what it is told to accept."""
 
-    timeout, memory_mb = 7.5, 100
+    timeout, memory_mb, rules = 7.5, 100, Rules.SOFTEVAL
 
     def __init__(self, accept):
         self.accept = accept
 
-    def score_many(self, items):
+    def score_many(self, items, *, both=False):
         return [
             Verdict(False, "no_answer")
             if answer is None
             else Verdict(self.accept(answer, target), "ok")
-            for answer, target, _ in items
+            for answer, target, *_ in items
         ]
 
 
@@ -153,3 +155,43 @@ def test_the_result_is_plain_data(run):
         "gained",
         "lost",
     }
+
+
+def _with_answers(run, answers, target, errors=None):
+    """Put other answers, one label and perhaps an allowed error into a run."""
+    path = run / "samples.parquet"
+    table = pq.read_table(path)
+    rows = table.num_rows
+    columns = {
+        "answer": [answers[n % len(answers)] for n in range(rows)],
+        "target": [target] * rows,
+    }
+    if errors is not None:
+        columns["target_error"] = [errors] * rows
+    for name, values in columns.items():
+        at = table.schema.get_field_index(name)
+        table = table.set_column(
+            at, table.schema.field(at), pa.array(values, table.schema.field(at).type)
+        )
+    pq.write_table(table, path)
+
+
+def test_an_old_run_is_judged_by_both_rules(run):
+    _with_answers(run, [r"n \text{ is odd}", r"n\text{ is even}"], r"n\text{ is even}")
+    path = run / "samples.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["other_correct", "target_error"]), path)
+    with Scorer() as scorer:
+        rescore(run, scorer)
+    table = pq.read_table(path)
+    assert table["correct"].to_pylist()[:2] == [False, True]
+    assert table["other_correct"].to_pylist()[:2] == [True, True]
+    assert rundir.read_record(run)["scorer"]["rules"] == f"softeval {RULES}"
+
+
+def test_the_allowed_error_of_a_label_is_kept(run):
+    _with_answers(run, ["4.25", "4.35"], "4.2", errors=0.1)
+    with Scorer() as scorer:
+        rescore(run, scorer)
+    table = pq.read_table(run / "samples.parquet")
+    assert table["correct"].to_pylist()[:2] == [True, False]
+    assert set(table["target_error"].to_pylist()) == {0.1}

@@ -22,6 +22,7 @@ from command_line import HEAVY, SMALL, Ended
 from softeval import evaluate, load_run, rundir
 from softeval.config import RunConfig
 from softeval.data import load
+from softeval.grading import RULES
 from softeval.identity import bundled_checkpoint
 from softeval.journal import Journal
 from softeval.modes import MODES
@@ -125,6 +126,8 @@ def test_the_record_says_with_what(finished: Run) -> None:
     assert info["datasets"][0]["origin"] == "bundled" and info["datasets"][0]["rows"] > 3
     assert info["config"]["max_cot_tokens"] == 60
     assert "torch" in info["versions"] and "math-verify" in info["scorer"]
+    assert info["scorer"]["rules"] == f"softeval {RULES}"
+    assert finished.samples()["other_correct"].notna().all()
 
 
 def test_results_are_lm_evals_and_agree_with_the_scores(finished: Run) -> None:
@@ -369,6 +372,20 @@ def test_other_arguments_are_refused_and_overwrite_starts_anew(
     assert load_run("run").info["config"]["seed"] == 0
     new = small_run(softeval, "run", "--seed", "5", "--overwrite", mode="hard_sample")
     assert new.info["config"]["seed"] == 5
+
+
+def test_the_rules_of_a_run_are_asked_for_recorded_and_not_mixed(
+    softeval: Callable[..., Ended],
+) -> None:
+    run = small_run(softeval, "run", "--scorer", "math-verify", mode="hard_sample")
+    assert run.info["scorer"]["rules"] == "math-verify"
+    refused = softeval("run", *SMALL, "--modes", "hard_sample", "-o", "run")
+    assert refused.code == 2 and "softeval score run --scorer softeval" in refused.err
+    assert softeval("score", "run").code == 0
+    assert load_run("run").info["scorer"]["rules"] == "math-verify"
+    assert softeval("score", "run", "--scorer", "softeval").code == 0
+    assert load_run("run").info["scorer"]["rules"] == f"softeval {RULES}"
+    assert small_run(softeval, "run", mode="hard_sample").info["status"] == "complete"
 
 
 def test_a_mistake_with_overwrite_costs_nothing(softeval: Callable[..., Ended]) -> None:

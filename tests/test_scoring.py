@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scoring_cases import LETTERS, math_cases
+from scoring_cases import LETTERS, math_cases, our_cases
 
 from softeval.answer_text import plainly_equal, tidy
+from softeval.grading import RULES
 from softeval.scoring import (
     MAX_ANSWER_CHARS,
+    Rules,
     ScoreKind,
     Scorer,
     Verdict,
@@ -39,6 +41,12 @@ def judge() -> Iterator[Scorer]:
         yield shared_scorer
 
 
+@pytest.fixture(scope="module")
+def paper() -> Iterator[Scorer]:
+    with Scorer(workers=2, timeout=10, rules="math-verify") as shared_scorer:
+        yield shared_scorer
+
+
 # --- verdicts -------------------------------------------------------------------------------------
 
 
@@ -46,9 +54,14 @@ def test_there_are_enough_cases() -> None:
     assert len(set(math_cases())) == len(math_cases()) >= 150
 
 
-@pytest.mark.parametrize(("answer", "label", "accepted"), math_cases())
+@pytest.mark.parametrize(("answer", "label", "accepted"), our_cases())
 def test_mathematical_verdict(judge: Scorer, answer: str, label: str, accepted: bool) -> None:
     assert judge.score(answer, label) == Verdict(accepted, "ok")
+
+
+@pytest.mark.parametrize(("answer", "label", "accepted"), math_cases())
+def test_verdict_of_math_verify(paper: Scorer, answer: str, label: str, accepted: bool) -> None:
+    assert paper.score(answer, label) == Verdict(accepted, "ok")
 
 
 @pytest.mark.parametrize(("answer", "label", "accepted"), LETTERS)
@@ -87,7 +100,8 @@ def test_the_cheap_comparison_agrees_with_math_verify() -> None:
     def agrees(left: tuple[int, str], right: tuple[int, str]) -> None:
         answer, target = left[1].format(left[0]), right[1].format(right[0])
         cheap = plainly_equal(answer, target)
-        assert cheap == process.ask(answer=answer, target=target).correct
+        for rules in Rules:
+            assert cheap == process.ask(answer=answer, target=target, rules=rules).correct
 
     try:
         agrees()
@@ -100,14 +114,16 @@ def test_the_cheap_comparison_agrees_with_math_verify() -> None:
     ("file", "expected"),
     [("math500_test.jsonl", 500), ("olympiadbench_OE_TO_maths_en_COMP.jsonl", 675)],
 )
-def test_every_benchmark_label_is_accepted_by_math_verify(
-    shared: Path, file: str, expected: int
+@pytest.mark.parametrize("rules", list(Rules))
+def test_every_benchmark_label_is_accepted(
+    shared: Path, file: str, expected: int, rules: Rules
 ) -> None:
     rows = [json.loads(line) for line in (shared / "data" / file).read_text().splitlines()]
     labels = [row["answer"] if "answer" in row else row["final_answer"][0] for row in rows]
     process = ScoringProcess(10, 2048)  # the scorer itself would see the same text and not ask
     outcomes = {
-        label: process.ask(answer=f"${label.strip('$')}$", target=label) for label in labels
+        label: process.ask(answer=f"${label.strip('$')}$", target=label, rules=rules)
+        for label in labels
     }
     process.stop()
     assert len(labels) == expected
@@ -138,7 +154,8 @@ def test_equal_items_are_judged_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_counts_by_status() -> None:
-    with Scorer(timeout=1.5) as fresh:  # a short answer takes hundredths of a second here
+    # A short answer takes hundredths of a second here.
+    with Scorer(timeout=1.5, rules="math-verify") as fresh:
         verdicts = fresh.score_many(
             [(None, "5", MATH), ("5", "5", MATH), ("6", "5", MATH), ("9^{9^{9^{9}}}", "0.5", MATH)]
         )
@@ -156,6 +173,8 @@ def test_reward_of_the_paper() -> None:
 def test_identity_names_what_verdicts_depend_on() -> None:
     identity = scorer_identity()
     assert identity["math-verify"].startswith("0.9")
+    assert identity["rules"] == f"softeval {RULES}"
+    assert scorer_identity(scorer("math-verify"))["rules"] == "math-verify"
     assert {"sympy", "latex2sympy2-extended", "cpu_seconds", "memory_mb"} <= identity.keys()
     assert identity["cpu_seconds"] == scorer().timeout
     json.dumps(identity)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from scoring_cases import math_cases
 
 from softeval.errors import UserError
 from softeval.scoring import (
+    Rules,
     ScoreKind,
     Scorer,
     Verdict,
@@ -45,13 +46,35 @@ REJECTED = Verdict(False, "ok")
     ],
 )
 def test_a_bomb_is_given_up_on_and_the_next_answer_scored(answer: str) -> None:
-    with Scorer(timeout=0.5) as fresh:
+    with Scorer(timeout=0.5, rules="math-verify") as fresh:
         assert fresh.score(answer, "0.5") == Verdict(False, "timeout")
         assert fresh.score(r"\frac12", "0.5") == ACCEPTED
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        r"\sum_{k=1}^{99999999} \lfloor \sqrt{k} \rfloor",
+        r"\prod_{k=1}^{99999999} (k+\frac{1}{k})",
+        r"\det\begin{pmatrix}" + r"\\".join(["x&y&z&a&b&c&d"] * 7) + r"\end{pmatrix}^{99}",
+        "9^{9^{9^{9}}}+1",
+        "99999999!",
+        r"\binom{100000000}{50000000}",
+        "(" * 900 + "1" + ")" * 900,
+        "{" * 900 + "1" + "}" * 900,
+        r"\sqrt" * 300 + "2",
+        r"\frac" * 300 + "2",
+        "x^" * 500 + "2",
+    ],
+)
+def test_no_bomb_outlasts_our_own_rules(answer: str) -> None:
+    with Scorer(timeout=0.5) as fresh:
+        assert not fresh.score(answer, "0.5").correct
+        assert fresh.score(r"\frac12", "0.5") == ACCEPTED
+
+
 def test_a_memory_bomb_is_an_error_and_the_next_answer_scored() -> None:
-    with Scorer(timeout=20, memory_mb=300) as fresh:
+    with Scorer(timeout=20, memory_mb=300, rules="math-verify") as fresh:
         assert fresh.score(r"\operatorname{eye}(20000)", "0.5") == Verdict(False, "error")
         assert fresh.score(r"\frac12", "0.5") == ACCEPTED
 
@@ -91,16 +114,17 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.parametrize("rules", list(Rules))
 @pytest.mark.parametrize("kind", list(ScoreKind))
 def test_hostile_answers_run_nothing_and_are_wrong(
-    kind: ScoreKind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: ScoreKind, rules: Rules, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     canary = tmp_path / "canary"
     answers = [text.replace("CANARY", str(canary)) for text in HOSTILE]
     answers += [text.replace("CANARY", "canary") for text in HOSTILE]
     label = "E" if kind is LETTER else r"\frac{271}{3}"
-    with Scorer(timeout=10) as fresh:  # its worker starts in tmp_path
+    with Scorer(timeout=10, rules=rules) as fresh:  # its worker starts in tmp_path
         verdicts = fresh.score_many([(answer, label, kind) for answer in answers])
     assert not any(verdict.correct for verdict in verdicts)
     assert list(tmp_path.iterdir()) == []
@@ -125,7 +149,8 @@ def test_the_worker_refuses_what_no_comparison_needs(tmp_path: Path) -> None:
 import sys
 from softeval import scoring_worker as worker
 refusals = worker.Refusals()
-equal = worker.load_judge()
+judges = worker.load_judges()
+equal, ours = judges["math-verify"], judges["softeval"]
 worker.close_eval(refusals)
 import ctypes, os, socket, subprocess, sympy
 sys.addaudithook(refusals)
@@ -162,7 +187,7 @@ for number, attempt in enumerate(attempts):
         print(number, "was not refused")
 refusals.seen.clear()
 assert sympy.sympify("12") == 12 and sympy.sympify("1.5") == sympy.Float("1.5")
-assert equal(r"\frac12", "0.5") and not refusals.seen
+assert equal(r"\frac12", "0.5") and ours("x+\\frac12", "0.5+x", None) and not refusals.seen
 print("done")
 """
     result = run_python(code, str(tmp_path / "canary"))
@@ -174,13 +199,13 @@ def test_closing_the_way_to_eval_changes_no_verdict() -> None:
     code = r"""
 import json, sys
 from softeval import scoring_worker as worker
-equal = worker.load_judge()
+equal = worker.load_judges()["math-verify"]
 refusals = worker.Refusals()
 if sys.argv[1] == "closed":
     worker.close_eval(refusals)
 verdicts = []
 for answer, target in json.loads(sys.argv[2]):
-    verdicts.append(equal(target, answer))
+    verdicts.append(equal(answer, target))
 print(json.dumps([verdicts, refusals.seen]))
 """
     cases = json.dumps([(answer, label) for answer, label, _ in math_cases()])
@@ -249,7 +274,8 @@ def test_a_question_whose_worker_is_killed_is_asked_once_more(process: ScoringPr
 
     killer = threading.Thread(target=kill_at_work)
     killer.start()
-    assert process.ask(answer="99999999!", target="0.5") == (False, "error")
+    bomb = {"answer": "99999999!", "target": "0.5", "rules": "math-verify"}
+    assert process.ask(**bomb) == (False, "error")
     killer.join()
     assert len(set(victims)) == 2
     assert process.ask(answer="1/2", target="0.5") == (True, "ok")
@@ -263,6 +289,45 @@ def test_a_worker_that_stands_still_is_killed(process: ScoringProcess) -> None:
     assert process.ask(answer="1/2", target="0.25") == (False, "timeout")
     with pytest.raises(ProcessLookupError):
         os.kill(stopped, 0)
+    assert process.ask(answer="1/2", target="0.5") == (True, "ok")
+
+
+@pytest.fixture
+def dying_starts(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
+    """Have the next so many workers killed as soon as they are born."""
+
+    def arm(deaths: int) -> list[int]:
+        killed: list[int] = []
+        begin = subprocess.Popen
+
+        def born(*arguments, **options):
+            process = begin(*arguments, **options)
+            if len(killed) < deaths:
+                os.kill(process.pid, signal.SIGKILL)
+                killed.append(process.pid)
+            return process
+
+        monkeypatch.setattr("softeval.scoring_process.subprocess.Popen", born)
+        return killed
+
+    return arm
+
+
+@pytest.mark.parametrize("deaths", [1, 3])
+def test_a_worker_killed_while_it_starts_is_started_again(
+    process: ScoringProcess, dying_starts: Callable[[int], list[int]], deaths: int
+) -> None:
+    killed = dying_starts(deaths)
+    assert process.ask(answer="1/2", target="0.5") == (True, "ok")
+    assert len(killed) == deaths
+
+
+def test_workers_that_never_come_up_cost_an_answer_and_not_the_run(
+    process: ScoringProcess, dying_starts: Callable[[int], list[int]]
+) -> None:
+    killed = dying_starts(4)
+    assert process.ask(answer="1/2", target="0.5") == (False, "error")
+    assert len(killed) == 4
     assert process.ask(answer="1/2", target="0.5") == (True, "ok")
 
 

@@ -34,7 +34,7 @@ FLOORS = [
     },
     {"self_check", "output_head", "decoding", "generation", "divergence"},
     {"data", "local_data", "prompts", "problems", "gold", "arithmetic", "tasks"},
-    {"answer_text", "scoring", "scoring_process", "scoring_worker"},
+    {"answer_text", "grading", "scoring", "scoring_process", "scoring_worker"},
     {"lmeval"},
     {
         "catalogue",

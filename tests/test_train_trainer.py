@@ -88,6 +88,9 @@ def test_checkpoints_are_ordinary_transformers_checkpoints(tmp_path: Path) -> No
 class BoxJudge:
     """Any closed box is a wrong answer. Gibberish would keep the real scorer's workers busy."""
 
+    def __init__(self, rules: str) -> None:
+        self.rules = rules
+
     def score_many(self, items: list[tuple[str | None, str, Any]]) -> list[Verdict]:
         return [Verdict(False, "no_answer" if item[0] is None else "ok") for item in items]
 

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 
 from softeval.config import explain, option, suggest
 from softeval.errors import UserError
+from softeval.scoring import Rules, rules_name
 
 
 class Method(StrEnum):
@@ -183,6 +184,11 @@ class TrainConfig(BaseModel):
         panel=_BATCH,
         gt=0,
     )
+    scorer: Literal["softeval", "math-verify"] = option(
+        "softeval",
+        "Rules behind the reward; math-verify's verdicts are the paper's.",
+        panel=_BATCH,
+    )
     dynamic_sampling: bool = option(
         False, "Replace groups of equal rewards by new questions (DAPO).", panel=_BATCH
     )
@@ -337,7 +343,8 @@ class TrainConfig(BaseModel):
     def identity(self) -> dict[str, Any]:
         """What must agree when a run is continued: all fields but those that change no number."""
         fields = self.model_dump(mode="json", exclude=COSMETIC_FIELDS)
-        return {**fields, "score_error": self.soft_score_error}
+        rules = rules_name(Rules(self.scorer))
+        return {**fields, "score_error": self.soft_score_error, "scorer": rules}
 
 
 COSMETIC_FIELDS = {

@@ -22,6 +22,7 @@ from softeval.data import DatasetSource
 from softeval.errors import UserError
 from softeval.problems import Problem, load_problems
 from softeval.prompts import paper_prompt
+from softeval.scoring import Item, ScoreKind
 from softeval.trainers.config import TrainConfig
 
 Encode = Callable[[str], list[int]]
@@ -40,6 +41,10 @@ class TrainingQuestion:
     index: int
     problem: Problem
     prompt_ids: tuple[int, ...]
+
+    def item(self, answer: str | None) -> Item:
+        """What the scorer is asked about an answer."""
+        return Item(answer, self.problem.target, ScoreKind.MATH, self.problem.error)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from softeval.decoding import Decoder, Question
 from softeval.records import Generation
-from softeval.scoring import ScoreKind, Verdict, scorer
+from softeval.scoring import Verdict, scorer
 from softeval.trainers.advantages import uninformative
 from softeval.trainers.config import TrainConfig
 from softeval.trainers.processes import Processes
@@ -167,8 +167,8 @@ class RolloutCollector:
     def _scored(
         self, asked: dict[int, TrainingQuestion], decoded: list[tuple[int, int, Generation]]
     ) -> list[Rollout]:
-        items = [(g.answer, asked[group].problem.target, ScoreKind.MATH) for group, _, g in decoded]
-        verdicts = scorer().score_many(items) if items else []
+        items = [asked[group].item(g.answer) for group, _, g in decoded]
+        verdicts = scorer(self._config.scorer).score_many(items) if items else []
         return [
             Rollout(group, member, asked[group], g, verdict, reward(verdict, self._config))
             for (group, member, g), verdict in zip(decoded, verdicts, strict=True)

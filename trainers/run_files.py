@@ -195,7 +195,8 @@ def _check_fingerprints(folder: Path, ours: Mapping[str, str], theirs: Mapping[s
 def _with_former_defaults(identity: Mapping[str, Any]) -> dict[str, Any]:
     """An identity with what runs did before they recorded it."""
     noisy = identity.get("method") != "hard"
-    return ({"score_error": "recomputed"} if noisy else {}) | dict(identity)
+    former = {"score_error": "recomputed"} if noisy else {}
+    return former | {"scorer": "math-verify"} | dict(identity)
 
 
 def _check(folder: Path, identity: Mapping[str, Any], found: Mapping[str, Any]) -> None:

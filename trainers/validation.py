@@ -11,7 +11,7 @@ from softeval.decoding import Decoder, Question
 from softeval.model import LanguageModel
 from softeval.modes import Mode, get_mode
 from softeval.rows import Limits
-from softeval.scoring import ScoreKind, scorer
+from softeval.scoring import scorer
 from softeval.trainers.config import Method, TrainConfig
 from softeval.trainers.processes import Processes
 from softeval.trainers.questions import TrainingQuestion
@@ -54,9 +54,8 @@ def validate(
     mine = {q.index: q for q in processes.share(questions)}
     asked = [Question("validation", q.index, q.prompt_ids, (0,)) for q in mine.values()]
     found = list(decoder.run(asked))
-    targets = [mine[g.key.doc_id].problem.target for g in found]
-    items = [(g.answer, t, ScoreKind.MATH) for g, t in zip(found, targets, strict=True)]
-    verdicts = scorer().score_many(items) if items else []
+    items = [mine[g.key.doc_id].item(g.answer) for g in found]
+    verdicts = scorer(config.scorer).score_many(items) if items else []
     sums = {
         "success": float(sum(v.correct for v in verdicts)),
         "boxed": float(sum(v.status != "no_answer" for v in verdicts)),

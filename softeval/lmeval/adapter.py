@@ -62,6 +62,7 @@ class SoftEvalLM(_HFLM):
         device: torch device; "auto" or None takes CUDA where there is one.
         data_dir: local data, read by the tasks.
         pass_at: the k of pass@k, read by the tasks.
+        scorer: "softeval" or "math-verify", read by the tasks.
         revision: hub revision.
         trust_remote_code: run code that comes with the checkpoint.
         self_check: try that the model decodes rightly; False skips it.

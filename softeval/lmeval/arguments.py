@@ -28,6 +28,7 @@ MODEL_ARGUMENTS = (
     "device",
     "data_dir",
     "pass_at",
+    "scorer",
     "revision",
     "trust_remote_code",
     "self_check",

@@ -13,6 +13,7 @@ from typing import Any
 from softeval.errors import UserError
 from softeval.modes import Mode, get_mode, is_greedy
 from softeval.rows import Limits
+from softeval.scoring import Rules
 
 ROW = "softeval_row"
 """Field of every document: its row number in the data set. It names the question in the keys of
@@ -28,12 +29,14 @@ class TaskSettings:
         pass_at: the k of the pass@k that are reported, rising.
         max_gen_toks: cap on CoT and answer together, for models that are not ours.
         data_dir: directory of local data; None takes the hub.
+        scorer: who judges mathematical answers.
     """
 
     num_samples: int = 1
     pass_at: tuple[int, ...] = (1,)
     max_gen_toks: int = Limits().max_cot_tokens + Limits().max_answer_tokens
     data_dir: str | None = None
+    scorer: Rules = Rules.SOFTEVAL
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, Any]) -> TaskSettings:
@@ -52,7 +55,15 @@ class TaskSettings:
             pass_at=_pass_at(metadata.get("pass_at"), asked, n),
             max_gen_toks=limits.max_cot_tokens + limits.max_answer_tokens,
             data_dir=None if data_dir is None else str(data_dir),
+            scorer=_rules(metadata.get("scorer", Rules.SOFTEVAL)),
         )
+
+
+def _rules(name: Any) -> Rules:
+    try:
+        return Rules(name)
+    except ValueError:
+        raise UserError(f"scorer={name!r} must be one of {', '.join(Rules)}") from None
 
 
 def mode_from(arguments: Mapping[str, Any]) -> Mode:

@@ -22,7 +22,7 @@ from softeval.problems import has_choices, read_problem
 from softeval.prompts import paper_prompt
 from softeval.records import StopReason
 from softeval.rows import Limits
-from softeval.scoring import ScoreKind, Verdict, scorer
+from softeval.scoring import Item, ScoreKind, Verdict, scorer
 
 Document = dict[str, Any]
 
@@ -111,7 +111,7 @@ class BenchmarkTask(ConfigurableTask):
 
 
 class GenerativeTask(BenchmarkTask):
-    """A question in the paper's prompt, n samples each, scored by math-verify or by letter."""
+    """A question in the paper's prompt, n samples each, scored as mathematics or by letter."""
 
     def configured(self, config: dict[str, Any]) -> dict[str, Any]:
         n = self.settings.num_samples
@@ -143,6 +143,8 @@ class GenerativeTask(BenchmarkTask):
                 "prompt": paper_prompt(problem.question),
                 "target": problem.target,
                 "kind": str(kind),
+                "error": problem.error,
+                "rules": str(self.settings.scorer),
                 "pass_at": list(self.settings.pass_at),
             }
 
@@ -191,8 +193,9 @@ def sample_scores(doc: Document, results: Sequence[Sequence[str]]) -> dict[str, 
 
 def judge(doc: Document, samples: Sequence[str]) -> list[Verdict]:
     """Verdict on each sample of a document; the scorer remembers what it has judged before."""
-    kind = ScoreKind(doc["kind"])
-    return scorer().score_many([(answer_of(s), doc["target"], kind) for s in samples])
+    kind, error = ScoreKind(doc["kind"]), doc["error"]
+    items = [Item(answer_of(sample), doc["target"], kind, error) for sample in samples]
+    return scorer(doc["rules"]).score_many(items)
 
 
 def answer_of(sample: str) -> str | None:

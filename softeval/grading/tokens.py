@@ -1,0 +1,273 @@
+r"""LaTeX as tokens: one pass over the text, then a tree of braces and environments.
+
+Ends the mistakes that come of reading LaTeX with regular expressions: a macro name cut in two, an
+argument without braces, a brace inside a text. Linear in the length of the text; nesting is bounded.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+MAX_DEPTH = 40
+
+Kind = Literal["number", "letter", "word", "command", "symbol", "space", "group", "environment"]
+
+
+class UnreadableError(ValueError):
+    """The text is no balanced LaTeX, or is nested deeper than any answer."""
+
+
+@dataclass(frozen=True)
+class Node:
+    r"""One token, or a token with what belongs to it.
+
+    Attributes:
+        kind: `word` is a run of letters, in `\text{}` (`upright`) or bare.
+        text: the characters; of a command with its backslash, of an environment its name.
+        children: content of a group or an environment; of a command its arguments, as groups.
+        upright: whether the token stood in `\text{}` or its like.
+    """
+
+    kind: Kind
+    text: str = ""
+    children: tuple[Node, ...] = ()
+    upright: bool = field(default=False, compare=False)
+
+
+Nodes = tuple[Node, ...]
+
+
+_TOKEN = re.compile(
+    r"\\[A-Za-z]+\*?|\\.|[0-9]+\.[0-9]+|\.[0-9]+|[0-9]+|[A-Za-z]+|\s+|.|\\$", re.DOTALL
+)
+_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni", strict=True))
+_SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₙₖₘᵢⱼ", "0123456789+-=()nkmij", strict=True))
+_SIGNS = {
+    **dict.fromkeys("−–—‐‑‒﹣", "-"),
+    **dict.fromkeys("×✕", r"\times "),
+    **dict.fromkeys("·⋅∙•", r"\cdot "),
+    **dict.fromkeys("÷∕⁄", "/"),
+    **dict.fromkeys("°º˚", r"^\circ "),
+    **dict.fromkeys("′’‘´", "'"),
+    **dict.fromkeys("。．", "."),
+    **dict.fromkeys("，、", ","),
+    **dict.fromkeys("∪⋃", r"\cup "),
+    **dict.fromkeys("∅⌀Ø", r"\emptyset "),
+    "″": "''",
+    "√": r"\surd ",
+    "∛": r"\sqrt[3]",
+    "±": r"\pm ",
+    "∓": r"\mp ",
+    "∞": r"\infty ",
+    "≤": r"\le ",
+    "⩽": r"\le ",
+    "≥": r"\ge ",
+    "⩾": r"\ge ",
+    "≠": r"\ne ",
+    "≈": r"\approx ",
+    "≡": r"\equiv ",
+    "∈": r"\in ",
+    "∉": r"\notin ",
+    "∩": r"\cap ",
+    "∖": r"\setminus ",
+    "ℝ": r"\mathbb{R}",
+    "ℤ": r"\mathbb{Z}",
+    "ℕ": r"\mathbb{N}",
+    "ℚ": r"\mathbb{Q}",
+    "ℂ": r"\mathbb{C}",
+    "⌊": r"\lfloor ",
+    "⌋": r"\rfloor ",
+    "⌈": r"\lceil ",
+    "⌉": r"\rceil ",
+    "⟨": r"\langle ",
+    "⟩": r"\rangle ",
+    "〈": r"\langle ",
+    "〉": r"\rangle ",
+    "→": r"\to ",
+    "⇒": r"\Rightarrow ",
+    "∠": r"\angle ",
+    "△": r"\triangle ",
+    "∑": r"\sum ",
+    "∏": r"\prod ",
+    "∫": r"\int ",
+    "…": r"\ldots ",
+    "∣": r"\mid ",
+    "§": " ",
+}
+_GREEK = {
+    letter: f"\\{name} "
+    for letter, name in zip(
+        "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ",
+        [
+            "alpha",
+            "beta",
+            "gamma",
+            "delta",
+            "epsilon",
+            "zeta",
+            "eta",
+            "theta",
+            "iota",
+            "kappa",
+            "lambda",
+            "mu",
+            "nu",
+            "xi",
+            "pi",
+            "rho",
+            "sigma",
+            "tau",
+            "upsilon",
+            "phi",
+            "chi",
+            "psi",
+            "omega",
+            "Gamma",
+            "Delta",
+            "Theta",
+            "Lambda",
+            "Xi",
+            "Pi",
+            "Sigma",
+            "Phi",
+            "Psi",
+            "Omega",
+        ],
+        strict=True,
+    )
+}
+_ONE_BY_ONE = str.maketrans({**_SIGNS, **_GREEK})
+_RAISED = re.compile(f"[{''.join(map(re.escape, _SUPERSCRIPTS))}]+")
+_LOWERED = re.compile(f"[{''.join(map(re.escape, _SUBSCRIPTS))}]+")
+_VULGAR = re.compile("[¼½¾⅐-⅞]")
+_WIDE = re.compile("[\uff01-\uff5e\u3000\U0001d400-\U0001d7ff]")
+
+
+def _vulgar_fraction(found: re.Match[str]) -> str:
+    upper, _, lower = unicodedata.normalize("NFKC", found[0]).partition("⁄")
+    return rf"\frac{{{upper}}}{{{lower}}}"
+
+
+def ascii_signs(text: str) -> str:
+    """Write the signs that Unicode has for mathematics as LaTeX, and drop characters without ink.
+
+    Ends refusals of `√3`, `x²`, a true minus sign, full-width digits and zero-width characters.
+    """
+    text = text.replace("...", r"\ldots ")
+    if text.isascii():
+        return text
+    text = _RAISED.sub(lambda run: f"^{{{''.join(_SUPERSCRIPTS[c] for c in run[0])}}}", text)
+    text = _LOWERED.sub(lambda run: f"_{{{''.join(_SUBSCRIPTS[c] for c in run[0])}}}", text)
+    text = _VULGAR.sub(_vulgar_fraction, text)
+    text = _WIDE.sub(lambda sign: unicodedata.normalize("NFKC", sign[0]), text)
+    text = "".join(
+        character
+        for character in text.translate(_ONE_BY_ONE)
+        if unicodedata.category(character) not in ("Cf", "Co")
+    )
+    return text.replace("\u00a0", " ").replace("\u202f", r"\,").replace("\u2009", r"\,")
+
+
+def cut(text: str) -> list[Node]:
+    """Cut a text into tokens without structure; braces are symbols. A comment sign stays a token."""
+    return [_token(piece) for piece in _TOKEN.findall(text)]
+
+
+def _token(piece: str) -> Node:
+    first = piece[0]
+    if first == "\\":
+        return Node("command", piece)
+    if first.isspace():
+        return Node("space", " ")
+    if "0" <= first <= "9" or (first == "." and len(piece) > 1):
+        return Node("number", piece)
+    if first.isascii() and first.isalpha():
+        return Node("word" if len(piece) > 1 else "letter", piece)
+    if first.isalpha():
+        return Node("word", piece, upright=True)  # another script: always words
+    return Node("symbol", piece)
+
+
+def tree(text: str) -> tuple[Node, ...]:
+    r"""Read a text: braces become groups and `\begin{x}...\end{x}` environments.
+
+    Raises:
+        UnreadableError: braces or environments do not match, or are nested too deep.
+    """
+    tokens = cut(ascii_signs(text))
+    stack: list[tuple[str, list[Node]]] = [("", [])]
+    position = 0
+    while position < len(tokens):
+        token = tokens[position]
+        position += 1
+        if token.kind == "command" and token.text in (r"\begin", r"\end"):
+            name, position = _environment_name(tokens, position)
+            opens = token.text == r"\begin"
+        elif token.kind == "symbol" and token.text in "{}":
+            name, opens = "{", token.text == "{"
+        else:
+            stack[-1][1].append(token)
+            continue
+        if opens:
+            stack.append((name, []))
+            if len(stack) > MAX_DEPTH:
+                raise UnreadableError("nested too deep")
+            continue
+        opened, content = stack.pop()
+        if opened != name:
+            raise UnreadableError(f"{name} does not match")
+        kind: Kind = "group" if name == "{" else "environment"
+        stack[-1][1].append(Node(kind, name if kind == "environment" else "", tuple(content)))
+    if len(stack) > 1:
+        raise UnreadableError("a brace stays open")
+    return tuple(stack[0][1])
+
+
+def _environment_name(tokens: list[Node], position: int) -> tuple[str, int]:
+    for end in range(position, min(position + 6, len(tokens))):
+        if tokens[end].text == "}":
+            name = "".join(token.text for token in tokens[position:end]).strip("{ ")
+            return name or "?", end + 1
+    raise UnreadableError("an environment without a name")
+
+
+def symbol(text: str) -> Node:
+    """Make a symbol."""
+    return Node("symbol", text)
+
+
+def group(nodes: Iterable[Node]) -> Node:
+    """Make a group."""
+    return Node("group", "", tuple(nodes))
+
+
+def fraction(upper: int, lower: int) -> Node:
+    """Make the fraction of two whole numbers."""
+    parts = (group((Node("number", str(part)),)) for part in (upper, lower))
+    return Node("command", r"\frac", tuple(parts))
+
+
+def written(nodes: Iterable[Node]) -> str:
+    """Write nodes as LaTeX with a space between all tokens, the text for "same text"."""
+    return " ".join(_written(nodes))
+
+
+def _written(nodes: Iterable[Node]) -> Iterable[str]:
+    for node in nodes:
+        if node.kind == "space":
+            continue
+        if node.kind == "environment":
+            rows = r" \\ ".join(
+                " & ".join(written(cell.children) for cell in row.children) for row in node.children
+            )
+            yield rf"\begin{{{node.text}}} {rows} \end{{{node.text}}}"
+            continue
+        if node.kind != "group":
+            yield node.text
+        for number, child in enumerate(node.children if node.kind != "group" else ()):
+            optional = node.text == r"\sqrt" and len(node.children) == 2 and number == 0
+            yield ("[ %s ]" if optional else "{ %s }") % written(child.children)
