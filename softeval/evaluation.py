@@ -177,6 +177,8 @@ def _open_run(
     if not processes.is_main:
         return None
     folder, old = settle_folder(request, folder, overwrite)
+    if old is not None and old["status"] == rundir.COMPLETE:
+        refuse_other_scorer(old, request.config.scorer, folder)
     (folder / rundir.SHARDS).mkdir(exist_ok=True)
     check_idle(folder / rundir.SHARDS)
     if old is None:
@@ -187,7 +189,6 @@ def _open_run(
         rundir.write_text(folder / rundir.CONFIG_FILE, request.as_yaml())
         rundir.write_record(folder, record)
     elif old["status"] == rundir.COMPLETE:
-        refuse_other_scorer(old, request.config.scorer, folder)
         rundir.remove_shards(folder)
         record = old
     else:
