@@ -304,6 +304,7 @@ def _write(session: _Session, found: list[Measured], sets: Sequence[str], sample
         "base": base.path,
         "base_weights_hash": weights_hash(base.model),
         "dtype": str(base.dtype).removeprefix("torch."),
+        "self_check": base.self_check,
         "sets": list(sets),
         "samples": samples,
         "noise_floor": {"mean": session.result.floor, "batch_size": session.floor_batch},

@@ -73,36 +73,36 @@ def self_check(
     if found is not None:
         return SelfCheck("cached", found)
     with torch.inference_mode():
-        _try(model, embedding, max_length, name)
-        wanted = _needs_copy(model, max_length)
-        small = _shrunk_copy(model) if wanted else None
-        if small is not None:
-            table = small.get_input_embeddings()
-            rows = InputEmbedding(table, len(table.weight))
-            _try(small, rows, _SHRUNK_LENGTH, f"{name}, as a shrunk copy")
+        _refuse(name, model, _tried(model, embedding, max_length, name))
+        wrong = _copys_disagreement(model) if _needs_copy(model, max_length) else None
+        _refuse(f"{name}, as a shrunk copy", model, wrong)
         invariant = _same_bits(model, embedding, max_length)
-    if wanted and small is None:
+    if wrong == _NO_COPY:
         return SelfCheck("partial", invariant)
     if cache is not None:
         cache.write(invariant)
     return SelfCheck("passed", invariant)
 
 
-def _try(model: Any, embedding: InputEmbedding, max_length: int, name: str) -> None:
+def _tried(model: Any, embedding: InputEmbedding, max_length: int, name: str) -> str | None:
+    """`_disagreement`; a model that cannot be run at all is refused."""
     try:
-        wrong = _disagreement(model, embedding, max_length)
+        return _disagreement(model, embedding, max_length)
     except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:
         lines = [*str(error).splitlines(), ""]
         raise UserError(
-            f"{name}: {_kind(model)} cannot be decoded here ({type(error).__name__}: {lines[0]}); "
-            "use another checkpoint"
+            f"{name}: {type(model).__name__} cannot be decoded here ({type(error).__name__}: "
+            f"{lines[0]}); use another checkpoint"
         ) from error
-    if wrong is not None:
+
+
+def _refuse(name: str, model: Any, wrong: str | None) -> None:
+    if wrong:
         raise UserError(
-            f"{name}: {_kind(model)} would be decoded wrongly: {wrong}; use another checkpoint, or "
-            "--no-self-check if you know better"
+            f"{name}: {type(model).__name__} would be decoded wrongly: {wrong}; use another "
+            "checkpoint, or --no-self-check if you know better"
         )
 
 
@@ -227,7 +227,12 @@ def _same_bits(model: Any, embedding: InputEmbedding, max_length: int) -> bool:
 
 
 _SHRUNK_LENGTH = 128
-_SHRUNK_SIZES = {"num_hidden_layers": 4, "intermediate_size": 64, "vocab_size": 128}
+_SHRUNK_SIZES = {
+    "num_hidden_layers": 4,
+    "intermediate_size": 64,
+    "moe_intermediate_size": 32,
+    "vocab_size": 128,
+}
 _SHRUNK_WINDOW = 24
 _SHRUNK_LIMIT = 40
 
@@ -240,12 +245,19 @@ def _needs_copy(model: Any, max_length: int) -> bool:
     return beyond or model.dtype not in (torch.float32, torch.float64)
 
 
-def _shrunk_copy(model: Any) -> Any | None:
-    """A small random model of the same class in float32; None where it cannot be built."""
+_NO_COPY = ""
+"""What a copy that can be neither built nor run shows of a disagreement."""
+
+
+def _copys_disagreement(model: Any) -> str | None:
+    """`_disagreement` of a small random model of the same class in float32."""
     for fewer_heads in (True, False):
         with suppress(Exception):
-            return _shrunk(model, fewer_heads)
-    return None
+            small = _shrunk(model, fewer_heads)
+            table = small.get_input_embeddings()
+            rows = InputEmbedding(table, len(table.weight))
+            return _disagreement(small, rows, _SHRUNK_LENGTH)
+    return _NO_COPY
 
 
 def _shrunk(model: Any, fewer_heads: bool) -> Any:
@@ -306,7 +318,3 @@ def _with_limit(parameters: Any) -> Any:
         if isinstance(part, dict) and "original_max_position_embeddings" in part:
             part["original_max_position_embeddings"] = _SHRUNK_LIMIT
     return changed
-
-
-def _kind(model: Any) -> str:
-    return type(model).__name__

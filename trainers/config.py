@@ -348,6 +348,7 @@ class TrainConfig(BaseModel):
 
 
 COSMETIC_FIELDS = {
+    "self_check",
     "output_path",
     "data_dir",
     "device",

@@ -449,6 +449,7 @@ class Trainer:
             "command": self.command,
             "data": self._data(),
             "sigma": self.trainee.policy.sigma,
+            "self_check": self.trainee.lm.self_check,
             "versions": package_versions(),
         }
 
