@@ -9,6 +9,7 @@ Shape letters: T CoT tokens.
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -129,7 +130,9 @@ def _pack_sample(text: SampleText, mode: int, vocab: _Vocabulary) -> dict[str, A
         "b": None if fields["answer"] is None else _shown(fields["answer"]),
         "x": "".join(tokens) if shown else _shown(fields["cot_text"]),
     }
-    if shown and text.entropy_T is not None and text.top1_T is not None:
+    # Numbers that are not finite are left out: JSON has none, and there is nothing to colour.
+    if shown and _finite(text.entropy_T) and _finite(text.top1_T):
+        assert text.entropy_T is not None and text.top1_T is not None
         packed["l"] = _base64(_lengths(tokens))
         packed["e"] = _base64(_nats(text.entropy_T[:shown]))
         packed["p"] = _base64(np.round(np.clip(text.top1_T[:shown], 0, 1) * 255).astype(np.uint8))
@@ -139,13 +142,18 @@ def _pack_sample(text: SampleText, mode: int, vocab: _Vocabulary) -> dict[str, A
         ]
     if shown and shown < len(text.tokens):
         packed["o"] = len(text.tokens) - shown
-    if shown and text.kl_T is not None:
+    if shown and _finite(text.kl_T):
+        assert text.kl_T is not None
         packed["k"] = _base64(_nats(text.kl_T[:shown]))
         packed["g"] = round(float(text.kl_T.mean()), 4)
     hard = chosen.key[1].startswith("hard")  # a token is fed there, no mixture
     if shown and not hard and (mixtures := _mixtures(text, shown, vocab)):
         packed["u"] = _base64(np.array(mixtures, "<u2"))
     return packed
+
+
+def _finite(value_T: ArrayLike | None) -> bool:
+    return value_T is not None and bool(np.isfinite(np.asarray(value_T)).all())
 
 
 def _kept_tokens(text: SampleText) -> list[str]:
@@ -182,7 +190,8 @@ def _mixtures(text: SampleText, shown: int, vocab: _Vocabulary) -> list[int]:
     """Flat: position, number of entries, then token index and probability·10⁴ of each."""
     flat: list[int] = []
     for position, entries in text.mixtures:
-        if position < shown and entries and entries[0][1] < CERTAIN:
+        known = entries and all(map(math.isfinite, (probability for _, probability in entries)))
+        if position < shown and known and entries[0][1] < CERTAIN:
             indices = [vocab.index(visible(token)) for token, _ in entries]
             if max(indices) < 2**16:
                 flat += [position, len(entries)]

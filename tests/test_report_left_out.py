@@ -69,6 +69,7 @@ def test_entropies_that_are_not_finite_are_named(tmp_path, strict, value, rows):
 @pytest.mark.parametrize(
     ("table", "column"),
     [("positions", "entropy"), ("positions", "mode_entropy"), ("positions", "top1_prob"),
+     ("mixtures", "prob"),
      ("kl", "forward"), ("kl", "reverse"), ("likelihoods", "nll"), ("likelihoods", "nll_per_token")],
 )  # fmt: skip
 def test_no_number_of_a_file_costs_the_page(tmp_path, strict, table, column, value):

@@ -126,7 +126,7 @@ def test_the_policy_names_the_one_script(page):
 def test_every_section_is_filled(page):
     text = Outline(page).text
     for expected in (
-        "Verdict", "soft training against hard training", "does not cross", "hard inference",
+        "Verdict", "soft training against hard training", "cannot be told apart", "hard inference",
         "exploratory", "Fixed cohort", "noise floor", "Accuracy and NLL"[:8], "greedy validation",
         "timed out", "checkpoints/soft-1", "Wilson", "CoTs of soft split in three",
     ):  # fmt: skip
@@ -162,7 +162,7 @@ def test_a_run_killed_before_its_tables_is_no_error(tmp_path, single):
     record["model"]["weights_hash"] = "another"
     rundir.write_record(folder, record | {"status": rundir.RUNNING})
     alone = Outline(build_report([folder])).text
-    assert "holds no table yet" in alone and "partial" in alone
+    assert "no table yet; the same command continues it" in alone and "partial" in alone
     beside = Outline(build_report([single, f"other={folder}"])).text
     assert "partial: 1 of 2 runs complete" in beside
 
