@@ -84,6 +84,11 @@ _GEMMA3N = {
     "altup_num_inputs": 2,
 }
 _GEMMA4 = {**_SLIDING, "num_kv_shared_layers": 0, "intermediate_size": 96}
+_FOUR_LAYERS = {
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 2,
+}
 _WIDE_FULL = {"per_layer_config": {"1": {"head_dim": 32}}}
 _ROPE: dict[str, Any] = {"rope_theta": 10000.0}
 _EXPERTS = {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2}
@@ -153,11 +158,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_bigcode (multi-head)": ("gpt_bigcode", {"multi_query": False}),
     "granitemoehybrid (attention only)": ("granitemoehybrid", {"layer_types": ["attention"] * 2}),
     "gemma4_text (plain)": ("gemma4_text", {"hidden_size_per_layer_input": 0, **_WIDE_FULL}),
-    "gemma3n_text (shared KV)": ("gemma3n_text", {"num_kv_shared_layers": 1}),
-    "gemma4_text (shared KV)": (
-        "gemma4_text",
-        {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 1, **_WIDE_FULL},
+    "gemma3n_text (shared KV)": (
+        "gemma3n_text",
+        {
+            **_FOUR_LAYERS,
+            "intermediate_size": [96] * 4,
+            "activation_sparsity_pattern": [0.0] * 4,
+        },
     ),
+    "gemma4_text (shared KV)": ("gemma4_text", {**_FOUR_LAYERS, "hidden_size_per_layer_input": 0}),
     "llama (yarn)": (
         "llama",
         {
@@ -283,6 +292,9 @@ def judge(name: str, modes: Sequence[str]) -> Verdict:
     try:
         config = tiny_config(name)
     except Exception as error:  # noqa: BLE001 - whatever an architecture raises is its verdict
+        refusal = _default_refusal(name)
+        if refusal:
+            return Verdict(name, "refused", refusal)
         return Verdict(name, "not built", f"config: {type(error).__name__}: {_line(error)}")
     try:
         check_config(config)
@@ -301,6 +313,17 @@ def judge(name: str, modes: Sequence[str]) -> Verdict:
     except Exception as error:  # noqa: BLE001 - a traceback where a refusal belongs
         reason = f"{type(error).__name__}: {_line(error)}"
         return Verdict(name, "WRONG", reason, problems=[reason])
+
+
+def _default_refusal(name: str) -> str:
+    """Why the default config is refused, for one that takes no tiny sizes; "" if it is not."""
+    try:
+        check_config(AutoConfig.for_model(name))
+    except UserError as refusal:
+        return str(refusal)
+    except Exception:  # noqa: BLE001 - nor has it a default
+        return ""
+    return ""
 
 
 def _decoded(name: str, lm: LanguageModel, modes: Sequence[str]) -> Verdict:
