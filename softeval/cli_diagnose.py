@@ -21,6 +21,10 @@ def register(app: typer.Typer) -> None:
 def diagnose_command(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
     base: Annotated[str, typer.Option("--base", help="Base model: directory or hub id.")],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Where the run's checkpoint is now, if it was moved."),
+    ] = None,
     sets: Annotated[
         str, typer.Option("--sets", help="Prefixes to replay, of own, base, gold.")
     ] = "own,base,gold",
@@ -41,6 +45,10 @@ def diagnose_command(
         bool,
         typer.Option("--self-check/--no-self-check", help="Try at load that both run rightly."),
     ] = True,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Let fewer prefixes replace more, or another base model."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Measure exact KL to the base model along a run's prefixes, for the report's KL section."""
@@ -51,6 +59,7 @@ def diagnose_command(
         found = diagnose(
             run,
             base,
+            model=model,
             sets=[name.strip() for name in sets.split(",")],
             samples=samples,
             limit=limit,
@@ -58,6 +67,7 @@ def diagnose_command(
             device=device,
             dtype=dtype,
             self_check=self_check,
+            overwrite=overwrite,
             tell=_Progress(),
         )
     if as_json:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,8 @@ from softeval.decoding import Decoder, Question
 from softeval.divergence import Comparison, Prefix
 from softeval.errors import UserError
 from softeval.gold import gold_solutions
-from softeval.kl_file import Measured, kept_sets, write_kl
+from softeval.identity import absolute
+from softeval.kl_file import Measured, check_kept, check_not_fewer, kept_sets, write_kl
 from softeval.model import LanguageModel, load_model, weights_hash
 from softeval.modes import HardMode, Mode, get_mode
 from softeval.parquet_files import read_parquet
@@ -59,6 +61,7 @@ def diagnose(
     run: str | Path,
     base: str | Path,
     *,
+    model: str | Path | None = None,
     sets: Sequence[str] = PREFIX_SETS,
     samples: int = 1,
     limit: int | None = None,
@@ -66,13 +69,15 @@ def diagnose(
     device: str = "auto",
     dtype: str | None = None,
     self_check: bool = True,
+    overwrite: bool = False,
     tell: Tell = lambda what, done, total: None,
 ) -> Diagnosis:
     """Measure KL to the base model along a run's prefixes.
 
     Args:
-        run: run directory; its checkpoint must still be where it was.
+        run: run directory.
         base: checkpoint directory or hub id of the base model.
+        model: where the run's checkpoint is; None takes where it was.
         sets: which prefixes, of "own", "base" and "gold".
         samples: how many samples of each question and mode.
         limit: only the first questions of each task.
@@ -80,17 +85,33 @@ def diagnose(
         device: of both models.
         dtype: of both models; None takes the run's.
         self_check: try at load that both models are run rightly.
+        overwrite: drop what an earlier diagnosis measured and this one does not.
         tell: called as prefixes are replayed.
 
     Raises:
-        UserError: no run, another checkpoint than the run's, another tokenizer, an unknown set.
+        UserError: no run, another checkpoint than the run's, another tokenizer, an unknown set, or
+            an earlier diagnosis that would lose prefixes.
     """
     unknown = set(sets) - set(PREFIX_SETS)
     if unknown or not sets:
         raise UserError(f"--sets {','.join(sets)}: choose from own, base, gold")
     if samples < 1 or (limit is not None and limit < 1):
         raise UserError("--samples and --limit count from 1; give a positive number")
-    session = _Session.open(Path(run), str(base), device, dtype, data_dir, self_check)
+    folder, record = Path(run), rundir.read_record(Path(run))
+    if not overwrite:
+        check_not_fewer(folder, sets, samples, limit)
+    options: dict[str, Any] = {
+        "device": device,
+        "dtype": dtype or record["model"]["dtype"],
+        "logits_dtype": record["model"]["logits_dtype"],
+        "self_check": self_check,
+    }
+    checkpoint = _checkpoint(folder, record, model, options)
+    comparison = Comparison(checkpoint, load_model(base, **options))
+    data_dir = data_dir or record["config"].get("data_dir")
+    session = _Session(folder, record, comparison, data_dir)
+    if not overwrite:
+        check_kept(folder, record, session.block(sets, samples))
     questions = session.questions(limit)
     found: list[Measured] = []
     if "own" in sets:
@@ -106,8 +127,34 @@ def diagnose(
     result = session.result
     result.prefixes = {name: sum(m.prefix_set == name for m in found) for name in sets}
     result.floor = session.noise_floor(base_prefixes or session.base_prefixes(questions[:4], 1))
-    _write(session, found, sets, samples)
+    block = session.block(sets, samples)
+    keep = kept_sets(record, block)
+    write_kl(folder, found, keep)
+    block["sets"] = [*keep, *(name for name in sets if result.prefixes[name])]
+    rundir.write_record(folder, record | {"diagnose": block})
     return result
+
+
+def _checkpoint(
+    folder: Path, record: dict[str, Any], moved_to: str | Path | None, options: dict[str, Any]
+) -> LanguageModel:
+    """The run's checkpoint in the precision asked for.
+
+    Raises:
+        UserError: it has other weights than the run's.
+    """
+    path = str(moved_to or record["model"]["path"])
+    try:
+        own = load_model(path, **options | {"dtype": record["model"]["dtype"]})
+    except UserError as error:
+        remedy = "; say where it is now with --model" if moved_to is None else ""
+        raise UserError(f"{error}{remedy}") from None
+    if weights_hash(own.model) != record["model"]["weights_hash"]:
+        raise UserError(
+            f"{path} is not the checkpoint of {folder} (other weights);"
+            " restore it, say where it is with --model, or evaluate it anew"
+        )
+    return own if options["dtype"] == record["model"]["dtype"] else load_model(path, **options)
 
 
 class _Task(NamedTuple):
@@ -129,33 +176,6 @@ class _Session:
     result: Diagnosis = field(default_factory=Diagnosis)
     floor_batch: int = 0
 
-    @classmethod
-    def open(
-        cls,
-        folder: Path,
-        base: str,
-        device: str,
-        dtype: str | None,
-        data_dir: str | None,
-        self_check: bool,
-    ) -> _Session:
-        record = rundir.read_record(folder)
-        model = record["model"]
-        options: dict[str, Any] = {
-            "device": device,
-            "dtype": dtype or model["dtype"],
-            "self_check": self_check,
-        }
-        checkpoint = load_model(model["path"], logits_dtype=model["logits_dtype"], **options)
-        if weights_hash(checkpoint.model) != model["weights_hash"] and dtype is None:
-            raise UserError(
-                f"{model['path']} is not the checkpoint of {folder} any more (other weights); "
-                "restore it, or evaluate it anew"
-            )
-        other = load_model(base, logits_dtype=model["logits_dtype"], **options)
-        directory = data_dir or record["config"].get("data_dir")
-        return cls(folder, record, Comparison(checkpoint, other), directory)
-
     @property
     def checkpoint(self) -> LanguageModel:
         return self.comparison.checkpoint.lm
@@ -168,6 +188,27 @@ class _Session:
     @property
     def seed(self) -> int:
         return int(self.record["seeds"]["samples"])
+
+    def block(self, sets: Sequence[str], samples: int) -> dict[str, Any]:
+        """What run.json says of this diagnosis."""
+        base, result = self.comparison.base.lm, self.result
+        return {
+            "base": absolute(base.path),
+            "base_weights_hash": self.base_hash,
+            "dtype": str(base.dtype).removeprefix("torch."),
+            "self_check": base.self_check,
+            "sets": list(sets),
+            "samples": samples,
+            "noise_floor": {"mean": result.floor, "batch_size": self.floor_batch},
+            "regenerated": result.regenerated,
+            "differing": result.differing,
+            "missing_gold": result.missing_gold,
+        }
+
+    @cached_property
+    def base_hash(self) -> str:
+        """Of the base model's weights."""
+        return weights_hash(self.comparison.base.lm.model)
 
     def questions(self, limit: int | None) -> list[Question]:
         """The run's questions, of each task the first `limit`."""
@@ -295,24 +336,3 @@ def _mode(entry: dict[str, Any]) -> Mode:
 
 def _order(key: SampleKey) -> tuple[str, int, int]:
     return key.task, key.doc_id, key.sample
-
-
-def _write(session: _Session, found: list[Measured], sets: Sequence[str], samples: int) -> None:
-    """kl.parquet, then the block of run.json that speaks of it."""
-    base = session.comparison.base.lm
-    block = {
-        "base": base.path,
-        "base_weights_hash": weights_hash(base.model),
-        "dtype": str(base.dtype).removeprefix("torch."),
-        "self_check": base.self_check,
-        "sets": list(sets),
-        "samples": samples,
-        "noise_floor": {"mean": session.result.floor, "batch_size": session.floor_batch},
-        "regenerated": session.result.regenerated,
-        "differing": session.result.differing,
-        "missing_gold": session.result.missing_gold,
-    }
-    keep = kept_sets(session.record, block)
-    write_kl(session.folder, found, keep)
-    block["sets"] = [*keep, *(name for name in sets if session.result.prefixes[name])]
-    rundir.write_record(session.folder, session.record | {"diagnose": block})

@@ -100,6 +100,9 @@ class Request:
     def resolved_config(self) -> dict[str, Any]:
         """Every field of the configuration with the value in use."""
         resolved = self.config.model_dump(mode="json")
+        for name in ("model", "data_dir"):
+            if resolved[name] is not None:
+                resolved[name] = absolute(resolved[name])
         resolved |= {
             "tasks": list(self.sources),
             "modes": [mode.name for mode in self.modes],
@@ -132,6 +135,12 @@ def tokenizer_hash(tokenizer: Any) -> str:
     text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
     template = str(getattr(tokenizer, "chat_template", None))
     return hashlib.sha256(f"{text}\n{template}".encode()).hexdigest()
+
+
+def absolute(path: str) -> str:
+    """A path as it is found from every folder; a hub id stays one."""
+    local = Path(path).expanduser()
+    return str(local.resolve()) if path and local.exists() else path
 
 
 def bundled_checkpoint() -> Path:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from softeval.divergence import PositionKL
+from softeval.errors import UserError
 from softeval.parquet_files import CheckedWriter, read_parquet
 from softeval.records import SampleKey, kl_schema
 
@@ -43,6 +44,44 @@ def kept_sets(record: Mapping[str, Any], block: Mapping[str, Any]) -> list[str]:
     if any(before.get(name) != block[name] for name in ("base_weights_hash", "dtype")):
         return []
     return [name for name in before.get("sets", ()) if name not in block["sets"]]
+
+
+def check_not_fewer(folder: Path, sets: Sequence[str], samples: int, limit: int | None) -> None:
+    """Refuse a diagnosis of fewer questions or samples than the file holds, before any long work.
+
+    Raises:
+        UserError: naming both numbers.
+    """
+    if not (folder / NAME).is_file():
+        return
+    rows = read_parquet(folder / NAME, ["prefix_set", "task", "doc_id", "sample"]).to_pandas()
+    tasks = read_parquet(folder / "prompts.parquet", ["task"])["task"].to_pandas().value_counts()
+    planned = int(tasks.clip(upper=limit).sum())
+    for name in sets:
+        there = rows[rows["prefix_set"] == name]
+        questions = len(there[["task", "doc_id"]].drop_duplicates())
+        taken = 1 + int(there["sample"].max()) if questions else 0
+        if questions > planned or taken > samples:
+            raise UserError(
+                f"{folder / NAME} holds {name} prefixes of {questions} questions with {taken}"
+                f" samples, this call would replace them by {planned} with {samples};"
+                " raise --limit and --samples, or give --overwrite"
+            )
+
+
+def check_kept(folder: Path, record: Mapping[str, Any], block: Mapping[str, Any]) -> None:
+    """Refuse to drop prefix sets that were measured against another base model or precision.
+
+    Raises:
+        UserError: naming them.
+    """
+    there = (record.get("diagnose") or {}).get("sets", ()) if (folder / NAME).is_file() else ()
+    lost = [name for name in there if name not in (*kept_sets(record, block), *block["sets"])]
+    if lost:
+        raise UserError(
+            f"{folder / NAME} holds {', '.join(lost)} prefixes against another base model or in"
+            " another precision, which this call would drop; measure them too, or give --overwrite"
+        )
 
 
 def write_kl(folder: Path, found: Sequence[Measured], keep: Collection[str]) -> None:

@@ -90,8 +90,22 @@ def _parse(line: str, place: str, fields: Sequence[str]) -> Row:
         raise UserError(f"{place}: not JSON ({error.msg}); write one object a line") from error
     if not isinstance(row, dict):
         raise UserError(f"{place}: not a JSON object; write one object a line")
+    if "\\ud" in line.lower():
+        _check_text(row, place)
     check_fields(row, place, fields)
     return row
+
+
+def _check_text(row: Row, place: str) -> None:
+    r"""Refuse half a character: JSON may write one as ``\ud83d``, no tokenizer takes it."""
+    for field, value in row.items():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            raise UserError(
+                f"{place}: {field} holds {half}, half a character; mend the row"
+            ) from None
 
 
 def _usual_names(aliases: Sequence[str], split: str) -> list[str]:

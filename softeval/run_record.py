@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from softeval import environment, rundir
 from softeval.errors import UserError
-from softeval.identity import Request, mode_record
+from softeval.identity import Request, absolute, mode_record
 from softeval.record_shape import check_training
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def new_record(request: Request) -> dict[str, Any]:
         "config": request.resolved_config,
         "identity": request.identity,
         "model": {
-            "path": lm.path,
+            "path": absolute(lm.path),
             "weights_hash": request.weights_hash,
             "tokenizer_hash": request.identity["tokenizer"],
             "architecture": type(lm.model).__name__,

@@ -51,8 +51,13 @@ class Vocabulary:
             with another text.
 
         Raises:
-            UserError: a token that the embedding has no row for.
+            UserError: a token that the embedding has no row for, or a text that is no Unicode.
         """
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError(
+                "the text holds half a character (a lone surrogate), which no tokenizer takes;"
+                " mend it: text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
+            )
         if special is None:
             bos = self.tokenizer.bos_token
             special = not (bos and text.startswith(bos))

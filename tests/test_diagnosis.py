@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -65,15 +66,50 @@ def test_every_prefix_set_is_measured_in_both_directions(run):
 
 
 def test_sets_samples_and_limit_change_what_is_replayed(run):
-    found = diagnose(run.path, BUNDLED_CHECKPOINT, sets=["own"], samples=1, limit=2, device="cpu")
+    options = {"sets": ["own"], "limit": 2, "device": "cpu"}
+    found = diagnose(run.path, BUNDLED_CHECKPOINT, samples=1, overwrite=True, **options)
     assert found.prefixes == {"own": 4}
+
+
+def test_fewer_prefixes_never_replace_more_unasked(run, tmp_path):
+    folder = Path(shutil.copytree(run.path, tmp_path / "run"))
+    both = {"sets": ["own", "base"], "samples": 2, "device": "cpu"}
+    diagnose(folder, BUNDLED_CHECKPOINT, overwrite=True, **both)
+    before = (folder / "kl.parquet").read_bytes()
+    with pytest.raises(UserError, match=r"own prefixes of 3 questions with 2 .* by 2 with 2"):
+        diagnose(folder, BUNDLED_CHECKPOINT, limit=2, **both)
+    with pytest.raises(UserError, match=r"base prefixes of 3 questions .* by 3 with 1;"):
+        diagnose(folder, BUNDLED_CHECKPOINT, **both | {"sets": ["base"], "samples": 1})
+    with pytest.raises(UserError, match="holds own prefixes against another base model"):
+        diagnose(folder, run.path.parent / "near", **both | {"sets": ["base"]})
+    assert (folder / "kl.parquet").read_bytes() == before
+    diagnose(folder, BUNDLED_CHECKPOINT, overwrite=True, limit=1, **both)
+    assert len(set(pd.read_parquet(folder / "kl.parquet")["doc_id"])) == 1
+
+
+def test_a_checkpoint_that_was_moved_can_be_named(run, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(run.path, tmp_path / "run"))
+    record = rundir.read_record(folder)
+    assert record["model"]["path"] == record["config"]["model"] == str(run.path.parent / "near")
+    record["model"]["path"] = str(tmp_path / "gone")
+    rundir.write_record(folder, record)
+    options = {"sets": ["own"], "samples": 2, "device": "cpu"}
+    with pytest.raises(UserError, match=r"no checkpoint at .*gone.*say where it is now with --mod"):
+        diagnose(folder, BUNDLED_CHECKPOINT, **options)
+    with pytest.raises(UserError, match=r"is not the checkpoint of .* \(other weights\)"):
+        diagnose(folder, BUNDLED_CHECKPOINT, model=BUNDLED_CHECKPOINT, **options)
+    with pytest.raises(UserError, match="other weights"):
+        diagnose(folder, BUNDLED_CHECKPOINT, model=BUNDLED_CHECKPOINT, dtype="bfloat16", **options)
+    monkeypatch.chdir(run.path.parent)
+    found = diagnose(folder, BUNDLED_CHECKPOINT, model="near", **options)
+    assert found.prefixes == {"own": 12} and found.differing == 0
 
 
 @pytest.mark.slow
 def test_a_later_diagnosis_keeps_the_other_prefix_sets(run):
-    diagnose(run.path, BUNDLED_CHECKPOINT, sets=["own", "base"], device="cpu")
+    diagnose(run.path, BUNDLED_CHECKPOINT, sets=["own", "base"], overwrite=True, device="cpu")
     before = pd.read_parquet(run.path / "kl.parquet")
-    diagnose(run.path, BUNDLED_CHECKPOINT, sets=["base"], limit=1, device="cpu")
+    diagnose(run.path, BUNDLED_CHECKPOINT, sets=["base"], limit=1, overwrite=True, device="cpu")
     after = pd.read_parquet(run.path / "kl.parquet")
     own = "prefix_set == 'own'"
     pd.testing.assert_frame_equal(
@@ -86,12 +122,12 @@ def test_a_later_diagnosis_keeps_the_other_prefix_sets(run):
     with pytest.raises(UserError, match="nothing to replay for --sets gold"):
         diagnose(run.path, BUNDLED_CHECKPOINT, sets=["gold"], device="cpu")
     assert pd.read_parquet(run.path / "kl.parquet").equals(after)
-    diagnose(run.path, str(run.path.parent / "near"), sets=["base"], device="cpu")
+    diagnose(run.path, run.path.parent / "near", sets=["base"], overwrite=True, device="cpu")
     assert set(pd.read_parquet(run.path / "kl.parquet")["prefix_set"]) == {"base"}
 
 
 def test_the_floor_says_how_many_prefixes_it_rests_on(run):
-    diagnose(run.path, BUNDLED_CHECKPOINT, sets=["base"], limit=1, device="cpu")
+    diagnose(run.path, BUNDLED_CHECKPOINT, sets=["base"], limit=1, overwrite=True, device="cpu")
     floor = json.loads((run.path / "run.json").read_text())["diagnose"]["noise_floor"]
     assert floor["batch_size"] == 2
 

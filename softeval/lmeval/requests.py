@@ -75,8 +75,9 @@ def _ask(request: Instance, greedy: bool, expected: int | None, max_gen_toks: in
     task = str(request.task_name)
     if expected is not None and repeats != expected:
         raise UserError(
-            f"{task} asks for {repeats} samples a question, the model for {expected}: "
-            f"load the task with metadata num_samples={expected} and the mode's name"
+            f"{task} asks for {repeats} samples a question, the model for {expected}: write"
+            f" `repeats: {expected}` into the task's YAML (softeval's own tasks: load them with"
+            f" metadata num_samples={expected} and the mode's name)"
         )
     _check_arguments(task, arguments, max_gen_toks)
     # A question may come with several requests; each is a question of its own here.

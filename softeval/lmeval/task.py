@@ -68,6 +68,22 @@ class BenchmarkTask(ConfigurableTask):
     def fewshot_docs(self) -> None:
         """No examples: every task is zero-shot."""
 
+    def get_config(self, key: str) -> Any:
+        """As lm-eval, which keeps a 0 of its own and drops --num_fewshot without a word."""
+        return None if key == "num_fewshot" else super().get_config(key)
+
+    def set_config(self, key: str, value: Any, update: bool = False) -> None:
+        """As lm-eval.
+
+        Raises:
+            UserError: examples were asked for.
+        """
+        if key == "num_fewshot" and value:
+            raise UserError(
+                f"{self.task_name} is zero-shot: leave --num_fewshot out, or take a task of lm-eval"
+            )
+        super().set_config(key, value, update)
+
     def doc_iterator(
         self,
         *,

@@ -15,7 +15,7 @@ class GenText(str):
     """The whole text of a generation (CoT, prefill, answer) with what is known about it.
 
     Attributes:
-        meta: scalars: mode, sample, answer, stop_reason, answer_stop, n_cot_tokens,
+        meta: scalars, none of a text that is no sample: mode, sample, answer, stop_reason, answer_stop, n_cot_tokens,
             n_answer_tokens, mean_entropy (nats), seconds.
         generation: the record itself; None after pickling, which drops its arrays.
     """
@@ -23,9 +23,15 @@ class GenText(str):
     meta: dict[str, Any]
     generation: Generation | None
 
-    def __new__(cls, text: str, meta: dict[str, Any], generation: Generation | None = None) -> Self:
+    def __new__(
+        cls,
+        text: object = "",
+        meta: dict[str, Any] | None = None,
+        generation: Generation | None = None,
+    ) -> Self:
+        # Anything, like `str`: lm-eval makes the label a text of the type of the result.
         self = super().__new__(cls, text)
-        self.meta = meta
+        self.meta = {} if meta is None else meta
         self.generation = generation
         return self
 
