@@ -10,6 +10,7 @@ import typer
 
 from softeval.terminal import say, say_json
 
+DEFAULT_FOLDER = Path("runs")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -45,17 +46,19 @@ def modes(as_json: AsJson = False) -> None:
 
 
 def runs(
-    folder: Annotated[Path, typer.Argument(help="Folder that holds run directories.")] = Path(
-        "runs"
-    ),
+    folder: Annotated[
+        Path, typer.Argument(help="Folder that holds run directories.")
+    ] = DEFAULT_FOLDER,
     as_json: AsJson = False,
 ) -> None:
-    """List the runs in a folder, the one written last first."""
+    """List the runs in a folder and in its folders, the one written last first."""
     from softeval.errors import UserError
     from softeval.rundir import find_runs, read_record
 
+    if not folder.is_dir() and folder != DEFAULT_FOLDER:
+        raise UserError(f"no folder {folder}; give one that holds run directories")
     rows = []
-    for path in find_runs(folder):
+    for path in find_runs(folder, nested=True):
         try:
             record = read_record(path)
         except UserError as error:

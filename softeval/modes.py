@@ -11,6 +11,7 @@ Shapes: N rows, V vocabulary (ids the tokenizer knows), D embedding width.
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -205,7 +206,10 @@ def get_mode(
     """
     mode = MODES.get(name.replace("-", "_"))
     if mode is None:
-        raise UserError(f"unknown mode {name!r}; choose from {', '.join(MODES)}")
+        near = [known for known in MODES if known.startswith(f"{name}_")]
+        near = near or difflib.get_close_matches(name, MODES, n=1)
+        remedy = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(MODES)}"
+        raise UserError(f"unknown mode {name!r}; {remedy}")
     if temperature is not None:
         if mode.name == "hard_greedy":
             raise UserError("hard_greedy has temperature 0; override it on hard_sample")

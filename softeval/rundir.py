@@ -108,9 +108,15 @@ def is_run(folder: Path) -> bool:
     return (folder / RUN_FILE).is_file()
 
 
-def find_runs(parent: Path) -> list[Path]:
-    """Run directories directly inside `parent`, the one written last first."""
-    found = [path.parent for path in parent.glob(f"*/{RUN_FILE}")]
+def find_runs(parent: Path, nested: bool = False) -> list[Path]:
+    """Run directories inside `parent`, the one written last first.
+
+    Args:
+        parent: the folder.
+        nested: also those one level further down.
+    """
+    places = (f"*/{RUN_FILE}", f"*/*/{RUN_FILE}") if nested else (f"*/{RUN_FILE}",)
+    found = [path.parent for place in places for path in parent.glob(place)]
     return sorted(found, key=lambda run: (run / RUN_FILE).stat().st_mtime, reverse=True)
 
 
@@ -131,8 +137,8 @@ def check_identity(folder: Path, identity: Mapping[str, Any], record: Mapping[st
         UserError: naming each field that differs, there and now.
     """
     # Through JSON, as the record was: a tuple is a list there.
-    ours = json.loads(json.dumps(identity))
-    differing = list(differing_fields(ours, record.get("identity", {})))
+    ours, theirs = json.loads(json.dumps([identity, record.get("identity", {})]))
+    differing = [*_other_names(ours, theirs), *differing_fields(ours, theirs)]
     if differing:
         named = "; ".join(
             f"{name}: {_short(old)} there, {_short(new)} now" for name, new, old in differing
@@ -156,6 +162,17 @@ def check_place(folder: Path) -> None:
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not os.access(there, os.W_OK):
         raise unwritable(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+def _other_names(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """("modes", our names, their names) where they differ; only common ones stay in both."""
+    for field in ("tasks", "modes"):
+        new, old = ours.get(field), theirs.get(field)
+        if isinstance(new, dict) and isinstance(old, dict) and new.keys() != old.keys():
+            yield field, ", ".join(sorted(new)), ", ".join(sorted(old))
+            common = new.keys() & old.keys()
+            ours[field] = {name: new[name] for name in common}
+            theirs[field] = {name: old[name] for name in common}
 
 
 def prepare(folder: Path) -> None:
@@ -213,5 +230,5 @@ def _probe(folder: Path) -> None:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 90 else text[:87] + "..."

@@ -97,3 +97,14 @@ def test_lm_eval_gets_its_arguments_as_they_are(
     arguments = ["run", "--model_args", "mode=soft_sample", "--tasks", "a_b", "--help", "-x"]
     assert softeval("lm_eval", *arguments).code == 0
     assert given == arguments
+
+
+def test_ls_finds_runs_one_level_down_and_names_a_folder_that_is_not_there(
+    softeval: Callable[..., Ended],
+) -> None:
+    assert softeval("ls", "runs") == Ended(0, "", "none\n")
+    write_run(Path("runs/demo/soft"), questions=1, samples=1)
+    (row,) = json.loads(softeval("ls", "runs", "--json").out)
+    assert row["run"] == "runs/demo/soft"
+    ended = softeval("ls", "runs", "nosuch")
+    assert ended.code == 2 and "no folder nosuch" in ended.err

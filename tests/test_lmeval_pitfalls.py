@@ -65,7 +65,9 @@ def test_generation_arguments_without_effect_are_refused(
 
 def test_task_and_model_must_agree_on_the_samples() -> None:
     lm = adapter("hard_sample", 3)
-    with pytest.raises(UserError, match="asks for 1 samples a question, the model for 3"):
+    with pytest.raises(
+        UserError, match=r"asks for 1 samples .* the model for 3: write `repeats: 3`"
+    ):
         lm.generate_until([request()])
 
 

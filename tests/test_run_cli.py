@@ -295,7 +295,9 @@ def write_jsonl(name: str, rows: list[dict[str, Any]]) -> None:
     [
         (["--model", "./absent"], "no checkpoint at ./absent"),
         (["--tasks", "arithmetics"], "unknown task 'arithmetics'; did you mean arithmetic?"),
-        (["--modes", "softsample"], "unknown mode 'softsample'"),
+        (["--modes", "softsample"], "unknown mode 'softsample'; did you mean soft_sample?"),
+        (["--modes", "soft_sampel"], "did you mean soft_sample?"),
+        (["--modes", "soft"], "did you mean soft_greedy or soft_sample?"),
         (["--pass-at", "64"], "raise --num-samples"),
         (["--limit", "0"], "leaves no question"),
         (["--tasks", "gsm8k", "--data-dir", "absent"], "absent"),

@@ -149,6 +149,19 @@ def test_identity_names_every_differing_field(tmp_path: Path) -> None:
     rundir.check_identity(tmp_path, there, {"identity": there})
 
 
+def test_identity_names_other_modes_and_tasks_by_their_names(tmp_path: Path) -> None:
+    greedy, soft = {"temperature": 0}, {"temperature": 0.5}
+    there = {"modes": {"hard_greedy": greedy, "soft_sample": soft}, "tasks": {"a": "1", "b": "2"}}
+    now = {"modes": {"hard_greedy": greedy}, "tasks": {"a": "3", "c": "4"}}
+    with pytest.raises(UserError) as caught:
+        rundir.check_identity(tmp_path, now, {"identity": there})
+    message = str(caught.value)
+    assert "modes: hard_greedy, soft_sample there, hard_greedy now" in message
+    assert "tasks: a, b there, a, c now" in message and "tasks.a: 1 there, 3 now" in message
+    assert "tasks.b" not in message and "{" not in message and "null" not in message
+    assert len(there["modes"]) == 2, "the record itself stays as it was"
+
+
 def test_prepare_refuses_what_it_would_harm(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("x")
