@@ -85,7 +85,7 @@ def test_an_unfiltered_task_of_lm_eval_runs(tmp_path: Path, mode: str, repeats: 
         [sys.executable, "-m", "softeval", "lm-eval", "run", "--model", "softeval", "--model_args",
          arguments, "--tasks", "mine", "--include_path", str(tmp_path / "tasks"), "--device", "cpu",
          "--output_path", str(tmp_path / "out"), "--log_samples"],
-        check=False, capture_output=True, text=True, timeout=280,
+        check=False, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert "exact_match" in done.stdout
@@ -101,7 +101,7 @@ def test_examples_for_a_zero_shot_task_are_refused(tmp_path: Path) -> None:
     from softeval.lmeval import task_manager
 
     data_dir = write_data(tmp_path)
-    manager = task_manager(data_dir=data_dir)
+    manager = task_manager(data_dir=data_dir, **CAPS)
     ask = {"tasks": ["gsm8k"], "task_manager": manager, "limit": 1, "bootstrap_iters": 0}
     with pytest.raises(UserError, match="gsm8k is zero-shot: leave --num_fewshot out"):
         lm_eval.simple_evaluate(model=adapter("hard_greedy", 1), num_fewshot=3, **ask)
