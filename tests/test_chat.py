@@ -153,7 +153,7 @@ def test_a_date_without_a_template_is_refused(softeval: Callable[..., Ended]) ->
             "not done after 0.5 seconds",
         ),
         ("{{ 'x' * 30000000000 }}", "MemoryError"),
-        ("{{ 'x' * 30000000 }}", "30000000 characters"),
+        ("{{ 'x' * 5000000 }}", "5000000 characters"),
         ("{{ raise_exception('\x1b[31mboo\nhoo') }}", "[31mboo hoo"),
         ("{{ raise_exception('y' * 100000) }}", "yyy"),
         ("{{ range(99999) | random }}", "another text each time"),

@@ -64,7 +64,7 @@ def train(
         _calm_libraries()
         from softeval.trainers.memory import plan_memory
 
-        typer.echo("\n".join(plan_memory(resolved)), err=True)
+        say("\n".join(plan_memory(resolved)), err=True)
         return 0
     _calm_libraries()
     from softeval.trainers.interruption import Stopped
@@ -74,7 +74,7 @@ def train(
     try:
         result = run_training(resolved, quiet=quiet, command=command)
     except Stopped as stopped:
-        typer.echo(f"softeval: {stopped}", err=True)
+        say(f"softeval: {stopped}", err=True)
         return stopped.exit_code
     if not result.is_main:
         return 0
