@@ -207,7 +207,8 @@ def test_float32_head_of_a_bfloat16_model_sharpens_its_logits():
         b = sharp.logits(sharp.model(input_ids=ids).logits)
     assert a.dtype == torch.bfloat16
     assert b.dtype == torch.float32
-    assert torch.equal(b.to(torch.bfloat16), a)
+    # The half-precision product is rounded to 8 bits once or, on some processors, also on its way.
+    torch.testing.assert_close(a.float(), b, rtol=2**-7, atol=2**-10)
     assert not torch.equal(b, a.float())
 
 

@@ -250,10 +250,11 @@ def test_settings_that_differ_between_arms_are_noted(tmp_path, knob):
     assert not notes(measure([(None, f) for f in folders]))
     record = json.loads((folders[1] / "run.json").read_text())
     place = record["config"] if knob == "max_cot_tokens" else record["modes"][0]
-    before, place[knob] = place[knob], "other"
+    other = 99 if knob == "max_cot_tokens" else "other"
+    before, place[knob] = place[knob], other
     rundir.write_record(folders[1], record)
     (note,) = notes(measure([(None, f) for f in folders]))
-    assert knob in note and f": {before} in base, other in soft;" in note
+    assert knob in note and f": {before} in base, {other} in soft;" in note
 
 
 def test_seeds_with_other_caps_are_noted_by_their_folders(tmp_path):
