@@ -16,6 +16,7 @@ from softeval.reports.arms import Arm, Arms
 from softeval.reports.cells import cell_order
 from softeval.reports.entropy import bin_width
 from softeval.reports.kl import DIRECTIONS, PREFIX_SETS, Drift, DriftKey, noise_floor
+from softeval.reports.left_out import NothingToShow
 from softeval.reports.statistics.divergence import SequenceScores, print_kl, summarise_kl
 from softeval.reports.statistics.positions import PositionSums
 from softeval.reports.statistics.profiles import Profile, position_profile
@@ -89,7 +90,10 @@ def _score(arms: Arms, arm: Arm, key: DriftKey, direction: str) -> DriftScore | 
     if not drifts or not reduce(np.intersect1d, [drift.doc_M for drift in drifts]).size:
         return None
     doc_M = np.unique(np.concatenate([drift.doc_M for drift in drifts]))
-    summary = summarise_kl([_scores(drift, doc_M, direction) for drift in drifts])
+    scores = [_scores(drift, doc_M, direction) for drift in drifts]
+    if not np.isfinite([s.per_token for s in scores]).all(axis=0).any():
+        raise NothingToShow(f"the KL of {arms.name(arm)} on {key[0]} is not finite")
+    summary = summarise_kl(scores)
     floors = [
         floor
         for c in arm.checkpoints

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from softeval.reports.arms import Arm, Arms, Checkpoint
+from softeval.reports.left_out import NothingToShow
 from softeval.reports.statistics.contrast import Contrast
 from softeval.reports.statistics.crossed import CrossedMean, crossed_mean
 from softeval.reports.statistics.likelihood import nll_difference
@@ -65,6 +66,8 @@ def _score(arms: Arms, arm: Arm, task: str) -> OutOfDomainScore | None:
     if not len(doc_M):
         return None
     nll_SM = _table(mine, task, doc_M, "nll_M")
+    if not np.isfinite(nll_SM).all(axis=0).any():
+        raise NothingToShow(f"the NLL of {arms.name(arm)} on {task} is not finite")
     return OutOfDomainScore(
         arm=arm,
         name=arms.name(arm),

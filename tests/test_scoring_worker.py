@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from scoring_cases import math_cases
+from scoring_cases import math_cases, our_cases
 
 from softeval.errors import UserError
 from softeval.scoring import (
@@ -343,7 +343,7 @@ def test_limits_must_be_positive(wrong: dict[str, int]) -> None:
 
 
 def test_many_threads_share_a_scorer() -> None:
-    cases = math_cases()[::9]
+    cases = our_cases()[::9]
     with Scorer(workers=2, timeout=20) as fresh, ThreadPoolExecutor(8) as threads:
         found = threads.map(lambda case: fresh.score(case[0], case[1]).correct, cases * 3)
         assert list(found) == [accepted for *_, accepted in cases] * 3

@@ -124,7 +124,8 @@ def test_graded_scores_at_the_ceiling_need_the_guard(world, problems):
     """n = 64 for pass@32: by the letter Wilson's n_eff exceeds M many times and covers badly."""
     coverage = single(world, problems, 64, 32)
     assert coverage["letter"] < 0.91
-    assert 0.94 <= coverage["wilson"] <= 0.99
+    # A few failures at most: the guard for questions not met may cover more than asked for.
+    assert 0.94 <= coverage["wilson"] <= 0.995
 
 
 def crossed(world: World, seeds: int, problems: int, n: int, k: int, reps: int = 2000):
@@ -169,7 +170,7 @@ def test_crossed_interval_covers_where_others_do_not(seed_sd, problems, k, noted
 def test_crossed_interval_holds_near_the_ceiling():
     coverage = crossed(World(1.5, 1.2, 0.1, 0.5), 3, 500, 32, 32)
     assert coverage["truth"] > 0.996
-    assert 0.95 <= coverage["crossed"] <= 0.995
+    assert 0.95 <= coverage["crossed"] <= 0.9995  # few failures: see the guard above
 
 
 def rejections(world: World, seeds: int, problems: int, reps: int = 1000):
@@ -183,7 +184,8 @@ def rejections(world: World, seeds: int, problems: int, reps: int = 1000):
     paired = (a - b).mean(axis=1).var(axis=1, ddof=1) / problems
     paired_rejects = np.abs(diff) > t_quantile(0.975, problems - 1) * np.sqrt(paired)
     contrast = compare_methods(a[0], b[0])
-    assert (contrast.p < 0.05) == crossed_rejects[0]
+    # The guard for questions that one side loses whole only ever withholds.
+    assert crossed_rejects[0] or contrast.p >= 0.05
     return {
         "crossed": float(crossed_rejects.mean()),
         "paired": float(paired_rejects.mean()),
