@@ -21,7 +21,7 @@ from softeval.reports.cells import Cell, Key, cell_order, read_cells
 from softeval.reports.kl import Drift, read_drift
 from softeval.reports.likelihoods import Likelihoods, read_likelihoods
 from softeval.reports.positions import EntropySums, choose_groups, read_positions
-from softeval.reports.recorded import RecordedRun, open_run
+from softeval.reports.recorded import RecordedMode, RecordedRun, mode_order, open_run
 
 BASE = "base"
 METHODS = (BASE, "hard", "fuzzy", "soft")  # in the order of the paper's tables
@@ -188,10 +188,17 @@ class Arms:
         return tuple(dict.fromkeys(task for task, _ in self.keys))
 
     @property
-    def modes(self) -> tuple[str, ...]:
+    def modes(self) -> tuple[RecordedMode, ...]:
         """CoT modes, in the paper's order."""
-        found = {mode for _, mode in self.keys}
-        return tuple(sorted(found, key=lambda mode: cell_order(("", mode))))
+        return tuple(sorted({mode for _, mode in self.keys}, key=mode_order))
+
+    def mode(self, name: str) -> RecordedMode:
+        """The mode of that name, also where nothing was evaluated under it."""
+        return next((m for m in self.modes if m == name), RecordedMode.of(name, {}))
+
+    def modes_of(self, family: str, is_greedy: bool) -> tuple[RecordedMode, ...]:
+        """The modes of a family, greedy or sampled."""
+        return tuple(m for m in self.modes if m.family == family and m.is_greedy == is_greedy)
 
     @property
     def groups(self) -> dict[tuple[str, str | None], tuple[Arm, ...]]:
@@ -348,13 +355,13 @@ def _refuse_other_modes(arm: Arm) -> None:
     """Seeds that were evaluated at other temperatures or noise scales are not averaged."""
     seen: dict[str, tuple[MeasuredRun, Mapping[str, Any]]] = {}
     for run in (run for c in arm.checkpoints for run in c.runs):
-        for name, mode in run.run.modes().items():
-            for knob in ("temperature", "noise_scale", "noise_norm"):
-                first, there = seen.setdefault(name, (run, mode))
-                if there.get(knob) != mode.get(knob):
+        for name, mode in run.run.modes.items():
+            first, there = seen.setdefault(name, (run, mode.options))
+            for knob in {**there, **mode.options}:
+                if there.get(knob) != mode.options.get(knob):
                     raise UserError(
                         f"{first.run.folder} has {name} with {knob} {there.get(knob)},"
-                        f" {run.run.folder} with {mode.get(knob)}; name them apart, LABEL=RUN"
+                        f" {run.run.folder} with {mode.options.get(knob)}; name them apart, LABEL=RUN"
                     )
 
 

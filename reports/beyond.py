@@ -15,7 +15,7 @@ import numpy as np
 from softeval.errors import UserError
 from softeval.reports.arms import Arm, Arms
 from softeval.reports.cells import Key
-from softeval.reports.curves import KINDS
+from softeval.reports.curves import lanes
 from softeval.reports.scores import Floats, Ints, complete_curve, curve_ks, usual_n
 from softeval.reports.statistics.extrapolation import FARTHEST, Extrapolation, extrapolate
 
@@ -73,7 +73,9 @@ def find_beyond(arms: Arms, largest: int | None) -> list[BeyondFigure]:
         name = f"{family}, trained on {dataset}" if dataset else family
         for task in arms.tasks:
             panels = {
-                kind: _panel(arms, group, (task, f"{kind}_sample"), largest) for kind in KINDS
+                lane.title: _panel(arms, group, (task, lane.sampled), largest)
+                for lane in lanes(arms)
+                if lane.sampled is not None
             }
             shown = {kind: curves for kind, curves in panels.items() if curves}
             if shown:

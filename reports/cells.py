@@ -11,23 +11,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from softeval.reports.recorded import RecordedRun
+from softeval.reports.recorded import RecordedMode, RecordedRun, mode_order
 from softeval.tables import doubled_row
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Key = tuple[str, str]  # (task, mode)
-
-# As the paper's tables list them.
-MODE_ORDER = tuple(
-    f"{kind}_{how}" for kind in ("hard", "fuzzy", "soft") for how in ("greedy", "sample")
-)
+Key = tuple[str, RecordedMode]  # (task, mode)
 
 COLUMNS = (
     "task",
@@ -68,7 +63,7 @@ class Cell:
     """
 
     task: str
-    mode: str
+    mode: RecordedMode
     doc_R: NDArray[np.int64]
     sample_R: NDArray[np.int64]
     correct_R: NDArray[np.bool_]
@@ -84,11 +79,6 @@ class Cell:
     target_M: NDArray[np.object_]
     prompt_M: NDArray[np.object_]
     other_R: NDArray[np.bool_] | None = None
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the mode gives the same sample every time, so that pass@k is only pass@1."""
-        return self.mode.endswith("_greedy")
 
     @property
     def n(self) -> int:
@@ -124,20 +114,18 @@ def read_cells(run: RecordedRun) -> dict[Key, Cell]:
     parts: dict[Key, list[dict[str, np.ndarray]]] = {}
     other = ("other_correct",) if run.has_column("samples", "other_correct") else ()
     for batch in run.batches("samples", (*COLUMNS, *other)):
-        for key, columns in _split(batch):
-            parts.setdefault(key, []).append(columns)
+        for (task, mode), columns in _split(batch):
+            parts.setdefault((task, run.mode(mode)), []).append(columns)
     path = run.path("samples")
     return {key: _cell(path, key, parts[key]) for key in sorted(parts, key=cell_order)}
 
 
-def cell_order(key: Key) -> tuple[str, int, str]:
-    """Sort key: tasks by name, modes in the paper's order, unknown modes last."""
-    task, mode = key
-    rank = MODE_ORDER.index(mode) if mode in MODE_ORDER else len(MODE_ORDER)
-    return task, rank, mode
+def cell_order(key: Key) -> tuple[Any, ...]:
+    """Sort key: tasks by name, then modes in the paper's order, others after them."""
+    return key[0], *mode_order(key[1])
 
 
-def _split(batch: pa.RecordBatch) -> Iterator[tuple[Key, dict[str, np.ndarray]]]:
+def _split(batch: pa.RecordBatch) -> Iterator[tuple[tuple[str, str], dict[str, np.ndarray]]]:
     """The batch's rows by (task, mode), as numpy columns."""
     task, mode = (batch.column(name).dictionary_encode() for name in ("task", "mode"))
     modes = mode.dictionary.to_pylist()

@@ -204,7 +204,7 @@ def _success(a: Arm, b: Arm, wanted: Wanted) -> Iterator[Entry]:
         sides = [Side(name, arm.having(key), key[1]) for name, arm in (("A", a), ("B", b))]
         cells = [c.cells[key] for side in sides for c in side.checkpoints]
         n, questions = usual_n(cells), _union([cell.doc_M for cell in cells])
-        for k in _ks(cells[0].greedy, n, wanted.ks):
+        for k in _ks(key[1].is_greedy, n, wanted.ks):
             if k > n:
                 raise UserError(f"--k {k}: {key[0]} under {key[1]} has {n} samples a question")
             contrast = compare_sides(sides[0], sides[1], Metric(*key, k))

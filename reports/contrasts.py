@@ -18,11 +18,11 @@ from softeval.config import parse_contrast
 from softeval.errors import UserError
 from softeval.reports.arms import Arm, Arms, Checkpoint, MeasuredRun
 from softeval.reports.cells import Key
+from softeval.reports.recorded import REFERENCE, RecordedMode
 from softeval.reports.scores import headline_k, shared, table_scores
 from softeval.reports.statistics.contrast import Contrast, compare_methods
 from softeval.reports.statistics.equivalence import MARGIN, Verdict, judge, judge_family
 
-GREEDY, SAMPLED = "hard_greedy", "hard_sample"
 CHOSEN = "chosen when this report was made"
 
 
@@ -31,7 +31,7 @@ class Metric:
     """pass@k of a task under a mode."""
 
     task: str
-    mode: str
+    mode: RecordedMode
     k: int
 
     @property
@@ -52,7 +52,7 @@ class Side:
 
     name: str
     checkpoints: tuple[Checkpoint, ...]
-    mode: str
+    mode: RecordedMode
 
     def key(self, task: str) -> Key:
         """The cell on a task."""
@@ -105,7 +105,7 @@ class Comparison:
         """For example ``hard sample pass@32``; without the mode where the sides differ in it."""
         if self.a.mode == self.b.mode:
             return self.metric.name.replace("_", " ")
-        return "pass@1" if self.a.mode.endswith("_greedy") else f"pass@{self.metric.k}"
+        return "pass@1" if self.a.mode.is_greedy else f"pass@{self.metric.k}"
 
 
 def side(arms: Arms, arm: Arm, key: Key) -> Side:
@@ -190,7 +190,7 @@ def _arm_pairs(arms: Arms) -> Iterator[tuple[Side, Side, Metric, bool]]:
                 for a, b in _ordered_pairs(group):
                     if a.having((task, mode)) and b.having((task, mode)):
                         sides = side(arms, a, (task, mode)), side(arms, b, (task, mode))
-                        headline = mode == GREEDY or k == headline_k(arms, task)
+                        headline = mode.is_greedy or k == headline_k(arms, task)
                         headline &= only_models if models else b is reference
                         yield *sides, Metric(task, mode, k), headline
 
@@ -215,25 +215,38 @@ def _ordered_pairs(group: Sequence[Arm]) -> Iterator[tuple[Arm, Arm]]:
             yield from ((a, b) for a in trained if a is not b)
 
 
-def _headline_metrics(arms: Arms, task: str) -> list[tuple[str, int]]:
-    large = headline_k(arms, task)
-    wanted = [(GREEDY, 1), *((SAMPLED, k) for k in sorted({1, large}))]
-    return [(mode, k) for mode, k in wanted if (task, mode) in arms.keys]
+def _headline_metrics(arms: Arms, task: str) -> list[tuple[RecordedMode, int]]:
+    """Hard inference: greedy, and sampled at 1 and at the large k."""
+    sampled_ks = sorted({1, headline_k(arms, task)})
+    return [
+        (mode, k)
+        for mode in arms.modes
+        if mode.family == REFERENCE and (task, mode) in arms.keys
+        for k in ([1] if mode.is_greedy else sampled_ks)
+    ]
 
 
 def _mode_pairs(arms: Arms) -> Iterator[tuple[Side, Side, Metric, bool]]:
-    """Fuzzy and soft inference against hard inference with the same arm."""
+    """Every other kind of inference against hard inference with the same arm."""
     headline = modes_are_headline(arms)
     for arm in mode_arms(arms):
         for task in arms.tasks:
             large = headline_k(arms, task)
-            for kind in ("fuzzy", "soft"):
-                for how, ks in (("greedy", {1}), ("sample", {1, large})):
-                    a, b = (task, f"{kind}_{how}"), (task, f"hard_{how}")
-                    if (sides := mode_sides(arms, arm, a, b)) is not None:
-                        for k in sorted(ks):
-                            shown = how == "greedy" or k == large
-                            yield *sides, Metric(task, a[1], k), headline and shown
+            for mode, other in modes_beside_reference(arms):
+                if (sides := mode_sides(arms, arm, (task, mode), (task, other))) is not None:
+                    for k in [1] if mode.is_greedy else sorted({1, large}):
+                        shown = mode.is_greedy or k == large
+                        yield *sides, Metric(task, mode, k), headline and shown
+
+
+def modes_beside_reference(arms: Arms) -> list[tuple[RecordedMode, RecordedMode]]:
+    """Each mode of another family beside the reference mode that is greedy or sampled as it is."""
+    return [
+        (mode, other)
+        for mode in arms.modes
+        if mode.family != REFERENCE
+        for other in arms.modes_of(REFERENCE, mode.is_greedy)[:1]
+    ]
 
 
 def mode_arms(arms: Arms) -> list[Arm]:
@@ -310,7 +323,7 @@ def _drafts_of(arms: Arms, text: str) -> list[Draft]:
     task, pair, mode, k = parse_contrast(text)
     drafts: list[Draft] = []
     for where in arms.tasks if task is None else (task,):
-        metric = Metric(where, mode, k)
+        metric = Metric(where, arms.mode(mode), k)
         for a, b in _named_pairs(arms, pair, metric):
             of_modes = a.mode != b.mode
             named = Metric(where, a.mode, k) if of_modes else metric
@@ -322,7 +335,7 @@ def _drafts_of(arms: Arms, text: str) -> list[Draft]:
 
 def _named_pairs(arms: Arms, pair: str, metric: Metric) -> Iterator[tuple[Side, Side]]:
     """(A, B) of "soft-hard" among the arms of a group, or of "soft_sample" against the mode."""
-    key, of_mode = (metric.task, metric.mode), (metric.task, pair.replace("-", "_"))
+    key, of_mode = (metric.task, metric.mode), (metric.task, arms.mode(pair.replace("-", "_")))
     for group in arms.groups.values():
         named = {arms.name(arm): arm for arm in group} | {arm.method: arm for arm in group}
         for a, b in ((x, y) for x in named for y in named if f"{x}-{y}" == pair):

@@ -1,6 +1,6 @@
 """pass@k curves of a report: what each panel shows, ready to draw.
 
-A panel is one kind of CoT (hard, fuzzy, soft): the sampled mode gives a curve, the greedy mode a
+A panel is one kind of CoT, a family of modes: the sampled mode gives a curve, the greedy mode a
 single marker beside it, because greedy pass@1 is another quantity than sampled pass@1.
 """
 
@@ -12,10 +12,32 @@ from dataclasses import dataclass
 from softeval.reports.arms import Arm, Arms
 from softeval.reports.contrasts import mode_arms
 from softeval.reports.differences import REPLICATES, CurveDifference
+from softeval.reports.recorded import RecordedMode
 from softeval.reports.scores import ArmScore, arm_score, complete_curve, curve_ks, usual_n
 from softeval.reports.statistics.curves import Band, curve_band
 
-KINDS = ("hard", "fuzzy", "soft")
+
+@dataclass(frozen=True)
+class Lane:
+    """Modes that one panel shows together: a family's sampled mode and its greedy one."""
+
+    title: str
+    sampled: RecordedMode | None
+    greedy: RecordedMode | None
+
+
+def lanes(arms: Arms) -> list[Lane]:
+    """The lanes of a report; a family of several sampled or greedy modes has one for each."""
+    found = []
+    for family in dict.fromkeys(mode.family for mode in arms.modes):
+        sampled, greedy = arms.modes_of(family, False), arms.modes_of(family, True)
+        if len(sampled) <= 1 and len(greedy) <= 1:
+            pair = (modes[0] if modes else None for modes in (sampled, greedy))
+            found.append(Lane(family, *pair))
+        else:
+            found += [Lane(mode.replace("_", " "), mode, None) for mode in sampled]
+            found += [Lane(mode.replace("_", " "), None, mode) for mode in greedy]
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +126,7 @@ def find_curves(
                 panels = _panels_of_arms(arms, group, task, differences, replicates)
                 figures.append(CurveFigure(name, task, tuple(panels), arms.questions(task)))
             for arm in by_mode:
-                panels = _panels_of_modes(arm, task, differences, replicates)
+                panels = _panels_of_modes(arms, arm, task, differences, replicates)
                 shown = name if len(arms.arms) == 1 else arms.name(arm)
                 figures.append(CurveFigure(shown, task, tuple(panels), arms.questions(task)))
     return [figure for figure in figures if figure.panels]
@@ -118,28 +140,30 @@ def _panels_of_arms(
     replicates: int,
 ) -> list[Panel]:
     panels = []
-    for kind in KINDS:
+    for lane in lanes(arms):
         curves = [
             curve
             for arm in group
-            if (curve := _curve(arm, task, kind, arms.name(arm), replicates)) is not None
+            if (curve := _curve(arm, task, lane, arms.name(arm), replicates)) is not None
         ]
         names = {curve.name for curve in curves}
         mine = [
             d
             for d in differences
-            if d.task == task and d.a.mode == f"{kind}_sample" and {d.a.name, d.b.name} <= names
+            if d.task == task and d.a.mode == lane.sampled and {d.a.name, d.b.name} <= names
         ]
         if curves:
-            panels.append(Panel(f"{kind} inference", tuple(curves), tuple(mine)))
+            panels.append(Panel(f"{lane.title} inference", tuple(curves), tuple(mine)))
     return panels
 
 
 def _panels_of_modes(
-    arm: Arm, task: str, differences: Sequence[CurveDifference], replicates: int
+    arms: Arms, arm: Arm, task: str, differences: Sequence[CurveDifference], replicates: int
 ) -> list[Panel]:
     curves = [
-        curve for kind in KINDS if (curve := _curve(arm, task, kind, kind, replicates)) is not None
+        curve
+        for lane in lanes(arms)
+        if (curve := _curve(arm, task, lane, lane.title, replicates)) is not None
     ]
     mine = tuple(
         d
@@ -149,12 +173,12 @@ def _panels_of_modes(
     return [Panel("", tuple(curves), mine)] if curves else []
 
 
-def _curve(arm: Arm, task: str, kind: str, name: str, replicates: int) -> Curve | None:
-    sampled, greedy = (task, f"{kind}_sample"), (task, f"{kind}_greedy")
-    score = arm_score(arm, greedy, 1)
-    checkpoints = arm.having(sampled)
-    if not checkpoints:
+def _curve(arm: Arm, task: str, lane: Lane, name: str, replicates: int) -> Curve | None:
+    score = None if lane.greedy is None else arm_score(arm, (task, lane.greedy), 1)
+    checkpoints = () if lane.sampled is None else arm.having((task, lane.sampled))
+    if lane.sampled is None or not checkpoints:
         return None if score is None else Curve(name, None, score, 1)
+    sampled = (task, lane.sampled)
     n = usual_n(checkpoint.cells[sampled] for checkpoint in checkpoints)
     doc_M, x_SMK = complete_curve(checkpoints, sampled, curve_ks(n))
     enough = len(doc_M) > 1 and n > 1

@@ -20,9 +20,11 @@ from softeval.reports.contrasts import (
     mode_arms,
     mode_sides,
     modes_are_headline,
+    modes_beside_reference,
     same_checkpoints,
     side,
 )
+from softeval.reports.recorded import REFERENCE
 from softeval.reports.scores import Ints, complete_curve, curve_ks, shared, usual_n
 from softeval.reports.statistics.curves import (
     Band,
@@ -81,7 +83,7 @@ def find_differences(arms: Arms, replicates: int = REPLICATES) -> list[CurveDiff
 
 def _is_headline(arms: Arms, a: Side, b: Side) -> bool:
     """Curves under hard sampling, and those of the modes where modes are what is compared."""
-    return a.mode == "hard_sample" if a.mode == b.mode else modes_are_headline(arms)
+    return a.mode.family == REFERENCE if a.mode == b.mode else modes_are_headline(arms)
 
 
 def curve_difference(
@@ -142,14 +144,14 @@ def _pooled(one: Side, task: str, doc_M: Ints) -> tuple[Ints, Ints]:
 def _curve_pairs(arms: Arms) -> Iterator[tuple[Side, Side, str]]:
     for group in arms.groups.values():
         for task in arms.tasks:
-            for mode in (mode for mode in arms.modes if mode.endswith("_sample")):
+            for mode in (mode for mode in arms.modes if not mode.is_greedy):
                 key = (task, mode)
                 present = [arm for arm in group if arm.having(key)]
                 for arm in present[1:]:
                     yield side(arms, arm, key), side(arms, present[0], key), task
     for arm in mode_arms(arms):
         for task in arms.tasks:
-            hard = (task, "hard_sample")
-            for mode in ("fuzzy_sample", "soft_sample"):
-                if (sides := mode_sides(arms, arm, (task, mode), hard)) is not None:
+            for mode, other in modes_beside_reference(arms):
+                sides = mode_sides(arms, arm, (task, mode), (task, other))
+                if sides is not None and not mode.is_greedy:
                     yield *sides, task

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from typing import Any
 
 import numpy as np
 
 from softeval.reports.arms import Arm, Arms
-from softeval.reports.cells import cell_order
 from softeval.reports.entropy import bin_width
 from softeval.reports.kl import DIRECTIONS, PREFIX_SETS, Drift, DriftKey, noise_floor
 from softeval.reports.left_out import NothingToShow
+from softeval.reports.recorded import mode_order
 from softeval.reports.statistics.divergence import SequenceScores, print_kl, summarise_kl
 from softeval.reports.statistics.positions import PositionSums
 from softeval.reports.statistics.profiles import Profile, position_profile
@@ -67,7 +68,7 @@ class DriftScore:
 def find_drift(arms: Arms) -> list[DriftScore]:
     """One entry an arm, task, mode, prefix set and direction; empty without `diagnose`."""
     keys = {key for arm in arms.arms for c in arm.checkpoints for key in c.drift}
-    ordered = sorted(keys, key=_order)
+    ordered = sorted(keys, key=lambda key: _order(arms, key))
     modes = {name: {mode for _, mode, held in keys if held == name} for _, _, name in keys}
     return [
         replace(score, several_modes=len(modes[score.prefix_set]) > 1)
@@ -78,10 +79,10 @@ def find_drift(arms: Arms) -> list[DriftScore]:
     ]
 
 
-def _order(key: DriftKey) -> tuple[str, int, tuple[str, int, str]]:
+def _order(arms: Arms, key: DriftKey) -> tuple[Any, ...]:
     task, mode, prefix_set = key
     rank = PREFIX_SETS.index(prefix_set) if prefix_set in PREFIX_SETS else len(PREFIX_SETS)
-    return task, rank, cell_order((task, mode))
+    return task, rank, *mode_order(arms.mode(mode))
 
 
 def _score(arms: Arms, arm: Arm, key: DriftKey, direction: str) -> DriftScore | None:

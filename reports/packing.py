@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 
 from softeval.reports.arms import Arms
 from softeval.reports.escaping import clip, script_json, visible
+from softeval.reports.recorded import REFERENCE, RecordedMode
 from softeval.reports.sample_texts import SampleText
 from softeval.reports.selection import ChosenProblem, Source
 
@@ -62,6 +63,7 @@ def pack(
     return {
         "tasks": [visible(task) for task in tasks],
         "modes": [visible(mode) for mode in modes],
+        "start": _start(modes),
         "arms": [visible(source.name) for source in shown],
         "scale": SCALE,
         "problems": [_pack_problem(problems[i], tasks, prompts) for i in kept],
@@ -113,6 +115,12 @@ def _pack_problem(
     }
 
 
+def _start(modes: Sequence[RecordedMode]) -> int:
+    """The mode that is shown first: the greedy reference, where it is there."""
+    greedy = [i for i, mode in enumerate(modes) if mode.family == REFERENCE and mode.is_greedy]
+    return greedy[0] if greedy else 0
+
+
 def _pack_sample(text: SampleText, mode: int, vocab: _Vocabulary) -> dict[str, Any]:
     chosen, fields, cell = text.chosen, text.fields, text.chosen.cell
     tokens = _kept_tokens(text)
@@ -146,8 +154,7 @@ def _pack_sample(text: SampleText, mode: int, vocab: _Vocabulary) -> dict[str, A
         assert text.kl_T is not None
         packed["k"] = _base64(_nats(text.kl_T[:shown]))
         packed["g"] = round(float(text.kl_T.mean()), 4)
-    hard = chosen.key[1].startswith("hard")  # a token is fed there, no mixture
-    if shown and not hard and (mixtures := _mixtures(text, shown, vocab)):
+    if shown and not chosen.key[1].feeds_tokens and (mixtures := _mixtures(text, shown, vocab)):
         packed["u"] = _base64(np.array(mixtures, "<u2"))
     return packed
 

@@ -15,7 +15,7 @@ from functools import cache
 from importlib.resources import files
 
 from softeval.config import DEFAULT_MAX_COT_TOKENS
-from softeval.modes import MODES, NoiseNorm
+from softeval.modes import MODES
 from softeval.reports.arms import BASE, Arm, MeasuredRun
 from softeval.reports.cells import Key
 
@@ -69,14 +69,12 @@ def paper_out_of_domain(arm: Arm, task: str, metric: str) -> Reference | None:
 
 
 def _decoded_as_in_paper(run: MeasuredRun, key: Key) -> bool:
-    """The mode's own temperature and noise, and the same cap on the CoT."""
-    used, own = run.run.modes().get(key[1]), MODES.get(key[1])
+    """The mode's own options, and the same cap on the CoT."""
+    used, own = run.run.modes.get(key[1]), MODES.get(key[1])
     return (
         used is not None
         and own is not None
-        and used.get("temperature") == own.temperature
-        and used.get("noise_scale") == own.noise_scale
-        and used.get("noise_norm") in (None, NoiseNorm.ELEMENT)
+        and own.options.items() <= used.options.items()
         and run.run.config.get("max_cot_tokens") == DEFAULT_MAX_COT_TOKENS
     )
 

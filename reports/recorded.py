@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from softeval.modes import recorded_modes
 from softeval.parquet_files import damage_named, open_parquet
 from softeval.rundir import COMPLETE, read_record
 
@@ -21,6 +23,48 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 BATCH_ROWS = 65_536
+
+
+class RecordedMode(str):
+    """A mode's name in a run, with what the run recorded of the mode.
+
+    It compares as its name does. Nothing in a report tells a mode by how its name is spelt.
+
+    Attributes:
+        family: modes that are shown together.
+        is_greedy: whether every sample of a question is the same, so that pass@k is only pass@1.
+        feeds_tokens: whether ordinary tokens are fed, no mixture.
+        options: every option with its value.
+    """
+
+    family: str
+    is_greedy: bool
+    feeds_tokens: bool
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, name: str, entry: Mapping[str, Any]) -> RecordedMode:
+        """From the entry of `softeval.modes.recorded_modes`; empty for a mode not recorded."""
+        mode = cls(name)
+        mode.family = str(entry.get("family", name))
+        mode.is_greedy = bool(entry.get("is_greedy", False))
+        mode.feeds_tokens = bool(entry.get("feeds_tokens", False))
+        mode.options = {k: v for k, v in entry.items() if k not in _NO_OPTION}
+        return mode
+
+
+_NO_OPTION = ("name", "family", "is_greedy", "feeds_tokens", "facts", "sigma")
+REFERENCE = "hard"
+"""The family that others are compared with: ordinary tokens."""
+# The paper's families as its tables list them; others follow.
+FAMILY_ORDER = ("hard", "fuzzy", "soft")
+
+
+def mode_order(mode: RecordedMode) -> tuple[int, str, bool, str]:
+    """Sort key: by family, greedy modes first."""
+    known = mode.family in FAMILY_ORDER
+    rank = FAMILY_ORDER.index(mode.family) if known else len(FAMILY_ORDER)
+    return rank, mode.family, not mode.is_greedy, str(mode)
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +103,17 @@ class RecordedRun:
         """Where the questions of each task came from."""
         return {d.get("task") or d["name"]: d for d in self.record.get("datasets") or ()}
 
-    def modes(self) -> dict[str, Mapping[str, Any]]:
-        """Parameters of each CoT mode."""
-        return {m["name"]: m for m in self.record.get("modes") or ()}
+    @cached_property
+    def modes(self) -> dict[str, RecordedMode]:
+        """The CoT modes by name."""
+        return {
+            name: RecordedMode.of(name, entry)
+            for name, entry in recorded_modes(self.record).items()
+        }
+
+    def mode(self, name: str) -> RecordedMode:
+        """A mode by name, also where the record does not list it."""
+        return self.modes.get(name) or RecordedMode.of(name, {})
 
     def path(self, table: str) -> Path:
         """Where a table lies, or would lie."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from softeval.reports.arms import Arm, Arms, Checkpoint
 from softeval.reports.cells import Cell, Key
+from softeval.reports.recorded import RecordedMode
 from softeval.reports.statistics import TooFewSamples, pass_at_k, se_within
 from softeval.reports.statistics.crossed import CrossedMean, crossed_mean
 
@@ -92,18 +93,18 @@ def headline_k(arms: Arms, task: str) -> int:
         for arm in arms.arms
         for checkpoint in arm.checkpoints
         for key in checkpoint.cells
-        if key[0] == task and not checkpoint.cells[key].greedy
+        if key[0] == task and not key[1].is_greedy
     ]
     return min(HEADLINE_K, usual_n(cells)) if cells else 1
 
 
-def metrics(arms: Arms, task: str) -> list[tuple[str, int]]:
+def metrics(arms: Arms, task: str) -> list[tuple[RecordedMode, int]]:
     """Columns of a task's table, as in the paper: greedy pass@1, sample pass@1, sample pass@k."""
     large = headline_k(arms, task)
-    columns: list[tuple[str, int]] = []
+    columns: list[tuple[RecordedMode, int]] = []
     for mode in arms.modes:
         if (task, mode) in arms.keys:
-            ks = [1] if mode.endswith("_greedy") else sorted({1, large})
+            ks = [1] if mode.is_greedy else sorted({1, large})
             columns += [(mode, k) for k in ks]
     return columns
 
@@ -131,7 +132,7 @@ def arm_score(arm: Arm, key: Key, k: int) -> ArmScore | None:
 
 def _se_resampled(cells: Sequence[Cell], k: int) -> float:
     """√(Σ SE²)/S over the seeds."""
-    if cells[0].greedy:
+    if cells[0].mode.is_greedy:
         return float("nan")
     errors = [float(se_within(cell.n_M, cell.c_M, k)[0]) for cell in cells]
     return float(np.sqrt(np.square(errors).sum()) / len(errors))

@@ -20,6 +20,7 @@ from softeval.reports.cells import Key
 from softeval.reports.contrasts import Comparison
 from softeval.reports.escaping import visible
 from softeval.reports.paper import paper_pass_at_k
+from softeval.reports.recorded import RecordedMode
 from softeval.reports.scores import ArmScore, Floats, arm_score, metrics
 from softeval.reports.statistics.equivalence import not_distinguishable_from_best
 
@@ -58,7 +59,7 @@ class Table:
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[TableCell, ...], ...]
-    groups: tuple[tuple[str, int], ...] = ()
+    groups: tuple[tuple[RecordedMode, int], ...] = ()
     csv_rows: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
 
     def csv(self) -> str:
@@ -125,9 +126,9 @@ def p_text(p: float) -> str:
     return "< .001" if p < 0.001 else f"{p:.3f}".replace("0.", ".", 1)
 
 
-def metric_name(mode: str, k: int) -> str:
+def metric_name(mode: RecordedMode, k: int) -> str:
     """Column title under its mode: ``greedy``, ``pass@1`` or ``pass@32``."""
-    return "greedy" if mode.endswith("_greedy") else f"pass@{k}"
+    return "greedy" if mode.is_greedy else f"pass@{k}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +148,7 @@ class MainTable:
 
     task: str
     family: str
-    metrics: tuple[tuple[str, int], ...]
+    metrics: tuple[tuple[RecordedMode, int], ...]
     scores: tuple[tuple[ArmScore | None, ...], ...]
     arms: tuple[Arm, ...]
     names: tuple[str, ...]
@@ -204,7 +205,7 @@ def _row_name(arms: Arms, method: str, dataset: str | None) -> str:
 def _main_table(
     family: str,
     task: str,
-    columns: list[tuple[str, int]],
+    columns: list[tuple[RecordedMode, int]],
     arms: list[Arm],
     names: list[str],
     paper: bool,

@@ -13,7 +13,6 @@ from softeval.rundir import SHARDS
 
 AMBER, RED = 0.05, 0.20
 TIMEOUT_AMBER = 0.005
-KNOBS = ("temperature", "noise_scale", "noise_norm")
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,8 @@ def _progress(run: MeasuredRun) -> str:
     likelihood = {entry.name for entry in task_catalogue().values() if entry.kind == LIKELIHOOD}
     questions = [run.asked_questions(t) for t in run.run.datasets() if t not in likelihood]
     each = sum(
-        1 if name.endswith("_greedy") else int(config.get("num_samples") or 1)
-        for name in run.run.modes()
+        1 if mode.is_greedy else int(config.get("num_samples") or 1)
+        for mode in run.run.modes.values()
     )
     done = count_generations(run.run.folder / SHARDS)
     asked = "" if None in questions else f" of {sum(q or 0 for q in questions) * each:,}"
@@ -137,14 +136,13 @@ def setting_notes(arms: Arms) -> list[str]:
 
 def _settings(run: MeasuredRun) -> Iterator[tuple[str, str, str]]:
     """(task, setting, value) of everything recorded that shapes a CoT."""
-    modes, cap = run.run.modes(), run.run.config.get("max_cot_tokens")
+    cap = run.run.config.get("max_cot_tokens")
     for task, mode in run.cells:
         if cap is not None:
             yield task, "max_cot_tokens", str(cap)
-        for knob in KNOBS:
-            value = modes.get(mode, {}).get(knob)
+        for option, value in mode.options.items():
             if value is not None:
-                yield task, f"{knob} of {mode}", str(value)
+                yield task, f"{option} of {mode}", str(value)
 
 
 def _who_has_what(by_value: Mapping[str, Sequence[tuple[str, str]]]) -> str:
@@ -173,7 +171,7 @@ def _validity(arm: str, checkpoint: Checkpoint, key: Key) -> CellValidity:
         truncated=float(cell.truncated_R.mean()),
         eos=float(cell.eos_R.mean()),
         timeout=float(cell.timeout_R.mean()),
-        duplicates=0.0 if cell.greedy else cell.duplicates(),
+        duplicates=0.0 if cell.mode.is_greedy else cell.duplicates(),
     )
 
 
@@ -184,7 +182,11 @@ def _missing(checkpoint: Checkpoint, cell: Cell) -> int:
     """
     for run in checkpoint.runs:
         if (cell.task, cell.mode) in run.cells:
-            asked = 1 if cell.greedy else int(run.run.config.get("num_samples") or cell.n_M.max())
+            asked = (
+                1
+                if cell.mode.is_greedy
+                else int(run.run.config.get("num_samples") or cell.n_M.max())
+            )
             questions = max(run.asked_questions(cell.task) or 0, len(cell.doc_M))
             return max(asked * questions - len(cell.doc_R), 0)
     return 0

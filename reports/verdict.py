@@ -66,7 +66,7 @@ def _pairs(comparisons: Sequence[Comparison]) -> list[list[Comparison]]:
     pairs: dict[tuple[str | bool, ...], list[Comparison]] = {}
     for c in sorted(comparisons, key=lambda c: -c.metric.k):
         of_modes = c.a.mode != c.b.mode
-        names = tuple(s.name if not of_modes else _kind(s.name) for s in (c.a, c.b))
+        names = tuple(s.name if not of_modes else _kind(s) for s in (c.a, c.b))
         pairs.setdefault((c.metric.task, *names, of_modes), []).append(c)
     return list(pairs.values())
 
@@ -87,13 +87,9 @@ def _left_out(comparisons: Sequence[Comparison], curves: int) -> Iterator[str]:
         yield f"{curves} more finding{'s'[: curves > 1]} about pass@k curves"
 
 
-def _kind(mode: str) -> str:
-    """``hard`` of ``hard_greedy`` and of ``hard sample``; of more words, all but the last."""
-    return (
-        mode[: -len(" greedy")]
-        if mode.endswith((" greedy", " sample", "_greedy", "_sample"))
-        else mode
-    )
+def _kind(side: Side) -> str:
+    """A side that is a mode, by its family: ``soft`` of ``soft sample``, ``base soft`` likewise."""
+    return side.name.removesuffix(side.mode.replace("_", " ")) + side.mode.family
 
 
 def _name(side: Side) -> str:
@@ -113,10 +109,10 @@ def _name(side: Side) -> str:
 def _of_pair(arms: Arms, comparisons: Sequence[Comparison], margin: float) -> Sentence:
     first = comparisons[0]
     task, questions = first.metric.task, max(c.questions for c in comparisons)
-    modes = {_kind(c.metric.mode) for c in comparisons}
+    modes = {c.metric.mode.family for c in comparisons}
     subject = f"On {task} ({on_questions(questions, questions)})"
     if first.a.mode != first.b.mode:
-        a, b = (f"{_kind(s.mode)} inference" for s in (first.a, first.b))
+        a, b = (f"{s.mode.family} inference" for s in (first.a, first.b))
         several = len(arms.arms) > 1
         subject += f" with {_name(_whole(arms, first.a))}" if several else ""
     else:
@@ -150,8 +146,8 @@ def _scope(c: Comparison, a: str, b: str) -> str:
 
 def _of_metric(c: Comparison, name_mode: bool, questions: int, margin: float) -> str:
     contrast = c.contrast
-    metric = "greedy pass@1" if c.metric.mode.endswith("_greedy") else f"pass@{c.metric.k}"
-    where = f"{metric} under {_kind(c.metric.mode)} inference" if name_mode else metric
+    metric = "greedy pass@1" if c.metric.mode.is_greedy else f"pass@{c.metric.k}"
+    where = f"{metric} under {c.metric.mode.family} inference" if name_mode else metric
     if contrast.problems < questions:
         where += f" on {contrast.problems} of these questions"
     difference = f"{points(contrast.diff, sign=True)} points"
@@ -198,7 +194,7 @@ def _curve_names(d: CurveDifference) -> tuple[str, str]:
     """Both sides: by their kinds of inference where they are modes of one arm."""
     if d.a.mode == d.b.mode:
         return d.a.name, d.b.name
-    return f"{_kind(d.a.name)} inference", f"{_kind(d.b.name)} inference"
+    return f"{_kind(d.a)} inference", f"{_kind(d.b)} inference"
 
 
 def _on(d: CurveDifference) -> str:
@@ -256,11 +252,11 @@ def _of_scores(arms: Arms) -> list[Sentence]:
     sentences = []
     for arm in arms.arms:
         for task, mode in arms.keys:
-            k = 1 if mode.endswith("_greedy") else headline_k(arms, task)
+            k = 1 if mode.is_greedy else headline_k(arms, task)
             score = arm_score(arm, (task, mode), k)
             if score is not None:
                 interval = score.mean.interval
-                metric = "greedy pass@1" if mode.endswith("_greedy") else f"pass@{k}"
+                metric = "greedy pass@1" if mode.is_greedy else f"pass@{k}"
                 sentences.append(
                     Sentence(
                         f"{arms.name(arm)} solves {points(interval.mean)} %"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from softeval.errors import UserError
     from softeval.generation import generate
     from softeval.model import LanguageModel, load_model
-    from softeval.modes import MODES, get_mode
+    from softeval.modes import MODES, get_mode, register_mode
     from softeval.records import Generation
     from softeval.run import Run, evaluate, load_run
     from softeval.scoring import Verdict, score
@@ -36,6 +36,7 @@ __all__ = [
     "get_mode",
     "load_model",
     "load_run",
+    "register_mode",
     "score",
 ]
 
@@ -51,6 +52,7 @@ _HOMES = {
     "get_mode": "softeval.modes",
     "load_model": "softeval.model",
     "load_run": "softeval.run",
+    "register_mode": "softeval.modes",
     "score": "softeval.scoring",
 }
 

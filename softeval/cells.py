@@ -16,7 +16,7 @@ from typing import Any
 from softeval.config import DEFAULT_MAX_COT_TOKENS, RunConfig
 from softeval.data import DatasetSource
 from softeval.errors import UserError
-from softeval.modes import Mode, is_greedy
+from softeval.modes import Mode
 
 Document = Mapping[str, Any]
 
@@ -86,7 +86,7 @@ def load_cells(
     """
     by_count: dict[int, list[Mode]] = {}
     for mode in modes:
-        count = 1 if is_greedy(mode) else config.num_samples
+        count = 1 if mode.is_greedy else config.num_samples
         by_count.setdefault(count, []).append(mode)
     loaded = {count: _load(config, alike[0], max_cot_tokens) for count, alike in by_count.items()}
     likelihood, generative = [], []
@@ -95,7 +95,7 @@ def load_cells(
             likelihood.append(Cell(task, None, 1, config.limit))
             continue
         for mode in modes:
-            count = 1 if is_greedy(mode) else config.num_samples
+            count = 1 if mode.is_greedy else config.num_samples
             generative.append(Cell(loaded[count][name], mode, count, config.limit))
     return [*likelihood, *generative]
 

@@ -35,11 +35,16 @@ def tasks(as_json: AsJson = False) -> None:
 
 
 def modes(as_json: AsJson = False) -> None:
-    """List the CoT modes with their parameters."""
+    """List the CoT modes with their options."""
     from softeval.modes import MODES
 
     rows = [
-        {"mode": mode.name, "temperature": mode.temperature, "noise scale": mode.noise_scale}
+        {
+            "mode": mode.name,
+            "family": mode.family,
+            "samples": "one" if mode.is_greedy else "many",
+            "options": " ".join(f"{name}={value}" for name, value in mode.options.items()),
+        }
         for mode in MODES.values()
     ]
     _print(rows, as_json)

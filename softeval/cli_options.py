@@ -77,6 +77,8 @@ def _kind(annotation: Any) -> tuple[Any, str | None]:
         single = options[0]
         if get_origin(single) is tuple:
             return list[str], "LIST"
+        if get_origin(single) is dict:
+            return list[str], "NAME=VALUE"
         if single in (bool, int, float, str):
             return single, None
     names = [str(v) for a in options for v in (get_args(a) or (a.__name__.upper(),))]
@@ -91,7 +93,7 @@ def _members(annotation: Any) -> tuple[Any, ...]:
 
 def _help(field: FieldInfo) -> str:
     default = field.default
-    if default is None or isinstance(default, bool):
+    if default in (None, {}) or isinstance(default, bool):
         return str(field.description)
     shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
     return f"{field.description} Default: {shown}."

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from softeval.errors import UserError
-from softeval.modes import MODES, is_greedy
+from softeval.modes import MODES, Mode, load_mode_file, select_modes
 
 DEFAULT_TASK = "arithmetic"
 DEFAULT_MAX_COT_TOKENS = 512
@@ -96,6 +96,14 @@ class RunConfig(BaseModel):
     modes: tuple[str, ...] = option(
         ("all",), "CoT modes, separated by commas, or all; see `softeval ls modes`.", panel="Modes"
     )
+    mode_args: dict[str, str] = option(
+        {},
+        "Options of the chosen modes, as name=value,…; `softeval ls modes` lists them.",
+        panel="Modes",
+    )
+    mode_file: str | None = option(
+        None, "Python file that registers a mode of your own.", panel="Modes"
+    )
     temperature: float | None = option(
         None, "CoT temperature τ, for modes of one kind. Default: the mode's own.", panel="Modes"
     )
@@ -173,6 +181,11 @@ class RunConfig(BaseModel):
             raise ValueError("names nothing; leave it out for the default")
         return value
 
+    @field_validator("mode_args", mode="before")
+    @classmethod
+    def _pairs(cls, value: Any) -> Any:
+        return read_pairs(value)
+
     @field_validator("modes")
     @classmethod
     def _snake_modes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -218,16 +231,29 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _reachable_contrasts(self) -> RunConfig:
+        chosen = {mode.name: mode for mode in self.selected_modes()} if self.primary else {}
         for text in self.primary or ():
             _, pair, mode, k = parse_contrast(text, "--primary")
-            modes = [name for name in (mode, pair.replace("-", "_")) if name in MODES]
-            absent = [name for name in modes if not {name, "all"} & set(self.modes)]
-            if absent or mode not in MODES:
+            named = [name for name in (mode, pair.replace("-", "_")) if name in MODES]
+            absent = [name for name in named if name not in chosen]
+            if absent or mode not in chosen:
                 raise ValueError(f"--primary {text}: {(absent or [mode])[0]} is not among --modes")
-            most = 1 if is_greedy(MODES[mode]) else self.num_samples
+            most = 1 if chosen[mode].is_greedy else self.num_samples
             if not 1 <= k <= most:
                 raise ValueError(f"--primary {text}: k is 1 to {most} there, by --num-samples")
         return self
+
+    def selected_modes(self) -> tuple[Mode, ...]:
+        """The modes, with every option in place.
+
+        Raises:
+            UserError: an unknown mode, or an option that none of them takes.
+        """
+        if self.mode_file is not None:
+            load_mode_file(self.mode_file)
+        return select_modes(
+            self.modes, self.mode_args, self.temperature, self.noise_scale, self.noise_norm
+        )
 
     @property
     def ks(self) -> tuple[int, ...]:
@@ -280,6 +306,18 @@ def make_config(
         return RunConfig(**values)
     except ValidationError as error:
         raise UserError(explain(error, RunConfig.model_fields)) from None
+
+
+def read_pairs(value: Any) -> Any:
+    """{"a": "1", "b": "2"} of "a=1,b=2", also in parts; anything else as it is."""
+    if isinstance(value, Mapping):
+        return {str(name): str(part) for name, part in value.items()}
+    parts = [value] if isinstance(value, str) else value
+    pairs = [p.strip().partition("=") for part in parts for p in part.split(",") if p.strip()]
+    wrong = [name for name, equals, _ in pairs if not equals]
+    if wrong:
+        raise ValueError(f"{wrong[0]!r} must be name=value")
+    return {name.replace("-", "_"): text for name, _, text in pairs}
 
 
 def suggest(name: str, known: Any) -> str:

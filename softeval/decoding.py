@@ -22,7 +22,7 @@ from softeval.batch_size import auto_batch_size
 from softeval.errors import UserError
 from softeval.feeding import Prefilled, RowFeeder, tiled
 from softeval.model import LanguageModel
-from softeval.modes import Mode, Randomness, invert_cdf
+from softeval.modes import Draws, Mode, Randomness, Seen, Step, invert_cdf
 from softeval.noise import NoiseFeed
 from softeval.randomness import SampleRandomness, Stream
 from softeval.records import Generation, SampleKey
@@ -80,7 +80,6 @@ class Decoder:
         self.record_top = record_top
         self.keep_inputs = keep_inputs
         self.stopper = lm.stopper
-        self.sigma = mode.sigma(lm.embedding)
 
     def run(self, questions: Sequence[Question]) -> Iterator[Generation]:
         """Generate every sample of every question, in order of finishing.
@@ -150,13 +149,14 @@ class _Batch:
         self._prompt: tuple[Question, Prefilled] | None = None
         passed = tiled(size)
         self._fed_ND = torch.zeros(passed, lm.embedding.width, dtype=lm.dtype, device=lm.device)
-        self._noise = NoiseFeed(mode.randomness, passed, lm.embedding.width, lm.device)
-        answers = Randomness.UNIFORM if decoder.answer_temperature else Randomness.NONE
-        self._answer_noise = NoiseFeed(answers, passed, 1, lm.device, Stream.ANSWER)
+        self._noise = NoiseFeed(mode.draws(lm.embedding), passed, lm.device)
+        answers = Draws(Randomness.UNIFORM if decoder.answer_temperature else Randomness.NONE)
+        self._answer_noise = NoiseFeed(answers, passed, lm.device, Stream.ANSWER)
+        self._state = mode.begin(passed, lm.device)
         cap = decoder.limits.max_cot_tokens
         self._trace = Trace(passed, cap, min(decoder.record_top, lm.vocab), lm.device)
         if decoder.keep_inputs:
-            self._trace.keep_inputs(lm.embedding.width, lm.dtype)
+            self._trace.keep_steps()
 
     @torch.inference_mode()
     def admit(self, waiting: _Waiting) -> None:
@@ -167,6 +167,9 @@ class _Batch:
             self._feeder.fill(places, self._prefilled(question))
             last = torch.tensor([question.prompt_ids[-1]], device=self._fed_ND.device)
             self._fed_ND[places.start : places.stop] = self.decoder.lm.embedding.rows(last)
+            fresh = self.decoder.mode.begin(len(places), self._fed_ND.device)
+            if self._state is not None and fresh is not None:
+                self._state[places.start : places.stop] = fresh
             for sample in samples:
                 key = SampleKey(question.task, question.doc_id, sample)
                 random = SampleRandomness(self.decoder.seed, key)
@@ -186,25 +189,25 @@ class _Batch:
     def step(self) -> list[Generation]:
         """One forward pass: every row is fed one vector and chooses the next; ended rows leave."""
         with torch.inference_mode():
-            logits_NV = self._forward()
-            self._choose(logits_NV)
+            self._choose(self._forward())
         done = [index for index, row in enumerate(self.rows) if row.answer_stop is not None]
         finished = [self._finish(index) for index in done]
         with torch.inference_mode():
             self._remove(done)
         return finished
 
-    def _forward(self) -> Tensor:
-        """(N, V) logits after feeding each row its vector at its position."""
+    def _forward(self) -> Seen:
+        """What the model shows after each row was fed its vector at its position."""
         positions = [row.position for row in self.rows]
-        logits_NW = self._feeder.step(self._fed_ND[: tiled(len(positions))], positions)
+        shown = self._feeder.step(self._fed_ND[: tiled(len(positions))], positions)
         for row in self.rows:
             row.position += 1
-        return self.decoder.lm.logits(logits_NW)
+        lm = self.decoder.lm
+        return Seen(lm.logits(shown.logits_NW), lm.embedding, shown.hidden_ND)
 
-    def _choose(self, logits_NV: Tensor) -> None:
+    def _choose(self, seen: Seen) -> None:
         """Let each row choose and set what it is fed next."""
-        device = logits_NV.device
+        logits_NV, device = seen.logits_NV, seen.logits_NV.device
         thinking = [index for index, row in enumerate(self.rows) if row.chooses_cot]
         answering = any(not row.chooses_cot and not row.queue for row in self.rows)
         chosen_N = (
@@ -212,28 +215,32 @@ class _Batch:
             if answering
             else torch.zeros(len(logits_NV), dtype=torch.long, device=device)
         )
-        inputs_ND = None
+        step, ended = None, []
         if thinking:
-            inputs_ND, shadow_N = self._think(logits_NV, thinking)
-            chosen_N[thinking] = shadow_N[thinking]
-        feed, ids = self._advance(chosen_N.tolist(), set(thinking))
+            step = self._think(seen, thinking)
+            chosen_N[thinking] = step.shadow_N[thinking]
+            ended = [] if step.ends_N is None else step.ends_N.tolist()
+        feed, ids = self._advance(chosen_N.tolist(), set(thinking), ended)
         fed_ND = self.decoder.lm.embedding.rows(torch.tensor(ids, device=device))
         self._fed_ND[: len(self.rows)] = fed_ND
-        if inputs_ND is not None and feed:
-            self._fed_ND[feed] = inputs_ND[feed]
+        if step is not None and feed:
+            self._fed_ND[feed] = step.inputs_ND[feed]
 
-    def _think(self, logits_NV: Tensor, thinking: list[int]) -> tuple[Tensor, Tensor]:
+    def _think(self, seen: Seen, thinking: list[int]) -> Step:
         """A CoT step for all rows at once; recorded for those in their CoT."""
-        mode = self.decoder.mode
+        mode, logits_NV = self.decoder.mode, seen.logits_NV
         steps = [len(row.cot_ids) for row in self.rows]
-        noise = self._noise.read([row.random for row in self.rows], steps, len(logits_NV))
-        probs_NV = mode.probs(logits_NV)
-        step = mode.step(logits_NV, probs_NV, self.decoder.lm.embedding, noise)
+        drawn = self._noise.read([row.random for row in self.rows], steps, len(logits_NV))
+        probs_NV = mode.probs(seen)
+        state = None if self._state is None else self._state[: len(logits_NV)]
+        step = mode.step(seen, probs_NV, drawn, state)
+        if self._state is not None and step.state is not None:
+            self._state[: len(logits_NV)] = step.state
         where = torch.tensor(thinking, device=logits_NV.device)
         when = torch.tensor([steps[index] for index in thinking], device=logits_NV.device)
-        measures = measure(logits_NV, probs_NV, mode.temperature)
-        self._trace.write(where, when, measures, probs_NV, step.inputs_ND)
-        return step.inputs_ND, _if_finite(step.shadow_N, measures.top1_prob_N)
+        measures = measure(logits_NV, probs_NV, mode.is_plain)
+        self._trace.write(where, when, measures, probs_NV, step)
+        return step._replace(shadow_N=_if_finite(step.shadow_N, measures.top1_prob_N))
 
     def _answer_tokens(self, logits_NV: Tensor) -> Tensor:
         """(N,) next ordinary tokens, greedy or sampled at the answer temperature."""
@@ -248,8 +255,13 @@ class _Batch:
         sampled_N = invert_cdf((logits_NV.float() / temperature).softmax(-1), uniform_N)
         return _if_finite(sampled_N, largest_N)
 
-    def _advance(self, chosen: list[int], thinking: set[int]) -> tuple[list[int], list[int]]:
-        """Move each row on. Returns the rows fed their mode's vector, and each row's token id."""
+    def _advance(
+        self, chosen: list[int], thinking: set[int], ended: list[bool]
+    ) -> tuple[list[int], list[int]]:
+        """Move each row on. Returns the rows fed their mode's vector, and each row's token id.
+
+        `ended` says whose CoT the mode ends here; empty for none.
+        """
         decoder = self.decoder
         rules = (decoder.stopper, decoder.limits, decoder.lm.eos_ids)
         feed: list[int] = []
@@ -259,8 +271,10 @@ class _Batch:
             if token == NOT_FINITE and not row.queue:
                 raise self._not_finite(row)
             if index in thinking:
-                row.step_cot(token, *rules)
-                feed.append(index)
+                if row.step_cot(token, *rules, ended=bool(ended) and ended[index]):
+                    feed.append(index)
+                else:
+                    token = row.queue.popleft()
             elif row.queue:
                 token = row.queue.popleft()
             else:
@@ -309,6 +323,8 @@ class _Batch:
             if index != last:
                 self._feeder.move(last, index, self.rows[last].position)
                 self._fed_ND[index] = self._fed_ND[last]
+                if self._state is not None:
+                    self._state[index] = self._state[last]
                 self._trace.move(last, index)
                 self._noise.move(last, index)
                 self._answer_noise.move(last, index)

@@ -24,7 +24,7 @@ from softeval.gold import gold_solutions
 from softeval.identity import absolute
 from softeval.kl_file import Measured, check_kept, check_not_fewer, kept_sets, write_kl
 from softeval.model import LanguageModel, load_model, weights_hash
-from softeval.modes import HardMode, Mode, get_mode
+from softeval.modes import Mode, get_mode, load_mode_file, mode_from_record
 from softeval.parquet_files import read_parquet
 from softeval.records import SampleKey
 from softeval.rows import Limits
@@ -100,6 +100,8 @@ def diagnose(
     folder, record = Path(run), rundir.read_record(Path(run))
     if not overwrite:
         check_not_fewer(folder, sets, samples, limit)
+    if record["config"].get("mode_file"):
+        load_mode_file(record["config"]["mode_file"])
     options: dict[str, Any] = {
         "device": device,
         "dtype": dtype or record["model"]["dtype"],
@@ -224,12 +226,12 @@ class _Session:
         """KL along the run's own CoTs, mode by mode."""
         found: list[Measured] = []
         for entry in self.record["modes"]:
-            mode = _mode(entry)
+            mode = mode_from_record(entry)
             recorded = self._shadows(mode.name, samples)
             wanted = [q for q in questions if SampleKey(q.task, q.doc_id, 0) in recorded]
             prefixes = (
                 self._hard_prefixes(wanted, mode, recorded)
-                if isinstance(mode, HardMode)
+                if mode.feeds_tokens
                 else self._regenerated(wanted, mode, recorded)
             )
             found += self.measure("own", list(prefixes), tell)
@@ -322,16 +324,6 @@ class _Session:
     def _solution_ids(self, solution: str) -> np.ndarray:
         ids = self.checkpoint.tokenizer.encode(f" {solution.strip()}", add_special_tokens=False)
         return np.array(ids[: self.limits.max_cot_tokens], dtype=np.int64)
-
-
-def _mode(entry: dict[str, Any]) -> Mode:
-    """A mode as a run recorded it."""
-    mode = get_mode(entry["name"])
-    if isinstance(mode, HardMode):
-        return HardMode(entry["name"], entry["temperature"])
-    scale = entry["noise_scale"] if mode.noise_scale else None
-    norm = entry["noise_norm"] if mode.noise_scale else None
-    return get_mode(entry["name"], entry["temperature"], scale, norm)
 
 
 def _order(key: SampleKey) -> tuple[str, int, int]:

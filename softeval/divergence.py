@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from softeval.errors import UserError
 from softeval.model import LanguageModel
-from softeval.modes import HardMode, Mode
+from softeval.modes import Mode, Seen, Taken
 from softeval.output_head import last_hidden, output_head
 
 
@@ -104,15 +104,15 @@ class Comparison:
         self, prefix: Prefix, mode: Mode, own_TD: Tensor, hidden_TD: Tensor
     ) -> Tensor:
         """(T, D) the same CoT through the base model's embedding."""
-        if isinstance(mode, HardMode) or prefix.inputs is None:
+        if mode.feeds_tokens or prefix.inputs is None:
             return self.base.fed(prefix)
+        own, other = self.checkpoint.lm.embedding, self.base.lm.embedding
+        shadow_T = torch.as_tensor(prefix.shadow_ids, device=own_TD.device)
         fed, start = [], 0
         for logits_nV in self.checkpoint.logits(hidden_TD):
-            probs_nV = mode.probs(logits_nV)
-            stop = start + len(probs_nV)
-            noise_nD = own_TD[start:stop].float() - self.checkpoint.lm.embedding.mix(probs_nV)
-            fed.append(self.base.lm.embedding.mix(probs_nV) + noise_nD)
-            start = stop
+            chunk = slice(start, start := start + len(logits_nV))
+            seen = Seen(logits_nV, own, hidden_TD[chunk])
+            fed.append(mode.replay(seen, Taken(own_TD[chunk], shadow_T[chunk]), other))
         return torch.cat(fed).to(self.base.lm.dtype)
 
 

@@ -26,7 +26,7 @@ from softeval.display import Display, QuietDisplay
 from softeval.errors import UserError
 from softeval.identity import Request, choose_folder, settle_folder, with_chat_date
 from softeval.journal import Journal, check_idle
-from softeval.modes import Mode, select_modes
+from softeval.modes import Mode
 from softeval.processes import Processes
 from softeval.progress_bars import no_progress_bars
 from softeval.results import CellResult, merge_results, run_facts, serialisable
@@ -103,7 +103,7 @@ def run_evaluation(
     """
     processes = Processes.here()
     display = display if display is not None and processes.is_main else QuietDisplay()
-    modes = select_modes(config.modes, config.temperature, config.noise_scale, config.noise_norm)
+    modes = config.selected_modes()
     checkpoint = lm or examine(config)
     check_template(config, checkpoint)
     display.note("reading questions")
@@ -139,7 +139,7 @@ def _load_adapter(config: RunConfig, mode: Mode, lm: LanguageModel | None) -> So
         # pyright does not see that HFLM implements loglikelihood_rolling.
         return SoftEvalLM(  # pyright: ignore[reportAbstractUsage]
             lm if lm is not None else path,
-            mode=mode.name,
+            mode=mode,
             batch_size=config.batch_size,
             **options,
         )
@@ -280,7 +280,7 @@ def _run_cell(evaluation: Evaluation, cell: Cell, journal: Journal, judge: Score
             log_samples=False,
         )
     if result is not None:
-        facts = lm.get_model_info() if cell.mode is not None else {}
+        facts = lm.mode_facts if cell.mode is not None else {}
         evaluation.results[cell.title] = CellResult(cell.name, dict(result), facts)
 
 

@@ -37,6 +37,16 @@ class Prefilled(NamedTuple):
     cache: Cache | None
 
 
+class Shown(NamedTuple):
+    """What a pass shows of each row: logits, and the last hidden state that they were made of.
+
+    The hidden state is None where the architecture has no output head to read it at.
+    """
+
+    logits_NW: Tensor
+    hidden_ND: Tensor | None
+
+
 class RowFeeder:
     """A model and the memory of a batch of rows. Rows in use are always the first ones.
 
@@ -83,7 +93,7 @@ class RowFeeder:
         if self._crossing is not None:
             self._crossing.begin(rows, prefilled.inputs_PD)
 
-    def step(self, fed_ND: Tensor, positions: Sequence[int]) -> Tensor:
+    def step(self, fed_ND: Tensor, positions: Sequence[int]) -> Shown:
         """Feed each row one vector at its position.
 
         Args:
@@ -91,7 +101,7 @@ class RowFeeder:
             positions: of the rows in use.
 
         Returns:
-            (N, W) logits, with those of the idle rows.
+            What is seen of N rows, the idle ones among them.
         """
         if self._crossing is not None:
             for row in self._crossing.due(fed_ND, positions):
@@ -102,7 +112,7 @@ class RowFeeder:
         positions_N = torch.tensor(places, device=fed_ND.device)
         window = self._cache.window
         window.point(positions_N, max(places))
-        with self._bands.at(positions_N, window.slots):
+        with self._bands.at(positions_N, window.slots), _hidden_states(self._model) as hidden:
             output = self._model(
                 inputs_embeds=fed_ND[:, None],
                 attention_mask=self._visibility.masks(positions_N[:, None], window.slots),
@@ -110,13 +120,26 @@ class RowFeeder:
                 past_key_values=self._cache,
                 use_cache=True,
             )
-        return output.logits[:, -1]
+        return Shown(output.logits[:, -1], hidden[0][:, -1] if hidden else None)
 
     def move(self, source: int, target: int, length: int) -> None:
         """Move a row of `length` positions to another place of the batch."""
         self._cache.move(source, target, length)
         if self._crossing is not None:
             self._crossing.move(source, target)
+
+
+@contextmanager
+def _hidden_states(model: Any) -> Iterator[list[Tensor]]:
+    """Collects what the output head is given."""
+    given: list[Tensor] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, args: given.append(args[0])
+    )
+    try:
+        yield given
+    finally:
+        hook.remove()
 
 
 class _Crossing:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from softeval.decoding import Decoder, Question
 from softeval.errors import UserError
 from softeval.model import LanguageModel
-from softeval.modes import Mode, get_mode, is_greedy
+from softeval.modes import Mode, get_mode
 from softeval.records import Generation
 from softeval.rows import Limits
 
@@ -52,7 +52,7 @@ def generate(
     chosen = get_mode(mode) if isinstance(mode, str) else mode
     if num_samples < 1:
         raise UserError(f"num_samples {num_samples} must be at least 1")
-    distinct = 1 if is_greedy(chosen) else num_samples
+    distinct = 1 if chosen.is_greedy else num_samples
     decoder = Decoder(
         lm,
         chosen,

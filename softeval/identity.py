@@ -20,7 +20,7 @@ from softeval.chat import example_hash
 from softeval.config import DEFAULT_MAX_COT_TOKENS, RunConfig
 from softeval.data import DatasetSource
 from softeval.errors import UserError
-from softeval.modes import Mode
+from softeval.modes import Mode, mode_record
 
 if TYPE_CHECKING:
     from softeval.model import LanguageModel
@@ -117,16 +117,6 @@ class Request:
 
         fields = {k: v for k, v in self.resolved_config.items() if k != "output_path"}
         return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
-
-
-def mode_record(mode: Mode) -> dict[str, Any]:
-    """A mode's parameters; noise_norm is null where there is no noise."""
-    noise_norm = getattr(mode, "noise_norm", None) if mode.noise_scale else None
-    return {
-        "temperature": mode.temperature,
-        "noise_scale": mode.noise_scale,
-        "noise_norm": None if noise_norm is None else str(noise_norm),
-    }
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from softeval.modes import Randomness
+from softeval.modes import Draws, Randomness
 from softeval.randomness import BLOCK, SampleRandomness, Stream
 
 
@@ -19,14 +19,12 @@ class NoiseFeed:
 
     def __init__(
         self,
-        kind: Randomness,
+        draws: Draws,
         batch: int,
-        width: int,
         device: torch.device,
         stream: Stream = Stream.COT,
     ) -> None:
-        self._kind = kind
-        self._width = width
+        kind, width = self._kind, self._width = draws
         self._stream = stream
         self._filled: list[tuple[SampleRandomness, int] | None] = [None] * batch
         shape = (batch, BLOCK, width) if kind is Randomness.NORMAL else (batch, BLOCK)

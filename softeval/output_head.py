@@ -83,6 +83,12 @@ class OutputHead:
     bias_W: Tensor | None
     rule: HeadRule
 
+    def logits(self, hidden_nD: Tensor) -> Tensor:
+        """(n, V) logits of one chunk, differentiable."""
+        weight_VD = self.rule.prepare(self.weight_WD)
+        assert weight_VD is not None
+        return self.rule.project(hidden_nD, weight_VD, self.rule.prepare(self.bias_W))
+
 
 class HeadGradient:
     """Collects the gradient of the head's parameters over the chunks of one backward pass.
@@ -167,9 +173,7 @@ def _verify(lm: LanguageModel, head: OutputHead) -> None:
     inputs = lm.embedding.rows(ids)
     expected = lm.logits(lm.model(inputs_embeds=inputs, use_cache=False).logits)[0].float()
     rule = head.rule
-    weight, bias = rule.prepare(head.weight_WD), rule.prepare(head.bias_W)
-    assert weight is not None
-    found = rule.project(last_hidden(lm.model, inputs)[0], weight, bias).float()
+    found = head.logits(last_hidden(lm.model, inputs)[0]).float()
     tolerance = 1e-4 if lm.dtype in (torch.float32, torch.float64) else 3e-2
     if rule.logits_dtype is LogitsDtype.BFLOAT16:
         tolerance = max(tolerance, 1e-2)

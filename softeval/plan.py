@@ -16,8 +16,8 @@ from softeval.cells import Cell, load_cells, question_count
 from softeval.config import DEFAULT_MAX_COT_TOKENS, RunConfig
 from softeval.context import check_template, examine, settled_cot_cap
 from softeval.data import dataset_spec
-from softeval.identity import Request, choose_folder, default_folder, mode_record
-from softeval.modes import Mode, is_greedy, select_modes
+from softeval.identity import Request, choose_folder, default_folder
+from softeval.modes import Mode, mode_record
 
 if TYPE_CHECKING:
     from softeval.checkpoint import Checkpoint
@@ -44,7 +44,7 @@ def make_plan(config: RunConfig, overwrite: bool = False) -> dict[str, Any]:
     Raises:
         UserError: what a real run would refuse before it reads the weights.
     """
-    modes = select_modes(config.modes, config.temperature, config.noise_scale, config.noise_norm)
+    modes = config.selected_modes()
     tasks = expand_tasks(config.tasks)
     checkpoint = _examined(config)
     if checkpoint is not None:
@@ -73,10 +73,10 @@ def _examined(config: RunConfig) -> Checkpoint | None:
     from huggingface_hub import try_to_load_from_cache
 
     model = config.model
-    on_hub = model is not None and not Path(model).expanduser().exists()
-    if on_hub and model.count("/") < 2 and not model.startswith((".", "/", "~")):
+    named = None if model is None or Path(model).expanduser().exists() else model
+    if named is not None and named.count("/") < 2 and not named.startswith((".", "/", "~")):
         files = ("config.json", "tokenizer_config.json")
-        found = [try_to_load_from_cache(model, name, revision=config.revision) for name in files]
+        found = [try_to_load_from_cache(named, name, revision=config.revision) for name in files]
         if not all(isinstance(path, str) for path in found):
             return None
     return examine(config, local_files_only=True)
@@ -135,7 +135,7 @@ def _task_plan(
     plan: dict[str, Any] = {"kind": task.kind, "data": where, "questions": questions}
     if task.kind == LIKELIHOOD:
         return plan
-    per_question = sum(1 if is_greedy(mode) else config.num_samples for mode in modes)
+    per_question = sum(1 if mode.is_greedy else config.num_samples for mode in modes)
     samples = questions * per_question
     tokens = samples * (cap + config.max_answer_tokens)
     return plan | {"samples": samples, "max_generated_tokens": tokens}

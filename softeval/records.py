@@ -22,11 +22,12 @@ SCHEMA_VERSION = 1
 
 
 class StopReason(StrEnum):
-    """Why a CoT ended (method, paper appendix C)."""
+    """Why a CoT ended (method, paper appendix C); MODE: the mode itself ended it (cold stop)."""
 
     ANSWER_PREFIX = "answer_prefix"
     EOS = "eos"
     LENGTH = "length"
+    MODE = "mode"
 
 
 class AnswerStop(StrEnum):
@@ -73,6 +74,7 @@ class Generation:
         top_ids: (T, K) token ids of the K largest entries of the mode's distribution; K may be 0.
         top_probs: (T, K) their probabilities.
         inputs: (T, D) vectors as given to the model's ``inputs_embeds``, where they were kept.
+        record: (T, R) what the mode recorded for its log-probability, where it was kept.
         seconds: wall-clock seconds from admission to the batch until the end.
     """
 
@@ -95,6 +97,7 @@ class Generation:
     top_probs: np.ndarray
     inputs: np.ndarray | None
     seconds: float
+    record: np.ndarray | None = None
 
     @property
     def text(self) -> str:

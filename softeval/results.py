@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from softeval.identity import Request
     from softeval.lmeval.adapter import SoftEvalLM
 
-# Facts of the adapter that belong to a mode and stand under "modes".
-OF_A_MODE = ("mode", "temperature", "noise_scale", "noise_norm", "sigma", "num_samples")
 # Keys of lm-eval's results that hold one entry a task.
 PER_TASK = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
 
@@ -32,7 +30,7 @@ class CellResult:
     Attributes:
         task: name of the task.
         result: of ``lm_eval.evaluate``.
-        facts: the adapter's ``get_model_info`` under this cell's mode.
+        facts: the adapter's ``mode_facts`` under this cell's mode.
     """
 
     task: str
@@ -50,11 +48,7 @@ def merge_results(cells: Mapping[str, CellResult]) -> dict[str, Any]:
         merged["results"][title] = {**merged["results"][title], "alias": title}
     merged["groups"] = {}
     merged["group_subtasks"] = {title: [] for title in cells}
-    merged["modes"] = {
-        title: {name: cell.facts[name] for name in OF_A_MODE}
-        for title, cell in cells.items()
-        if cell.facts
-    }
+    merged["modes"] = {title: dict(cell.facts) for title, cell in cells.items() if cell.facts}
     return merged
 
 
@@ -68,7 +62,7 @@ def run_facts(lm: SoftEvalLM, request: Request) -> dict[str, Any]:
         "config": {
             "model": "softeval",
             "model_args": {"pretrained": lm.pretrained},
-            **{k: v for k, v in lm.get_model_info().items() if k not in OF_A_MODE},
+            **{k: v for k, v in lm.get_model_info().items() if k not in lm.mode_facts},
             "batch_size": config.batch_size,
             "device": str(lm.device),
             "limit": config.limit,

@@ -54,21 +54,38 @@ class Row:
         return self.in_cot and not self.queue
 
     def step_cot(
-        self, token: int, stopper: Stopper, limits: Limits, eos_ids: frozenset[int]
-    ) -> None:
-        """Take a CoT step whose shadow token is `token`; end the CoT where the rules say so."""
+        self,
+        token: int,
+        stopper: Stopper,
+        limits: Limits,
+        eos_ids: frozenset[int],
+        ended: bool = False,
+    ) -> bool:
+        """Take a CoT step whose shadow token is `token`; end the CoT where the rules say so.
+
+        Where the mode ends it (`ended`), the step is not taken, unless the text ends with it anyway
+        or it is the first: a CoT has at least one position. Returns whether the step was taken.
+        """
         self.cot_ids.append(token)
+        reason = None
         if token in eos_ids:
-            self.stop_reason = StopReason.EOS
+            reason = StopReason.EOS
         elif stopper.ends_cot(self.cot_ids):
-            self.stop_reason = StopReason.ANSWER_PREFIX
+            reason = StopReason.ANSWER_PREFIX
+        elif ended and len(self.cot_ids) > 1:
+            self.cot_ids.pop()
+            reason = StopReason.MODE
         elif len(self.cot_ids) >= limits.max_cot_tokens:
-            self.stop_reason = StopReason.LENGTH
-        if self.stop_reason is None:
-            return
+            reason = StopReason.LENGTH
+        if reason is not None:
+            self._end_cot(reason, stopper)
+        return reason is not StopReason.MODE
+
+    def _end_cot(self, reason: StopReason, stopper: Stopper) -> None:
+        self.stop_reason = reason
         self.in_cot = False
         self.cot_text = stopper.decode(self.cot_ids)
-        self.prefill_ids = stopper.prefill_ids(self.cot_text, self.stop_reason)
+        self.prefill_ids = stopper.prefill_ids(self.cot_text, reason)
         self.queue.extend(self.prefill_ids)
 
     def step_answer(

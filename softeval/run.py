@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from softeval import rundir
 from softeval.errors import UserError
-from softeval.modes import MODES, is_greedy
+from softeval.modes import recorded_modes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -153,14 +153,15 @@ class Run:
 
         samples = self.samples(["task", "mode", "doc_id", "correct"])
         counts = samples.groupby(["task", "mode", "doc_id"])["correct"].agg(["size", "sum"])
-        place = {mode: index for index, mode in enumerate(MODES)}
+        modes = recorded_modes(self.info)
+        place = {mode: index for index, mode in enumerate(modes)}
         cells: list[tuple[str, str]] = sorted(
             counts.index.droplevel("doc_id").unique(),
             key=lambda cell: (cell[0], place.get(cell[1], len(place)), cell[1]),
         )
         for task, mode in cells:
             cell = counts.loc[(task, mode)]
-            greedy = mode in MODES and is_greedy(MODES[mode])
+            greedy = bool(modes[mode]["is_greedy"]) if mode in modes else False
             n_M, c_M = cell["size"].to_numpy(), cell["sum"].to_numpy()
             found = summarise_samples(n_M, c_M, [1] if greedy else ks)
             metric = GREEDY_PASS if greedy else SAMPLED_PASS

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from softeval import environment, rundir
 from softeval.errors import UserError
-from softeval.identity import Request, absolute, mode_record
+from softeval.identity import Request, absolute
+from softeval.modes import mode_record
 from softeval.record_shape import check_training
 
 if TYPE_CHECKING:
@@ -55,8 +56,7 @@ def new_record(request: Request) -> dict[str, Any]:
             "batch_invariant": lm.batch_invariant,
         },
         "modes": [
-            {"name": mode.name, **mode_record(mode), "sigma": mode.sigma(lm.embedding)}
-            for mode in request.modes
+            mode_record(mode) | {"facts": mode.facts(lm.embedding)} for mode in request.modes
         ],
         "datasets": [{"task": task, **asdict(s)} for task, s in request.sources.items()],
         "seeds": {"samples": request.config.seed},

@@ -171,7 +171,7 @@ def _stepped(model: Any, rows: Sequence[Tensor]) -> list[Tensor]:
     for step in range(steps):
         for index, (row_LD, start) in enumerate(zip(rows, starts, strict=True)):
             fed_ND[index] = row_LD[start + step]
-        found.append(feeder.step(fed_ND, [start + step for start in starts])[: len(rows)])
+        found.append(feeder.step(fed_ND, [start + step for start in starts]).logits_NW[: len(rows)])
     return list(torch.stack(found, 1))
 
 
@@ -222,7 +222,7 @@ def _same_bits(model: Any, embedding: InputEmbedding, max_length: int) -> bool:
     for rows in (1, MANY):
         feeder = RowFeeder(model, rows, length)
         feeder.fill(range(rows), feeder.prefill(row_LD[:-1]))
-        found.append(feeder.step(fed_ND[: tiled(rows)], [length - 1] * rows)[0])
+        found.append(feeder.step(fed_ND[: tiled(rows)], [length - 1] * rows).logits_NW[0])
     return torch.equal(*found)
 
 

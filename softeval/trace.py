@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from softeval.modes import Step
+from softeval.modes.sampling import entropy
+
 
 class Measures(NamedTuple):
     """Scalars of N next-token distributions, float32: entropies in nats, largest probability."""
@@ -20,22 +23,20 @@ class Measures(NamedTuple):
     top1_prob_N: Tensor
 
 
-def measure(logits_NV: Tensor, mode_probs_NV: Tensor, temperature: float) -> Measures:
-    """Entropy at temperature 1 and at the mode's own, and top-1 probability at temperature 1."""
+def measure(logits_NV: Tensor, mode_probs_NV: Tensor, is_plain: bool) -> Measures:
+    """Entropy at temperature 1 and of the mode's distribution, and top-1 probability at 1.
+
+    `is_plain` says that the two distributions are one.
+    """
     logits_NV = logits_NV.float()
     norm_N = logits_NV.logsumexp(-1)
     top1_N = (logits_NV.amax(-1) - norm_N).exp()
-    if temperature == 1.0:
+    if is_plain:
         entropy_N = entropy(mode_probs_NV)
         return Measures(entropy_N, entropy_N, top1_N)
     probs_NV = (logits_NV - norm_N[:, None]).exp()
     # Not norm - Σ p·z: with one token at a huge logit that cancels to noise, this does not.
     return Measures(entropy(probs_NV), entropy(mode_probs_NV), top1_N)
-
-
-def entropy(probs_NV: Tensor) -> Tensor:
-    """(N,) -Σ p ln p in nats; 0 where p = 0."""
-    return torch.special.entr(probs_NV).sum(-1)
 
 
 class Trace:
@@ -46,16 +47,16 @@ class Trace:
         self._top_ids = torch.zeros(batch, positions, top, dtype=torch.int32, device=device)
         self._top_probs = torch.zeros(batch, positions, top, device=device)
         self._inputs: Tensor | None = None
+        self._record: Tensor | None = None
+        self._keeps = False
         self._top = top
 
-    def keep_inputs(self, width: int, dtype: torch.dtype) -> None:
-        """Also keep what is fed."""
-        batch, positions, _ = self._scalars.shape
-        device = self._scalars.device
-        self._inputs = torch.zeros(batch, positions, width, dtype=dtype, device=device)
+    def keep_steps(self) -> None:
+        """Also keep what is fed, and what the mode records for its log-probability."""
+        self._keeps = True
 
     def write(
-        self, rows: Tensor, steps: Tensor, measures: Measures, probs_NV: Tensor, inputs_ND: Tensor
+        self, rows: Tensor, steps: Tensor, measures: Measures, probs_NV: Tensor, step: Step
     ) -> None:
         """Record one CoT position of each of `rows`, at its own step."""
         scalars_N3 = torch.stack(list(measures), -1)
@@ -64,28 +65,47 @@ class Trace:
             top = probs_NV[rows].topk(self._top, dim=-1)
             self._top_ids[rows, steps] = top.indices.int()
             self._top_probs[rows, steps] = top.values
-        if self._inputs is not None:
-            self._inputs[rows, steps] = inputs_ND[rows]
+        if self._keeps:
+            self._inputs = self._kept(self._inputs, rows, steps, step.inputs_ND)
+        if self._keeps and step.record_NR is not None:
+            self._record = self._kept(self._record, rows, steps, step.record_NR)
+
+    def _kept(
+        self, buffer: Tensor | None, rows: Tensor, steps: Tensor, values_NX: Tensor
+    ) -> Tensor:
+        if buffer is None:
+            shape = (*self._scalars.shape[:2], values_NX.shape[-1])
+            buffer = values_NX.new_zeros(shape)
+        buffer[rows, steps] = values_NX[rows]
+        return buffer
 
     def move(self, source: int, target: int) -> None:
         """Move a row's records."""
-        for buffer in (self._scalars, self._top_ids, self._top_probs, self._inputs):
+        for buffer in self._buffers:
             if buffer is not None:
                 buffer[target] = buffer[source]
+
+    @property
+    def _buffers(self) -> tuple[Tensor | None, ...]:
+        return self._scalars, self._top_ids, self._top_probs, self._inputs, self._record
 
     def read(self, row: int, length: int) -> RowTrace:
         """Records of one row's first `length` positions, on the host."""
         scalars = self._scalars[row, :length].cpu().numpy().copy()
-        inputs = self._inputs
         return RowTrace(
             entropy=scalars[:, 0],
             mode_entropy=scalars[:, 1],
             top1_prob=scalars[:, 2],
             top_ids=self._top_ids[row, :length].cpu().numpy().copy(),
             top_probs=self._top_probs[row, :length].cpu().numpy().copy(),
-            # bfloat16 has no numpy type; float32 holds it exactly.
-            inputs=None if inputs is None else inputs[row, :length].float().cpu().numpy().copy(),
+            inputs=_on_host(self._inputs, row, length),
+            record=_on_host(self._record, row, length),
         )
+
+
+def _on_host(buffer: Tensor | None, row: int, length: int) -> np.ndarray | None:
+    """A row's part of a buffer; bfloat16 has no numpy type, and float32 holds it exactly."""
+    return None if buffer is None else buffer[row, :length].float().cpu().numpy().copy()
 
 
 class RowTrace(NamedTuple):
@@ -97,3 +117,4 @@ class RowTrace(NamedTuple):
     top_ids: np.ndarray
     top_probs: np.ndarray
     inputs: np.ndarray | None
+    record: np.ndarray | None

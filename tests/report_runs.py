@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from synthetic import WORDS, _record, make_generation
 
 from softeval import rundir
-from softeval.modes import MODES, is_greedy
+from softeval.modes import ALL, MODES
 from softeval.records import AnswerStop, Generation, SampleKey, StopReason
 from softeval.tables import LikelihoodRow, PromptRow, ScoredSample, TableWriter, prompt_hash
 
@@ -75,7 +75,7 @@ def write_checkpoint(
     method: str = "base",
     train_seed: int = 0,
     tasks: Sequence[str] = ("arithmetic",),
-    modes: Sequence[str] = tuple(MODES),
+    modes: Sequence[str] = ALL,
     questions: int = 24,
     samples: int = 8,
     positions: int = 60,
@@ -95,7 +95,7 @@ def write_checkpoint(
             difficulty_Q = np.random.default_rng(list(task.encode())).normal(0, 1, questions)
             for mode in sorted(modes):
                 for q in range(questions):
-                    for s in range(1 if is_greedy(MODES[mode]) else samples):
+                    for s in range(1 if MODES[mode].is_greedy else samples):
                         chance = _chance(method, mode, float(difficulty_Q[q]), shift)
                         key = SampleKey(task, q, s)
                         writer.add(_sample(rng, key, mode, chance, positions, vocab, texts, method))

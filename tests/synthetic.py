@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from softeval import rundir
-from softeval.modes import MODES, MixtureMode, is_greedy
+from softeval.modes import ALL, MODES, mode_record
 from softeval.records import AnswerStop, Generation, SampleKey, StopReason
 from softeval.tables import LikelihoodRow, PromptRow, ScoredSample, TableWriter, prompt_hash
 
@@ -66,7 +66,7 @@ def make_generation(
 def write_run(
     folder: Path,
     tasks: Sequence[str] = ("arithmetic",),
-    modes: Sequence[str] = tuple(MODES),
+    modes: Sequence[str] = ALL,
     questions: int = 8,
     samples: int = 8,
     positions: int = 24,
@@ -109,7 +109,7 @@ def write_run(
             for mode in sorted(modes):
                 p = np.clip(accuracy.get(mode, 0.5), 1e-4, 1 - 1e-4)
                 chance_Q = 1 / (1 + np.exp(-np.log(p / (1 - p)) - difficulty_Q))
-                count = 1 if is_greedy(MODES[mode]) else samples
+                count = 1 if MODES[mode].is_greedy else samples
                 for q in range(questions):
                     for s in range(count):
                         key = SampleKey(task, q, s)
@@ -141,7 +141,7 @@ def _sample(
     seed: int,
 ) -> ScoredSample:
     length = int(np.clip(rng.poisson(positions), 1, 2 * positions))
-    reason = rng.choice(list(StopReason), p=[0.8, 0.1, 0.1])
+    reason = rng.choice([str(r) for r in StopReason if r != StopReason.MODE], p=[0.8, 0.1, 0.1])
     correct = bool(rng.random() < chance)
     target = str(key.doc_id)
     answer = target if correct else rng.choice([str(key.doc_id + 1), "0.5", ""])
@@ -195,18 +195,7 @@ def _record(
         "data_dir": None,
         "apply_chat_template": False,
     }
-    mode_records = [
-        {
-            "name": name,
-            "temperature": MODES[name].temperature,
-            "noise_scale": MODES[name].noise_scale,
-            "noise_norm": str(mode.noise_norm)
-            if isinstance(mode := MODES[name], MixtureMode)
-            else None,
-            "sigma": 0.02 * MODES[name].noise_scale,
-        }
-        for name in modes
-    ]
+    mode_records = [mode_record(MODES[name]) | {"facts": {}} for name in modes]
     datasets = [
         {
             "name": task,

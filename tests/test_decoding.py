@@ -14,7 +14,7 @@ from softeval.decoding import Decoder, Question
 from softeval.errors import UserError
 from softeval.generation import generate
 from softeval.model import wrap_model
-from softeval.modes import MODES, get_mode, is_greedy
+from softeval.modes import MODES, get_mode
 from softeval.records import AnswerStop, Generation, StopReason
 from softeval.rows import Limits
 
@@ -295,7 +295,7 @@ def test_mode_entropy_is_that_of_the_modes_own_temperature(mode):
     else:
         assert (sample.mode_entropy < sample.entropy).all()
     assert (sample.entropy <= np.log(VOCAB)).all()
-    assert is_greedy(MODES[mode]) or mode.endswith("sample")
+    assert MODES[mode].is_greedy or mode.endswith("sample")
 
 
 def test_an_option_out_of_range_is_refused():

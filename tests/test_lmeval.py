@@ -108,7 +108,9 @@ def test_the_batch_size_changes_nothing(batch_size: int, data_dir: str) -> None:
 def test_options_reach_the_mode_and_the_record(data_dir: str) -> None:
     lm = adapter("soft_sample", temperature=0.9, noise_scale="0.5", noise_norm="vector", seed="3")
     info = lm.get_model_info()
-    assert lm.cot.mode == get_mode("soft_sample", 0.9, 0.5, "vector")
+    assert lm.cot.mode == get_mode(
+        "soft_sample", temperature=0.9, noise_scale=0.5, noise_norm="vector"
+    )
     assert (info["mode"], info["temperature"], info["noise_scale"]) == ("soft_sample", 0.9, 0.5)
     assert (info["noise_norm"], info["seed"], info["max_cot_tokens"]) == ("vector", 3, 12)
     assert info["sigma"] == pytest.approx(0.5 * roomy_lm().embedding.rms * 32**0.5)

@@ -39,7 +39,7 @@ def test_use_cache_is_refused(tmp_path: Path) -> None:
         ({"seed": -1}, "seed=-1 must be at least 0"),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"max_cot_tokens": "x"}, "max_cot_tokens='x' must be a whole number"),
-        ({"mode": "hard_sample", "noise_scale": 1}, "hard_sample has no noise"),
+        ({"mode": "hard_sample", "noise_scale": 1}, "hard_sample has no option"),
     ],
 )
 def test_bad_model_arguments_are_named(arguments: dict[str, Any], message: str) -> None:

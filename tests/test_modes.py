@@ -13,16 +13,23 @@ from tiny import FAMILIES, tiny_lm
 
 from softeval.errors import UserError
 from softeval.modes import (
+    ALL,
     MODES,
     HardMode,
-    MixtureMode,
     NoiseNorm,
+    NoisyMixtureMode,
     Randomness,
+    Seen,
+    Taken,
     get_mode,
     invert_cdf,
-    is_greedy,
     select_modes,
 )
+
+
+def take_step(mode, logits, lm, drawn=None, state=None):
+    seen = Seen(logits, lm.embedding)
+    return mode.step(seen, mode.probs(seen), drawn, state)
 
 
 def random_logits(rows: int = 8, vocab: int = 99, seed: int = 0, scale: float = 3.0):
@@ -31,7 +38,12 @@ def random_logits(rows: int = 8, vocab: int = 99, seed: int = 0, scale: float = 
 
 def test_the_six_modes_are_those_of_the_paper():
     table = {
-        name: (mode.temperature, mode.noise_scale, is_greedy(mode)) for name, mode in MODES.items()
+        name: (
+            MODES[name].temperature,
+            MODES[name].options.get("noise_scale", 0.0),
+            MODES[name].is_greedy,
+        )
+        for name in ALL
     }
     assert table == {
         "hard_greedy": (0.0, 0.0, True),
@@ -107,10 +119,10 @@ def test_soft_at_vanishing_temperature_is_hard_greedy():
     lm = tiny_lm()
     logits = random_logits(vocab=lm.vocab)
     hard = MODES["hard_greedy"]
-    expected = hard.step(logits, hard.probs(logits), lm.embedding, None)
+    expected = take_step(hard, logits, lm)
     for temperature in (0.0, 1e-6):
         soft = get_mode("soft_greedy", temperature=temperature)
-        step = soft.step(logits, soft.probs(logits), lm.embedding, None)
+        step = take_step(soft, logits, lm)
         assert torch.equal(step.inputs_ND, expected.inputs_ND)
         assert torch.equal(step.shadow_N, expected.shadow_N)
 
@@ -118,12 +130,12 @@ def test_soft_at_vanishing_temperature_is_hard_greedy():
 @pytest.mark.parametrize("kind", ["soft", "fuzzy"])
 def test_without_noise_sample_is_greedy(kind):
     silent = get_mode(f"{kind}_sample", noise_scale=0.0)
-    assert is_greedy(silent)
+    assert silent.is_greedy
     lm = tiny_lm()
     logits = random_logits(vocab=lm.vocab)
     greedy = MODES[f"{kind}_greedy"]
-    a = silent.step(logits, silent.probs(logits), lm.embedding, None)
-    b = greedy.step(logits, greedy.probs(logits), lm.embedding, None)
+    a = take_step(silent, logits, lm)
+    b = take_step(greedy, logits, lm)
     assert torch.equal(a.inputs_ND, b.inputs_ND)
 
 
@@ -133,7 +145,7 @@ def test_mixture_is_the_expectation_of_embeddings():
     mode = MODES["soft_greedy"]
     weights = (logits.double() / 0.5).softmax(-1)
     expected = weights @ lm.embedding.rows(torch.arange(lm.vocab)).double()
-    got = mode.step(logits, mode.probs(logits), lm.embedding, None).inputs_ND
+    got = take_step(mode, logits, lm).inputs_ND
     torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -178,7 +190,7 @@ def test_hard_log_prob_is_that_of_the_sampling_temperature():
     for temperature in (1.0, 0.7):
         mode = get_mode("hard_sample", temperature=temperature)
         expected = torch.log_softmax(logits.double() / temperature, -1)[torch.arange(8), ids]
-        got = mode.log_prob(logits, ids, torch.empty(0), lm.embedding)
+        got = mode.log_prob(Seen(logits, lm.embedding), Taken(None, ids))
         torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -189,9 +201,9 @@ def test_gaussian_log_prob_against_scipy():
     mode = MODES["soft_sample"]
     logits = random_logits(rows=2, vocab=lm.vocab)
     noise = torch.randn(2, lm.embedding.width)
-    fed = mode.step(logits, mode.probs(logits), lm.embedding, noise).inputs_ND
-    got = mode.log_prob(logits, torch.zeros(2, dtype=torch.long), fed, lm.embedding)
-    means = lm.embedding.mix(mode.probs(logits)).numpy().astype(float)
+    fed = take_step(mode, logits, lm, noise).inputs_ND
+    got = mode.log_prob(Seen(logits, lm.embedding), Taken(fed, torch.zeros(2).long()))
+    means = lm.embedding.mix(mode.probs(Seen(logits, lm.embedding))).numpy().astype(float)
     sigma = mode.sigma(lm.embedding)
     width = lm.embedding.width
     peak = -width * math.log(sigma * math.sqrt(2 * math.pi))
@@ -208,8 +220,10 @@ def test_chi_square_of_the_noise_is_one():
     logits = random_logits(rows=512, vocab=lm.vocab)
     width = lm.embedding.width
     noise = torch.randn(512, width, generator=torch.Generator().manual_seed(1))
-    fed = mode.step(logits, mode.probs(logits), lm.embedding, noise).inputs_ND
-    minus_two_log = -2 * mode.log_prob(logits, torch.zeros(512).long(), fed, lm.embedding)
+    fed = take_step(mode, logits, lm, noise).inputs_ND
+    minus_two_log = -2 * mode.log_prob(
+        Seen(logits, lm.embedding), Taken(fed, torch.zeros(512).long())
+    )
     assert float(minus_two_log.mean()) / width == pytest.approx(
         1, abs=3 * math.sqrt(2 / (width * 512))
     )
@@ -217,22 +231,24 @@ def test_chi_square_of_the_noise_is_one():
 
 def test_overrides_reach_the_modes_that_have_them():
     modes = {m.name: m for m in select_modes(["all"], noise_scale=1.0, noise_norm="vector")}
-    assert modes["soft_sample"] == MixtureMode("soft_sample", 0.5, 1.0, NoiseNorm.VECTOR)
+    assert modes["soft_sample"] == NoisyMixtureMode(
+        "soft_sample", "soft", 0.5, 1.0, NoiseNorm.VECTOR
+    )
     assert modes["soft_greedy"] == MODES["soft_greedy"]
     assert modes["hard_sample"] == MODES["hard_sample"]
     (warm,) = select_modes(["hard-sample"], temperature=0.6)
-    assert warm == HardMode("hard_sample", 0.6)
+    assert warm == HardMode("hard_sample", "hard", 0.6)
     assert get_mode("hard_sample", temperature=0.0).randomness is Randomness.NONE
 
 
 @pytest.mark.parametrize(
     ("names", "options", "part"),
     [
-        (["sofr"], {}, "unknown mode 'sofr'; choose from hard_greedy"),
+        (["sofr"], {}, "unknown mode 'sofr'"),
         (["all"], {"temperature": 0.5}, "one kind of mode"),
-        (["hard_greedy"], {"temperature": 0.5}, "override it on hard_sample"),
-        (["hard_sample"], {"noise_scale": 0.5}, "no chosen mode has noise"),
-        (["soft_greedy"], {"noise_scale": 0.5}, "no chosen mode has noise"),
+        (["hard_greedy"], {"temperature": 0.5}, "hard_greedy is greedy"),
+        (["hard_sample"], {"noise_scale": 0.5}, "hard_sample has no option 'noise_scale'"),
+        (["soft_greedy"], {"noise_scale": 0.5}, "soft_greedy has no option 'noise_scale'"),
         (["soft_sample"], {"noise_scale": -1.0}, "--noise-scale -1.0"),
         (["soft_sample"], {"temperature": float("nan")}, "--temperature nan"),
         (["soft_sample"], {"noise_norm": "matrix"}, "choose from element, vector"),
@@ -248,4 +264,6 @@ def test_greedy_and_noiseless_modes_have_no_log_prob():
     logits = random_logits(vocab=lm.vocab)
     for name in ("hard_greedy", "soft_greedy"):
         with pytest.raises(UserError):
-            MODES[name].log_prob(logits, torch.zeros(8).long(), torch.zeros(8, 32), lm.embedding)
+            MODES[name].log_prob(
+                Seen(logits, lm.embedding), Taken(torch.zeros(8, 32), torch.zeros(8).long())
+            )

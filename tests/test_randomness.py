@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from softeval.modes import Randomness
+from softeval.modes import Draws, Randomness
 from softeval.noise import NoiseFeed
 from softeval.randomness import BLOCK, SampleRandomness, Stream
 from softeval.records import SampleKey
@@ -51,7 +51,7 @@ def test_streams_of_neighbouring_samples_are_uncorrelated():
 
 @pytest.mark.parametrize("kind", [Randomness.NORMAL, Randomness.UNIFORM])
 def test_a_feed_gives_each_row_the_numbers_of_its_own_step(kind):
-    feed = NoiseFeed(kind, 16, 4, torch.device("cpu"))
+    feed = NoiseFeed(Draws(kind, 4), 16, torch.device("cpu"))
     rows = [source(sample=s) for s in range(3)]
 
     def expected(row, step):
@@ -72,5 +72,5 @@ def test_a_feed_gives_each_row_the_numbers_of_its_own_step(kind):
 
 
 def test_a_mode_without_randomness_reads_nothing():
-    feed = NoiseFeed(Randomness.NONE, 16, 4, torch.device("cpu"))
+    feed = NoiseFeed(Draws(Randomness.NONE), 16, torch.device("cpu"))
     assert feed.read([source()], [0], 16) is None

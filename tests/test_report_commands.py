@@ -118,7 +118,7 @@ def test_compare_equals_the_statistics_on_the_files(folders):
         x, y = (pass_at_k(c.n_M, c.c_M, [k])[:, 0] for c in cells)
         assert one.contrast.diff == pytest.approx((x - y).mean())
         assert (one.a, one.b) == (pytest.approx(x.mean()), pytest.approx(y.mean()))
-        if cells[0].greedy:
+        if cells[0].mode.is_greedy:
             assert one.contrast.p == mcnemar(int((x > y).sum()), int((y > x).sum()))
         assert one.verdict.p >= one.contrast.p
         assert one.contrast.scope == "these checkpoints only"

@@ -92,7 +92,7 @@ def test_a_right_and_a_wrong_sample_of_each_cell(arms):
         cell = arms.arms[arm].checkpoints[0].cells[key]
         at = np.searchsorted(cell.doc_M, problems[problem].doc_id)
         mixed = 0 < cell.c_M[at] < cell.n_M[at]
-        assert len(outcomes) == (1 if cell.greedy else 2)
+        assert len(outcomes) == (1 if cell.mode.is_greedy else 2)
         assert sorted(set(outcomes)) == ([False, True] if mixed else [bool(cell.c_M[at])])
 
 

@@ -179,7 +179,7 @@ def test_a_greedy_mode_takes_one_sample(greedy: dict[str, Any]) -> None:
         ({"num_samples": 2.5}, "num_samples=2.5 must be a whole number"),
         ({"max_cot_tokens": -1}, "max_cot_tokens=-1 must be at least 1"),
         ({"mode": "softly"}, "unknown mode 'softly'"),
-        ({"mode": "soft_sample", "noise_scale": "x"}, "noise_scale='x' must be a number"),
+        ({"mode": "soft_sample", "noise_scale": "x"}, "--noise-scale 'x': must be of type float"),
     ],
 )
 def test_bad_settings_are_refused(metadata: dict[str, Any], message: str) -> None:

@@ -11,7 +11,7 @@ from train_cases import directional_derivative, made_generation, tiny_gpt2, tiny
 
 from softeval.decoding import Decoder, Question
 from softeval.model import LanguageModel
-from softeval.modes import Mode, Randomness, get_mode
+from softeval.modes import Draws, Mode, Randomness, Seen, Taken, get_mode
 from softeval.noise import NoiseFeed
 from softeval.output_head import output_head
 from softeval.randomness import SampleRandomness
@@ -21,7 +21,6 @@ from softeval.trainers.batch import Batch, collate
 from softeval.trainers.losses import (
     Policy,
     Reduction,
-    ScoreError,
     drift,
     log_probs,
     policy_hidden,
@@ -40,23 +39,24 @@ def rollouts(lm: LanguageModel, mode: Mode, samples: int = 4, cap: int = 6) -> l
 
 
 def policy_of(lm: LanguageModel, mode: Mode, **changes: object) -> Policy:
-    return Policy(mode, mode.sigma(lm.embedding), **changes)  # type: ignore[arg-type]
+    return Policy(mode, **changes)  # type: ignore[arg-type]
 
 
 def batch_of(lm: LanguageModel, found: list[Generation], policy: Policy) -> Batch:
-    return collate(found, lm.device, lm.dtype, keep_fed=not policy.feeds_tokens)
+    return collate(
+        found, lm.device, lm.dtype, policy.mode, policy.mode.draws(lm.embedding), policy.seed
+    )
 
 
-def plain_log_prob(lm: LanguageModel, g: Generation, mode: Mode, sigma: float) -> float:
+def plain_log_prob(lm: LanguageModel, g: Generation, mode: Mode) -> float:
     """One sequence, one forward pass a position, no cache, no chunks, the modes' own formula."""
     total = 0.0
     table = lm.embedding.rows(torch.arange(lm.vocab))
     inputs = [table[i] for i in g.prompt_ids]
     for shadow, fed in zip(g.shadow_ids, torch.from_numpy(g.inputs), strict=True):
         logits = lm.logits(lm.model(inputs_embeds=torch.stack(inputs)[None]).logits[:, -1])
-        total += float(
-            mode.log_prob(logits, torch.tensor([shadow]), fed[None].to(lm.dtype), lm.embedding)
-        )
+        taken = Taken(fed[None].to(lm.dtype), torch.tensor([shadow]))
+        total += float(mode.log_prob(Seen(logits, lm.embedding), taken))
         inputs.append(fed.to(lm.dtype))
     inputs += [table[i] for i in g.prefill_ids]
     for token in g.answer_ids:
@@ -83,11 +83,11 @@ def test_log_prob_of_a_rollout_equals_a_plain_recomputation(method: str) -> None
     totals = sequence_log_probs(log_probs(lm, output_head(lm, chunk=3), batch, policy), batch)
     # Either pass rounds a logit z by 2^-24·|z|; a soft step turns that into the sum over its elements
     # of ε times the rounding of the mixture in units of σ. The largest z here is 3.
-    rounding = 2**-24 * 16 / (mode.temperature * (mode.noise_scale or 1))
+    rounding = 2**-24 * 16 / (mode.temperature * mode.options.get("noise_scale", 1.0))
     for g, total in zip(found, totals, strict=True):
         elements = len(g.shadow_ids) * lm.embedding.width + len(g.answer_ids)
         assert float(total) == pytest.approx(
-            plain_log_prob(lm, g, mode, policy.sigma), rel=1e-6, abs=3 * rounding * elements**0.5
+            plain_log_prob(lm, g, mode), rel=1e-6, abs=3 * rounding * elements**0.5
         )
 
 
@@ -96,7 +96,7 @@ def test_log_prob_of_a_rollout_equals_a_plain_recomputation(method: str) -> None
 def test_gradient_equals_finite_differences(method: str, tied: bool) -> None:
     """Every parameter of a float64 model along random directions; sequences of unequal length."""
     lm, mode = tiny_gpt2(tied), MODES[method]
-    policy = policy_of(lm, mode, score_error=ScoreError.RECOMPUTED)
+    policy = policy_of(lm, mode, recorded_noise=False)
     lengths = [(3, 4, 1, 2), (2, 1, 2, 1)]
     made = [made_generation(lm, shape, sample=n) for n, shape in enumerate(lengths)]
     batch, head = batch_of(lm, made, policy), output_head(lm, chunk=2)
@@ -144,7 +144,7 @@ def test_the_mean_over_elements_divides_the_cot_term_by_the_width() -> None:
         policy = policy_of(lm, mode, reduction=reduction)
         batch = batch_of(lm, found, policy)
         both.append(log_probs(lm, output_head(lm), batch, policy))
-    assert torch.allclose(both[0].cot_N, both[1].cot_N * lm.embedding.width)
+    assert torch.allclose(both[0].cot.log_prob_N, both[1].cot.log_prob_N * lm.embedding.width)
     assert torch.equal(both[0].answer_M, both[1].answer_M)
 
 
@@ -183,7 +183,7 @@ def test_chi_square_of_recorded_rollouts_is_one(
     found = rollouts(lm, mode, samples=8, cap=12)
     policy = policy_of(lm, mode)
     batch = batch_of(lm, found, policy)
-    squared = log_probs(lm, output_head(lm), batch, policy).squared_N
+    squared = log_probs(lm, output_head(lm), batch, policy).cot.squared_N
     assert squared is not None
     mean, numbers = float(squared.mean()) / 32, squared.numel() * 32
     # In bfloat16 the two passes round a few logits apart; that adds to the spread, not to the mean.
@@ -194,11 +194,11 @@ def test_chi_square_of_recorded_rollouts_is_one(
 def test_a_wrong_temperature_or_sigma_shows_in_chi_square() -> None:
     lm, mode = tiny_lm(), MODES["soft"]
     found = rollouts(lm, mode, samples=8, cap=12)
-    wrong = Policy(get_mode("soft_sample", temperature=1.0), mode.sigma(lm.embedding))
-    louder = Policy(mode, 2 * mode.sigma(lm.embedding))
+    wrong = Policy(get_mode("soft_sample", temperature=1.0))
+    louder = Policy(get_mode("soft_sample", noise_scale=2 * mode.noise_scale))
     with torch.no_grad():
         values = [
-            log_probs(lm, output_head(lm), batch_of(lm, found, p), p).squared_N
+            log_probs(lm, output_head(lm), batch_of(lm, found, p), p).cot.squared_N
             for p in (wrong, louder)
         ]
     means = [float(v.mean()) / lm.embedding.width for v in values if v is not None]
@@ -210,7 +210,7 @@ def test_a_wrong_temperature_or_sigma_shows_in_chi_square() -> None:
 def test_the_score_function_has_expectation_zero(method: str) -> None:
     """Mean of ∂ log π along random directions over independent rollouts, against its error."""
     lm, mode = tiny_lm(width=8, layers=1), MODES[method]
-    policy, head = policy_of(lm, mode, score_error=ScoreError.RECOMPUTED), output_head(lm)
+    policy, head = policy_of(lm, mode, recorded_noise=False), output_head(lm)
     batch = batch_of(lm, rollouts(lm, mode, samples=256, cap=3), policy)
     for name in ("lm_head.weight", "model.layers.0.mlp.down_proj.weight"):
         parameter = lm.model.get_parameter(name)
@@ -249,8 +249,8 @@ def test_drift_from_itself_is_zero_and_from_another_is_exact() -> None:
         (z[:cot] / 0.5).softmax(-1) @ m.embedding.weight for z, m in ((own, lm), (theirs, other))
     ]
     gaussian = torch.distributions.kl_divergence(
-        torch.distributions.Normal(mixed[0], policy.sigma),
-        torch.distributions.Normal(mixed[1], policy.sigma),
+        torch.distributions.Normal(mixed[0], mode.sigma(lm.embedding)),
+        torch.distributions.Normal(mixed[1], mode.sigma(lm.embedding)),
     ).sum(-1)
     assert moved.gaussian_N is not None
     assert torch.allclose(moved.gaussian_N, gaussian, rtol=1e-4)
@@ -260,7 +260,9 @@ def whole_gradient(lm: LanguageModel, batch: Batch, policy: Policy) -> Tensor:
     """Gradient of Σ log π of the CoT steps in all parameters, flat."""
     found = log_probs(lm, output_head(lm, chunk=5), batch, policy)
     parameters = list(lm.model.parameters())
-    return torch.cat([g.flatten() for g in torch.autograd.grad(found.cot_N.sum(), parameters)])
+    return torch.cat(
+        [g.flatten() for g in torch.autograd.grad(found.cot.log_prob_N.sum(), parameters)]
+    )
 
 
 def plain_score(lm: LanguageModel, batch: Batch, mode: Mode, score_ND: Tensor) -> Tensor:
@@ -277,7 +279,7 @@ def plain_score(lm: LanguageModel, batch: Batch, mode: Mode, score_ND: Tensor) -
 
 def drawn_noise(found: list[Generation], lm: LanguageModel) -> Tensor:
     """ε of each CoT step as the decoder's own feed of noise gives it, one step at a time."""
-    feed = NoiseFeed(Randomness.NORMAL, 1, lm.embedding.width, torch.device("cpu"))
+    feed = NoiseFeed(Draws(Randomness.NORMAL, lm.embedding.width), 1, torch.device("cpu"))
     rows = [(SampleRandomness(0, g.key), step) for g in found for step in range(len(g.shadow_ids))]
     drawn = [feed.read([random], [step], 1) for random, step in rows]
     return torch.cat([d for d in drawn if d is not None])
@@ -293,10 +295,10 @@ def test_the_score_of_a_rollout_is_its_noise_over_sigma(method: str) -> None:
     tolerance = 2**-24 * 16 / (MODES[method].temperature * MODES[method].noise_scale)
     lm, mode = tiny_lm(), MODES[method]
     found = rollouts(lm, mode, samples=8, cap=20)
-    policies = [policy_of(lm, mode, score_error=error) for error in ScoreError]
+    policies = [policy_of(lm, mode, recorded_noise=recorded) for recorded in (True, False)]
     batch = batch_of(lm, found, policies[0])
     recorded, recomputed = (whole_gradient(lm, batch, policy) for policy in policies)
-    plain = plain_score(lm, batch, mode, drawn_noise(found, lm) / policies[0].sigma)
+    plain = plain_score(lm, batch, mode, drawn_noise(found, lm) / mode.sigma(lm.embedding))
     assert float((recorded - plain).norm() / plain.norm()) < tolerance
     assert float((recorded - recomputed).norm() / plain.norm()) < tolerance
 
@@ -306,18 +308,18 @@ def test_the_recorded_score_stays_the_noise_where_the_pass_mixes_otherwise(metho
     """Another model stands for a pass that rounds otherwise: h̃ - μ is then no noise at all."""
     lm, other, mode = tiny_lm(), tiny_lm(seed=3), MODES[method]
     found = rollouts(lm, mode, samples=8, cap=20)
-    policies = [policy_of(lm, mode, score_error=error) for error in ScoreError]
+    policies = [policy_of(lm, mode, recorded_noise=recorded) for recorded in (True, False)]
     batch = batch_of(lm, found, policies[0])
     noise = drawn_noise(found, lm)
     recorded, recomputed = (whole_gradient(other, batch, policy) for policy in policies)
-    plain = plain_score(other, batch, mode, noise / policies[0].sigma)
+    plain = plain_score(other, batch, mode, noise / mode.sigma(other.embedding))
     assert float((recorded - plain).norm() / plain.norm()) < 1e-5
     assert float(recomputed.norm() / recorded.norm()) > 2
     seen = log_probs(other, output_head(other), batch, policies[0])
-    assert seen.mismatched_N is not None and seen.squared_N is not None
-    assert torch.allclose(seen.cot_N, -0.5 * noise.square().sum(-1))
-    assert float(seen.squared_N.mean()) / lm.embedding.width > 1.5
-    assert float(seen.mismatched_N.float().mean()) > 0.9
+    assert seen.cot.mismatched_N is not None and seen.cot.squared_N is not None
+    assert torch.allclose(seen.cot.log_prob_N, -0.5 * noise.square().sum(-1))
+    assert float(seen.cot.squared_N.mean()) / lm.embedding.width > 1.5
+    assert float(seen.cot.mismatched_N.float().mean()) > 0.9
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -330,7 +332,7 @@ def test_rounding_of_what_was_fed_is_no_mismatch(dtype: torch.dtype, sigma_of: s
     found = rollouts(lm, mode, samples=8, cap=20)
     policy = policy_of(lm, mode)
     batch = batch_of(lm, found, policy)
-    seen = log_probs(lm, output_head(lm), batch, policy).mismatched_N
+    seen = log_probs(lm, output_head(lm), batch, policy).cot.mismatched_N
     assert seen is not None and float(seen.float().mean()) < 0.05
 
 
@@ -341,8 +343,8 @@ def test_noise_is_drawn_again_from_the_seed_of_the_run() -> None:
     rates = []
     for seed in (5, 6):
         policy = policy_of(lm, mode, seed=seed)
-        batch = collate(found, lm.device, lm.dtype, keep_fed=True, seed=policy.seed)
-        seen = log_probs(lm, output_head(lm), batch, policy).mismatched_N
+        batch = batch_of(lm, found, policy)
+        seen = log_probs(lm, output_head(lm), batch, policy).cot.mismatched_N
         assert seen is not None
         rates.append(float(seen.float().mean()))
     assert rates == [0.0, 1.0]

@@ -130,7 +130,7 @@ def pass_over(micro_batch: int | None = None) -> tuple[TrainingPass, MasterWeigh
     lm = tiny_lm()
     mode = get_mode("soft_sample")
     weights = MasterWeights(lm.model)
-    policy = Policy(mode, mode.sigma(lm.embedding))
+    policy = Policy(mode)
     return TrainingPass(lm, output_head(lm), weights, policy, micro_batch=micro_batch), weights
 
 
@@ -203,7 +203,7 @@ def split_pass(beta: float, answer: bool, kl: bool) -> tuple[dict[str, float], l
     lm = tiny_lm()
     mode = get_mode("soft_sample")
     weights = MasterWeights(lm.model)
-    policy = Policy(mode, mode.sigma(lm.embedding))
+    policy = Policy(mode)
     other = tiny_lm(seed=1)
     reference = Reference(other, output_head(other))
     passes = TrainingPass(
@@ -232,13 +232,13 @@ def test_the_answers_norm_is_its_own_beside_a_penalty() -> None:
 def test_the_answers_norm_is_no_rounding_of_the_cots() -> None:
     """A tiny σ makes the CoT's gradient more than 2^24 times the answer's."""
     lm, mode = tiny_lm(), get_mode("soft_sample")
-    policy = Policy(mode, 1e-9 * mode.sigma(lm.embedding))
+    policy = Policy(get_mode("soft_sample", noise_scale=1e-9 * mode.options["noise_scale"]))
     weights = MasterWeights(lm.model)
     passes = TrainingPass(lm, output_head(lm), weights, policy, micro_batch=1)
     made, advantages = [made_generation(lm, sample=n) for n in range(2)], torch.tensor([1.0, -0.5])
     norms = split_norms(weights, passes.run(made, advantages, PassPlan(2, split=True)).parts)
     assert norms["cot"] > 2**24 * norms["answer"] > 0
-    batch = collate(made, lm.device, lm.dtype, keep_fed=True)
+    batch = collate(made, lm.device, lm.dtype, mode, mode.draws(lm.embedding))
     alone = policy_losses(log_probs(lm, output_head(lm), batch, policy), batch, advantages, 2)[1]
     gradients = torch.autograd.grad(alone, list(lm.model.parameters()), allow_unused=True)
     assert norms["answer"] == pytest.approx(gradient_norm(gradients), rel=1e-4)

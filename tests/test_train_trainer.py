@@ -28,7 +28,7 @@ from softeval.generation import generate
 from softeval.model import load_model
 from softeval.scoring import Verdict
 from softeval.trainers import rollout, trainer, validation
-from softeval.trainers.config import Method, TrainConfig
+from softeval.trainers.config import TrainConfig
 from softeval.trainers.run_files import read_metrics
 
 
@@ -418,7 +418,7 @@ def test_tensorboard_gets_the_metrics(tmp_path: Path) -> None:
 def test_methods_train_from_the_same_rollout_noise() -> None:
     """The default output directory keeps methods and seeds apart."""
     names = {
-        str(trainer.default_path(TrainConfig(method=m, seed=s))) for m in Method for s in range(2)
+        str(trainer.default_path(TrainConfig(method=m, seed=s))) for m in METHODS for s in range(2)
     }
     assert len(names) == 6
 

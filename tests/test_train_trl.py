@@ -51,8 +51,8 @@ def test_gradient_of_a_fixed_batch_equals_trls(tmp_path: Path) -> None:
     shapes = [(PROMPT, COT, 0, ANSWER), (PROMPT, COT - 3, 0, ANSWER), (PROMPT, 1, 0, 1)]
     made = [made_generation(lm, shape, sample=n, inputs=False) for n, shape in enumerate(shapes)]
     advantages = torch.tensor([0.9, -1.7, 0.4])
-    batch = collate(made, lm.device, lm.dtype, keep_fed=False)
-    policy = Policy(get_mode("hard_sample"), sigma=0.0)
+    policy = Policy(get_mode("hard_sample"))
+    batch = collate(made, lm.device, lm.dtype, policy.mode, policy.mode.draws(lm.embedding))
     found = log_probs(lm, output_head(lm, chunk=5), batch, policy)
     ours = gradients(lm, sum(policy_losses(found, batch, advantages, len(made))))  # type: ignore[arg-type]
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from softeval.modes import Draws, Mode, Randomness, Taken
 from softeval.randomness import SampleRandomness
 from softeval.records import Generation
 
@@ -49,25 +50,33 @@ class Batch:
         cot: the N choices of the CoT.
         answer: the M choices of the answer.
         fed_ND: vectors fed in the CoT, in the model's dtype; None where tokens were fed.
-        noise_ND: standard normals that the rollouts drew for them, float32; None likewise.
+        record_NR: what the mode recorded for its log-probability, float32; None for nothing.
+        drawn_NX: standard normals that the rollouts drew, float32; None where they drew none.
     """
 
     ids_BT: Tensor
     cot: Choices
     answer: Choices
     fed_ND: Tensor | None
-    noise_ND: Tensor | None
+    record_NR: Tensor | None = None
+    drawn_NX: Tensor | None = None
 
     @property
     def rows(self) -> int:
         return len(self.ids_BT)
+
+    @property
+    def taken(self) -> Taken:
+        """The CoT's steps, as a mode's log-probability takes them."""
+        return Taken(self.fed_ND, self.cot.ids_N, self.record_NR, self.drawn_NX)
 
 
 def collate(
     rollouts: Sequence[Generation],
     device: torch.device,
     dtype: torch.dtype,
-    keep_fed: bool,
+    mode: Mode,
+    draws: Draws,
     seed: int = 0,
 ) -> Batch:
     """Pad rollouts to one batch.
@@ -76,7 +85,8 @@ def collate(
         rollouts: at least one.
         device: where to put the tensors.
         dtype: the model's dtype, for the fed vectors.
-        keep_fed: take along the vectors fed in the CoT and their noise (soft and fuzzy).
+        mode: that made the CoTs.
+        draws: the random numbers of its steps.
         seed: of the rollouts' random numbers; the noise is keyed, so it is drawn again, not stored.
     """
     length = max(_length(g) for g in rollouts)
@@ -87,19 +97,23 @@ def collate(
         )
     cot_starts = [len(g.prompt_ids) for g in rollouts]
     answer_starts = [_length(g) - len(g.answer_ids) for g in rollouts]
-    fed_ND = noise_ND = None
-    if keep_fed:
-        vectors = [_inputs(g) for g in rollouts]
-        fed_ND = _flat(vectors).to(device, dtype)
-        drawn = [SampleRandomness(seed, g.key) for g in rollouts]
-        noise_ND = _flat([r.normals(*v.shape) for r, v in zip(drawn, vectors, strict=True)])
-        noise_ND = noise_ND.to(device)
+    fed_ND = record_NR = drawn_NX = None
+    if not mode.feeds_tokens:
+        fed_ND = _flat([_kept(g.inputs) for g in rollouts]).to(device, dtype)
+    if rollouts[0].record is not None:
+        record_NR = _flat([_kept(g.record) for g in rollouts]).to(device)
+    if draws.kind is Randomness.NORMAL:
+        drawn = [
+            SampleRandomness(seed, g.key).normals(len(g.shadow_ids), draws.width) for g in rollouts
+        ]
+        drawn_NX = _flat(drawn).to(device)
     return Batch(
         ids_BT=torch.from_numpy(ids_BT).to(device),
         cot=_choices(ids_BT, cot_starts, [len(g.shadow_ids) for g in rollouts], device),
         answer=_choices(ids_BT, answer_starts, [len(g.answer_ids) for g in rollouts], device),
         fed_ND=fed_ND,
-        noise_ND=noise_ND,
+        record_NR=record_NR,
+        drawn_NX=drawn_NX,
     )
 
 
@@ -120,9 +134,9 @@ def _flat(parts: list[np.ndarray]) -> Tensor:
     return torch.cat([torch.from_numpy(part) for part in parts])
 
 
-def _inputs(rollout: Generation) -> np.ndarray:
-    assert rollout.inputs is not None, "the decoder must keep its inputs"
-    return rollout.inputs
+def _kept(values: np.ndarray | None) -> np.ndarray:
+    assert values is not None, "the decoder must keep its steps"
+    return values
 
 
 def _length(g: Generation) -> int:

@@ -11,24 +11,17 @@ Knows nothing of tensors, models or files of a run.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from softeval.config import explain, option, suggest
+from softeval.config import explain, option, read_pairs, suggest
 from softeval.errors import UserError
+from softeval.modes import Mode, get_mode, load_mode_file
 from softeval.scoring import Rules, rules_name
 
-
-class Method(StrEnum):
-    """What the CoT is made of in training: the sampled mode of the same name."""
-
-    HARD = "hard"
-    SOFT = "soft"
-    FUZZY = "fuzzy"
-
-
+METHODS = ("hard", "soft", "fuzzy")
+"""The paper's methods: each trains with the sampled mode of the family of that name."""
 DATASETS = ("gsm8k", "math", "deepscaler", "demo")
 DEFAULT_MAX_COT_TOKENS = 512
 SHORT_MAX_COT_TOKENS = {"gsm8k": 128, "demo": 64}
@@ -98,8 +91,16 @@ class TrainConfig(BaseModel):
         None, "Drop questions whose prompt is longer; they are counted.", panel=_WHAT, ge=1
     )
 
-    method: Method = option(
-        Method.SOFT, "CoT sampled in training: hard, soft or fuzzy tokens.", panel=_POLICY
+    method: str = option(
+        "soft",
+        "CoT sampled in training: hard, soft or fuzzy tokens, or any sampled mode by name.",
+        panel=_POLICY,
+    )
+    mode_args: dict[str, str] = option(
+        {}, "Options of the method's mode, as name=value,…", panel=_POLICY
+    )
+    mode_file: str | None = option(
+        None, "Python file that registers a mode of your own.", panel=_POLICY
     )
     temperature: float | None = option(
         None,
@@ -272,6 +273,11 @@ class TrainConfig(BaseModel):
         names = [name.strip() for part in parts for name in str(part).split(",")]
         return tuple(dict.fromkeys(name for name in names if name and name != "none"))
 
+    @field_validator("mode_args", mode="before")
+    @classmethod
+    def _pairs(cls, value: Any) -> Any:
+        return read_pairs(value)
+
     @field_validator("micro_batch_size", "decode_batch_size")
     @classmethod
     def _usable_batch(cls, value: int | str) -> int | str:
@@ -305,18 +311,51 @@ class TrainConfig(BaseModel):
                 "--num-generations 1: RLOO compares a sample with the others of its question; "
                 "set --group-size 2 or more"
             )
+        mode = self._usable_mode()
         if self.num_iterations > 1:
-            raise ValueError(_OFF_POLICY[self.method])
-        if self.method is Method.HARD and (self.noise_scale or self.noise_norm):
-            raise ValueError("--noise-scale and --noise-norm fit soft and fuzzy; hard has no noise")
-        if self.method is Method.HARD and self.score_error:
-            raise ValueError("--score-error fits soft and fuzzy; hard has no noise")
+            raise ValueError(
+                "--num-iterations: this trainer is strictly on-policy; use 1, or TRL for hard CoTs "
+                "(the log-probability of a fuzzy CoT differs by up to 1420 nats between two "
+                "precisions of one model: no usable importance ratio)"
+            )
+        if not mode.is_gaussian and (self.score_error or self.detach_embedding_in_mixture):
+            raise ValueError(
+                "--score-error and --detach-embedding-in-mixture fit soft and fuzzy, not "
+                f"{self.method}"
+            )
         adapted = [name for name in _LORA if name in self.model_fields_set]
         if adapted and "lora" not in self.model_fields_set:
             raise ValueError(f"--{adapted[0].replace('_', '-')} needs --lora, which was not given")
         if not self.reward_correct > max(self.reward_boxed, self.reward_none):
             raise ValueError("--reward-correct must be the largest of the three rewards")
         return self
+
+    def _usable_mode(self) -> Mode:
+        """The mode that is trained; a ValueError says why there is none."""
+        try:
+            mode = self.mode
+        except UserError as error:
+            raise ValueError(f"--method {self.method}: {error}") from None
+        if not mode.has_density:
+            raise ValueError(f"--method {self.method}: {mode.name} has no density to train with")
+        return mode
+
+    @property
+    def mode(self) -> Mode:
+        """The sampled mode that training draws from.
+
+        Raises:
+            UserError: no such mode, or an option that it does not have.
+        """
+        if self.mode_file is not None:
+            load_mode_file(self.mode_file)
+        shorthands = {
+            "temperature": self.temperature,
+            "noise_scale": self.noise_scale,
+            "noise_norm": self.noise_norm,
+        }
+        name = f"{self.method}_sample" if self.method in METHODS else self.method
+        return get_mode(name, **shorthands, **self.mode_args)
 
     @property
     def cot_cap(self) -> int:
@@ -337,8 +376,8 @@ class TrainConfig(BaseModel):
 
     @property
     def soft_score_error(self) -> str | None:
-        """`score_error` with its default; None in hard mode, which has no noise."""
-        return None if self.method is Method.HARD else self.score_error or "recorded"
+        """`score_error` with its default; None where the mode adds no Gaussian noise."""
+        return (self.score_error or "recorded") if self.mode.is_gaussian else None
 
     def identity(self) -> dict[str, Any]:
         """What must agree when a run is continued: all fields but those that change no number."""
@@ -362,14 +401,6 @@ COSMETIC_FIELDS = {
 }
 
 _LORA = ("lora_rank", "lora_alpha", "lora_target_modules")
-
-_OFF_POLICY = {
-    Method.HARD: "--num-iterations: this trainer is strictly on-policy; use 1, or TRL for hard CoTs",
-    Method.SOFT: "--num-iterations: a soft CoT has no usable importance ratio (its log-probability "
-    "differs by up to 31 nats between two precisions of one model); use 1",
-    Method.FUZZY: "--num-iterations: a fuzzy CoT has no usable importance ratio (its log-probability "
-    "differs by up to 1420 nats between two precisions of one model); use 1",
-}
 
 
 def field_name(key: str) -> str:

@@ -28,14 +28,12 @@ class TrainingRecord:
     """What is said of a trained checkpoint.
 
     Attributes:
-        method: hard, soft or fuzzy.
+        method: hard, soft, fuzzy, or the name of another mode.
         dataset: name of the training set.
         train_seed: seed of the run.
         base: what was trained.
         step: updates done.
-        sigma: noise deviation of one input element in training.
-        temperature: of the CoT in training.
-        noise_scale: γ in training; 0 in hard.
+        mode: the CoT mode of training with every option, and σ where it has noise.
         logits_dtype: precision of the logits in training.
         validation: greedy validation success at every time it was taken.
         selected: "best" or "last".
@@ -50,9 +48,7 @@ class TrainingRecord:
     train_seed: int
     base: str
     step: int
-    sigma: float
-    temperature: float
-    noise_scale: float
+    mode: dict[str, Any]
     logits_dtype: str
     validation: Sequence[dict[str, float]]
     selected: str
@@ -106,11 +102,8 @@ def model_card(record: TrainingRecord, license: str | None = None) -> str:
         record: what to say of it.
         license: that of the base, where it is known.
     """
-    noise = (
-        "no noise"
-        if record.sigma == 0
-        else f"noise scale γ = {record.noise_scale:g} (σ = {record.sigma:.6g} an element)"
-    )
+    named = ("name", "family", "is_greedy", "feeds_tokens")
+    options = ", ".join(f"{k} = {v}" for k, v in record.mode.items() if k not in named)
     curve = "\n".join(
         f"| {int(point['step'])} | {100 * point['success']:.1f} % |" for point in record.validation
     )
@@ -123,7 +116,7 @@ Trained from `{record.base}` with `softeval train`, the method of *Soft Tokens, 
 2509.19170). An ordinary transformers checkpoint; `softeval run --model DIR` evaluates it under the
 six CoT modes.
 
-- method: {record.method}, CoT temperature {record.temperature:g}, {noise}
+- method: {record.method}, CoT mode {record.mode["name"]} ({options})
 - data: {record.dataset}, seed {record.train_seed}
 - step: {record.step} ({record.selected})
 - logits: {record.logits_dtype}

@@ -5,11 +5,6 @@ prefill and answer tokens. The probability of a soft or fuzzy step is the Gaussi
 the model's mixture; of a hard step and of an answer token it is categorical. Prompt and prefill have
 none. (Paper section 3 and equations 12-14.)
 
-The score of a soft step is ∂/∂μ of -‖h̃ - μ‖²/2σ², that is (h̃ - μ)/σ². The rollout made h̃ = μ + σε with
-ε standard normal, so the score is ε/σ where this pass makes the rollout's mixture μ again. Where it
-does not, as at a near tie in bfloat16, h̃ - μ holds the distance of two tokens, √D/γ times the noise in
-that direction, and such positions outweigh all others. `ScoreError` says which of the two is used.
-
 Knows nothing of rewards or of how the rollouts came about.
 
 Shapes: B sequences, T positions, N CoT positions and M answer tokens of all sequences, D width.
@@ -17,15 +12,16 @@ Shapes: B sequences, T positions, N CoT positions and M answer tokens of all seq
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from softeval.embedding import InputEmbedding
 from softeval.model import LanguageModel
-from softeval.modes import HardMode, Mode
+from softeval.modes import Fused, Mode, Seen, Taken
 from softeval.output_head import OutputHead, last_hidden
 from softeval.trainers.batch import Batch
 from softeval.trainers.mixture_loss import divergences, mixtures, token_log_probs
@@ -43,70 +39,80 @@ class Reduction(StrEnum):
     MEAN = "mean"
 
 
-class ScoreError(StrEnum):
-    """What a soft step's score takes for h̃ - μ.
-
-    RECORDED is the noise σε that the rollout added, whatever mixture this pass makes: the score of
-    what was sampled, of size √D/σ in every precision. RECOMPUTED subtracts the mixture of this pass.
-    In exact arithmetic the two are one.
-    """
-
-    RECORDED = "recorded"
-    RECOMPUTED = "recomputed"
-
-
-MISMATCH = 0.05
-"""Distance of two mixtures, in lengths of a typical embedding, from where they count as different."""
-
-
 @dataclass(frozen=True)
 class Policy:
     """What was sampled from; everything a log-probability depends on besides the weights.
 
     Attributes:
         mode: sampled mode of the CoT.
-        sigma: noise deviation of one input element, fixed when training began; 0 in hard mode.
         answer_temperature: τ of the answer tokens.
         reduction: over the D elements of a soft step.
         detach_embedding: treat E as a constant in the mixture.
-        score_error: what a soft step's score takes for the error.
+        recorded_noise: score a soft step by the noise that the rollout drew, rather than by its
+            distance from the mixture that this pass makes (`softeval.modes.gaussian`).
         seed: seed of the rollouts' random numbers, from which their noise is drawn again.
     """
 
     mode: Mode
-    sigma: float
     answer_temperature: float = 1.0
     reduction: Reduction = Reduction.SUM
     detach_embedding: bool = False
-    score_error: ScoreError = ScoreError.RECORDED
+    recorded_noise: bool = True
     seed: int = 0
-
-    @property
-    def feeds_tokens(self) -> bool:
-        """Whether the CoT is made of ordinary tokens."""
-        return isinstance(self.mode, HardMode)
 
 
 @dataclass(frozen=True, eq=False)
 class LogProbs:
-    """Log-probabilities in nats, up to the Gaussian's constant, and what is seen on the way.
+    """Log-probabilities in nats, up to a density's constant.
 
     Attributes:
-        cot_N: of the CoT steps. From recorded noise the value is the rollout's, -‖ε‖²/2, and only
-            the gradient is this pass's.
+        cot: of the CoT steps (N), with what is measured beside them.
         answer_M: of the answer tokens.
-        squared_N: ‖h̃ - pE‖²/σ² of soft and fuzzy steps, of mean D under the policy; detached.
-        mixed_ND: the mixtures pE; detached.
-        tied_N: whether a step's two largest logits are equal.
-        mismatched_N: whether pE is another mixture than the rollout's.
     """
 
-    cot_N: Tensor
+    cot: Fused
     answer_M: Tensor
-    squared_N: Tensor | None = None
-    mixed_ND: Tensor | None = None
-    tied_N: Tensor | None = None
-    mismatched_N: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkedSteps:
+    """N positions whose logits are made chunk by chunk; the `Kernels` that modes take."""
+
+    hidden_ND: Tensor
+    head: OutputHead
+    embedding: InputEmbedding
+    recorded_noise: bool = True
+    detach_embedding: bool = False
+
+    def token_log_probs(self, ids_N: Tensor, temperature: float) -> Tensor:
+        """(N,) log softmax(z/τ)[id], nats."""
+        return token_log_probs(self.hidden_ND, ids_N, self.head, temperature)
+
+    def mixtures(self, temperature: float) -> tuple[Tensor, Tensor]:
+        """(N, D) mixtures softmax(z/τ)·E, and whether each position's two largest logits tie."""
+        return mixtures(
+            self.hidden_ND, self.head, self.embedding, temperature, self.detach_embedding
+        )
+
+    def log_prob(self, mode: Mode, taken: Taken) -> Fused:
+        """Log-probabilities of the steps: by the mode's kernel, else by `log_prob` in chunks.
+
+        A chunk's logits are computed again in the backward pass rather than kept.
+        """
+        found = mode.fused_log_prob(self, taken)
+        if found is not None:
+            return found
+        chunk = self.head.rule.chunk
+        parts = [
+            checkpoint(self._chunk_log_prob, mode, taken, slice(n, n + chunk), use_reentrant=False)
+            for n in range(0, len(self.hidden_ND), chunk)
+        ]
+        return Fused(torch.cat(parts) if parts else self.hidden_ND.new_zeros(0))
+
+    def _chunk_log_prob(self, mode: Mode, taken: Taken, rows: slice) -> Tensor:
+        hidden_nD = self.hidden_ND[rows]
+        seen = Seen(self.head.logits(hidden_nD), self.embedding, hidden_nD)
+        return mode.log_prob(seen, taken.part(rows))
 
 
 def teacher_forced_inputs(embedding: InputEmbedding, batch: Batch) -> Tensor:
@@ -145,51 +151,11 @@ def log_probs(
     """
     cot_ND, answer_MD = policy_hidden(lm, batch) if hidden is None else hidden
     answer_M = token_log_probs(answer_MD, batch.answer.ids_N, head, policy.answer_temperature)
-    if policy.feeds_tokens:
-        return LogProbs(
-            token_log_probs(cot_ND, batch.cot.ids_N, head, policy.mode.temperature), answer_M
-        )
-    mixed_ND, tied_N = mixtures(
-        cot_ND, head, lm.embedding, policy.mode.temperature, policy.detach_embedding
-    )
-    constant_ND = mixed_ND.detach()
-    recorded = policy.score_error is ScoreError.RECORDED
-    squared_N = _squared_error(batch, constant_ND if recorded else mixed_ND, policy)
-    density_N = _recorded_density(batch, mixed_ND, policy) if recorded else -0.5 * squared_N
-    scale = 1 / lm.embedding.width if policy.reduction is Reduction.MEAN else 1.0
-    return LogProbs(
-        cot_N=scale * density_N,
-        answer_M=answer_M,
-        squared_N=squared_N.detach(),
-        mixed_ND=constant_ND,
-        tied_N=tied_N,
-        mismatched_N=_mismatched(batch, constant_ND, policy, lm.embedding),
-    )
-
-
-def _squared_error(batch: Batch, mixed_ND: Tensor, policy: Policy) -> Tensor:
-    """(N,) ‖h̃ - μ‖²/σ² around the mixtures of this pass."""
-    assert batch.fed_ND is not None and policy.sigma > 0, "a soft step needs its vector and noise"
-    return (batch.fed_ND.to(mixed_ND.dtype) - mixed_ND).square().sum(-1) / policy.sigma**2
-
-
-def _recorded_density(batch: Batch, mixed_ND: Tensor, policy: Policy) -> Tensor:
-    """(N,) -‖ε‖²/2 with the gradient ε/σ in the mixtures."""
-    assert batch.noise_ND is not None, "the score from recorded noise needs that noise"
-    noise_ND = batch.noise_ND.to(mixed_ND.dtype)
-    moved_ND = mixed_ND - mixed_ND.detach()  # zeros, which carry the gradient
-    return (noise_ND / policy.sigma * moved_ND).sum(-1) - 0.5 * noise_ND.square().sum(-1)
-
-
-def _mismatched(
-    batch: Batch, mixed_ND: Tensor, policy: Policy, embedding: InputEmbedding
-) -> Tensor:
-    """(N,) whether ‖μ - (h̃ - σε)‖ exceeds what MISMATCH and the rounding of h̃ allow."""
-    assert batch.fed_ND is not None and batch.noise_ND is not None
-    fed_ND = batch.fed_ND.to(mixed_ND.dtype)
-    apart_N = (fed_ND - policy.sigma * batch.noise_ND - mixed_ND).norm(dim=-1)
-    rounding_N = torch.finfo(batch.fed_ND.dtype).eps / 2 * fed_ND.norm(dim=-1)
-    return apart_N > MISMATCH * embedding.rms * embedding.width**0.5 + rounding_N
+    steps = ChunkedSteps(cot_ND, head, lm.embedding, policy.recorded_noise, policy.detach_embedding)
+    cot = steps.log_prob(policy.mode, batch.taken)
+    if policy.reduction is Reduction.MEAN and not policy.mode.feeds_tokens:
+        cot = replace(cot, log_prob_N=(1 / lm.embedding.width) * cot.log_prob_N)
+    return LogProbs(cot, answer_M)
 
 
 def policy_losses(
@@ -203,15 +169,17 @@ def policy_losses(
         advantages_B: A, without gradient.
         sequences: sequences of the whole step, of which the batch may be a part.
     """
-    cot = (advantages_B[batch.cot.row_N].to(found.cot_N.dtype) * found.cot_N).sum()
+    cot = (
+        advantages_B[batch.cot.row_N].to(found.cot.log_prob_N.dtype) * found.cot.log_prob_N
+    ).sum()
     answer = (advantages_B[batch.answer.row_N].to(found.answer_M.dtype) * found.answer_M).sum()
     return -cot / sequences, -answer / sequences
 
 
 def sequence_log_probs(found: LogProbs, batch: Batch) -> Tensor:
     """(B,) log π(h̃) + log π(a | h̃) of each sequence."""
-    total_B = found.cot_N.new_zeros(batch.rows)
-    total_B = total_B.index_add(0, batch.cot.row_N, found.cot_N)
+    cot_N = found.cot.log_prob_N
+    total_B = cot_N.new_zeros(batch.rows).index_add(0, batch.cot.row_N, cot_N)
     return total_B.index_add(0, batch.answer.row_N, found.answer_M)
 
 
@@ -221,7 +189,7 @@ class Drift:
 
     Attributes:
         tokens: (N + M,) exact KL of the next-token distributions at temperature 1, in nats.
-        gaussian_N: KL of the two Gaussians of each soft step, ‖pE - p'E'‖²/2σ²; None in hard mode.
+        gaussian_N: KL of the two Gaussians of each soft step, ‖pE - p'E'‖²/2σ²; None without.
     """
 
     tokens: Tensor
@@ -241,9 +209,11 @@ def drift(
     with torch.no_grad(), reference.active():
         own_ND, own_MD = policy_hidden(initial, batch)
         gaussian_N = None
-        if found.mixed_ND is not None:
-            temperature = policy.mode.temperature
-            other_ND = mixtures(own_ND, initial_head, initial.embedding, temperature).mixed_ND
-            gaussian_N = (found.mixed_ND - other_ND).square().sum(-1) / (2 * policy.sigma**2)
+        if found.cot.mixed_ND is not None:
+            steps = ChunkedSteps(own_ND, initial_head, initial.embedding)
+            other = steps.log_prob(policy.mode, batch.taken)
+            assert other.mixed_ND is not None and found.cot.sigma is not None
+            moved_ND = found.cot.mixed_ND - other.mixed_ND
+            gaussian_N = moved_ND.square().sum(-1) / (2 * found.cot.sigma**2)
     tokens = divergences(torch.cat(hidden), head, torch.cat([own_ND, own_MD]), initial_head)
     return Drift(tokens, gaussian_N)

@@ -19,7 +19,7 @@ from softeval.checkpoint import read_config, torch_device
 from softeval.errors import UserError
 from softeval.model import BUNDLED_CHECKPOINT
 from softeval.output_head import CHUNK_ELEMENTS
-from softeval.trainers.config import Method, TrainConfig
+from softeval.trainers.config import TrainConfig
 from softeval.trainers.dropout import recompute_activations
 from softeval.trainers.meta_model import meta_model, position_bytes, saved_bytes, tensors_of
 
@@ -173,7 +173,7 @@ class MemoryModel:
     def _sequence(self, config: TrainConfig) -> int:
         saved = self._recomputed if config.gradient_checkpointing else self._plain
         # Hidden states picked out, and of a mixture itself, its error and their gradients.
-        noisy = config.method is not Method.HARD
+        noisy = not config.mode.feeds_tokens
         return saved + self.lengths.cot * self.width * (3 * self.item + 16 * noisy)
 
     def _pass(self, config: TrainConfig, size: int) -> int:
@@ -199,7 +199,7 @@ class MemoryModel:
         rows = config.loss_chunk_size or max(16, elements // self.vocab)
         measured = bool(config.beta or config.kl_steps)
         chunk = rows * self.vocab * ((6 if measured else 4) * 4 + self.item)
-        matrices = 2 if config.method is not Method.HARD else 1
+        matrices = 2 if not config.mode.feeds_tokens else 1
         widened = 4 * self.head if config.logits_dtype == "float32" and self.item < 4 else 0
         gradient = matrices * (4 + self.item) * self.head + self.item * self.head
         return chunk + widened + (gradient if self.head_trained else 0)

@@ -258,10 +258,7 @@ def _divergence(own_nD: Tensor, head: OutputHead, other_nD: Tensor, other: Outpu
 
 
 def _log_softmax(hidden_nD: Tensor, head: OutputHead) -> Tensor:
-    rule = head.rule
-    weight_VD, bias_V = rule.prepare(head.weight_WD), rule.prepare(head.bias_W)
-    assert weight_VD is not None
-    logits_nV = rule.project(hidden_nD, weight_VD, bias_V)
+    logits_nV = head.logits(hidden_nD)
     return logits_nV.to(_wide(logits_nV)).log_softmax(-1)
 
 

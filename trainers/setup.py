@@ -14,7 +14,6 @@ from torch import nn
 from softeval.embedding import InputEmbedding
 from softeval.errors import UserError
 from softeval.model import BUNDLED_CHECKPOINT, LanguageModel, LogitsDtype, load_model
-from softeval.modes import Mode, get_mode
 from softeval.output_head import OutputHead, keep_float32_head_live, output_head
 from softeval.stopping import Stopper
 from softeval.trainers.adapters import Adapters
@@ -24,7 +23,7 @@ from softeval.trainers.dropout import (
     disable_dropout,
     recompute_activations,
 )
-from softeval.trainers.losses import Policy, Reduction, ScoreError
+from softeval.trainers.losses import Policy, Reduction
 from softeval.trainers.memory import (
     Estimate,
     Lengths,
@@ -50,13 +49,6 @@ class Trainee:
     optimization: Optimization
     adapters: Adapters | None
     reference: Reference | None
-
-
-def sampled_mode(config: TrainConfig) -> Mode:
-    """The mode that training samples from."""
-    return get_mode(
-        f"{config.method}_sample", config.temperature, config.noise_scale, config.noise_norm
-    )
 
 
 def load_for_training(config: TrainConfig, device: torch.device) -> LanguageModel:
@@ -110,15 +102,13 @@ def make_trainee(config: TrainConfig, lm: LanguageModel) -> Trainee:
         UserError: an architecture or option that cannot be trained.
     """
     head = output_head(lm, config.loss_chunk_size)
-    mode = sampled_mode(config)
     policy = Policy(
-        mode,
-        mode.sigma(lm.embedding),
+        config.mode,
         config.answer_temperature,
         Reduction(config.cot_logprob_reduction),
         config.detach_embedding_in_mixture,
-        ScoreError(config.soft_score_error or ScoreError.RECORDED),
-        config.seed,
+        recorded_noise=config.soft_score_error != "recomputed",
+        seed=config.seed,
     )
     adapters = Adapters(lm.model, config) if config.lora else None
     if config.gradient_checkpointing:

@@ -25,6 +25,7 @@ from softeval.decoding import Decoder
 from softeval.environment import package_versions
 from softeval.errors import UserError
 from softeval.model import BUNDLED_CHECKPOINT, weights_hash
+from softeval.modes import mode_record
 from softeval.rows import Limits
 from softeval.trainers import run_files
 from softeval.trainers.advantages import Algorithm, advantages
@@ -255,7 +256,7 @@ class Trainer:
         processes.sum_gradients(trainee.weights.masters)
         local = {**result.sums, **rollout_sums(drawn.local), **drawn.drawn_sums}
         sums = processes.totals(local)
-        noisy = not trainee.policy.feeds_tokens
+        noisy = trainee.policy.mode.is_gaussian
         if noisy and (fault := noise_fault(sums, trainee.lm.embedding.width)):
             raise self._stop_at_fault(step, fault)
         drifted = plan.measure_drift or config.beta > 0
@@ -418,7 +419,7 @@ class Trainer:
             seed=config.seed,
             batch_size=None if size == "auto" else size,
             answer_temperature=config.answer_temperature,
-            keep_inputs=not self.trainee.policy.feeds_tokens,
+            keep_inputs=not self.trainee.policy.mode.feeds_tokens,
         )
         order = DataOrder(len(self.questions.train), config.seed)
         return RolloutCollector(decoder, self.questions, order, config, self.processes)
@@ -448,7 +449,7 @@ class Trainer:
             "config": self.config.model_dump(mode="json"),
             "command": self.command,
             "data": self._data(),
-            "sigma": self.trainee.policy.sigma,
+            "mode": self._mode_record(),
             "self_check": self.trainee.lm.self_check,
             "versions": package_versions(),
         }
@@ -465,17 +466,19 @@ class Trainer:
             "too_long": questions.too_long,
         }
 
+    def _mode_record(self) -> dict[str, Any]:
+        mode = self.trainee.policy.mode
+        return mode_record(mode) | mode.facts(self.trainee.lm.embedding)
+
     def _training_record(self, name: str) -> TrainingRecord:
-        config, mode = self.config, self.trainee.policy.mode
+        config = self.config
         return TrainingRecord(
-            method=str(config.method),
+            method=config.method,
             dataset=config.dataset,
             train_seed=config.seed,
             base=config.model or f"softeval:{Path(BUNDLED_CHECKPOINT).name}",
             step=self.progress.step,
-            sigma=self.trainee.policy.sigma,
-            temperature=mode.temperature,
-            noise_scale=mode.noise_scale,
+            mode=self._mode_record(),
             logits_dtype=config.logits_dtype,
             validation=self.progress.curve,
             selected=name,

@@ -167,7 +167,8 @@ class TrainingPass:
                 [rollouts[b] for b in part],
                 self.lm.device,
                 self.lm.dtype,
-                keep_fed=not self.policy.feeds_tokens,
+                self.policy.mode,
+                self.policy.mode.draws(self.lm.embedding),
                 seed=self.policy.seed,
             )
             self._add(batch, advantages_B[part].to(self.lm.device), plan, result)
@@ -262,17 +263,18 @@ def split_norms(
 def _count(found: LogProbs, batch: Batch, sums: dict[str, float]) -> None:
     sums["sequences"] += batch.rows
     sums["steps"] += len(batch.cot.ids_N)
-    if found.squared_N is not None:
-        sums["squared"] += float(found.squared_N.sum())
+    cot = found.cot
+    if cot.squared_N is not None:
+        sums["squared"] += float(cot.squared_N.sum())
         assert batch.fed_ND is not None
         width = batch.fed_ND.shape[1]
-        near_N = (found.squared_N / width - 1).abs() <= noise_band(1, width)
+        near_N = (cot.squared_N / width - 1).abs() <= noise_band(1, width)
         sums["near"] += float(near_N.sum())
-        sums["squared_near"] += float(found.squared_N[near_N].sum())
-    if found.tied_N is not None:
-        sums["ties"] += float(found.tied_N.sum())
-    if found.mismatched_N is not None:
-        sums["mismatches"] += float(found.mismatched_N.sum())
+        sums["squared_near"] += float(cot.squared_N[near_N].sum())
+    if cot.tied_N is not None:
+        sums["ties"] += float(cot.tied_N.sum())
+    if cot.mismatched_N is not None:
+        sums["mismatches"] += float(cot.mismatched_N.sum())
 
 
 def _parts(chosen: list[int], size: int) -> Iterator[list[int]]:

@@ -12,7 +12,7 @@ from softeval.model import LanguageModel
 from softeval.modes import Mode, get_mode
 from softeval.rows import Limits
 from softeval.scoring import scorer
-from softeval.trainers.config import Method, TrainConfig
+from softeval.trainers.config import TrainConfig
 from softeval.trainers.processes import Processes
 from softeval.trainers.questions import TrainingQuestion
 
@@ -35,10 +35,8 @@ class Validation:
 
 
 def greedy_mode(config: TrainConfig) -> Mode:
-    """The method's mode without randomness (method section 3, selection)."""
-    if config.method is Method.HARD:
-        return get_mode("hard_greedy")
-    return get_mode(f"{config.method}_greedy", temperature=config.temperature)
+    """The method's mode without randomness (method section 3, selection), hard where it has none."""
+    return config.mode.greedy() or get_mode("hard_greedy")
 
 
 def validate(

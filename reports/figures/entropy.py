@@ -21,6 +21,7 @@ from softeval.reports.figures.style import (
 )
 from softeval.reports.left_out import NothingToShow
 from softeval.reports.positions import END_POSITIONS, PROGRESS_BINS
+from softeval.reports.recorded import RecordedMode
 from softeval.reports.statistics.profiles import Profile
 
 if TYPE_CHECKING:
@@ -80,9 +81,8 @@ def draw_entropy(entropy: EntropyFigure) -> Figure:
         return figure
 
 
-def _grid(modes: list[str]) -> list[list[str]]:
-    rows = [[m for m in modes if m.endswith(how)] for how in ("_greedy", "_sample")]
-    rows.append([m for m in modes if not m.endswith(("_greedy", "_sample"))])
+def _grid(modes: list[RecordedMode]) -> list[list[RecordedMode]]:
+    rows = [[m for m in modes if m.is_greedy == greedy] for greedy in (True, False)]
     return [row for row in rows if row]
 
 

@@ -353,9 +353,8 @@
   // The right side starts at another checkpoint, or at another mode of the only one.
   if (data.arms.length > 1) defaults.b = data.arms.length - 1;
   else defaults.n = Math.min(1, data.modes.length - 1);
-  const start = data.modes.indexOf("hard_greedy") < 0 ? 0 : data.modes.indexOf("hard_greedy");
-  defaults.m = start;
-  if (data.arms.length > 1) defaults.n = start;
+  defaults.m = data.start;
+  if (data.arms.length > 1) defaults.n = data.start;
   const shown = location.hash;
   readAddress();
   app.hidden = false;

@@ -36,6 +36,7 @@ from softeval.lmeval.requests import Ask, group_requests
 from softeval.lmeval.store import SavingHook, stored_score
 from softeval.lmeval.text import GenText, ScoreTuple
 from softeval.model import BUNDLED_CHECKPOINT, LanguageModel, weights_hash
+from softeval.modes import Mode, mode_record
 from softeval.records import Generation, SampleKey
 from softeval.rotary import long_rope_limit
 
@@ -48,10 +49,9 @@ class SoftEvalLM(_HFLM):
 
     Args:
         pretrained: checkpoint directory, hub id, or a model from `softeval.load_model`.
-        mode: name of the CoT mode.
-        temperature: τ in the CoT; the mode's own by default.
-        noise_scale: γ of soft_sample and fuzzy_sample.
-        noise_norm: "element" or "vector".
+        mode: name of the CoT mode, or a mode. Its options are arguments, too (temperature,
+            noise_scale, …).
+        mode_file: Python file that registers the mode.
         logits_dtype: "model", "bfloat16" or "float32".
         num_samples: samples a question; greedy modes take one.
         max_cot_tokens: cap on the CoT.
@@ -77,15 +77,15 @@ class SoftEvalLM(_HFLM):
         self,
         pretrained: str | LanguageModel = BUNDLED_CHECKPOINT,
         *,
-        mode: str = "hard_greedy",
+        mode: str | Mode = "hard_greedy",
         batch_size: int | str | None = "auto",
         max_batch_size: int | None = None,
         add_bos_token: bool | None = None,
         **arguments: Any,
     ) -> None:
-        refuse_unknown(arguments)
         arguments["mode"] = mode
         self.cot = cot_settings(arguments, batch_size)
+        refuse_unknown(arguments, self.cot.mode.options)
         self.language_model = loaded_model(pretrained, arguments)
         self.data_dir = arguments.get("data_dir")
         with quiet("lm_eval.models.huggingface"):
@@ -233,23 +233,28 @@ class SoftEvalLM(_HFLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes into the results: its own facts, and all that names this model."""
-        cot, mode = self.cot, self.cot.mode
-        return super().get_model_info() | {
-            "softeval_version": package_version(),
-            "path": self.language_model.path,
-            "weights_sha256": self.weights_sha256,
-            "mode": mode.name,
-            "temperature": mode.temperature,
-            "noise_scale": mode.noise_scale,
-            "noise_norm": str(getattr(mode, "noise_norm", "")) or None,
-            "sigma": mode.sigma(self.language_model.embedding),
-            "logits_dtype": str(self.language_model.logits_dtype),
-            "seed": cot.seed,
-            "num_samples": cot.num_samples,
-            "max_cot_tokens": cot.limits.max_cot_tokens,
-            "max_answer_tokens": cot.limits.max_answer_tokens,
-            "generation_config_ignored": self._generation_config(),
-        }
+        cot = self.cot
+        return (
+            super().get_model_info()
+            | self.mode_facts
+            | {
+                "softeval_version": package_version(),
+                "path": self.language_model.path,
+                "weights_sha256": self.weights_sha256,
+                "logits_dtype": str(self.language_model.logits_dtype),
+                "seed": cot.seed,
+                "max_cot_tokens": cot.limits.max_cot_tokens,
+                "max_answer_tokens": cot.limits.max_answer_tokens,
+                "generation_config_ignored": self._generation_config(),
+            }
+        )
+
+    @property
+    def mode_facts(self) -> dict[str, Any]:
+        """What names the mode among the results: its record, and the samples of a question."""
+        mode = self.cot.mode
+        record = mode_record(mode) | mode.facts(self.language_model.embedding)
+        return {"mode": record.pop("name"), **record, "num_samples": self.cot.num_samples}
 
     @cached_property
     def weights_sha256(self) -> str:

@@ -14,9 +14,7 @@ from softeval.errors import UserError
 MODEL_ARGUMENTS = (
     "pretrained",
     "mode",
-    "temperature",
-    "noise_scale",
-    "noise_norm",
+    "mode_file",
     "logits_dtype",
     "num_samples",
     "max_cot_tokens",
@@ -36,15 +34,20 @@ MODEL_ARGUMENTS = (
 )
 
 
-def refuse_unknown(names: Iterable[str]) -> None:
+def refuse_unknown(names: Iterable[str], options: Iterable[str]) -> None:
     """Check model arguments.
 
+    Args:
+        names: of the arguments given.
+        options: of the mode.
+
     Raises:
-        UserError: one that is not in `MODEL_ARGUMENTS`, with the nearest that is.
+        UserError: one that is neither in `MODEL_ARGUMENTS` nor an option, with the nearest that is.
     """
+    known = (*MODEL_ARGUMENTS, *options)
     for name in names:
-        if name in MODEL_ARGUMENTS:
+        if name in known:
             continue
-        near = difflib.get_close_matches(name, MODEL_ARGUMENTS, n=1)
-        remedy = f"did you mean {near[0]}?" if near else f"choose from {', '.join(MODEL_ARGUMENTS)}"
+        near = difflib.get_close_matches(name, known, n=1)
+        remedy = f"did you mean {near[0]}?" if near else f"choose from {', '.join(known)}"
         raise UserError(f"unknown model argument {name!r}; {remedy}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from softeval.lmeval.settings import limits_from, mode_from, whole_number
 from softeval.lmeval.store import GenerationStore
-from softeval.modes import Mode, is_greedy
+from softeval.modes import Mode
 from softeval.rows import Limits
 
 
@@ -42,7 +42,7 @@ class CotSettings:
     @property
     def greedy(self) -> bool:
         """Whether all samples of a question are the same."""
-        return is_greedy(self.mode)
+        return self.mode.is_greedy
 
     @property
     def expected_samples(self) -> int | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from softeval.errors import UserError
-from softeval.modes import Mode, get_mode, is_greedy
+from softeval.modes import MODES, Mode, get_mode, load_mode_file, with_options
 from softeval.rows import Limits
 from softeval.scoring import Rules
 
@@ -47,7 +47,7 @@ class TaskSettings:
         """
         asked = whole_number("num_samples", metadata.get("num_samples", 1))
         mode = mode_from(metadata) if "mode" in metadata else None
-        n = 1 if mode is not None and is_greedy(mode) else asked
+        n = 1 if mode is not None and mode.is_greedy else asked
         limits = limits_from(metadata)
         data_dir = metadata.get("data_dir")
         return cls(
@@ -68,13 +68,14 @@ def _rules(name: Any) -> Rules:
 
 def mode_from(arguments: Mapping[str, Any]) -> Mode:
     """The mode that model arguments describe; UserError as `softeval.modes.get_mode`."""
-    scale, temperature = arguments.get("noise_scale"), arguments.get("temperature")
-    return get_mode(
-        str(arguments["mode"]),
-        None if temperature is None else _real("temperature", temperature),
-        None if scale is None else _real("noise_scale", scale),
-        arguments.get("noise_norm"),
-    )
+    if arguments.get("mode_file"):
+        load_mode_file(str(arguments["mode_file"]))
+    mode = arguments["mode"]
+    mode = mode if isinstance(mode, Mode) else get_mode(str(mode))
+    # An option of another mode is not passed over: it would seem to have had an effect.
+    names = {option for known in MODES.values() for option in known.options}
+    given = {k: v for k, v in arguments.items() if k in names and v is not None}
+    return with_options(mode, given)
 
 
 def limits_from(arguments: Mapping[str, Any]) -> Limits:
@@ -109,10 +110,3 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
     if int(value) < least:
         raise UserError(f"{name}={value} must be at least {least}")
     return int(value)
-
-
-def _real(name: str, value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{name}={value!r} must be a number") from error

@@ -1,0 +1,79 @@
+"""A mode of somebody else's file, under a name that says nothing, through every command."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command_line import Ended
+
+pytest_plugins = ("command_line_fixtures",)
+
+MODE_FILE = Path(__file__).with_name("outside_mode.py")
+CHECKPOINTS = Path(__file__).parents[1] / "softeval" / "checkpoints"
+
+
+@pytest.mark.slow
+def test_an_outside_mode_goes_through_every_command(
+    softeval: Callable[..., Ended], tmp_path: Path
+) -> None:
+    file = ("--mode-file", str(MODE_FILE))
+    asked = ("--modes", "zwoelf,hard_sample", "--limit", "4", "-n", "4", "--max-cot-tokens", "40")
+    runs = []
+    for name in ("base", "soft"):
+        model = ("--model", str(CHECKPOINTS / name), "-o", name, "--quiet")
+        ended = softeval("run", *model, *file, *asked, "--mode-args", "loudness=0.2")
+        assert ended.code == 0, ended.err
+        runs.append(name)
+    record = json.loads(Path("base/run.json").read_text())
+    [ours] = [entry for entry in record["modes"] if entry["name"] == "zwoelf"]
+    assert (ours["family"], ours["is_greedy"], ours["loudness"]) == ("dozen", False, 0.2)
+
+    ended = softeval("diagnose", "soft", "--base", str(CHECKPOINTS / "base"), "--sets", "own,base")
+    assert ended.code == 0, ended.err
+    assert json.loads(Path("soft/run.json").read_text())["diagnose"]["differing"] == 0
+
+    ended = softeval("compare", "soft", "base", "--mode", "zwoelf")
+    assert ended.code == 0 and "zwoelf" in ended.out, ended.err
+
+    ended = softeval("report", *runs, "-o", "report.html")
+    assert ended.code == 0, ended.err
+    page = Path("report.html").read_text()
+    # A curve and an entropy panel of its own: its name heads a panel in both figures.
+    for section in ("curves", "entropy"):
+        start = page.index(f'id="{section}"')
+        assert "zwoelf" in page[start : page.index("</section>", start)], section
+
+    small = ("--dataset", "demo", "--limit", "12", "--steps", "3", "--group-size", "4")
+    cheap = ("--validation-size", "4", "--report-to", "none", "--max-cot-tokens", "24")
+    trained = softeval("train", "--method", "zwoelf", *file, *small, *cheap, "-o", "out", "--quiet")
+    assert trained.code == 0, trained.err
+    lines = [json.loads(line) for line in Path("out/metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["step"] == 3
+
+
+def test_a_mode_file_that_fails_is_one_line(softeval: Callable[..., Ended], tmp_path: Path) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text("1 / 0\n")
+    for file, part in ((broken, "ZeroDivisionError"), (tmp_path / "no.py", "no such file")):
+        ended = softeval("run", "--mode-file", str(file), "--limit", "1")
+        assert ended.code == 2 and part in ended.err
+        assert ended.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (("--modes", "soft_thinking", "--mode-args", "top_m=3"), "no option 'top_m'"),
+        (("--modes", "soft_thinking", "--mode-args", "top_n"), "must be name=value"),
+        (("--modes", "hard_sample", "--mode-args", "patience=3"), "no option 'patience'"),
+        (("--modes", "soft_thinking", "--mode-args", "patience=x"), "must be of type int"),
+    ],
+)
+def test_wrong_mode_arguments_are_one_line(
+    options: tuple[str, ...], part: str, softeval: Callable[..., Ended]
+) -> None:
+    ended = softeval("run", *options, "--limit", "1", "--dry-run")
+    assert ended.code == 2 and part in ended.err
