@@ -45,7 +45,7 @@ check: .venv/installed ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-quick: .venv/installed ## unit tests, under a minute
+quick: .venv/installed ## unit tests, two to three minutes on two cores
 	$(TEST_ENV) $(BIN)/pytest -q -n 2 --dist worksteal -m 'not slow and not browser'
 
 slow: .venv/installed ## tests that run processes, browsers and whole evaluations

@@ -119,6 +119,7 @@ def test_closing_brace(text: str, index: int | None) -> None:
     assert closing_brace(text) == index
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize(
     "unit", ["{", "}", "\\", "\\boxed{", "\\boxed", "\\boxed ", "\\boxed{}", "a", "\\{", " "]

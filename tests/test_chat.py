@@ -84,6 +84,7 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_on_another_day(
     softeval: Callable[..., Ended],
     monkeypatch: pytest.MonkeyPatch,

@@ -162,6 +162,7 @@ def test_a_record_changed_by_hand_says_how_to_take_it(made_run: Path, tmp_path: 
     assert not load_run(folder).complete
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content", ["{", '{"results": {"a": 1}, "modes": {"a": {"mode": "m"}}}', "[]"]
 )

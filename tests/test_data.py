@@ -41,6 +41,7 @@ def write_manifest(folder: Path, *entries: dict[str, Any]) -> None:
     (folder / "MANIFEST.json").write_text(json.dumps({"datasets": list(entries)}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_real_data_gives_the_known_problems(name: str, shared: Path) -> None:
     problems, source = load_problems(name, str(shared / "data"))

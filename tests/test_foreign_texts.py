@@ -95,6 +95,7 @@ def test_an_unfiltered_task_of_lm_eval_runs(tmp_path: Path, mode: str, repeats: 
     assert all(sample["exact_match"] in (0.0, 1.0) for sample in samples)
 
 
+@pytest.mark.slow
 def test_examples_for_a_zero_shot_task_are_refused(tmp_path: Path) -> None:
     import lm_eval
 

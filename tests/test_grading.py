@@ -122,6 +122,7 @@ def test_the_longest_answer_is_read_in_a_moment(unit: str) -> None:
     assert time.process_time() - started < 4
 
 
+@pytest.mark.slow
 def test_the_public_function_gives_both_verdicts() -> None:
     answers = ["1/2", r"n \text{ is odd}", r"12.5\%", None, "7"]
     labels = ["0.5", r"n \text{ is even}", "12.5", "5", "7"]
@@ -141,6 +142,7 @@ def test_the_public_function_gives_both_verdicts() -> None:
         softeval.score(["1"], ["1", "2"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "accepted"),
     [

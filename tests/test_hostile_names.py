@@ -90,6 +90,7 @@ def test_no_command_prints_control_characters(
         assert ended.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_no_page_holds_control_characters(hostile: Path) -> None:
     page = build_report([hostile])
     assert "EVIL" in page and not STEERING.search(page)

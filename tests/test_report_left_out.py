@@ -51,6 +51,7 @@ def test_a_run_of_short_chains_beside_one_of_long_ones_gives_a_page(tmp_path, st
     assert "no chain of thought of short is long enough under hard sample" in cohort
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", UNFIT[:2])
 @pytest.mark.parametrize("rows", [slice(None), slice(3, 4)], ids=["all", "one"])
 def test_entropies_that_are_not_finite_are_named(tmp_path, strict, value, rows):

@@ -43,6 +43,7 @@ def _write(folder: Path, method: str, chance, seed: int = 0, size=(N, M), **opti
     return write_counts(folder, method, cells, seed, **options)
 
 
+@pytest.mark.slow
 def test_equal_models_neither_lead_nor_cross(tmp_path):
     claims = 0
     for draw in range(6):
@@ -130,6 +131,7 @@ def test_labels_of_models_do_not_make_them_trainings(models):
     assert "with b, soft inference against hard inference is" in text
 
 
+@pytest.mark.slow
 def test_every_significant_primary_finding_is_told_and_the_rest_counted(tmp_path):
     """Twelve tasks; only on the last in the alphabet does soft training lose."""
     folders = []
@@ -154,6 +156,7 @@ def test_every_significant_primary_finding_is_told_and_the_rest_counted(tmp_path
     assert f"{12 - told} more primary comparisons ({12 - told} inconclusive)" in sentences[-1].text
 
 
+@pytest.mark.slow
 def test_cut_chains_of_thought_and_other_caps_stand_beside_the_sentence(tmp_path):
     hard = [_write(tmp_path / f"h{s}", "hard", 0.2, s, truncated=0.9) for s in range(2)]
     soft = [_write(tmp_path / f"s{s}", "soft", 0.7, s) for s in range(2)]

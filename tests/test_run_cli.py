@@ -612,6 +612,7 @@ def _prompt_ids(run: Run) -> list[list[int]]:
 # ---- contrasts declared in advance
 
 
+@pytest.mark.slow
 def test_primary_contrasts_are_declared_once_and_outside_the_identity(
     softeval: Callable[..., Ended],
 ) -> None:
@@ -633,6 +634,7 @@ def test_primary_contrasts_are_declared_once_and_outside_the_identity(
     assert primary == [(2, f"declared in advance, {info['started'][:10]}")]
 
 
+@pytest.mark.slow
 def test_the_report_of_an_interrupted_run_says_how_to_go_on(
     softeval: Callable[..., Ended], finished: Run, tmp_path: Path
 ) -> None:

@@ -90,6 +90,7 @@ def test_every_text_equals_itself(text: str) -> None:
     assert plainly_equal(tidy(text), tidy(f" {text}\n"))
 
 
+@pytest.mark.slow
 def test_the_cheap_comparison_agrees_with_math_verify() -> None:
     process = ScoringProcess(10, 2048)
     numbers = st.integers(-(10**7), 10**7) | st.integers(-3, 3)
@@ -153,6 +154,7 @@ def test_equal_items_are_judged_once(monkeypatch: pytest.MonkeyPatch) -> None:
         assert fresh.counts == {"ok": 6}
 
 
+@pytest.mark.slow
 def test_counts_by_status() -> None:
     # A short answer takes hundredths of a second here.
     with Scorer(timeout=1.5, rules="math-verify") as fresh:

@@ -67,6 +67,7 @@ def test_every_yaml_names_its_file_a_version_and_a_known_dataset(path: Path) -> 
         assert config["num_fewshot"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GENERATIVE)
 def test_generative_tasks_put_real_questions_into_the_papers_prompt(
     name: str, data_dir: str
@@ -137,6 +138,7 @@ def test_raw_hellaswag_rows_are_cleaned_as_lm_eval_cleans_them(
     assert requests_of(ours, 1000) == requests_of(theirs, 1000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("subject", ["abstract_algebra", "us_foreign_policy", "professional_law"])
 def test_mmlu_requests_are_those_of_lm_evals_subject_task(subject: str, data_dir: str) -> None:
     ours = load_one("mmlu", data_dir=data_dir)

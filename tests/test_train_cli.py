@@ -57,6 +57,7 @@ def test_mistakes_are_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str
         assert error.startswith("softeval: ") and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_run_reports_its_best_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

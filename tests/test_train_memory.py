@@ -72,6 +72,7 @@ def of_recipe(name: str, **changes: Any) -> MemoryModel:
     return MemoryModel(model, config, LENGTHS, "cuda")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_recipes_say_what_the_paper_models_need(name: str) -> None:
     """The number in each recipe's comment is the estimate, at the smallest training pass."""
@@ -91,6 +92,7 @@ def test_the_recipes_say_what_adapters_need(name: str) -> None:
     assert sum(adapters.standing.values()) < 1.2 * 2 * PARAMETERS[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama-3.2-3b", "qwen-2.5-3b"])
 def test_the_recipes_of_3b_fit_a_card_of_80_gib(name: str) -> None:
     memory = of_recipe(name)
@@ -101,6 +103,7 @@ def test_the_recipes_of_3b_fit_a_card_of_80_gib(name: str) -> None:
         assert memory.estimate(USABLE_80, **own).peak < USABLE_80
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_with_what_would() -> None:
     with pytest.raises(UserError, match=r"GiB on each device .*; give --lora, or take") as found:
         require_memory(of_recipe("llama-3.1-8b"), 80 * GIB)
@@ -157,6 +160,7 @@ def test_every_part_of_the_estimate_follows_its_option() -> None:
     assert split.peak - whole.peak == pytest.approx(2 * count, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_dry_run_needs_a_configuration_only(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

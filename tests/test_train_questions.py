@@ -167,6 +167,7 @@ def test_an_unreachable_evaluation_set_says_why_it_is_wanted(tmp_path: Path) -> 
         load_questions(config, encode)
 
 
+@pytest.mark.slow
 @needs_shared
 @pytest.mark.parametrize(
     ("dataset", "rows"), [("gsm8k", 7473), ("math", 12000), ("deepscaler", 3660)]

@@ -231,6 +231,7 @@ def test_what_must_not_change_the_result(tmp_path: Path, change: dict[str, Any])
     assert moved_apart(tmp_path / "changed" / "last", tmp_path / "plain" / "last", start) < 1e-3
 
 
+@pytest.mark.slow
 def test_a_run_from_before_the_option_goes_on_as_it_began(tmp_path: Path) -> None:
     """Runs used to recompute the error without saying so."""
     options = METHODS["soft"] | {"max_steps": 1, "limit": 6, "num_generations": 2}
