@@ -79,9 +79,9 @@ def test_checkpoints_are_ordinary_transformers_checkpoints(tmp_path: Path) -> No
         assert torch.equal(model(ids).logits, lm.model(ids).logits)
     record = json.loads((tmp_path / "last" / "softeval_training.json").read_text())
     assert (record["method"], record["step"], record["train_seed"]) == ("soft", 2, 0)
-    assert record["sigma"] == pytest.approx(load_model().embedding.rms)  # γ = 1
+    assert record["mode"]["sigma"] == pytest.approx(load_model().embedding.rms)  # γ = 1
     card = (tmp_path / "last" / "README.md").read_text()
-    assert "soft" in card and "γ = 1" in card and "| 0 |" in card
+    assert "soft" in card and "noise_scale = 1.0" in card and "| 0 |" in card
     assert "up to this step" in card
 
 
