@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaln, expit, ndtr
 
-from softeval.reports.statistics import (
+from softeval.statistics import (
     MARGIN,
     PositionSums,
     crossing,
@@ -31,9 +31,9 @@ from softeval.reports.statistics import (
     pass_at_k,
     position_profile,
 )
-from softeval.reports.statistics.contrast import guarded_variance, rare_difference
-from softeval.reports.statistics.crossed import satterthwaite, variance_components
-from softeval.reports.statistics.interval import guarded_error, t_quantile, wilson_bounds
+from softeval.statistics.contrast import guarded_variance, rare_difference
+from softeval.statistics.crossed import satterthwaite, variance_components
+from softeval.statistics.interval import guarded_error, t_quantile, wilson_bounds
 
 Floats = NDArray[np.float64]
 KS = np.array([1, 2, 4, 8, 16, 32])

@@ -23,11 +23,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from softeval.decoding import Decoder, Question
-from softeval.environment import hardware
-from softeval.model import LanguageModel, wrap_model
+from softeval.decoding.decoder import Decoder, Question
+from softeval.decoding.rows import Limits
+from softeval.model.language_model import LanguageModel, wrap_model
 from softeval.modes import MODES
-from softeval.rows import Limits
+from softeval.runs.environment import hardware
 
 SIZES = {
     "25m": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8, "heads": 6},

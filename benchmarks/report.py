@@ -22,8 +22,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from softeval import records, rundir
+from softeval import records
 from softeval.modes import MODES
+from softeval.runs import rundir
 
 GROUP = 2048  # generations a row group, as the run's own writer makes them
 VOCAB = 2000

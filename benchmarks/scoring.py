@@ -23,7 +23,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from softeval.scoring import MAX_ANSWER_CHARS, Rules, Scorer, rules_name
+from softeval.scoring.judge import MAX_ANSWER_CHARS, Rules, Scorer, rules_name
 
 PIECES = [
     r"\frac",

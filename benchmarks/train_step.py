@@ -60,8 +60,8 @@ class Problem:
     """Hidden states, head and embedding of a soft CoT of N positions."""
 
     def __init__(self) -> None:
-        from softeval.embedding import InputEmbedding
-        from softeval.output_head import HeadRule, OutputHead
+        from softeval.model.embedding import InputEmbedding
+        from softeval.model.output_head import HeadRule, OutputHead
 
         torch.manual_seed(0)
         self.hidden = torch.randn(N, D, requires_grad=True)
@@ -159,7 +159,7 @@ def make_model(large: bool) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from softeval.model import wrap_model
+    from softeval.model.language_model import wrap_model
 
     vocab, width, layers, heads = (32_000, 640, 12, 10) if large else (1000, 256, 6, 4)
     words = {"<pad>": 0, "<eos>": 1} | {f"w{n}": n for n in range(2, vocab)}
@@ -203,10 +203,10 @@ class Clock:
 
 def our_steps(lm: Any, method: str, naive: bool = False) -> Iterator[dict[str, float]]:
     """Whole steps of ours: rollout, training pass, optimizer. Rewards are made up."""
-    from softeval.decoding import Decoder, Question
+    from softeval.decoding.decoder import Decoder, Question
+    from softeval.decoding.rows import Limits
+    from softeval.model.output_head import output_head
     from softeval.modes import get_mode
-    from softeval.output_head import output_head
-    from softeval.rows import Limits
     from softeval.trainers.advantages import leave_one_out
     from softeval.trainers.losses import Policy
     from softeval.trainers.optimization import MasterWeights, Optimization, Schedule

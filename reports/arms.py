@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from softeval.cells import question_count
 from softeval.errors import UserError
 from softeval.reports.cells import Cell, Key, cell_order, read_cells
 from softeval.reports.kl import Drift, read_drift
 from softeval.reports.likelihoods import Likelihoods, read_likelihoods
 from softeval.reports.positions import EntropySums, choose_groups, read_positions
 from softeval.reports.recorded import RecordedMode, RecordedRun, mode_order, open_run
+from softeval.runs.cells import question_count
 
 BASE = "base"
 METHODS = (BASE, "hard", "fuzzy", "soft")  # in the order of the paper's tables

@@ -17,7 +17,7 @@ from softeval.reports.arms import Arm, Arms
 from softeval.reports.cells import Key
 from softeval.reports.curves import lanes
 from softeval.reports.scores import Floats, Ints, complete_curve, curve_ks, usual_n
-from softeval.reports.statistics.extrapolation import FARTHEST, Extrapolation, extrapolate
+from softeval.statistics.extrapolation import FARTHEST, Extrapolation, extrapolate
 
 MODELS = {
     "beta_binomial": "beta-binomial",

@@ -32,8 +32,6 @@ from softeval.reports.figures.training import draw_training
 from softeval.reports.left_out import attempt
 from softeval.reports.out_of_domain import OutOfDomainScore
 from softeval.reports.paper import paper_out_of_domain
-from softeval.reports.statistics.extrapolation import OUTSIDE
-from softeval.reports.statistics.interval import Interval
 from softeval.reports.tables import (
     Table,
     TableCell,
@@ -46,6 +44,8 @@ from softeval.reports.tables import (
     simple_table,
 )
 from softeval.reports.training import TrainingCurve
+from softeval.statistics.extrapolation import OUTSIDE
+from softeval.statistics.interval import Interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softeval.reports.recorded import RecordedMode, RecordedRun, mode_order
-from softeval.tables import doubled_row
+from softeval.runs.tables import doubled_row
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -14,14 +14,14 @@ from itertools import combinations
 
 import numpy as np
 
-from softeval.config import parse_contrast
 from softeval.errors import UserError
 from softeval.reports.arms import Arm, Arms, Checkpoint, MeasuredRun
 from softeval.reports.cells import Key
 from softeval.reports.recorded import REFERENCE, RecordedMode
 from softeval.reports.scores import headline_k, shared, table_scores
-from softeval.reports.statistics.contrast import Contrast, compare_methods
-from softeval.reports.statistics.equivalence import MARGIN, Verdict, judge, judge_family
+from softeval.runs.config import parse_contrast
+from softeval.statistics.contrast import Contrast, compare_methods
+from softeval.statistics.equivalence import MARGIN, Verdict, judge, judge_family
 
 CHOSEN = "chosen when this report was made"
 

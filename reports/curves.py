@@ -14,7 +14,7 @@ from softeval.reports.contrasts import mode_arms
 from softeval.reports.differences import REPLICATES, CurveDifference
 from softeval.reports.recorded import RecordedMode
 from softeval.reports.scores import ArmScore, arm_score, complete_curve, curve_ks, usual_n
-from softeval.reports.statistics.curves import Band, curve_band
+from softeval.statistics.curves import Band, curve_band
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from softeval.reports.contrasts import (
 )
 from softeval.reports.recorded import REFERENCE
 from softeval.reports.scores import Ints, complete_curve, curve_ks, shared, usual_n
-from softeval.reports.statistics.curves import (
+from softeval.statistics.curves import (
     Band,
     Crossing,
     CrossingEvidence,

@@ -18,9 +18,9 @@ from softeval.reports.entropy import bin_width
 from softeval.reports.kl import DIRECTIONS, PREFIX_SETS, Drift, DriftKey, noise_floor
 from softeval.reports.left_out import NothingToShow
 from softeval.reports.recorded import mode_order
-from softeval.reports.statistics.divergence import SequenceScores, print_kl, summarise_kl
-from softeval.reports.statistics.positions import PositionSums
-from softeval.reports.statistics.profiles import Profile, position_profile
+from softeval.statistics.divergence import SequenceScores, print_kl, summarise_kl
+from softeval.statistics.positions import PositionSums
+from softeval.statistics.profiles import Profile, position_profile
 
 
 @dataclass(frozen=True, eq=False)

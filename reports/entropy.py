@@ -15,9 +15,9 @@ import numpy as np
 from softeval.reports.arms import Arm, Arms
 from softeval.reports.cells import Key
 from softeval.reports.positions import EntropySums
-from softeval.reports.statistics.crossed import CrossedMean, crossed_mean
-from softeval.reports.statistics.positions import PositionSums
-from softeval.reports.statistics.profiles import Profile, position_profile
+from softeval.statistics.crossed import CrossedMean, crossed_mean
+from softeval.statistics.positions import PositionSums
+from softeval.statistics.profiles import Profile, position_profile
 
 POINTS = 64
 """Points of a line, at most: positions are put together in bins of 1, 2, 4, 8, … of them."""

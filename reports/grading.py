@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from softeval.reports.arms import Arm, Arms, Checkpoint, MeasuredRun
 from softeval.reports.contrasts import Comparison, find_comparisons
-from softeval.scoring import Rules, rules_name
+from softeval.scoring.judge import Rules, rules_name
 
 BEFORE_NAMES = str(Rules.MATH_VERIFY)
 """What judged the runs whose record names no rules."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from softeval.errors import UserError
-from softeval.rundir import read_record, write_text
+from softeval.runs.rundir import read_record, write_text
 
 NAME = "analysis.ipynb"
 PARAMETERS = "parameters"  # tag of the cell that names the run, as papermill has it

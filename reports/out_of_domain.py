@@ -9,9 +9,9 @@ import numpy as np
 
 from softeval.reports.arms import Arm, Arms, Checkpoint
 from softeval.reports.left_out import NothingToShow
-from softeval.reports.statistics.contrast import Contrast
-from softeval.reports.statistics.crossed import CrossedMean, crossed_mean
-from softeval.reports.statistics.likelihood import nll_difference
+from softeval.statistics.contrast import Contrast
+from softeval.statistics.crossed import CrossedMean, crossed_mean
+from softeval.statistics.likelihood import nll_difference
 
 
 @dataclass(frozen=True, eq=False)

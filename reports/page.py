@@ -36,11 +36,11 @@ from softeval.reports.packing import pack
 from softeval.reports.provenance import validity_context
 from softeval.reports.sample_texts import read_prompts, read_samples
 from softeval.reports.selection import PROBLEMS, choose_problems, choose_samples, sources
-from softeval.reports.statistics.equivalence import MARGIN
 from softeval.reports.tables import MainTable, Table, main_tables, margin_text
 from softeval.reports.training import is_training, read_all
 from softeval.reports.validity import notes
 from softeval.reports.verdict import verdict_sentences
+from softeval.statistics.equivalence import MARGIN
 
 NO_SAMPLES: dict[str, Any] = {"samples": None, "samples_note": "", "script": Markup("")}
 

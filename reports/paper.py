@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from softeval.config import DEFAULT_MAX_COT_TOKENS
 from softeval.modes import MODES
 from softeval.reports.arms import BASE, Arm, MeasuredRun
 from softeval.reports.cells import Key
+from softeval.runs.config import DEFAULT_MAX_COT_TOKENS
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from softeval.reports.figures.out_of_domain import draw_out_of_domain
 from softeval.reports.figures.passk import draw_curves
 from softeval.reports.figures.training import draw_training
 from softeval.reports.out_of_domain import find_out_of_domain
-from softeval.reports.statistics.equivalence import MARGIN
 from softeval.reports.training import read_all
+from softeval.statistics.equivalence import MARGIN
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

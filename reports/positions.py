@@ -20,7 +20,7 @@ from softeval.errors import UserError
 from softeval.reports.cells import Cell, Key
 from softeval.reports.chunks import Chunk, read_chunks
 from softeval.reports.recorded import RecordedRun
-from softeval.reports.statistics.positions import Align, PositionSums
+from softeval.statistics.positions import Align, PositionSums
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

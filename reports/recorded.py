@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from softeval.modes import recorded_modes
-from softeval.parquet_files import damage_named, open_parquet
-from softeval.rundir import COMPLETE, read_record
+from softeval.runs.parquet_files import damage_named, open_parquet
+from softeval.runs.rundir import COMPLETE, read_record
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from softeval.parquet_files import open_parquet
 from softeval.reports.arms import MeasuredRun
 from softeval.reports.recorded import RecordedRun, RowSlices
 from softeval.reports.selection import ChosenProblem, ChosenSample
+from softeval.runs.parquet_files import open_parquet
 
 TEXTS = ("cot_text", "prefill", "answer_text", "answer", "verdict", "stop_reason", "target")
 SampleKey = tuple[str, str, int, int]  # (task, mode, doc_id, sample)

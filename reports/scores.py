@@ -1,6 +1,6 @@
 """Scores of arms: pass@k tables of seeds × problems, their means and intervals.
 
-Turns counts into the arrays that `softeval.reports.statistics` takes. Knows nothing of how they are
+Turns counts into the arrays that `softeval.statistics` takes. Knows nothing of how they are
 shown.
 
 Shape letters: S training seeds, M problems, K values of k.
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from softeval.reports.arms import Arm, Arms, Checkpoint
 from softeval.reports.cells import Cell, Key
 from softeval.reports.recorded import RecordedMode
-from softeval.reports.statistics import TooFewSamples, pass_at_k, se_within
-from softeval.reports.statistics.crossed import CrossedMean, crossed_mean
+from softeval.statistics import TooFewSamples, pass_at_k, se_within
+from softeval.statistics.crossed import CrossedMean, crossed_mean
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

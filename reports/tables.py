@@ -22,7 +22,7 @@ from softeval.reports.escaping import visible
 from softeval.reports.paper import paper_pass_at_k
 from softeval.reports.recorded import RecordedMode
 from softeval.reports.scores import ArmScore, Floats, arm_score, metrics
-from softeval.reports.statistics.equivalence import not_distinguishable_from_best
+from softeval.statistics.equivalence import not_distinguishable_from_best
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from softeval.catalogue import LIKELIHOOD, task_catalogue
-from softeval.journal import count_generations
 from softeval.reports.arms import Arms, Checkpoint, MeasuredRun
 from softeval.reports.cells import Cell, Key
-from softeval.rundir import SHARDS
+from softeval.runs.journal import count_generations
+from softeval.runs.rundir import SHARDS
+from softeval.tasks.catalogue import LIKELIHOOD, task_catalogue
 
 AMBER, RED = 0.05, 0.20
 TIMEOUT_AMBER = 0.005

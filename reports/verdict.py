@@ -17,12 +17,12 @@ from softeval.reports.caveats import find_caveats
 from softeval.reports.contrasts import Comparison, Side
 from softeval.reports.differences import CurveDifference
 from softeval.reports.scores import arm_score, headline_k
-from softeval.reports.statistics.contrast import (
+from softeval.reports.tables import interval_text, margin_text, on_questions, points
+from softeval.statistics.contrast import (
     SCOPE_A_IS_FIXED,
     SCOPE_B_IS_FIXED,
     SCOPE_CHECKPOINTS,
 )
-from softeval.reports.tables import interval_text, margin_text, on_questions, points
 
 MOST = 6
 CURVES = 2

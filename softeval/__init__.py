@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from softeval.lmeval import register_when_imported
 
 if TYPE_CHECKING:
+    from softeval.api import Run, evaluate, load_run
+    from softeval.decoding.generate import generate
     from softeval.errors import UserError
-    from softeval.generation import generate
-    from softeval.model import LanguageModel, load_model
+    from softeval.model.language_model import LanguageModel, load_model
     from softeval.modes import MODES, get_mode, register_mode
     from softeval.records import Generation
-    from softeval.run import Run, evaluate, load_run
-    from softeval.scoring import Verdict, score
+    from softeval.scoring.judge import Verdict, score
 
 __version__ = "0.1.0"
 
@@ -43,17 +43,17 @@ __all__ = [
 _HOMES = {
     "MODES": "softeval.modes",
     "Generation": "softeval.records",
-    "LanguageModel": "softeval.model",
-    "Run": "softeval.run",
+    "LanguageModel": "softeval.model.language_model",
+    "Run": "softeval.api",
     "UserError": "softeval.errors",
-    "Verdict": "softeval.scoring",
-    "evaluate": "softeval.run",
-    "generate": "softeval.generation",
+    "Verdict": "softeval.scoring.judge",
+    "evaluate": "softeval.api",
+    "generate": "softeval.decoding.generate",
     "get_mode": "softeval.modes",
-    "load_model": "softeval.model",
-    "load_run": "softeval.run",
+    "load_model": "softeval.model.language_model",
+    "load_run": "softeval.api",
     "register_mode": "softeval.modes",
-    "score": "softeval.scoring",
+    "score": "softeval.scoring.judge",
 }
 
 

@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     """Run the command line; Ctrl-C while it is still being imported ends it quietly, too."""
     try:
-        from softeval.cli import main as command_line
+        from softeval.cli.main import main as command_line
     except KeyboardInterrupt:
         print("softeval: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from softeval.lmeval import load_tasks
 from softeval.lmeval.adapter import SoftEvalLM
 from softeval.lmeval.text import ScoreTuple
-from softeval.model import LanguageModel, wrap_model
+from softeval.model.language_model import LanguageModel, wrap_model
 from softeval.records import Generation, SampleKey
 
 CAPS = {"max_cot_tokens": 12, "max_answer_tokens": 6}

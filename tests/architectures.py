@@ -19,10 +19,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from softeval import Generation, UserError, generate
-from softeval.checkpoint import check_config
-from softeval.model import LanguageModel, wrap_model
+from softeval.decoding.randomness import BLOCK, SampleRandomness, Stream
+from softeval.model.checkpoint import check_config
+from softeval.model.language_model import LanguageModel, wrap_model
 from softeval.modes import MODES, HardMode, Mode, invert_cdf
-from softeval.randomness import BLOCK, SampleRandomness, Stream
 
 SEED = 5
 WINDOW = 8

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from command_line import Ended
 
-from softeval import cli, evaluate
-from softeval.run import Run
+from softeval import evaluate
+from softeval.api import Run
+from softeval.cli import main as cli
 
 
 @pytest.fixture

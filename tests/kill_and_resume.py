@@ -20,9 +20,9 @@ import torch
 import transformers.models.llama.modeling_llama  # noqa: F401
 
 import softeval.lmeval.adapter  # noqa: F401
-from softeval.config import make_config
-from softeval.evaluation import run_evaluation
-from softeval.rundir import COMPLETE, read_record
+from softeval.runs.config import make_config
+from softeval.runs.evaluation import run_evaluation
+from softeval.runs.rundir import COMPLETE, read_record
 
 
 def evaluate_in_fork(folder: Path, options: dict[str, object]) -> int:

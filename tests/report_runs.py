@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from synthetic import WORDS, _record, make_generation
 
-from softeval import rundir
 from softeval.modes import ALL, MODES
 from softeval.records import AnswerStop, Generation, SampleKey, StopReason
-from softeval.tables import LikelihoodRow, PromptRow, ScoredSample, TableWriter, prompt_hash
+from softeval.runs import rundir
+from softeval.runs.tables import LikelihoodRow, PromptRow, ScoredSample, TableWriter, prompt_hash
 
 NUMBERS = [f" {i}" for i in range(100)]
 TEXT = [

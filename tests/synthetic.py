@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from softeval import rundir
 from softeval.modes import ALL, MODES, mode_record
 from softeval.records import AnswerStop, Generation, SampleKey, StopReason
-from softeval.tables import LikelihoodRow, PromptRow, ScoredSample, TableWriter, prompt_hash
+from softeval.runs import rundir
+from softeval.runs.tables import LikelihoodRow, PromptRow, ScoredSample, TableWriter, prompt_hash
 
 VOCAB = 400
 WORDS = [f" w{i}" for i in range(VOCAB)]

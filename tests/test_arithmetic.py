@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from softeval.arithmetic import (
+from softeval.tasks.arithmetic import (
     LARGEST_VALUE,
     SLOPPY_PROBABILITIES,
     SPLIT_SIZES,
@@ -75,7 +75,7 @@ def test_answer_is_right_exactly_when_no_step_is_sloppy():
 def test_running_values_stay_within_two_digits_in_every_style(monkeypatch: pytest.MonkeyPatch):
     for probability in (0.0, 1.0):
         monkeypatch.setattr(
-            "softeval.arithmetic.sloppy_probability", lambda value, p=probability: p
+            "softeval.tasks.arithmetic.sloppy_probability", lambda value, p=probability: p
         )
         for problem in problems(2000):
             steps = STEP.findall(worked_solution(problem, Random(0)))
@@ -134,7 +134,7 @@ def test_another_seed_draws_other_problems():
 def test_shipped_files_equal_regenerated_output(tmp_path: Path):
     for path in write_splits(tmp_path):
         assert path.read_bytes() == (DATA / path.name).read_bytes(), (
-            f"{path.name} is stale: run python -m softeval.arithmetic --output-path {DATA}"
+            f"{path.name} is stale: run python -m softeval.tasks.arithmetic --output-path {DATA}"
         )
 
 

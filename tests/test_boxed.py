@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from softeval.boxed import boxed_content, closing_brace
+from softeval.scoring.boxed import boxed_content, closing_brace
 
 PIECES = [
     "{",

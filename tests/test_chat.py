@@ -16,7 +16,7 @@ import transformers.utils.chat_template_utils as clock
 from command_line import SMALL, Ended
 
 from softeval import load_run
-from softeval.identity import bundled_checkpoint
+from softeval.runs.identity import bundled_checkpoint
 
 pytest_plugins = ("command_line_fixtures",)
 
@@ -67,7 +67,7 @@ def travel(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, samples: int, then: Callable[[], None]) -> None:
     """Call `then` after so many finished samples."""
-    from softeval.journal import Journal
+    from softeval.runs.journal import Journal
 
     real, added = Journal.add, []
 
@@ -163,7 +163,7 @@ def test_a_date_without_a_template_is_refused(softeval: Callable[..., Ended]) ->
 def test_what_a_template_can_do_wrong_is_one_line(
     softeval: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, template: str, reason: str
 ) -> None:
-    monkeypatch.setattr("softeval.chat.CPU_SECONDS", 0.5)
+    monkeypatch.setattr("softeval.model.chat.CPU_SECONDS", 0.5)
     checkpoint(template)
     started = time.process_time()
     ended = softeval(*arguments("--dry-run"))
@@ -176,7 +176,7 @@ def test_a_template_leaves_no_limit_behind() -> None:
     import resource
     import signal
 
-    from softeval.chat import render_chat
+    from softeval.model.chat import render_chat
 
     class Tokenizer:
         chat_template = ""

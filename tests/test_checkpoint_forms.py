@@ -20,7 +20,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from softeval import UserError, generate, load_model
-from softeval.model import wrap_model
+from softeval.model.language_model import wrap_model
 from softeval.modes import MODES
 
 pytest_plugins = ("command_line_fixtures",)
@@ -158,7 +158,7 @@ def test_devices_are_asked_for_before_anything_is_read(tmp_path: Path, name: str
 
 
 def test_auto_takes_no_device_without_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    from softeval.checkpoint import torch_device
+    from softeval.model.checkpoint import torch_device
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
@@ -301,7 +301,7 @@ def test_ids_in_a_gap_are_neither_chosen_nor_mixed_nor_measured() -> None:
 
 def test_the_training_head_masks_the_same_gaps() -> None:
     """The rollout's logits and the training pass's are compared when the head is made."""
-    from softeval.output_head import output_head
+    from softeval.model.output_head import output_head
 
     torch.manual_seed(0)
     lm = wrap_model(LlamaForCausalLM(CONFIGS["llama"]()).eval(), gappy_tokenizer())
@@ -496,7 +496,7 @@ def test_unreadable_forms_end_with_exit_2(softeval: Callable[..., Ended]) -> Non
 @pytest.mark.slow
 def test_the_vocabulary_of_real_tokenizers_is_what_it_was(shared: Path) -> None:
     """No gaps in them: the largest id is the last one that the tokenizer counts."""
-    from softeval.vocabulary import Vocabulary
+    from softeval.model.vocabulary import Vocabulary
 
     for name in ("llama-3.2-instruct", "qwen2.5"):
         tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / name)

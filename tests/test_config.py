@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softeval.cells import question_count
-from softeval.config import RunConfig, make_config, parse_contrast
 from softeval.errors import UserError
+from softeval.runs.cells import question_count
+from softeval.runs.config import RunConfig, make_config, parse_contrast
 
 
 def error_of(**options: Any) -> str:

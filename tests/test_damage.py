@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from synthetic import make_generation, write_run
 
+from softeval.api import load_run
 from softeval.errors import UserError
-from softeval.journal import Journal
 from softeval.records import SampleKey
 from softeval.reports.recorded import open_run
-from softeval.rescore import rescore
-from softeval.run import load_run
-from softeval.scoring import Scorer
+from softeval.runs.journal import Journal
+from softeval.runs.rescore import rescore
+from softeval.scoring.judge import Scorer
 
 Read = Callable[[Path], Any]
 

@@ -11,9 +11,9 @@ from typing import Any
 import datasets
 import pytest
 
-from softeval.data import DATASETS, Origin, dataset_source, load, load_split, rows_hash
 from softeval.errors import UserError
-from softeval.problems import load_problems, read_choice, read_problem
+from softeval.tasks.data import DATASETS, Origin, dataset_source, load, load_split, rows_hash
+from softeval.tasks.problems import load_problems, read_choice, read_problem
 
 ROWS = [{"question": f"{i} + {i}?", "answer": f"#### {2 * i}"} for i in range(3)]
 
@@ -230,7 +230,9 @@ def test_a_file_that_differs_from_the_manifest_is_refused(tmp_path: Path) -> Non
 def test_an_unreadable_directory_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("softeval.local_data.os.access", lambda *_: False)  # root reads everything
+    monkeypatch.setattr(
+        "softeval.tasks.local_data.os.access", lambda *_: False
+    )  # root reads everything
     with pytest.raises(UserError, match="cannot read the data directory"):
         load_split("gsm8k", str(tmp_path))
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from tiny import FAMILIES, VOCAB, tiny_lm, tiny_tokenizer
 
-from softeval.decoding import Decoder, Question
+from softeval.decoding.decoder import Decoder, Question
+from softeval.decoding.generate import generate
+from softeval.decoding.rows import Limits
 from softeval.errors import UserError
-from softeval.generation import generate
-from softeval.model import wrap_model
+from softeval.model.language_model import wrap_model
 from softeval.modes import MODES, get_mode
 from softeval.records import AnswerStop, Generation, StopReason
-from softeval.rows import Limits
 
 PROMPTS = ["What is 2+2?", "Tell me: a long story about a cat that", "x", "Hello there"]
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from softeval.arithmetic import draw_problem, draw_splits
-from softeval.prompts import paper_prompt
+from softeval.tasks.arithmetic import draw_problem, draw_splits
+from softeval.tasks.prompts import paper_prompt
 from softeval.trainers.demo_base import (
     CHARACTERS,
     DemoBaseConfig,

@@ -11,14 +11,14 @@ import pytest
 from test_divergence import moved
 from tiny import tiny_tokenizer
 
-from softeval import rundir
-from softeval.diagnosis import diagnose
+from softeval.api import evaluate
 from softeval.errors import UserError
-from softeval.gold import gold_solutions
-from softeval.model import BUNDLED_CHECKPOINT, load_model
+from softeval.model.language_model import BUNDLED_CHECKPOINT, load_model
 from softeval.reports.kl import read_drift
 from softeval.reports.recorded import open_run
-from softeval.run import evaluate
+from softeval.runs import rundir
+from softeval.runs.diagnose import diagnose
+from softeval.tasks.gold import gold_solutions
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from softeval.cli.score_table import markdown_lines, print_tables, score_tables
 from softeval.display import (
     LiveDisplay,
     Meter,
@@ -20,7 +21,6 @@ from softeval.display import (
     make_display,
     progress_state,
 )
-from softeval.score_table import markdown_lines, print_tables, score_tables
 
 
 class Clock:

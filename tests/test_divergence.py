@@ -9,10 +9,10 @@ import pytest
 import torch
 from tiny import tiny_lm, tiny_tokenizer
 
-from softeval.divergence import Comparison, Prefix
+from softeval.decoding.generate import generate
+from softeval.decoding.kl import Comparison, Prefix
 from softeval.errors import UserError
-from softeval.generation import generate
-from softeval.model import LanguageModel, wrap_model
+from softeval.model.language_model import LanguageModel, wrap_model
 from softeval.modes import MODES
 
 FAMILIES = ["llama", "gemma2", "gpt2"]

@@ -6,7 +6,7 @@ import pytest
 from synthetic import write_run
 
 import softeval
-from softeval.cli import run
+from softeval.cli.main import run
 from softeval.errors import UserError
 from softeval.reports.arms import measure
 from softeval.reports.compare import compare_runs

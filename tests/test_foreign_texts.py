@@ -14,8 +14,8 @@ from adapter_cases import CAPS, adapter, save_lm, write_data
 from command_line import Ended
 
 from softeval import UserError, generate, load_model
-from softeval.data import load_file
 from softeval.lmeval.text import GenText
+from softeval.tasks.data import load_file
 
 pytest_plugins = ("command_line_fixtures",)
 

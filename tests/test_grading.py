@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import softeval
-from softeval.grading.comparison import same_answer
-from softeval.grading.normal_form import normalised
-from softeval.grading.tokens import UnreadableError, tree, written
 from softeval.lmeval import load_tasks
-from softeval.lmeval.task import judge
-from softeval.problems import load_problems
-from softeval.scoring import MAX_ANSWER_CHARS, Item, ScoreKind, Scorer
+from softeval.scoring.grading.comparison import same_answer
+from softeval.scoring.grading.normal_form import normalised
+from softeval.scoring.grading.tokens import UnreadableError, tree, written
+from softeval.scoring.judge import MAX_ANSWER_CHARS, Item, ScoreKind, Scorer
+from softeval.tasks.benchmark import judge
+from softeval.tasks.problems import load_problems
 
 # Pairs of cases/scoring_pairs.jsonl whose verdict is debatable: (answer, label) and why. None of
 # them is a wrong acceptance.

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from synthetic import make_generation
 
 from softeval.errors import UserError
-from softeval.journal import GenerationName, Journal, Likelihood
 from softeval.records import Generation, SampleKey, StopReason
+from softeval.runs.journal import GenerationName, Journal, Likelihood
 
 
 def same(ours: Generation, theirs: Generation) -> bool:
@@ -212,7 +212,7 @@ def test_a_full_disk_leaves_whole_lines_only(
 def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from softeval.journal import Journal\n"
+        "import sys; from pathlib import Path; from softeval.runs.journal import Journal\n"
         "from softeval.errors import UserError\n"
         "try: Journal(Path(sys.argv[1]))\n"
         "except UserError as error: print(error); sys.exit(2)"

@@ -23,15 +23,15 @@ from adapter_cases import (
 )
 from lm_eval.models.huggingface import HFLM
 
-from softeval.data import load_split
-from softeval.generation import generate
+from softeval.decoding.generate import generate
 from softeval.lmeval import load_tasks
 from softeval.lmeval.adapter import SoftEvalLM
 from softeval.lmeval.text import GenText, ScoreTuple
 from softeval.modes import get_mode
-from softeval.problems import read_problem
-from softeval.prompts import paper_prompt
 from softeval.records import SampleKey
+from softeval.tasks.data import load_split
+from softeval.tasks.problems import read_problem
+from softeval.tasks.prompts import paper_prompt
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_chat_template_reaches_the_prompt(data_dir: str, monkeypatch: pytest.Mon
 def test_bos_is_put_once(templated: bool, shared: Path) -> None:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from softeval.model import wrap_model
+    from softeval.model.language_model import wrap_model
 
     tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / "llama-3.2-instruct")
     config = LlamaConfig(

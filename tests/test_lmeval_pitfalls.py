@@ -13,9 +13,9 @@ import torch
 from adapter_cases import MemoryStore, adapter, evaluate, request, roomy_lm, save_lm, write_data
 from lm_eval.api.model import CachingLM
 
+from softeval.decoding.rows import Limits
 from softeval.errors import UserError
 from softeval.lmeval.adapter import SoftEvalLM
-from softeval.rows import Limits
 
 
 @pytest.fixture

@@ -11,14 +11,14 @@ from lm_eval.api.instance import Instance
 from tiny import PADDED, tiny_tokenizer
 from transformers import Phi3Config, Phi3ForCausalLM
 
-from softeval.decoding import Decoder, Question
+from softeval.decoding.decoder import Decoder, Question
+from softeval.decoding.generate import generate
+from softeval.decoding.rows import Limits
 from softeval.errors import UserError
-from softeval.generation import generate
 from softeval.lmeval.adapter import SoftEvalLM
-from softeval.model import LanguageModel, wrap_model
+from softeval.model.language_model import LanguageModel, wrap_model
+from softeval.model.output_head import last_hidden
 from softeval.modes import MODES
-from softeval.output_head import last_hidden
-from softeval.rows import Limits
 
 LIMIT = 24
 
@@ -125,7 +125,7 @@ def test_log_likelihoods_do_not_depend_on_their_neighbours():
 def test_factors_chosen_for_the_whole_batch_are_refused(limit, monkeypatch):
     """As transformers alone does it; far limits on a shrunk copy of the same class."""
     assert wrap_model(long_rope(limit), tiny_tokenizer()).self_check == "passed"
-    for module in ("softeval.model", "softeval.self_check"):
+    for module in ("softeval.model.language_model", "softeval.model.self_check"):
         monkeypatch.setattr(f"{module}.choose_factors_by_row", lambda model: None)
     with pytest.raises(UserError, match="decoding and one plain pass differ"):
         wrap_model(long_rope(limit), tiny_tokenizer())

@@ -17,9 +17,9 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from softeval.batch_size import auto_batch_size, row_bytes
+from softeval.decoding.batch_size import auto_batch_size, row_bytes
 from softeval.errors import UserError
-from softeval.model import load_model, weights_hash, wrap_model
+from softeval.model.language_model import load_model, weights_hash, wrap_model
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_unknown_model_type_is_one_line(checkpoint):
 
 
 def test_layers_that_are_no_attention_are_refused():
-    from softeval.cache import Visibility
+    from softeval.model.cache import Visibility
 
     model = tiny_lm("qwen3").model
     model.config.layer_types = ["linear_attention", "full_attention"]
@@ -145,7 +145,7 @@ def test_an_embedding_that_is_no_table_is_refused():
 
 
 def test_batch_size_follows_memory(monkeypatch):
-    from softeval import batch_size
+    from softeval.decoding import batch_size
 
     model = tiny_lm().model
     one = row_bytes(model, 200)
@@ -161,7 +161,7 @@ def test_batch_size_follows_memory(monkeypatch):
 @pytest.mark.parametrize("idle", [0, 4, 7])
 def test_memory_that_the_allocator_keeps_idle_counts_as_free_on_cuda(monkeypatch, idle):
     """After a training pass that filled the card nothing is left but what torch reserved."""
-    from softeval import batch_size
+    from softeval.decoding import batch_size
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8 - idle, 80))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 50 + idle)

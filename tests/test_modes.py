@@ -77,7 +77,7 @@ def test_a_one_hot_mixture_is_bit_for_bit_what_input_ids_give(family):
 def test_a_one_hot_mixture_is_exact_in_bfloat16(family):
     import copy
 
-    from softeval.embedding import InputEmbedding
+    from softeval.model.embedding import InputEmbedding
 
     lm = tiny_lm(family)
     module = copy.deepcopy(lm.model.get_input_embeddings()).to(torch.bfloat16)

@@ -10,14 +10,14 @@ from lm_eval.api.instance import Instance
 from tiny import tiny_lm, tiny_tokenizer
 from train_cases import tiny_config
 
-from softeval import decoding
-from softeval.decoding import Decoder, Question
+from softeval.decoding import decoder as decoding
+from softeval.decoding.decoder import Decoder, Question
+from softeval.decoding.generate import generate
+from softeval.decoding.rows import Limits
 from softeval.errors import UserError
-from softeval.generation import generate
 from softeval.lmeval.adapter import SoftEvalLM
-from softeval.model import load_model, wrap_model
+from softeval.model.language_model import load_model, wrap_model
 from softeval.modes import MODES
-from softeval.rows import Limits
 from softeval.trainers.setup import load_for_training
 
 POISON = "~"

@@ -9,9 +9,9 @@ import pytest
 import torch
 from scipy.stats import kstest
 
+from softeval.decoding.noise import NoiseFeed
+from softeval.decoding.randomness import BLOCK, SampleRandomness, Stream
 from softeval.modes import Draws, Randomness
-from softeval.noise import NoiseFeed
-from softeval.randomness import BLOCK, SampleRandomness, Stream
 from softeval.records import SampleKey
 
 

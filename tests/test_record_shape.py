@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from report_runs import write_checkpoint
 
-from softeval import load_run, rundir
+from softeval import load_run
 from softeval.errors import UserError
 from softeval.reports.compare import compare_runs
 from softeval.reports.page import build_report
-from softeval.rescore import rescore
-from softeval.run_record import read_training
-from softeval.scoring import scorer
+from softeval.runs import rundir
+from softeval.runs.rescore import rescore
+from softeval.runs.run_record import read_training
+from softeval.scoring.judge import scorer
 
 TRAINING = {"method": "soft", "dataset": "gsm8k", "base": "b"}
 DAMAGES = {

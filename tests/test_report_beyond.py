@@ -12,8 +12,8 @@ from softeval.errors import UserError
 from softeval.reports.arms import measure
 from softeval.reports.beyond import MODELS, Continuation, find_beyond, meeting
 from softeval.reports.page import ReportOptions, build_report
-from softeval.reports.statistics import pass_at_k
-from softeval.reports.statistics.extrapolation import Extrapolation, extrapolate
+from softeval.statistics import pass_at_k
+from softeval.statistics.extrapolation import Extrapolation, extrapolate
 
 
 @pytest.fixture(scope="module")

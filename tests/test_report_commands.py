@@ -11,6 +11,7 @@ import typer
 from conftest import ROOT
 from report_runs import keep_documents, write_checkpoint, write_family, write_training
 
+from softeval.api import load_run
 from softeval.errors import UserError
 from softeval.reports.cells import read_cells
 from softeval.reports.compare import compare_runs, comparison_frame
@@ -24,9 +25,8 @@ from softeval.reports.plots import (
     plot_training,
 )
 from softeval.reports.recorded import open_run
-from softeval.reports.statistics import mcnemar, pass_at_k
 from softeval.reports.training import is_training, read_training
-from softeval.run import load_run
+from softeval.statistics import mcnemar, pass_at_k
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +39,8 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def app():
-    from softeval import cli_score
-    from softeval.reports import cli
+    from softeval.cli import report as cli
+    from softeval.cli import score as cli_score
 
     found = typer.Typer(pretty_exceptions_enable=False)
     cli.register(found)

@@ -99,7 +99,7 @@ def test_a_figure_that_fails_is_one_line_and_a_warning(tmp_path, monkeypatch):
 
 
 def test_a_failure_is_said_on_the_terminal(tmp_path, monkeypatch):
-    from softeval.reports import cli
+    from softeval.cli import report as cli
 
     app = typer.Typer()
     cli.register(app)

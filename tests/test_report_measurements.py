@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 from report_runs import keep_documents, write_checkpoint, write_family, write_kl
 
-from softeval import rundir
 from softeval.errors import UserError
 from softeval.reports.arms import measure
 from softeval.reports.cells import read_cells
@@ -19,8 +18,9 @@ from softeval.reports.chunks import read_chunks
 from softeval.reports.kl import read_drift
 from softeval.reports.positions import LengthGroups, read_positions
 from softeval.reports.recorded import open_run
-from softeval.reports.statistics.profiles import position_profile
 from softeval.reports.validity import find_validity, notes
+from softeval.runs import rundir
+from softeval.statistics.profiles import position_profile
 
 GROUPS = {"arithmetic": LengthGroups((20, 30), 25)}
 

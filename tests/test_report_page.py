@@ -15,9 +15,9 @@ import pytest
 from conftest import ROOT
 from report_runs import keep_documents, write_checkpoint, write_family, write_training
 
-from softeval import rundir
 from softeval.errors import UserError
 from softeval.reports.page import ReportOptions, build_report, split_label
+from softeval.runs import rundir
 
 pytestmark = pytest.mark.slow
 

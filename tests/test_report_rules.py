@@ -9,13 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 from report_runs import write_checkpoint
 
-from softeval import load_run, rundir
+from softeval import load_run
 from softeval.reports.arms import measure
 from softeval.reports.compare import compare_runs
 from softeval.reports.contrasts import find_comparisons
 from softeval.reports.grading import other_rules_text, rules_notes
 from softeval.reports.page import build_report
-from softeval.reports.statistics.equivalence import MARGIN
+from softeval.runs import rundir
+from softeval.statistics.equivalence import MARGIN
 
 OPTIONS = {"questions": 30, "samples": 8, "positions": 4, "modes": ("hard_sample",)}
 

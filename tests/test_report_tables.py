@@ -28,9 +28,6 @@ from softeval.reports.latex import escape, to_latex
 from softeval.reports.out_of_domain import OutOfDomainScore
 from softeval.reports.paper import paper_model, paper_out_of_domain, paper_pass_at_k
 from softeval.reports.scores import arm_score, curve_ks
-from softeval.reports.statistics import pass_at_k
-from softeval.reports.statistics.curves import Crossing
-from softeval.reports.statistics.interval import Interval
 from softeval.reports.tables import (
     comparison_table,
     main_tables,
@@ -40,6 +37,9 @@ from softeval.reports.tables import (
     simple_table,
 )
 from softeval.reports.verdict import verdict_sentences
+from softeval.statistics import pass_at_k
+from softeval.statistics.curves import Crossing
+from softeval.statistics.interval import Interval
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from report_runs import write_checkpoint
 
-from softeval import rundir
 from softeval.errors import UserError
-from softeval.grading import RULES
-from softeval.rescore import rescore
-from softeval.scoring import Rules, Scorer, Verdict
+from softeval.runs import rundir
+from softeval.runs.rescore import rescore
+from softeval.scoring.grading import RULES
+from softeval.scoring.judge import Rules, Scorer, Verdict
 
 
 class FixedScorer:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from softeval.run import load_run
-from softeval.rundir import SHARDS
-from softeval.tables import SCHEMAS
+from softeval.api import load_run
+from softeval.runs.rundir import SHARDS
+from softeval.runs.tables import SCHEMAS
 
 TESTS = Path(__file__).resolve().parent
 ENVIRONMENT = {

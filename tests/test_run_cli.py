@@ -19,16 +19,17 @@ import numpy as np
 import pytest
 from command_line import HEAVY, SMALL, Ended
 
-from softeval import evaluate, load_run, rundir
-from softeval.config import RunConfig
-from softeval.data import load
-from softeval.grading import RULES
-from softeval.identity import bundled_checkpoint
-from softeval.journal import Journal
+from softeval import evaluate, load_run
+from softeval.api import Run
 from softeval.modes import ALL
-from softeval.plan import HUB_ROWS
-from softeval.run import Run
-from softeval.tables import prompt_hash
+from softeval.runs import rundir
+from softeval.runs.config import RunConfig
+from softeval.runs.identity import bundled_checkpoint
+from softeval.runs.journal import Journal
+from softeval.runs.plan import HUB_ROWS
+from softeval.runs.tables import prompt_hash
+from softeval.scoring.grading import RULES
+from softeval.tasks.data import load
 
 pytest_plugins = ("command_line_fixtures",)
 
@@ -49,7 +50,7 @@ def small_run(
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
-        "import sys; from softeval import cli\n"
+        "import sys; from softeval.cli import main as cli\n"
         f"code = cli.run({arguments!r})\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)\n"
         "sys.exit(code)"
@@ -408,7 +409,7 @@ def test_two_calls_at_once_are_kept_apart(softeval: Callable[..., Ended]) -> Non
     rundir.write_record(Path("run"), rundir.read_record(Path("run")) | {"status": "running"})
     Path("run/shards").mkdir()
     code = (
-        "from pathlib import Path; from softeval.journal import Journal; import sys\n"
+        "from pathlib import Path; from softeval.runs.journal import Journal; import sys\n"
         "journal = Journal(Path('run/shards')); print('held', flush=True); sys.stdin.read()"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
@@ -443,7 +444,7 @@ def test_another_checkpoint_is_another_run(softeval: Callable[..., Ended]) -> No
 def test_a_failing_cell_costs_no_other(
     softeval: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from softeval.decoding import Decoder
+    from softeval.decoding.decoder import Decoder
 
     real = Decoder.run
 
@@ -472,7 +473,7 @@ def test_a_failing_cell_costs_no_other(
 def test_interrupted_it_says_how_to_go_on(
     softeval: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from softeval.journal import Journal as Shards
+    from softeval.runs.journal import Journal as Shards
 
     added: list[object] = []
     real = Shards.add

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from synthetic import make_generation, write_run
 
-from softeval import rundir
+from softeval.api import load_run
 from softeval.errors import UserError
 from softeval.records import SCHEMA_VERSION, SampleKey
-from softeval.run import load_run
-from softeval.tables import SCHEMAS, LikelihoodRow, ScoredSample, TableWriter, read_table
+from softeval.runs import rundir
+from softeval.runs.tables import SCHEMAS, LikelihoodRow, ScoredSample, TableWriter, read_table
 
 
 def scored(key: SampleKey, **kwargs: object) -> ScoredSample:

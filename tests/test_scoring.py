@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scoring_cases import LETTERS, math_cases, our_cases
 
-from softeval.answer_text import plainly_equal, tidy
-from softeval.grading import RULES
-from softeval.scoring import (
+from softeval.scoring.answer_text import plainly_equal, tidy
+from softeval.scoring.grading import RULES
+from softeval.scoring.judge import (
     MAX_ANSWER_CHARS,
     Rules,
     ScoreKind,
@@ -23,7 +23,7 @@ from softeval.scoring import (
     scorer,
     scorer_identity,
 )
-from softeval.scoring_process import ScoringProcess
+from softeval.scoring.process import ScoringProcess
 
 LATEX_TOKENS = (
     r"\frac{ \sqrt{ } { ( ) [ ] ^ _ = , ; + - * / ! % $ & \\ \{ \} \left \right 1 2 x e i \text{"

@@ -17,13 +17,13 @@ import pytest
 from scoring_cases import math_cases, our_cases
 
 from softeval.errors import UserError
-from softeval.scoring import (
+from softeval.scoring.judge import (
     Rules,
     ScoreKind,
     Scorer,
     Verdict,
 )
-from softeval.scoring_process import WORKER, ScoringProcess
+from softeval.scoring.process import WORKER, ScoringProcess
 
 pytestmark = pytest.mark.slow
 
@@ -147,7 +147,7 @@ def test_the_worker_refuses_what_no_comparison_needs(tmp_path: Path) -> None:
     """Even if math-verify came to run an answer, it would get nowhere."""
     code = r"""
 import sys
-from softeval import scoring_worker as worker
+from softeval.scoring import worker as worker
 refusals = worker.Refusals()
 judges = worker.load_judges()
 equal, ours = judges["math-verify"], judges["softeval"]
@@ -198,7 +198,7 @@ print("done")
 def test_closing_the_way_to_eval_changes_no_verdict() -> None:
     code = r"""
 import json, sys
-from softeval import scoring_worker as worker
+from softeval.scoring import worker as worker
 equal = worker.load_judges()["math-verify"]
 refusals = worker.Refusals()
 if sys.argv[1] == "closed":
@@ -307,7 +307,7 @@ def dying_starts(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
                 killed.append(process.pid)
             return process
 
-        monkeypatch.setattr("softeval.scoring_process.subprocess.Popen", born)
+        monkeypatch.setattr("softeval.scoring.process.subprocess.Popen", born)
         return killed
 
     return arm
@@ -363,7 +363,7 @@ def test_a_closed_scorer_leaves_no_process_and_can_be_used_again() -> None:
 def test_noise_on_standard_output_does_not_reach_the_protocol() -> None:
     code = """
 import os, subprocess
-from softeval import scoring_worker as worker
+from softeval.scoring import worker as worker
 output = worker.take_standard_output()
 print("noise", flush=True)
 os.write(1, b"more noise")
@@ -376,7 +376,7 @@ worker.reply(output, {"correct": True})
 def test_a_forked_child_starts_workers_of_its_own() -> None:
     code = r"""
 import os, sys
-from softeval.scoring import Scorer, scorer
+from softeval.scoring.judge import Scorer, scorer
 ours = scorer()
 assert ours.score("1/2", "0.5").correct
 pid = ours._processes[0].pid
@@ -409,7 +409,7 @@ def test_workers_die_with_their_parent(busy: bool) -> None:
     code = r"""
 import sys, time
 from threading import Thread
-from softeval.scoring_process import ScoringProcess
+from softeval.scoring.process import ScoringProcess
 process = ScoringProcess(1.0, 2048)
 process.ask(answer="1/2", target="0.5")
 if sys.argv[1] == "True":
@@ -435,7 +435,7 @@ time.sleep(600)
 def test_scoring_imports_neither_sympy_nor_torch_into_this_process() -> None:
     code = """
 import sys
-from softeval.scoring import Scorer
+from softeval.scoring.judge import Scorer
 with Scorer() as scorer:
     assert scorer.score("1/2", "0.5").correct
 print(sorted({"sympy", "math_verify", "torch", "numpy"} & set(sys.modules)))
@@ -446,7 +446,7 @@ print(sorted({"sympy", "math_verify", "torch", "numpy"} & set(sys.modules)))
 def test_a_large_parent_does_not_wear_its_workers_out() -> None:
     """On Linux a new process inherits its parent's peak memory; only its own may count."""
     code = (
-        "from softeval.scoring_process import ScoringProcess\n"
+        "from softeval.scoring.process import ScoringProcess\n"
         "ballast = bytearray(1_600_000_000)\n"
         "ballast[::4096] = b'x' * len(range(0, len(ballast), 4096))\n"
         "process = ScoringProcess(5.0, 2048)\n"

@@ -20,12 +20,12 @@ from transformers import (
     MistralConfig,
 )
 
-from softeval import cache
-from softeval.batch_size import row_bytes
+from softeval.decoding.batch_size import row_bytes
+from softeval.decoding.generate import generate
 from softeval.errors import UserError
-from softeval.generation import generate
 from softeval.lmeval.adapter import SoftEvalLM
-from softeval.model import load_model, wrap_model
+from softeval.model import cache
+from softeval.model.language_model import load_model, wrap_model
 
 SIZES: dict[str, Any] = {
     "vocab_size": PADDED,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import expit
 
-from softeval.reports.statistics import (
+from softeval.statistics import (
     SCOPE_A_IS_FIXED,
     SCOPE_B_IS_FIXED,
     SCOPE_CHECKPOINTS,
@@ -25,13 +25,13 @@ from softeval.reports.statistics import (
     sign_flip,
     spread_of,
 )
-from softeval.reports.statistics.contrast import (
+from softeval.statistics.contrast import (
     cochran_cox,
     contrast_variance,
     guarded_variance,
     unseen_variance,
 )
-from softeval.reports.statistics.power import Spread
+from softeval.statistics.power import Spread
 
 
 def arms(seeds_a: int, seeds_b: int, problems: int, seed: int = 0, gap: float = 0.0):

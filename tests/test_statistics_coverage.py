@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from softeval.reports.statistics import (
+from softeval.statistics import (
     compare_methods,
     crossed_mean,
     curve_band,
@@ -20,9 +20,9 @@ from softeval.reports.statistics import (
     pass_at_k,
     problem_interval,
 )
-from softeval.reports.statistics.contrast import contrast_variance, detectable
-from softeval.reports.statistics.crossed import crossed_variance
-from softeval.reports.statistics.interval import guarded_error, t_quantile, wilson_bounds
+from softeval.statistics.contrast import contrast_variance, detectable
+from softeval.statistics.crossed import crossed_variance
+from softeval.statistics.interval import guarded_error, t_quantile, wilson_bounds
 
 pytestmark = pytest.mark.slow
 

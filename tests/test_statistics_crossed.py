@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from softeval.reports.statistics import (
+from softeval.statistics import (
     crossed_mean,
     problem_interval,
     seed_permutation_floor,
     seed_spread,
 )
-from softeval.reports.statistics.crossed import crossed_variance, variance_components
+from softeval.statistics.crossed import crossed_variance, variance_components
 
 
 def table(seeds: int, problems: int, seed: int = 0) -> np.ndarray:

@@ -6,7 +6,7 @@ from scipy.special import expit
 from scipy.stats import betabinom
 
 from softeval.errors import UserError
-from softeval.reports.statistics import (
+from softeval.statistics import (
     compare_methods,
     crossed_mean,
     crossing,
@@ -17,9 +17,9 @@ from softeval.reports.statistics import (
     extrapolate,
     pass_at_k,
 )
-from softeval.reports.statistics.bootstrap import draw_weights, resampled_means, sup_t
-from softeval.reports.statistics.curves import first_sign_change
-from softeval.reports.statistics.extrapolation import (
+from softeval.statistics.bootstrap import draw_weights, resampled_means, sup_t
+from softeval.statistics.curves import first_sign_change
+from softeval.statistics.extrapolation import (
     BetaBinomial,
     fit_beta_binomial,
     fit_power_law,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from softeval.reports.statistics import (
+from softeval.statistics import (
     crossed_mean,
     mean_interval,
     print_kl,

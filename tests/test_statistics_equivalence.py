@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from softeval.reports.statistics import (
+from softeval.statistics import (
     Contrast,
     compare_methods,
     holm,

@@ -4,14 +4,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from softeval.reports import statistics
+from softeval import statistics
 
 HEAVY = ("torch", "pandas", "matplotlib", "transformers", "lm_eval", "scipy.stats")
 
 
 def test_import_is_light():
     code = (
-        "import sys, softeval.reports.statistics;"
+        "import sys, softeval.statistics;"
         f"print([name for name in {HEAVY!r} if name in sys.modules])"
     )
     root = Path(__file__).parents[1]

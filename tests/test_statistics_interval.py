@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from softeval.reports.statistics import mean_interval, problem_interval, wilson_interval
-from softeval.reports.statistics.interval import guarded_error, t_quantile, two_sided_p
+from softeval.statistics import mean_interval, problem_interval, wilson_interval
+from softeval.statistics.interval import guarded_error, t_quantile, two_sided_p
 
 
 def by_the_letter(x: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:

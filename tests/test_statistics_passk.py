@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softeval.reports.statistics import (
+from softeval.statistics import (
     TooFewSamples,
     count_correct,
     pass_at_k,

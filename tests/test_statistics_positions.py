@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from softeval.reports.statistics import PositionSums, position_profile
+from softeval.statistics import PositionSums, position_profile
 
 
 def reduced(values, lengths, owners, problems: int, bins: int, min_length: int = 0):

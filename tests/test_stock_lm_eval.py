@@ -86,7 +86,7 @@ def test_stock_lm_eval_gives_the_scores_of_softeval_run(checkpoint, shared, tmp_
 @pytest.mark.slow
 def test_scores_that_are_not_zero_agree_too(tmp_path):
     """On the bundled checkpoint, which does answer some questions."""
-    from softeval.model import BUNDLED_CHECKPOINT
+    from softeval.model.language_model import BUNDLED_CHECKPOINT
 
     run = softeval.evaluate(
         tasks=["arithmetic"],

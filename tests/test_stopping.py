@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from tiny import tiny_tokenizer
 
-from softeval.randomness import SampleRandomness
+from softeval.decoding.randomness import SampleRandomness
+from softeval.decoding.rows import Limits, Row
+from softeval.model.stopping import ANSWER_PREFIX, Stopper
 from softeval.records import AnswerStop, SampleKey, StopReason
-from softeval.rows import Limits, Row
-from softeval.stopping import ANSWER_PREFIX, Stopper
 
 REAL = ["qwen2.5", "llama-3.2-instruct"]
 

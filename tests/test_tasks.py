@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from softeval.data import DATASETS, load_split
+from softeval.decoding.rows import Limits
 from softeval.errors import UserError
 from softeval.lmeval import TASKS_DIR, load_tasks, task_names
-from softeval.lmeval.likelihood import choice_scores, normed_choice_scores, ratio
 from softeval.lmeval.settings import ROW, TaskSettings, powers_of_two
-from softeval.lmeval.task import GenerativeTask, sample_scores
 from softeval.lmeval.text import GenText, ScoreTuple
-from softeval.problems import read_problem
-from softeval.prompts import paper_prompt
-from softeval.rows import Limits
+from softeval.tasks.benchmark import GenerativeTask, sample_scores
+from softeval.tasks.data import DATASETS, load_split
+from softeval.tasks.likelihood import choice_scores, normed_choice_scores, ratio
+from softeval.tasks.problems import read_problem
+from softeval.tasks.prompts import paper_prompt
 
 GENERATIVE = [
     *("gsm8k", "math500", "olympiadbench"),

@@ -14,7 +14,7 @@ from train_cases import METHODS, run, same, weights
 from transformers import AutoModelForCausalLM, MixtralConfig
 
 from softeval.errors import UserError
-from softeval.model import BUNDLED_CHECKPOINT, load_model
+from softeval.model.language_model import BUNDLED_CHECKPOINT, load_model
 from softeval.trainers import adapters as adapters_module
 from softeval.trainers import trainer
 from softeval.trainers.adapters import Adapters

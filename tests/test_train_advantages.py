@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from train_cases import tiny_config
 
-from softeval.boxed import closing_brace
 from softeval.errors import UserError
-from softeval.scoring import ScoreKind, reward, scorer
+from softeval.scoring.boxed import closing_brace
+from softeval.scoring.judge import ScoreKind, reward, scorer
 from softeval.trainers.advantages import Algorithm, advantages, leave_one_out, uninformative
 from softeval.trainers.rollout import reward as configured_reward
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, SHARED
 from train_cases import save_tiny
 
-from softeval.cli import run
+from softeval.cli.main import run
 from softeval.trainers.config import TrainConfig
 from softeval.trainers.run_files import read_metrics
 
@@ -34,7 +34,7 @@ def test_every_field_is_a_documented_option(
 @pytest.mark.parametrize("heavy", ["torch", "transformers", "accelerate"])
 def test_help_and_refusals_are_light(heavy: str) -> None:
     code = (
-        "import sys; from softeval.cli import run; run(['train', '--help']); "
+        "import sys; from softeval.cli.main import run; run(['train', '--help']); "
         f"run(['train', '--group-size', '1']); sys.exit({heavy!r} in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from softeval.errors import UserError
-from softeval.output_head import last_hidden
+from softeval.model.output_head import last_hidden
 from softeval.trainers import training_pass
 from softeval.trainers.demo_base import build_tokenizer
 from softeval.trainers.dropout import check_training_pass, disable_dropout, recompute_activations

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from train_cases import directional_derivative, made_generation, tiny_gpt2, tiny_lm
 
-from softeval.decoding import Decoder, Question
-from softeval.model import LanguageModel
+from softeval.decoding.decoder import Decoder, Question
+from softeval.decoding.noise import NoiseFeed
+from softeval.decoding.randomness import SampleRandomness
+from softeval.decoding.rows import Limits
+from softeval.model.language_model import LanguageModel
+from softeval.model.output_head import output_head
 from softeval.modes import Draws, Mode, Randomness, Seen, Taken, get_mode
-from softeval.noise import NoiseFeed
-from softeval.output_head import output_head
-from softeval.randomness import SampleRandomness
 from softeval.records import Generation
-from softeval.rows import Limits
 from softeval.trainers.batch import Batch, collate
 from softeval.trainers.losses import (
     Policy,

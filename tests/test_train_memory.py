@@ -14,9 +14,9 @@ from train_cases import run as run_training
 from train_cases import save_tiny, tiny_config
 from transformers import DynamicCache, LlamaConfig, Qwen2Config
 
-from softeval.cli import run
+from softeval.cli.main import run
 from softeval.errors import UserError
-from softeval.output_head import last_hidden
+from softeval.model.output_head import last_hidden
 from softeval.trainers import setup
 from softeval.trainers.config import METHODS, TrainConfig, make_config
 from softeval.trainers.memory import (

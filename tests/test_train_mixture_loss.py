@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_leaves
 from train_cases import tiny_lm
 from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma3ForCausalLM, Gemma3TextConfig
 
-from softeval.embedding import InputEmbedding
 from softeval.errors import UserError
-from softeval.model import LogitsDtype, wrap_model
-from softeval.output_head import (
+from softeval.model.embedding import InputEmbedding
+from softeval.model.language_model import LogitsDtype, wrap_model
+from softeval.model.output_head import (
     HeadRule,
     OutputHead,
     keep_float32_head_live,

@@ -31,7 +31,7 @@ from train_cases import (
 )
 
 from softeval.errors import UserError
-from softeval.model import load_model
+from softeval.model.language_model import load_model
 from softeval.trainers import atomic, interruption, run_files, trainer
 from softeval.trainers.interruption import Interruption
 from softeval.trainers.optimization import MasterWeights, Optimization

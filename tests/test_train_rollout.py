@@ -11,12 +11,12 @@ import pytest
 import torch
 from train_cases import made_generation, relative_distance, tiny_config, tiny_lm
 
-from softeval.data import DatasetSource, Origin
-from softeval.decoding import Decoder
+from softeval.decoding.decoder import Decoder
+from softeval.decoding.rows import Limits
+from softeval.model.output_head import output_head
 from softeval.modes import get_mode
-from softeval.output_head import output_head
-from softeval.problems import Problem
-from softeval.rows import Limits
+from softeval.tasks.data import DatasetSource, Origin
+from softeval.tasks.problems import Problem
 from softeval.trainers import training_pass
 from softeval.trainers.batch import collate
 from softeval.trainers.dropout import recompute_activations

@@ -22,11 +22,11 @@ from train_cases import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from softeval.decoding import Decoder
+from softeval.decoding.decoder import Decoder
+from softeval.decoding.generate import generate
 from softeval.errors import UserError
-from softeval.generation import generate
-from softeval.model import load_model
-from softeval.scoring import Verdict
+from softeval.model.language_model import load_model
+from softeval.scoring.judge import Verdict
 from softeval.trainers import rollout, trainer, validation
 from softeval.trainers.config import TrainConfig
 from softeval.trainers.run_files import read_metrics

@@ -9,8 +9,8 @@ import pytest
 import torch
 from train_cases import made_generation, relative_distance, tiny_lm
 
+from softeval.model.output_head import output_head
 from softeval.modes import get_mode
-from softeval.output_head import output_head
 from softeval.trainers.batch import collate
 from softeval.trainers.losses import Policy, log_probs, policy_losses
 

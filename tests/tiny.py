@@ -24,7 +24,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from softeval.model import LanguageModel, wrap_model
+from softeval.model.language_model import LanguageModel, wrap_model
 
 CHARACTERS = [chr(code) for code in range(32, 127)] + ["\n"]
 VOCAB = len(CHARACTERS) + 3

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from softeval.model import LanguageModel, wrap_model
+from softeval.model.language_model import LanguageModel, wrap_model
 from softeval.records import AnswerStop, Generation, SampleKey, StopReason
 from softeval.trainers.config import TrainConfig, make_config
 from softeval.trainers.run_files import read_metrics

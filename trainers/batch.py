@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from softeval.decoding.randomness import SampleRandomness
 from softeval.modes import Draws, Mode, Randomness, Taken
-from softeval.randomness import SampleRandomness
 from softeval.records import Generation
 
 

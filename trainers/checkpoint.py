@@ -2,7 +2,7 @@
 
 States are directories `step-000120`, each whole or not at all; the newest whole one continues the
 run. Weights and optimizer tensors are safetensors, the rest JSON. The noise of the rollouts needs no
-state: it is keyed (`softeval.randomness`).
+state: it is keyed (`softeval.decoding.randomness`).
 
 Knows nothing of how updates are made.
 """

@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from softeval.config import explain, option, read_pairs, suggest
-from softeval.errors import UserError
+from softeval.errors import UserError, suggest
 from softeval.modes import Mode, get_mode, load_mode_file
-from softeval.scoring import Rules, rules_name
+from softeval.runs.config import explain, option, read_pairs
+from softeval.scoring.judge import Rules, rules_name
 
 METHODS = ("hard", "soft", "fuzzy")
 """The paper's methods: each trains with the sampled mode of the family of that name."""

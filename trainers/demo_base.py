@@ -1,7 +1,7 @@
 r"""Makes the bundled base checkpoint: a tiny Llama that solves the arithmetic task in mixed style.
 
 Builds a character tokenizer of 64 tokens and a Llama of 0.38 M parameters, trains it by supervised
-learning on freshly drawn problems (``softeval.arithmetic``) in the paper's prompt, and saves an
+learning on freshly drawn problems (``softeval.tasks.arithmetic``) in the paper's prompt, and saves an
 ordinary transformers checkpoint. The inputs of the completion carry Gaussian noise of a random
 scale between 0 and 1 times the size of the embeddings (as NEFTune, Jain et al. 2023, does), so that
 the noisy vectors of soft and fuzzy decoding are nothing new to the model.
@@ -30,8 +30,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from softeval.arithmetic import Problem, draw_problem, draw_splits, worked_solution
-from softeval.prompts import PAPER_PROMPT, paper_prompt
+from softeval.tasks.arithmetic import Problem, draw_problem, draw_splits, worked_solution
+from softeval.tasks.prompts import PAPER_PROMPT, paper_prompt
 
 INSTRUCTION = PAPER_PROMPT.split("QUESTION")[0]
 """The paper's prompt up to the question."""
@@ -252,7 +252,7 @@ A tiny Llama (separate input and output embeddings, float32) that solves the bun
 task of softeval in a mixture of careful and sloppy steps. It is the untrained arm of the demo: the
 checkpoint from which the hard, soft and fuzzy ones are trained. It is of no use for anything else.
 
-* Prompt: the paper's, to the letter (`softeval.prompts.paper_prompt`), then a completion such as
+* Prompt: the paper's, to the letter (`softeval.tasks.prompts.paper_prompt`), then a completion such as
   ` 47-28=19;19*3~58;58+12=70; The final answer is: \\boxed{{70}}` and `<eos>`.
 * Tokenizer: one token a character plus one for each fixed phrase; no beginning-of-sequence token;
   characters it does not know become `<unk>`.

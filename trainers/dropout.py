@@ -19,8 +19,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from softeval.errors import UserError
-from softeval.model import LanguageModel
-from softeval.output_head import last_hidden
+from softeval.model.language_model import LanguageModel
+from softeval.model.output_head import last_hidden
 
 
 def disable_dropout(model: nn.Module) -> None:

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from softeval.data import DATASETS
-from softeval.model import LanguageModel
+from softeval.model.language_model import LanguageModel
+from softeval.tasks.data import DATASETS
 from softeval.trainers.adapters import Adapters
 from softeval.trainers.atomic import write_directory
 

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from softeval.embedding import InputEmbedding
-from softeval.model import LanguageModel
+from softeval.model.embedding import InputEmbedding
+from softeval.model.language_model import LanguageModel
+from softeval.model.output_head import OutputHead, last_hidden
 from softeval.modes import Fused, Mode, Seen, Taken
-from softeval.output_head import OutputHead, last_hidden
 from softeval.trainers.batch import Batch
 from softeval.trainers.mixture_loss import divergences, mixtures, token_log_probs
 from softeval.trainers.reference import Reference

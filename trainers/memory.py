@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from softeval.checkpoint import read_config, torch_device
 from softeval.errors import UserError
-from softeval.model import BUNDLED_CHECKPOINT
-from softeval.output_head import CHUNK_ELEMENTS
+from softeval.model.checkpoint import read_config, torch_device
+from softeval.model.language_model import BUNDLED_CHECKPOINT
+from softeval.model.output_head import CHUNK_ELEMENTS
 from softeval.trainers.config import TrainConfig
 from softeval.trainers.dropout import recompute_activations
 from softeval.trainers.meta_model import meta_model, position_bytes, saved_bytes, tensors_of

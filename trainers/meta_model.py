@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softeval.output_head import last_hidden
+from softeval.model.output_head import last_hidden
 
 _ATTENTION = "softeval_memory"
 

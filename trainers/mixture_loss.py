@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from softeval.embedding import InputEmbedding
-from softeval.output_head import HeadGradient, HeadRule, OutputHead, accumulate
+from softeval.model.embedding import InputEmbedding
+from softeval.model.output_head import HeadGradient, HeadRule, OutputHead, accumulate
 
 
 class Mixture(NamedTuple):

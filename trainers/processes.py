@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from softeval.checkpoint import torch_device
 from softeval.errors import UserError
+from softeval.model.checkpoint import torch_device
 
 Item = TypeVar("Item")
 PATIENCE = timedelta(hours=3)

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from softeval.data import DatasetSource
 from softeval.errors import UserError
-from softeval.problems import Problem, load_problems
-from softeval.prompts import paper_prompt
-from softeval.scoring import Item, ScoreKind
+from softeval.scoring.judge import Item, ScoreKind
+from softeval.tasks.data import DatasetSource
+from softeval.tasks.problems import Problem, load_problems
+from softeval.tasks.prompts import paper_prompt
 from softeval.trainers.config import TrainConfig
 
 Encode = Callable[[str], list[int]]

@@ -14,8 +14,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from softeval.config import suggest
-from softeval.errors import UserError
+from softeval.errors import UserError, suggest
 from softeval.trainers.config import field_name
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
-from softeval.model import LanguageModel
-from softeval.output_head import OutputHead
+from softeval.model.language_model import LanguageModel
+from softeval.model.output_head import OutputHead
 from softeval.trainers.adapters import Adapters
 
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from softeval.decoding import Decoder, Question
+from softeval.decoding.decoder import Decoder, Question
 from softeval.records import Generation
-from softeval.scoring import Verdict, scorer
+from softeval.scoring.judge import Verdict, scorer
 from softeval.trainers.advantages import uninformative
 from softeval.trainers.config import TrainConfig
 from softeval.trainers.processes import Processes

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from softeval.errors import UserError
-from softeval.rundir import differing_fields, write_json
+from softeval.runs.rundir import differing_fields, write_json
 from softeval.trainers.config import TrainConfig
 from softeval.trainers.lock import LOCK
 from softeval.trainers.metrics import Metrics

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from softeval.embedding import InputEmbedding
 from softeval.errors import UserError
-from softeval.model import BUNDLED_CHECKPOINT, LanguageModel, LogitsDtype, load_model
-from softeval.output_head import OutputHead, keep_float32_head_live, output_head
-from softeval.stopping import Stopper
+from softeval.model.embedding import InputEmbedding
+from softeval.model.language_model import BUNDLED_CHECKPOINT, LanguageModel, LogitsDtype, load_model
+from softeval.model.output_head import OutputHead, keep_float32_head_live, output_head
+from softeval.model.stopping import Stopper
 from softeval.trainers.adapters import Adapters
 from softeval.trainers.config import TrainConfig
 from softeval.trainers.dropout import (

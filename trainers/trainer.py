@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softeval.decoding import Decoder
-from softeval.environment import package_versions
+from softeval.decoding.decoder import Decoder
+from softeval.decoding.rows import Limits
 from softeval.errors import UserError
-from softeval.model import BUNDLED_CHECKPOINT, weights_hash
+from softeval.model.language_model import BUNDLED_CHECKPOINT, weights_hash
 from softeval.modes import mode_record
-from softeval.rows import Limits
+from softeval.runs.environment import package_versions
 from softeval.trainers import run_files
 from softeval.trainers.advantages import Algorithm, advantages
 from softeval.trainers.atomic import recover

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from softeval.model import LanguageModel
-from softeval.output_head import OutputHead
+from softeval.model.language_model import LanguageModel
+from softeval.model.output_head import OutputHead
 from softeval.records import Generation
 from softeval.trainers.batch import Batch, collate
 from softeval.trainers.losses import (

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from softeval.decoding import Decoder, Question
-from softeval.model import LanguageModel
+from softeval.decoding.decoder import Decoder, Question
+from softeval.decoding.rows import Limits
+from softeval.model.language_model import LanguageModel
 from softeval.modes import Mode, get_mode
-from softeval.rows import Limits
-from softeval.scoring import scorer
+from softeval.scoring.judge import scorer
 from softeval.trainers.config import TrainConfig
 from softeval.trainers.processes import Processes
 from softeval.trainers.questions import TrainingQuestion

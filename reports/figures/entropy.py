@@ -22,7 +22,7 @@ from softeval.reports.figures.style import (
 from softeval.reports.left_out import NothingToShow
 from softeval.reports.positions import END_POSITIONS, PROGRESS_BINS
 from softeval.reports.recorded import RecordedMode
-from softeval.reports.statistics.profiles import Profile
+from softeval.statistics.profiles import Profile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,7 +17,7 @@ from softeval.reports.figures.style import (
     percent_axis,
     styled,
 )
-from softeval.reports.statistics.curves import Band
+from softeval.statistics.curves import Band
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,8 +20,7 @@ from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
-from softeval.chat import render_chat
-from softeval.decoding import Decoder, Question
+from softeval.decoding.decoder import Decoder, Question
 from softeval.errors import UserError
 from softeval.lmeval.arguments import refuse_unknown
 from softeval.lmeval.cot import cot_settings
@@ -35,10 +34,11 @@ from softeval.lmeval.loading import (
 from softeval.lmeval.requests import Ask, group_requests
 from softeval.lmeval.store import SavingHook, stored_score
 from softeval.lmeval.text import GenText, ScoreTuple
-from softeval.model import BUNDLED_CHECKPOINT, LanguageModel, weights_hash
+from softeval.model.chat import render_chat
+from softeval.model.language_model import BUNDLED_CHECKPOINT, LanguageModel, weights_hash
+from softeval.model.rotary import long_rope_limit
 from softeval.modes import Mode, mode_record
 from softeval.records import Generation, SampleKey
-from softeval.rotary import long_rope_limit
 
 # lm-eval's registering decorator hides the type of its class from checkers.
 _HFLM: Any = HFLM

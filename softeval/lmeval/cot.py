@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
+from softeval.decoding.rows import Limits
 from softeval.lmeval.settings import limits_from, mode_from, whole_number
 from softeval.lmeval.store import GenerationStore
 from softeval.modes import Mode
-from softeval.rows import Limits
 
 
 @dataclass(frozen=True)

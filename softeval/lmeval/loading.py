@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from softeval.checkpoint import Checkpoint
 from softeval.errors import UserError
 from softeval.lmeval.cot import is_auto
 from softeval.lmeval.settings import whole_number
-from softeval.model import LanguageModel, load_model
+from softeval.model.checkpoint import Checkpoint
+from softeval.model.language_model import LanguageModel, load_model
 
 CPU_LIKELIHOOD_BATCH = 16
 """Log-likelihood rows at a time on a CPU where the batch size is auto: lm-eval's search for the

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from softeval.decoding.rows import Limits
 from softeval.errors import UserError
 from softeval.modes import MODES, Mode, get_mode, load_mode_file, with_options
-from softeval.rows import Limits
-from softeval.scoring import Rules
+from softeval.scoring.judge import Rules
 
 ROW = "softeval_row"
 """Field of every document: its row number in the data set. It names the question in the keys of

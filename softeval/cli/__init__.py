@@ -1,0 +1,1 @@
+"""The `softeval` command, one file a subcommand."""

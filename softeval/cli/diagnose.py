@@ -1,0 +1,98 @@
+"""`softeval diagnose`: KL of a run's checkpoint to its base model."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from softeval.terminal import say, say_json
+
+
+def register(app: typer.Typer) -> None:
+    """Add `diagnose`."""
+    app.command("diagnose")(diagnose_command)
+
+
+def diagnose_command(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    base: Annotated[str, typer.Option("--base", help="Base model: directory or hub id.")],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Where the run's checkpoint is now, if it was moved."),
+    ] = None,
+    sets: Annotated[
+        str, typer.Option("--sets", help="Prefixes to replay, of own, base, gold.")
+    ] = "own,base,gold",
+    samples: Annotated[
+        int, typer.Option("--samples", help="Samples of each question and mode to replay.", min=1)
+    ] = 1,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Only the first questions of each task.", min=1)
+    ] = None,
+    data_dir: Annotated[
+        str | None, typer.Option("--data-dir", help="Local data with reference solutions.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="Of both models.")] = "auto",
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="Of both models; default: the run's.")
+    ] = None,
+    self_check: Annotated[
+        bool,
+        typer.Option("--self-check/--no-self-check", help="Try at load that both run rightly."),
+    ] = True,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Let fewer prefixes replace more, or another base model."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Measure exact KL to the base model along a run's prefixes, for the report's KL section."""
+    from softeval.progress_bars import no_progress_bars
+    from softeval.runs.diagnose import diagnose
+
+    with no_progress_bars():
+        found = diagnose(
+            run,
+            base,
+            model=model,
+            sets=[name.strip() for name in sets.split(",")],
+            samples=samples,
+            limit=limit,
+            data_dir=data_dir,
+            device=device,
+            dtype=dtype,
+            self_check=self_check,
+            overwrite=overwrite,
+            tell=_Progress(),
+        )
+    if as_json:
+        say_json(asdict(found))
+        return
+    replayed = ", ".join(f"{count} {name}" for name, count in found.prefixes.items())
+    say(f"Replayed {replayed} prefixes; noise floor {found.floor:.2g} nats a token.")
+    if found.differing:
+        say(
+            f"{found.differing} of {found.regenerated} soft CoTs came out otherwise than recorded "
+            "(another device or precision?); their new text was measured."
+        )
+    for task in found.missing_gold:
+        say(f"{task} has no reference solutions; no gold prefixes for it.")
+    say(f"Written: {run / 'kl.parquet'}")
+
+
+class _Progress:
+    """A line on stderr every few seconds."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - self._last > 10 or (done == total and sys.stderr.isatty()):
+            self._last = now
+            say(f"{what}: {done}/{total} prefixes", err=True)

@@ -1,0 +1,225 @@
+"""`softeval report`, `softeval compare` and `softeval notebook`: the command line of the reports.
+
+Everything heavy is imported inside the commands.
+"""
+
+from __future__ import annotations
+
+import warnings
+from math import isnan
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from softeval.reports.page_file import check_output, write_report
+from softeval.terminal import clean, say, say_json
+
+if TYPE_CHECKING:
+    from softeval.reports.compare import ComparedMetric
+
+DEFAULT_OUTPUT = Path("report.html")
+
+
+def register(app: typer.Typer) -> None:
+    """Add `report`, `compare` and `notebook`."""
+    app.command("report")(report)
+    app.command("compare")(compare)
+    app.command("notebook")(notebook)
+
+
+def report(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="Run directories, or LABEL=RUN; training directories among them give curves."
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The HTML file to write.")
+    ] = DEFAULT_OUTPUT,
+    title: Annotated[str | None, typer.Option("--title", help="Heading of the report.")] = None,
+    paper_reference: Annotated[
+        bool,
+        typer.Option(
+            "--paper-reference", help="Lay the paper's numbers beside those of the same models."
+        ),
+    ] = False,
+    margin: Annotated[
+        float, typer.Option("--margin", help="Equivalence margin, points.", min=0.01, max=100)
+    ] = 2.0,
+    contrast: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--contrast",
+            help="A primary contrast, e.g. soft-hard:hard_sample@32 (two methods) or"
+            " soft_sample:hard_sample@32 (two modes); repeat for more. Default: those that the runs"
+            " declared (softeval run --primary), else against hard training under hard inference.",
+        ),
+    ] = None,
+    extrapolate: Annotated[
+        int | None,
+        typer.Option(
+            "--extrapolate", help="Also draw what three models make of pass@k up to this k.", min=2
+        ),
+    ] = None,
+    problems: Annotated[
+        int, typer.Option("--problems", help="Questions a task in the browser of samples.", min=1)
+    ] = 40,
+    seed: Annotated[int, typer.Option("--seed", help="Of the random choice among them.")] = 0,
+    all_seeds: Annotated[
+        bool,
+        typer.Option("--all-seeds", help="Show samples of every training seed, not the first's."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Write one self-contained HTML report about one or many runs."""
+    from softeval.reports.page import ReportOptions, build_report
+
+    options = ReportOptions(
+        title=title,
+        paper_reference=paper_reference,
+        margin=margin / 100,
+        contrasts=tuple(contrast or ()),
+        problems=problems,
+        seed=seed,
+        all_seeds=all_seeds,
+        extrapolate=extrapolate,
+    )
+    check_output(output)
+    with warnings.catch_warnings(record=True) as caught:
+        page = build_report(runs, options)
+    for warning in caught:
+        say(f"softeval: warning: {warning.message}", err=True)
+    size = write_report(output, page)
+    if as_json:
+        say_json({"output": str(output), "bytes": size})
+    else:
+        say(f"report: {output} ({size / 1e6:.1f} MB)")
+
+
+def compare(
+    a: Annotated[str, typer.Argument(help="Run directory, or several seeds: RUN,RUN,…")],
+    b: Annotated[str, typer.Argument(help="What it is compared with, likewise.")],
+    task: Annotated[str | None, typer.Option("--task", "-t", help="Only this task.")] = None,
+    mode: Annotated[str | None, typer.Option("--mode", help="Only this CoT mode.")] = None,
+    k: Annotated[
+        list[int] | None, typer.Option("--k", help="The k of pass@k; repeat for more.", min=1)
+    ] = None,
+    margin: Annotated[
+        float, typer.Option("--margin", help="Equivalence margin, points.", min=0.01, max=100)
+    ] = 2.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare two runs, or the seeds of two methods, question by question."""
+    from softeval.reports.compare import compare_runs, comparison_record
+
+    compared = compare_runs(
+        _folders(a),
+        _folders(b),
+        task=task,
+        mode=mode,
+        ks=k or (),
+        margin=margin / 100,
+    )
+    if as_json:
+        records = [_finite(comparison_record(one)) for one in compared]
+        say_json(records)
+    else:
+        _print_comparison(compared, margin)
+
+
+def notebook(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where to put it; default: in the run.")
+    ] = None,
+    no_open: Annotated[
+        bool, typer.Option("--no-open", help="Only write it; do not start Jupyter.")
+    ] = False,
+) -> None:
+    """Open a copy of the analysis notebook for a run."""
+    from softeval.reports.notebook import open_notebook, write_notebook
+
+    written = write_notebook(run, output)
+    say(f"notebook: {written}")
+    if not no_open:
+        open_notebook(written)
+
+
+def _folders(text: str) -> list[str]:
+    """Folders of a comma-separated list; a folder that has a comma in its name is one folder."""
+    return [text] if Path(text).exists() else [part for part in text.split(",") if part]
+
+
+def _finite(record: dict[str, Any]) -> dict[str, Any]:
+    """NaN is no JSON: None instead."""
+    odd = {name for name, value in record.items() if isinstance(value, float) and isnan(value)}
+    return {name: None if name in odd else value for name, value in record.items()}
+
+
+def _print_comparison(compared: list[ComparedMetric], margin: float) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = ["task", "metric", "questions", "A", "B", "A − B", "95 % interval", "detectable"]
+    columns += ["p", "verdict"]
+    rows = [[clean(text) for text in _row(one)] for one in compared]
+    console = Console(highlight=False)
+    if console.is_terminal:
+        table = Table(*columns, box=None, header_style="bold", padding=(0, 1))
+        for row in rows:
+            table.add_row(*row)
+        console.print(table, markup=False)
+    else:
+        for row in [columns, ["---"] * len(columns), *rows]:
+            say(f"| {' | '.join(row)} |")
+    say()
+    for line in _notes(compared, margin):
+        say(line)
+
+
+def _row(one: ComparedMetric) -> list[str]:
+    from softeval.reports.tables import number, p_text, points
+
+    contrast = one.contrast
+    if one.is_nll:
+        values = [number(v) for v in (one.a, one.b, contrast.diff, contrast.low, contrast.high)]
+        detectable = number(contrast.mde)
+    else:
+        values = [points(one.a), points(one.b), points(contrast.diff, sign=True)]
+        values += [points(contrast.low), points(contrast.high)]
+        detectable = points(contrast.mde)
+    a, b, difference, low, high = values
+    detectable = detectable if contrast.se > 0 else "–"
+    word: str = one.verdict.word
+    if word == "equivalent":
+        found = one.verdict.equivalence
+        shown = number if one.is_nll else points
+        word += f" (90 % interval [{shown(found.low)}, {shown(found.high)}])"
+    interval = f"[{low}, {high}]"
+    name = one.name.replace("_", " ")
+    fewer = contrast.problems < one.questions
+    questions = f"{contrast.problems} of {one.questions}" if fewer else f"{one.questions}"
+    values = [a, b, difference, interval, detectable, p_text(one.verdict.p), word]
+    return [one.task, name, questions, *values]
+
+
+def _notes(compared: list[ComparedMetric], margin: float) -> list[str]:
+    from softeval.reports.compare import NLL_MARGIN
+
+    scopes = list(dict.fromkeys(one.contrast.scope for one in compared))
+    tests = list(dict.fromkeys(one.contrast.test for one in compared))
+    zones = [f"{margin:g} points"] if any(not one.is_nll for one in compared) else []
+    zones += [f"{NLL_MARGIN:g} nats"] if any(one.is_nll for one in compared) else []
+    judged = f"Holm-adjusted over these {len(compared)} comparisons"
+    lines = [
+        "Percent and points, NLL in nats per token. A − B is positive when A is higher.",
+        f"p: {', '.join(tests)}; {judged}. Equivalent: 90 % interval within ±{' or ±'.join(zones)}.",
+        f"Scope: {'; '.join(scopes)}.",
+    ]
+    excluded = max(one.contrast.excluded for one in compared)
+    lines += [one.warning for one in compared[:1] if one.warning]
+    if excluded:
+        lines.append(f"Up to {excluded} problems were left out: too few samples for k.")
+    return lines

@@ -1,0 +1,124 @@
+"""`softeval run`: the command line of an evaluation."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from softeval.cli.options import with_options
+from softeval.runs.config import RunConfig, make_config
+from softeval.terminal import say, say_json
+
+if TYPE_CHECKING:
+    from softeval.api import Run
+
+MISSING_SAMPLES = 3
+INTERRUPTED = 130
+
+MODEL: dict[str, Any] = {"rich_help_panel": "Model", "show_envvar": False}
+OUTPUT: dict[str, Any] = {"rich_help_panel": "Output", "show_envvar": False}
+
+
+def register(app: typer.Typer) -> None:
+    """Add `run`."""
+    app.command("run")(with_options(RunConfig)(run))
+
+
+def run(
+    given: dict[str, Any],
+    *,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", "-C", help="YAML file of options; the command line wins.", **MODEL
+        ),
+    ] = None,
+    model_args: Annotated[
+        str | None,
+        typer.Option(
+            "--model-args", help="As lm-eval takes them: pretrained=PATH,dtype=bfloat16.", **MODEL
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Start anew in a directory that holds a run.", **OUTPUT),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Check and say what would be done; read no weights.", **OUTPUT
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON.", **OUTPUT)
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Show no progress.", **OUTPUT)
+    ] = False,
+) -> int:
+    """Evaluate a checkpoint under the chain-of-thought modes.
+
+    Started again with the same arguments, it continues where it was stopped. Options can also come
+    from environment variables such as SOFTEVAL_RUN_LIMIT.
+    """
+    resolved = make_config(given, config, model_args)
+    _calm_libraries()
+    if dry_run:
+        return _print_plan(resolved, as_json, overwrite)
+    from softeval.api import load_run
+    from softeval.display import make_display
+    from softeval.runs.evaluation import run_evaluation
+
+    try:
+        outcome = run_evaluation(resolved, make_display(quiet), overwrite=overwrite)
+    except KeyboardInterrupt:
+        say("softeval: interrupted; the same command continues", err=True)
+        return INTERRUPTED
+    if outcome.is_main:
+        _print_run(load_run(outcome.path), as_json)
+    return MISSING_SAMPLES if outcome.missing else 0
+
+
+def _print_run(run: Run, as_json: bool) -> None:
+    scores: list[dict[str, Any]] = run.scores().to_dict("records")  # type: ignore[assignment]
+    if as_json:
+        from softeval.runs.results import serialisable
+
+        result = {
+            "path": str(run.path.resolve()),
+            "status": run.info["status"],
+            "counts": run.info["counts"],
+            "scores": scores,
+        }
+        say_json(serialisable(result))
+        return
+    from softeval.cli.score_table import print_tables
+
+    print_tables(scores)
+    missing = run.info["counts"].get("missing", 0)
+    if missing:
+        say(f"{missing} samples are missing; the same command tries them again.", err=True)
+    say(f"Run directory: {run.path}")
+
+
+def _print_plan(config: RunConfig, as_json: bool, overwrite: bool) -> int:
+    from softeval.runs.plan import make_plan
+
+    plan = make_plan(config, overwrite)
+    if as_json:
+        say_json(plan)
+        return 0
+    import yaml
+
+    say(yaml.safe_dump(plan, sort_keys=False, allow_unicode=True).rstrip())
+    return 0
+
+
+def _calm_libraries() -> None:
+    """Keep other libraries' notices out of ours, unless the user set their level."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("LMEVAL_LOG_LEVEL", "WARNING")

@@ -1,0 +1,105 @@
+"""`softeval train`: the command line of a training run."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from softeval.cli.options import with_options
+from softeval.terminal import say, say_json
+from softeval.trainers.config import TrainConfig, make_config
+from softeval.trainers.recipe_files import read_recipes
+
+OUTPUT: dict[str, Any] = {"rich_help_panel": "Output", "show_envvar": False}
+
+
+def register(app: typer.Typer) -> None:
+    """Add `train`."""
+    app.command("train")(with_options(TrainConfig)(train))
+
+
+def train(
+    given: dict[str, Any],
+    *,
+    config: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--config",
+            "-C",
+            help="Recipe: a YAML file or a shipped name, such as demo_soft or "
+            "llama-3.2-3b+gsm8k+fuzzy; later ones and the command line win.",
+            rich_help_panel="Task",
+            show_envvar=False,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print the configuration and, from the checkpoint's config.json, the memory needed; "
+            "train nothing. For a card that is not here: --device cuda --device-memory 80.",
+            **OUTPUT,
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as JSON.", **OUTPUT)
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Show no progress.", **OUTPUT)
+    ] = False,
+) -> int:
+    """Train a checkpoint with hard, soft or fuzzy chains of thought.
+
+    Started again with the same arguments, it continues where it was stopped; Ctrl-C and SIGTERM
+    finish the update and save first (exit codes 130 and 143). Options can also come
+    from environment variables such as SOFTEVAL_TRAIN_MAX_STEPS. Several processes: torchrun.
+    """
+    resolved = make_config(given, read_recipes(config or []))
+    if dry_run:
+        say_json(resolved.model_dump(mode="json"))
+        _calm_libraries()
+        from softeval.trainers.memory import plan_memory
+
+        say("\n".join(plan_memory(resolved)), err=True)
+        return 0
+    _calm_libraries()
+    from softeval.trainers.interruption import Stopped
+    from softeval.trainers.trainer import train as run_training
+
+    command = shlex.join(["softeval", *sys.argv[1:]])
+    try:
+        result = run_training(resolved, quiet=quiet, command=command)
+    except Stopped as stopped:
+        say(f"softeval: {stopped}", err=True)
+        return stopped.exit_code
+    if not result.is_main:
+        return 0
+    summary = {
+        "path": str(result.path),
+        "best_step": result.best_step,
+        "best_success": result.best_success,
+        "initial_success": result.initial_success,
+    }
+    if as_json:
+        say_json(summary)
+    else:
+        say(
+            f"Best validation: {100 * result.best_success:.1f} % at step {result.best_step} "
+            f"(untrained {100 * result.initial_success:.1f} %)\n"
+            f"Checkpoints: {result.path / 'best'}, {result.path / 'last'}"
+        )
+    return 0
+
+
+def _calm_libraries() -> None:
+    """Keep other libraries' progress bars and notices out of ours, unless the user set them."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

@@ -1,0 +1,319 @@
+"""A checkpoint before its weights are read: its config, its tokenizer, and what they rule out.
+
+Everything that these two can tell is refused here, in one line with the remedy, so that
+`softeval run --dry-run` finds it and no one waits for a download first. Whatever transformers
+raises while it reads files is one line, too.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from softeval.errors import UserError
+from softeval.model.cache import check_layer_kinds
+from softeval.model.stopping import Stopper
+from softeval.model.vocabulary import Vocabulary
+
+NEEDED_ARGUMENTS = ("inputs_embeds", "past_key_values")
+"""What a model's `forward` must take: vectors in place of ids, and keys and values of our keeping."""
+
+ATTENTION = ("sdpa", "eager")
+"""Implementations of attention that our masks are made for."""
+
+_NO_DEVICE = "softeval runs on cpu, cuda and cuda:N; use --device auto or cpu"
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """Config and tokenizer of a checkpoint that can be decoded, as far as they can tell.
+
+    Attributes:
+        path: directory or hub id.
+        config: of transformers.
+        tokenizer: of transformers.
+        options: revision and trust_remote_code, for further files.
+        notes: what is done otherwise than the files say, a sentence each.
+    """
+
+    path: str
+    config: Any
+    tokenizer: Any
+    options: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """Ids that tokenizer and embedding share, as far as the config names the embedding's rows."""
+        rows = getattr(self.config.get_text_config(), "vocab_size", None)
+        return Vocabulary(self.tokenizer, sys.maxsize if rows is None else int(rows))
+
+    @cached_property
+    def stopper(self) -> Stopper:
+        """Stop rules of this tokenizer."""
+        return Stopper(self.tokenizer)
+
+    @property
+    def max_length(self) -> int:
+        """Largest number of positions the architecture takes."""
+        return max_length(self.config, self.tokenizer)
+
+    def load(self, dtype: str | torch.dtype, device: torch.device) -> Any:
+        """The transformers model, in evaluation mode.
+
+        Raises:
+            UserError: weights that are not there, not whole, or do not fit the device.
+        """
+        model = _load_weights(self.path, self.config, dtype, self.options)
+        try:
+            return model.to(device).eval()
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{self.path} does not fit {device} ({_first_line(error)}); try --dtype bfloat16"
+            ) from None
+
+
+def read_checkpoint(
+    path: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    local_files_only: bool = False,
+) -> Checkpoint:
+    """Config and tokenizer of a directory or hub id; no weights.
+
+    Raises:
+        UserError: nothing there, no tokenizer, or a checkpoint that cannot be decoded.
+    """
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if local_files_only:
+        options["local_files_only"] = True
+    config = read_config(path, options)
+    notes = _choose_attention(config)
+    tokenizer = _load_tokenizer(path, options)
+    checkpoint = Checkpoint(path, config, tokenizer, options, notes)
+    checkpoint.vocabulary.eos_ids(config.get_text_config().eos_token_id)
+    return checkpoint
+
+
+def max_length(config: Any, tokenizer: Any) -> int:
+    """Largest number of positions the architecture takes; else what the tokenizer names."""
+    text = config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length"):
+        if getattr(text, name, None):
+            return int(getattr(text, name))
+    return int(tokenizer.model_max_length)
+
+
+def check_config(config: Any, remote: bool = False) -> None:
+    """Refuse what no decoding of ours can be right for, as far as the config tells.
+
+    Args:
+        config: of transformers.
+        remote: its code comes with the checkpoint, so that its classes are not known here.
+
+    Raises:
+        UserError: not decoder-only, multimodal, or layers of a kind that is not decoded.
+    """
+    kind = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(f"{kind} is an encoder-decoder, no decoder-only language model")
+    if not remote:
+        _check_class(config)
+    if kind == "bloom" or getattr(config, "alibi", False):
+        raise UserError(
+            f"{kind} with alibi takes its positions from a padding mask, which softeval does not"
+            " give; use a checkpoint with another kind of position"
+        )
+    check_layer_kinds(config)
+
+
+def torch_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    """The dtype of a name; "auto" stays."""
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    known = getattr(torch, dtype, None)
+    if known not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        raise UserError(f"--dtype {dtype!r}: choose from auto, float32, bfloat16, float16")
+    return known
+
+
+def torch_device(device: str | torch.device) -> torch.device:
+    """The device of a name; "auto" is CUDA where there is one, else the CPU.
+
+    MPS is refused: sampling tokens and measuring E need double precision, which it does not have.
+    """
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        return torch.device("cuda" if found else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"--device {device}: {_NO_DEVICE}") from None
+    if chosen.type == "mps":
+        raise UserError("--device mps: MPS has no double precision; use --device auto or cpu")
+    if chosen.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {device}: {_NO_DEVICE}")
+    if chosen.type == "cuda" and (chosen.index or 0) >= found:
+        raise UserError(
+            f"--device {device}: {found or 'no'} CUDA devices here; use --device auto or cpu"
+        )
+    return chosen
+
+
+def read_config(path: str, options: dict[str, Any]) -> Any:
+    """The config of a directory or hub id; `options` are revision and trust_remote_code.
+
+    Raises:
+        UserError: nothing there, or a checkpoint that cannot be decoded.
+    """
+    from transformers import AutoConfig
+
+    _check_directory(path)
+    with _one_line(repr(path)):
+        config = AutoConfig.from_pretrained(path, **options)
+    remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    try:
+        check_config(config, remote=remote and options["trust_remote_code"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    with _one_line(f"the quantised weights of {path!r}"):
+        _check_quantisation(config)
+    return config
+
+
+def _check_directory(path: str) -> None:
+    local = Path(path).expanduser()
+    adapter = local / "adapter_config.json"
+    has_config = (local / "config.json").is_file()
+    if adapter.is_file():
+        merge = "merge it first: peft's merge_and_unload(), then save_pretrained()"
+        if not has_config:
+            raise UserError(
+                f"{path} holds a PEFT adapter for {_base_of(adapter)}, no model; {merge}"
+            )
+        # transformers would apply it without a word where peft is installed, and not elsewhere.
+        raise UserError(
+            f"{path} holds a model and an adapter (adapter_config.json), so which of the two is"
+            f" meant is open; {merge}, or move the adapter to a folder of its own"
+        )
+    if local.exists() and not has_config:
+        raise UserError(f"{path} holds no config.json; give a transformers checkpoint directory")
+    if not local.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        raise UserError(f"no checkpoint at {path}; give a directory or a hub id like org/name")
+
+
+def _base_of(adapter: Path) -> str:
+    try:
+        return str(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another model"
+
+
+def _check_class(config: Any) -> None:
+    """Refuse by the class that transformers takes for this config."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    kind = config.model_type
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UserError(
+            f"{kind} is no decoder-only language model; give one that AutoModelForCausalLM loads"
+        )
+    model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    named = list(config.architectures or [model.__name__])
+    composite = config.get_text_config() is not config
+    if composite or any(name.endswith("ForConditionalGeneration") for name in named):
+        raise UserError(
+            f"{named[0]} is a multimodal checkpoint, of which softeval cannot take the language"
+            " model alone; give a text-only one (…ForCausalLM)"
+        )
+    if not any(name.endswith(("CausalLM", "LMHeadModel", "Decoder")) for name in named):
+        raise UserError(f"{named[0]} is no decoder-only language model: it has no causal head")
+    # Encoders such as BERT are in the causal mapping too; the masked one tells them apart.
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        raise UserError(f"{kind} is an encoder, no decoder-only language model")
+    lacking = [a for a in NEEDED_ARGUMENTS if a not in inspect.signature(model.forward).parameters]
+    if lacking:
+        raise UserError(
+            f"{model.__name__} takes no {' and no '.join(lacking)}, without which it cannot be fed"
+            " soft tokens; use another architecture"
+        )
+
+
+def _choose_attention(config: Any) -> tuple[str, ...]:
+    """Leave sdpa or eager attention as named; take transformers' own choice of the two otherwise."""
+    named = config._attn_implementation
+    if named is None or named in ATTENTION:
+        return ()
+    config._attn_implementation = None
+    return (f"attention: sdpa or eager, not the {named} that config.json names",)
+
+
+def _check_quantisation(config: Any) -> None:
+    """Ask transformers whether it could read these weights here; only packages are looked at."""
+    from transformers.quantizers.auto import get_hf_quantizer
+
+    if getattr(config.get_text_config(), "quantization_config", None) is not None:
+        get_hf_quantizer(copy.deepcopy(config), None, None, True, {})
+
+
+def _load_tokenizer(path: str, options: dict[str, Any]) -> Any:
+    from transformers import AutoTokenizer
+
+    local = Path(path).expanduser()
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
+    if local.is_dir() and not any((local / name).is_file() for name in names):
+        raise UserError(f"{path} holds no tokenizer; save it beside the model: save_pretrained()")
+    with _one_line(f"the tokenizer of {path!r}"):
+        return AutoTokenizer.from_pretrained(path, **options)
+
+
+def _load_weights(
+    path: str, config: Any, dtype: str | torch.dtype, options: Mapping[str, Any]
+) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    with _one_line(f"the weights of {path!r}"):
+        model, info = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
+            path,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    if info["missing_keys"]:  # transformers would fill them with random numbers
+        some = ", ".join(sorted(info["missing_keys"])[:3])
+        raise UserError(f"{path} lacks weights ({some}); give a complete checkpoint")
+    return model
+
+
+@contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """Make one line of whatever a library raises while it reads a checkpoint's files.
+
+    Everything on purpose: what a damaged or unforeseen file raises in there can be anything, and a
+    panic of the tokenizers' Rust code is not even an `Exception`.
+    """
+    try:
+        yield
+    except (UserError, MemoryError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        kind = type(error).__name__
+        raise UserError(f"cannot load {what} ({kind}): {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "no message"

@@ -1,0 +1,219 @@
+"""Feeds rows of vectors through a model, each row at its own position, through the slots.
+
+The one way in which a model is run with a memory: the decoder uses it, and the self-check holds it
+against plain passes. The number of rows of a pass is rounded up to a tile, because small products
+round differently.
+
+Shapes: B rows of the batch, N rows in use, P prompt length, D width, W rows of the output head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache
+
+from softeval.model.cache import SlotCache, Visibility
+from softeval.model.rotary import long_factors, long_rope_limit
+
+ROW_TILE = 16
+"""Rows of a forward pass are rounded up to a multiple of this. Measured: from 16 rows on, a row of a
+float32 matrix product has the same bits whatever the number of rows; below, it has not."""
+
+
+def tiled(rows: int) -> int:
+    """The number of rows that a pass over `rows` rows really has."""
+    return -(-rows // ROW_TILE) * ROW_TILE
+
+
+class Prefilled(NamedTuple):
+    """A prompt, less its last token, that has been through the model; no cache if it is empty."""
+
+    inputs_PD: Tensor
+    cache: Cache | None
+
+
+class Shown(NamedTuple):
+    """What a pass shows of each row: logits, and the last hidden state that they were made of.
+
+    The hidden state is None where the architecture has no output head to read it at.
+    """
+
+    logits_NW: Tensor
+    hidden_ND: Tensor | None
+
+
+class RowFeeder:
+    """A model and the memory of a batch of rows. Rows in use are always the first ones.
+
+    Args:
+        model: the transformers model.
+        batch: B, most rows in use at a time.
+        longest: most positions a row takes.
+
+    Raises:
+        UserError: the model has layers that cannot be decoded.
+    """
+
+    def __init__(self, model: Any, batch: int, longest: int) -> None:
+        self._model = model
+        self._cache = SlotCache(tiled(batch))
+        self._visibility = Visibility(model)
+        self._bands = _KeyCountBands(model)
+        limit = long_rope_limit(model.config)
+        self._crossing = None if limit is None or longest <= limit else _Crossing(limit, batch)
+
+    def prefill(self, inputs_PD: Tensor) -> Prefilled:
+        """Run the vectors of positions 0…P-1, for rows that go on at P; P may be 0."""
+        length = len(inputs_PD)
+        if length == 0:
+            return Prefilled(inputs_PD, None)
+        crossing = self._crossing
+        cache = DynamicCache()
+        with long_factors(self._model, crossing is not None and length >= crossing.limit):
+            self._model(
+                inputs_embeds=inputs_PD[None],
+                position_ids=torch.arange(length, device=inputs_PD.device)[None],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        return Prefilled(inputs_PD, cache)
+
+    def fill(self, rows: Sequence[int], prefilled: Prefilled) -> None:
+        """Let rows begin after a prefilled prompt; nothing of an earlier row is left in them."""
+        if prefilled.cache is None:
+            self._cache.clear(rows)
+        else:
+            self._cache.fill(rows, prefilled.cache)
+        if self._crossing is not None:
+            self._crossing.begin(rows, prefilled.inputs_PD)
+
+    def step(self, fed_ND: Tensor, positions: Sequence[int]) -> Shown:
+        """Feed each row one vector at its position.
+
+        Args:
+            fed_ND: vectors, with those of the tile's idle rows.
+            positions: of the rows in use.
+
+        Returns:
+            What is seen of N rows, the idle ones among them.
+        """
+        if self._crossing is not None:
+            for row in self._crossing.due(fed_ND, positions):
+                again = self.prefill(self._crossing.cross(row))
+                assert again.cache is not None
+                self._cache.fill([row], again.cache)
+        places = [*positions] + [0] * (len(fed_ND) - len(positions))
+        positions_N = torch.tensor(places, device=fed_ND.device)
+        window = self._cache.window
+        window.point(positions_N, max(places))
+        with self._bands.at(positions_N, window.slots), _hidden_states(self._model) as hidden:
+            output = self._model(
+                inputs_embeds=fed_ND[:, None],
+                attention_mask=self._visibility.masks(positions_N[:, None], window.slots),
+                position_ids=positions_N[:, None],
+                past_key_values=self._cache,
+                use_cache=True,
+            )
+        return Shown(output.logits[:, -1], hidden[0][:, -1] if hidden else None)
+
+    def move(self, source: int, target: int, length: int) -> None:
+        """Move a row of `length` positions to another place of the batch."""
+        self._cache.move(source, target, length)
+        if self._crossing is not None:
+            self._crossing.move(source, target)
+
+
+@contextmanager
+def _hidden_states(model: Any) -> Iterator[list[Tensor]]:
+    """Collects what the output head is given."""
+    given: list[Tensor] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, args: given.append(args[0])
+    )
+    try:
+        yield given
+    finally:
+        hook.remove()
+
+
+class _Crossing:
+    """What rows were fed below LongRoPE's limit, to run it again once they are longer.
+
+    A sequence beyond the limit takes other factors at all its positions, so the keys that a row has
+    stored by then are those of another sequence.
+    """
+
+    def __init__(self, limit: int, batch: int) -> None:
+        self.limit = limit
+        self._batch = batch
+        self._fed_BLD: Tensor | None = None
+        self._short = [False] * batch
+
+    def begin(self, rows: Sequence[int], inputs_PD: Tensor) -> None:
+        """Rows start from a prompt."""
+        if self._fed_BLD is None:
+            self._fed_BLD = inputs_PD.new_zeros(self._batch, self.limit, inputs_PD.shape[1])
+        for row in rows:
+            self._short[row] = len(inputs_PD) < self.limit
+            if self._short[row]:
+                self._fed_BLD[row, : len(inputs_PD)] = inputs_PD
+
+    def due(self, fed_ND: Tensor, positions: Sequence[int]) -> list[int]:
+        """Keep what is fed below the limit; the rows that cross it now."""
+        below = [i for i, p in enumerate(positions) if self._short[i] and p < self.limit]
+        if below:
+            assert self._fed_BLD is not None
+            rows = torch.tensor(below, device=fed_ND.device)
+            at = torch.tensor([positions[i] for i in below], device=fed_ND.device)
+            self._fed_BLD[rows, at] = fed_ND[rows]
+        return [i for i, p in enumerate(positions) if self._short[i] and p >= self.limit]
+
+    def cross(self, row: int) -> Tensor:
+        """(limit, D) all that the row was fed; from now on it is a long one."""
+        assert self._fed_BLD is not None
+        self._short[row] = False
+        return self._fed_BLD[row]
+
+    def move(self, source: int, target: int) -> None:
+        assert self._fed_BLD is not None
+        self._fed_BLD[target] = self._fed_BLD[source]
+        self._short[target] = self._short[source]
+
+
+class _KeyCountBands:
+    """GPT-Neo's attention takes its causal band from the number of keys; here that is a rounded one.
+
+    Within `at` its layers see bands (N, 1, ·, S) that follow from the rows' own positions.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._layers = [m for m in model.modules() if hasattr(m, "attention_type") and _is_band(m)]
+        self._window: int = getattr(model.config.get_text_config(), "window_size", 0)
+
+    @contextmanager
+    def at(self, positions_N: Tensor, slots: int) -> Iterator[None]:
+        own = [layer.bias for layer in self._layers]
+        if own:
+            slot_S = torch.arange(slots, device=positions_N.device)
+            query = positions_N[:, None, None, None]
+            seen = slot_S <= query
+            local = seen & (slot_S > query - self._window)
+            shape = (-1, 1, slots, slots)
+            for layer in self._layers:
+                layer.bias = (local if layer.attention_type == "local" else seen).expand(shape)
+        try:
+            yield
+        finally:
+            for layer, bias in zip(self._layers, own, strict=True):
+                layer.bias = bias
+
+
+def _is_band(module: Any) -> bool:
+    bias = getattr(module, "bias", None)
+    return isinstance(bias, Tensor) and bias.ndim == 4

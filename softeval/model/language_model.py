@@ -1,0 +1,260 @@
+"""Loads a checkpoint and answers what the decoder must know about it.
+
+Knows nothing of modes, batches or tasks. Any decoder-only transformers checkpoint will do; what
+cannot work is refused here with its remedy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from softeval.errors import UserError
+from softeval.model.check_cache import refuse_non_finite
+from softeval.model.checkpoint import (
+    ATTENTION,
+    check_config,
+    max_length,
+    read_checkpoint,
+    torch_device,
+    torch_dtype,
+)
+from softeval.model.embedding import InputEmbedding
+from softeval.model.experts import tile_experts
+from softeval.model.rotary import choose_factors_by_row
+from softeval.model.stopping import Stopper
+from softeval.model.vocabulary import Vocabulary
+
+BUNDLED_CHECKPOINT = str(files("softeval") / "checkpoints" / "base")
+
+NEVER = -65504.0
+"""Logit of an id that the tokenizer does not know: probability 0 at every temperature, and a number
+that every dtype holds, so that nothing computed from it overflows."""
+
+_log = logging.getLogger(__name__)
+
+
+class LogitsDtype(StrEnum):
+    """Precision of the logits before the float32 softmax (method section 3, precision).
+
+    MODEL: what the checkpoint's head gives. BFLOAT16: that, rounded. FLOAT32: the head itself
+    computed in float32 from the last hidden state.
+    """
+
+    MODEL = "model"
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
+
+
+@dataclass(eq=False)
+class LanguageModel:
+    """A checkpoint ready to decode.
+
+    Attributes:
+        model: the transformers model, in evaluation mode.
+        tokenizer: its tokenizer.
+        path: directory or hub id it came from.
+        embedding: input embedding E over the ids that the tokenizer knows.
+        max_length: largest number of positions the architecture takes.
+        eos_ids: every id that ends a sequence.
+        logits_dtype: precision of the logits.
+        vocabulary: the ids that count, and how a text becomes ids.
+        notes: what is done otherwise than the checkpoint's files say, a sentence each.
+        self_check: whether it was tried that this model decodes rightly (`SelfCheck.status`).
+        batch_invariant: whether a row had the same bits alone and beside many; None if not tried.
+    """
+
+    model: Any
+    tokenizer: Any
+    path: str
+    embedding: InputEmbedding
+    max_length: int
+    eos_ids: frozenset[int]
+    vocabulary: Vocabulary
+    logits_dtype: LogitsDtype = LogitsDtype.MODEL
+    notes: tuple[str, ...] = ()
+    self_check: str = "skipped"
+    batch_invariant: bool | None = None
+
+    @property
+    def vocab(self) -> int:
+        """Number of ids that both the tokenizer and the embedding know; others are masked."""
+        return self.embedding.vocab
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.dtype
+
+    @cached_property
+    def stopper(self) -> Stopper:
+        """Stop rules of this tokenizer; made once, as it reads the whole vocabulary."""
+        return Stopper(self.tokenizer)
+
+    def logits(self, hidden_or_logits: Tensor) -> Tensor:
+        """(…, V) logits in the chosen precision, cut to the tokenizer's ids."""
+        logits = hidden_or_logits[..., : self.vocab]
+        if self.vocabulary.gaps:
+            gaps = torch.tensor(self.vocabulary.gaps, device=logits.device)
+            logits = logits.index_fill(-1, gaps, NEVER)
+        if self.logits_dtype is LogitsDtype.BFLOAT16:
+            return logits.to(torch.bfloat16)
+        return logits
+
+
+def load_model(
+    path: str | Path = BUNDLED_CHECKPOINT,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    logits_dtype: str = "model",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    self_check: bool = True,
+) -> LanguageModel:
+    """Load a checkpoint directory or hub id.
+
+    Args:
+        path: local directory or hub id of a decoder-only transformers checkpoint.
+        dtype: "auto" (the checkpoint's own), "float32", "bfloat16" or "float16".
+        device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:N".
+        logits_dtype: "model", "bfloat16" or "float32".
+        revision: hub revision.
+        trust_remote_code: run code that comes with the checkpoint.
+        self_check: try that the model decodes rightly; what passed once is not tried again.
+
+    Raises:
+        UserError: nothing there, no tokenizer, not decoder-only, weights that are not finite, a
+            model that would be decoded wrongly, or an unusable option.
+    """
+    place, precision = torch_device(device), torch_dtype(dtype)
+    checkpoint = read_checkpoint(str(path), revision=revision, trust_remote_code=trust_remote_code)
+    model = checkpoint.load(precision, place)
+    lm = wrap_model(
+        model,
+        checkpoint.tokenizer,
+        str(path),
+        logits_dtype=logits_dtype,
+        notes=checkpoint.notes,
+        self_check=False,
+    )
+    if self_check:
+        _check(lm, remembered=True)
+    return lm
+
+
+def wrap_model(
+    model: Any,
+    tokenizer: Any,
+    path: str = "",
+    *,
+    logits_dtype: str = "model",
+    notes: Sequence[str] = (),
+    self_check: bool = True,
+) -> LanguageModel:
+    """A `LanguageModel` around objects that are already loaded.
+
+    Args:
+        model: a transformers model; LongRoPE and experts in it are made to treat rows one by one.
+        tokenizer: its tokenizer.
+        path: for messages and records.
+        logits_dtype: "model", "bfloat16" or "float32".
+        notes: what was done otherwise than the checkpoint's files say.
+        self_check: try that the model decodes rightly, each time: hooks and patches can differ.
+
+    Raises:
+        UserError: an option or an architecture that cannot be used, or weights that are not finite.
+    """
+    if logits_dtype not in list(LogitsDtype):
+        raise UserError(f"--logits-dtype {logits_dtype!r}: choose from model, bfloat16, float32")
+    _check_loaded(model)
+    refuse_non_finite(model, path or type(model).__name__)
+    choose_factors_by_row(model)
+    tile_experts(model)
+    table = model.get_input_embeddings()
+    vocabulary = Vocabulary(tokenizer, getattr(getattr(table, "weight", None), "shape", (0,))[0])
+    lm = LanguageModel(
+        model=model,
+        tokenizer=tokenizer,
+        path=path,
+        embedding=InputEmbedding(table, vocabulary.size, vocabulary.gaps),
+        max_length=max_length(model.config, tokenizer),
+        eos_ids=_eos_ids(model, vocabulary),
+        vocabulary=vocabulary,
+        logits_dtype=LogitsDtype(logits_dtype),
+        notes=(*notes, *_notes(vocabulary)),
+    )
+    for note in lm.notes:
+        _log.warning("%s: %s", path, note)
+    if lm.logits_dtype is LogitsDtype.FLOAT32 and lm.dtype != torch.float32:
+        _float32_head(model)
+    if self_check:
+        _check(lm, remembered=False)
+    return lm
+
+
+def _check(lm: LanguageModel, *, remembered: bool) -> None:
+    from softeval.model.self_check import self_check
+
+    name = lm.path or type(lm.model).__name__
+    found = self_check(lm.model, lm.embedding, lm.max_length, name, remembered=remembered)
+    lm.self_check, lm.batch_invariant = found
+
+
+def weights_hash(model: nn.Module) -> str:
+    """sha256 over names, shapes, dtypes and bytes of all parameters and persistent buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update(memoryview(flat.view(torch.uint8).numpy()))
+    return digest.hexdigest()
+
+
+def _check_loaded(model: Any) -> None:
+    """What a checkpoint is checked for before it is loaded, for a model that came loaded."""
+    check_config(model.config, remote=not type(model).__module__.startswith("transformers."))
+    attention = model.config._attn_implementation
+    if attention not in ATTENTION:
+        raise UserError(
+            f"attention {attention} is not decoded; load the model with attn_implementation='sdpa'"
+        )
+
+
+def _eos_ids(model: Any, vocabulary: Vocabulary) -> frozenset[int]:
+    """All ids named by tokenizer, config and generation config; nothing else of the latter."""
+    generation = getattr(model, "generation_config", None)
+    named = model.config.get_text_config().eos_token_id
+    return vocabulary.eos_ids(named, getattr(generation, "eos_token_id", None))
+
+
+def _notes(vocabulary: Vocabulary) -> list[str]:
+    notes = []
+    if vocabulary.appended:
+        tokens = vocabulary.tokenizer.convert_ids_to_tokens(list(vocabulary.appended))
+        notes.append(f"the tokenizer appends {' '.join(tokens)} to a text; prompts go without it")
+    if vocabulary.gaps:
+        count = len(vocabulary.gaps)
+        notes.append(f"{count} ids below {vocabulary.size} have no token; they are never chosen")
+    return notes
+
+
+def _float32_head(model: Any) -> None:
+    """Compute the output projection in float32 (what follows it, a softcap say, then is too)."""
+    head = model.get_output_embeddings()
+    weight = head.weight.detach().float()
+    bias = None if head.bias is None else head.bias.detach().float()
+    head.forward = lambda hidden: nn.functional.linear(hidden.float(), weight, bias)

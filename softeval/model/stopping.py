@@ -1,0 +1,80 @@
+"""When a CoT or an answer ends, and what is prefilled between them (paper appendix C).
+
+Knows text and token ids, not tensors. The paper stops when the generated text ends with
+"The final answer is: ". With byte-pair vocabularies the space after the colon belongs to the next
+token, so the test here is on the right-stripped text, and the prefill continues it with exactly one
+space before the box.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from softeval.records import StopReason
+from softeval.scoring.boxed import closing_brace
+
+ANSWER_PREFIX = "The final answer is:"
+BOX = "\\boxed{"
+
+_TAIL = 32
+"""Tokens decoded for the test: the prefix has 20 characters, so 32 tokens hold it in any tokenizer
+of at least one character a token, white space after it included."""
+
+
+class Stopper:
+    """The stop rules for one tokenizer."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        # The right-stripped text can only come to end in a colon with a token that holds one.
+        self._colon_ids = frozenset(
+            id for text, id in tokenizer.get_vocab().items() if ":" in text or text == "<0x3A>"
+        )
+
+    def ends_cot(self, shadow_ids: Sequence[int]) -> bool:
+        """Whether the CoT's shadow text now ends with the answer prefix."""
+        if shadow_ids[-1] not in self._colon_ids:
+            return False
+        return self.decode(shadow_ids[-_TAIL:]).rstrip().endswith(ANSWER_PREFIX)
+
+    def prefill_text(self, cot_text: str, stop_reason: StopReason) -> str:
+        """Text between CoT and answer.
+
+        After an early stop the box follows with one space; after the cap or an end-of-sequence
+        token the whole answer prefix comes first.
+        """
+        gap = "" if not cot_text or cot_text[-1].isspace() else " "
+        found = stop_reason is StopReason.ANSWER_PREFIX
+        return gap + (BOX if found else f"{ANSWER_PREFIX} {BOX}")
+
+    def prefill_ids(self, cot_text: str, stop_reason: StopReason) -> tuple[int, ...]:
+        """Token ids of `prefill_text`."""
+        return self._encode(self.prefill_text(cot_text, stop_reason))
+
+    @lru_cache(maxsize=16)  # noqa: B019 - a handful of texts, and a stopper lives as long as its model
+    def _encode(self, text: str) -> tuple[int, ...]:
+        """Ids that continue a text: encoded behind an anchor, as some tokenizers add a space."""
+        anchor = self._tokenizer.encode("is:", add_special_tokens=False)
+        whole = self._tokenizer.encode("is:" + text, add_special_tokens=False)
+        if whole[: len(anchor)] == anchor:
+            return tuple(whole[len(anchor) :])
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+
+    @property
+    def longest_prefill(self) -> int:
+        """Tokens of the longest prefill, for context checks."""
+        return max(len(self.prefill_ids(text, r)) for text in ("x", " ") for r in StopReason)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out, spaces as they are."""
+        return self._tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    def closed_answer(self, answer_ids: Sequence[int]) -> str | None:
+        """Content of the box once a brace closes it, else None."""
+        text = self.decode(answer_ids)
+        end = closing_brace(text)
+        return None if end is None else text[:end]

@@ -1,0 +1,390 @@
+"""The configuration of `softeval run`: every field with its meaning, default and limits.
+
+The one place where options are declared: the command line takes its flags and help from here, a
+YAML file its keys. Precedence is command line, environment (SOFTEVAL_RUN_*), file, default. Knows
+nothing of files of a run, models or tasks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from softeval.errors import UserError, suggest
+from softeval.modes import MODES, Mode, load_mode_file, select_modes
+
+DEFAULT_TASK = "arithmetic"
+DEFAULT_MAX_COT_TOKENS = 512
+
+
+def option(
+    default: Any, help: str, *, panel: str, flags: tuple[str, ...] = (), **limits: Any
+) -> Any:
+    """A field that is also a command-line option.
+
+    Args:
+        default: value where nobody sets one.
+        help: the field's documentation, shown by --help.
+        panel: heading of the help under which it stands.
+        flags: further spellings, such as "-n".
+        **limits: pydantic's limits (gt, ge, le).
+    """
+    extra = {"panel": panel, "flags": list(flags)}
+    return Field(default, description=help, json_schema_extra=extra, **limits)
+
+
+class RunConfig(BaseModel):
+    """What to evaluate, how, and where the run goes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model: str | None = option(
+        None,
+        "Checkpoint directory or hub id. Default: the small one inside the package.",
+        panel="Model",
+        flags=("-m",),
+    )
+    revision: str | None = option(None, "Hub revision of the checkpoint.", panel="Model")
+    trust_remote_code: bool = option(
+        False, "Run Python code that comes with the checkpoint.", panel="Model"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "Precision of the weights; auto is the checkpoint's own.", panel="Model"
+    )
+    device: str = option("auto", "auto (CUDA if present), cpu, cuda or cuda:N.", panel="Model")
+    logits_dtype: Literal["model", "bfloat16", "float32"] = option(
+        "model", "Precision of the logits before the float32 softmax.", panel="Model"
+    )
+    self_check: bool = option(
+        True,
+        "Try at load that the model decodes rightly; what passed once is not tried again.",
+        panel="Model",
+    )
+
+    tasks: tuple[str, ...] = option(
+        (DEFAULT_TASK,),
+        "Tasks, separated by commas; see `softeval ls tasks`.",
+        panel="Tasks",
+        flags=("-t",),
+    )
+    data_dir: str | None = option(
+        None, "Directory with JSONL files to read instead of the hub.", panel="Tasks"
+    )
+    limit: int | float | None = option(
+        None,
+        "Questions a task: a number, or a fraction below 1. Default: all.",
+        panel="Tasks",
+        flags=("--max-samples",),
+    )
+    apply_chat_template: bool = option(
+        False,
+        "Wrap each prompt in the tokenizer's chat template; the paper does not.",
+        panel="Tasks",
+    )
+    chat_date: date | None = option(
+        None,
+        "What a chat template is told of the date. Default: the day when the run began.",
+        panel="Tasks",
+    )
+
+    modes: tuple[str, ...] = option(
+        ("all",), "CoT modes, separated by commas, or all; see `softeval ls modes`.", panel="Modes"
+    )
+    mode_args: dict[str, str] = option(
+        {},
+        "Options of the chosen modes, as name=value,…; `softeval ls modes` lists them.",
+        panel="Modes",
+    )
+    mode_file: str | None = option(
+        None, "Python file that registers a mode of your own.", panel="Modes"
+    )
+    temperature: float | None = option(
+        None, "CoT temperature τ, for modes of one kind. Default: the mode's own.", panel="Modes"
+    )
+    noise_scale: float | None = option(
+        None, "Noise scale γ of soft_sample and fuzzy_sample. Default: 0.33.", panel="Modes"
+    )
+    noise_norm: Literal["element", "vector"] | None = option(
+        None, "What γ multiplies to give σ: element (default) or vector.", panel="Modes"
+    )
+
+    num_samples: int = option(
+        32, "Samples a question in the sampled modes.", panel="Sampling", flags=("-n",), ge=1
+    )
+    pass_at: tuple[Annotated[int, Field(ge=1)], ...] | None = option(
+        None,
+        "The k of pass@k, separated by commas. Default: powers of two up to --num-samples.",
+        panel="Sampling",
+    )
+    seed: int = option(0, "Seed of every random number of the samples.", panel="Sampling", ge=0)
+    max_cot_tokens: int | None = option(
+        None,
+        "Cap on the CoT. Default: 512, or what the context leaves beside the longest prompt.",
+        panel="Sampling",
+        ge=1,
+    )
+    max_answer_tokens: int = option(32, "Cap on the answer.", panel="Sampling", ge=1)
+    scorer: Literal["softeval", "math-verify"] = option(
+        "softeval",
+        "Rules that judge mathematical answers; math-verify's verdicts are the paper's.",
+        panel="Tasks",
+    )
+    batch_size: int | Literal["auto"] = option(
+        "auto",
+        "Samples decoded at a time; it never changes a sample.",
+        panel="Sampling",
+        flags=("-b",),
+    )
+    record_top: int = option(
+        5,
+        "Largest mixture entries recorded at each position of each question's first sample.",
+        panel="Output",
+        ge=0,
+        le=100,
+    )
+    primary: tuple[str, ...] | None = option(
+        None,
+        "Contrasts that the report is to take as declared in advance, separated by commas:"
+        " soft_sample:hard_sample@32 (two modes) or soft-hard:hard_sample@32 (two methods).",
+        panel="Output",
+    )
+    output_path: str | None = option(
+        None,
+        "Run directory. Default: runs/<date>-<model>-<tasks>.",
+        panel="Output",
+        flags=("-o",),
+    )
+
+    @field_validator("tasks", "modes", "pass_at", "primary", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        """Take "a,b" for ["a", "b"], and drop repeats."""
+        if value is None:
+            return None
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        single = [
+            s for part in parts for s in (part.split(",") if isinstance(part, str) else [part])
+        ]
+        cleaned = [s.strip() if isinstance(s, str) else s for s in single]
+        return tuple(dict.fromkeys(s for s in cleaned if s != ""))
+
+    @field_validator("tasks", "modes", "pass_at", "primary")
+    @classmethod
+    def _not_empty(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        if value is not None and not value:
+            raise ValueError("names nothing; leave it out for the default")
+        return value
+
+    @field_validator("mode_args", mode="before")
+    @classmethod
+    def _pairs(cls, value: Any) -> Any:
+        return read_pairs(value)
+
+    @field_validator("modes")
+    @classmethod
+    def _snake_modes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(name.replace("-", "_") for name in value)
+
+    @field_validator("limit")
+    @classmethod
+    def _usable_limit(cls, value: float | None) -> int | float | None:
+        if value is None:
+            return None
+        if not value > 0:
+            raise ValueError(f"{value} leaves no question; give a number above 0, or leave it out")
+        if value >= 1 and value != int(value):
+            raise ValueError(f"{value}: give a whole number, or a fraction below 1")
+        return int(value) if value >= 1 else float(value)
+
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _usable_batch(cls, value: Any) -> Any:
+        try:
+            number = None if value == "auto" else int(value)
+        except (TypeError, ValueError):
+            raise ValueError(f"{value!r} must be auto or a whole number") from None
+        if number is not None and number < 1:
+            raise ValueError(f"{value} must be auto or at least 1")
+        return value
+
+    @model_validator(mode="after")
+    def _dated_template(self) -> RunConfig:
+        if self.chat_date is not None and not self.apply_chat_template:
+            raise ValueError("--chat-date has no effect without --apply-chat-template")
+        return self
+
+    @model_validator(mode="after")
+    def _reachable_k(self) -> RunConfig:
+        if self.pass_at is not None and max(self.pass_at) > self.num_samples:
+            k = max(self.pass_at)
+            raise ValueError(
+                f"--pass-at {k} needs at least {k} samples a question;"
+                f" raise --num-samples (now {self.num_samples}) or lower --pass-at"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reachable_contrasts(self) -> RunConfig:
+        chosen = {mode.name: mode for mode in self.selected_modes()} if self.primary else {}
+        for text in self.primary or ():
+            _, pair, mode, k = parse_contrast(text, "--primary")
+            named = [name for name in (mode, pair.replace("-", "_")) if name in MODES]
+            absent = [name for name in named if name not in chosen]
+            if absent or mode not in chosen:
+                raise ValueError(f"--primary {text}: {(absent or [mode])[0]} is not among --modes")
+            most = 1 if chosen[mode].is_greedy else self.num_samples
+            if not 1 <= k <= most:
+                raise ValueError(f"--primary {text}: k is 1 to {most} there, by --num-samples")
+        return self
+
+    def selected_modes(self) -> tuple[Mode, ...]:
+        """The modes, with every option in place.
+
+        Raises:
+            UserError: an unknown mode, or an option that none of them takes.
+        """
+        if self.mode_file is not None:
+            load_mode_file(self.mode_file)
+        return select_modes(
+            self.modes, self.mode_args, self.temperature, self.noise_scale, self.noise_norm
+        )
+
+    @property
+    def ks(self) -> tuple[int, ...]:
+        """The k of pass@k: as given, else the powers of two up to num_samples."""
+        if self.pass_at is not None:
+            return tuple(sorted(self.pass_at))
+        return tuple(2**i for i in range(self.num_samples.bit_length()))
+
+
+_CONTRAST = re.compile(r"(?:(?P<task>[^/:]+)/)?(?P<pair>[^:]+):(?P<mode>[\w-]+)@(?P<k>\d+)")
+
+
+def parse_contrast(text: str, flag: str = "--contrast") -> tuple[str | None, str, str, int]:
+    """(task, pair, mode, k) of a contrast of the report.
+
+    ``soft-hard:hard_sample@32`` sets two methods against each other under one mode,
+    ``soft_sample:hard_sample@32`` two modes of one checkpoint; ``gsm8k/`` before it names the task,
+    else it holds for every task.
+
+    Raises:
+        UserError: it is written otherwise.
+    """
+    match = _CONTRAST.fullmatch(text)
+    if match is None:
+        raise UserError(
+            f"{flag} {text!r}: write it as soft-hard:hard_sample@32 (two methods) or"
+            " soft_sample:hard_sample@32 (two modes)"
+        )
+    return match["task"], match["pair"], match["mode"].replace("-", "_"), int(match["k"])
+
+
+def make_config(
+    explicit: Mapping[str, Any], file: Path | None = None, model_args: str | None = None
+) -> RunConfig:
+    """The configuration from explicit options over a file over the defaults.
+
+    Args:
+        explicit: options that were really given.
+        file: YAML file of field names.
+        model_args: lm-eval's ``pretrained=PATH,dtype=bfloat16``; counts as explicit.
+
+    Raises:
+        UserError: unreadable file, unknown key (with a suggestion) or unusable value.
+    """
+    values = dict(_read_file(file)) if file is not None else {}
+    values |= dict(explicit)
+    if model_args:
+        values |= _from_model_args(model_args, explicit)
+    try:
+        return RunConfig(**values)
+    except ValidationError as error:
+        raise UserError(explain(error, RunConfig.model_fields)) from None
+
+
+def read_pairs(value: Any) -> Any:
+    """{"a": "1", "b": "2"} of "a=1,b=2", also in parts; anything else as it is."""
+    if isinstance(value, Mapping):
+        return {str(name): str(part) for name, part in value.items()}
+    parts = [value] if isinstance(value, str) else value
+    pairs = [p.strip().partition("=") for part in parts for p in part.split(",") if p.strip()]
+    wrong = [name for name, equals, _ in pairs if not equals]
+    if wrong:
+        raise ValueError(f"{wrong[0]!r} must be name=value")
+    return {name.replace("-", "_"): text for name, _, text in pairs}
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read --config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is no YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path} must hold `name: value` lines")
+    values = {str(name).replace("-", "_"): value for name, value in content.items()}
+    for name in values:
+        if name not in RunConfig.model_fields:
+            hint = suggest(name, RunConfig.model_fields) or "; softeval run --help lists all"
+            raise UserError(f"--config {path}: unknown key {name!r}{hint}")
+    return values
+
+
+_MODEL_ARGS = {
+    "pretrained": "model",
+    **{
+        name: name
+        for name in (
+            "revision",
+            "trust_remote_code",
+            "dtype",
+            "device",
+            "logits_dtype",
+            "self_check",
+        )
+    },
+}
+
+
+def _from_model_args(text: str, explicit: Mapping[str, Any]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        name, equals, value = part.partition("=")
+        name = name.replace("-", "_")
+        if not equals or name not in _MODEL_ARGS:
+            known = ", ".join(_MODEL_ARGS)
+            raise UserError(
+                f"--model-args {part!r}{suggest(name, _MODEL_ARGS)}; it takes name=value of: {known}"
+            )
+        field = _MODEL_ARGS[name]
+        # lm-eval users type `--model hf --model_args pretrained=PATH`.
+        named_kind = field == "model" and explicit.get("model") in ("hf", "softeval")
+        if field in explicit and not named_kind:
+            raise UserError(f"--model-args {name} and --{field.replace('_', '-')}: give only one")
+        values[field] = value
+    return values
+
+
+def explain(error: ValidationError, fields: Iterable[str]) -> str:
+    """The first problem on one line, under the name of its flag; `fields` are the known ones."""
+    problem = error.errors()[0]
+    message = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return message
+    name = str(problem["loc"][0])
+    flag = "--" + name.replace("_", "-")
+    if problem["type"] == "extra_forbidden":
+        return f"unknown option {name!r}{suggest(name, fields)}"
+    if problem["type"] == "value_error":
+        return f"{flag}: {message}" if flag not in message else message
+    return f"{flag} {problem['input']!r}: {message[0].lower()}{message[1:]}"

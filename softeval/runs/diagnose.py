@@ -1,0 +1,330 @@
+"""`softeval diagnose`: how far a run's checkpoint went from its base model, on named prefixes.
+
+Writes kl.parquet into the run directory and a "diagnose" block into its run.json. Prefix sets:
+`own`, the CoTs of the run itself; `base`, CoTs that the base model draws under hard_sample on the
+same questions; `gold`, the data set's reference solutions. Soft and fuzzy CoTs are made again from
+their keyed random numbers, and held against the recorded shadow tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from softeval.decoding.decoder import Decoder, Question
+from softeval.decoding.kl import Comparison, Prefix
+from softeval.decoding.rows import Limits
+from softeval.errors import UserError
+from softeval.model.language_model import LanguageModel, load_model, weights_hash
+from softeval.modes import Mode, get_mode, load_mode_file, mode_from_record
+from softeval.records import SampleKey
+from softeval.runs import rundir
+from softeval.runs.identity import absolute
+from softeval.runs.kl_file import Measured, check_kept, check_not_fewer, kept_sets, write_kl
+from softeval.runs.parquet_files import read_parquet
+from softeval.runs.tables import read_table, table_path
+from softeval.tasks.gold import gold_solutions
+
+PREFIX_SETS = ("own", "base", "gold")
+FLOOR_PREFIXES = 8
+"""At most so many prefixes are in the one batch against which the noise floor is taken."""
+
+Tell = Callable[[str, int, int], None]
+"""Told what is replayed, how many are done, how many there are."""
+
+
+@dataclass
+class Diagnosis:
+    """What a diagnosis found.
+
+    Attributes:
+        prefixes: number of prefixes of each set.
+        regenerated: soft and fuzzy CoTs that were made again.
+        differing: those whose shadow tokens were not the recorded ones.
+        floor: KL(base‖base) at another batch size, mean nats a token.
+        missing_gold: tasks without reference solutions.
+    """
+
+    prefixes: dict[str, int] = field(default_factory=dict)
+    regenerated: int = 0
+    differing: int = 0
+    floor: float = 0.0
+    missing_gold: list[str] = field(default_factory=list)
+
+
+def diagnose(
+    run: str | Path,
+    base: str | Path,
+    *,
+    model: str | Path | None = None,
+    sets: Sequence[str] = PREFIX_SETS,
+    samples: int = 1,
+    limit: int | None = None,
+    data_dir: str | None = None,
+    device: str = "auto",
+    dtype: str | None = None,
+    self_check: bool = True,
+    overwrite: bool = False,
+    tell: Tell = lambda what, done, total: None,
+) -> Diagnosis:
+    """Measure KL to the base model along a run's prefixes.
+
+    Args:
+        run: run directory.
+        base: checkpoint directory or hub id of the base model.
+        model: where the run's checkpoint is; None takes where it was.
+        sets: which prefixes, of "own", "base" and "gold".
+        samples: how many samples of each question and mode.
+        limit: only the first questions of each task.
+        data_dir: where reference solutions lie, if not on the hub; None takes the run's.
+        device: of both models.
+        dtype: of both models; None takes the run's.
+        self_check: try at load that both models are run rightly.
+        overwrite: drop what an earlier diagnosis measured and this one does not.
+        tell: called as prefixes are replayed.
+
+    Raises:
+        UserError: no run, another checkpoint than the run's, another tokenizer, an unknown set, or
+            an earlier diagnosis that would lose prefixes.
+    """
+    unknown = set(sets) - set(PREFIX_SETS)
+    if unknown or not sets:
+        raise UserError(f"--sets {','.join(sets)}: choose from own, base, gold")
+    if samples < 1 or (limit is not None and limit < 1):
+        raise UserError("--samples and --limit count from 1; give a positive number")
+    folder, record = Path(run), rundir.read_record(Path(run))
+    if not overwrite:
+        check_not_fewer(folder, sets, samples, limit)
+    if record["config"].get("mode_file"):
+        load_mode_file(record["config"]["mode_file"])
+    options: dict[str, Any] = {
+        "device": device,
+        "dtype": dtype or record["model"]["dtype"],
+        "logits_dtype": record["model"]["logits_dtype"],
+        "self_check": self_check,
+    }
+    checkpoint = _checkpoint(folder, record, model, options)
+    comparison = Comparison(checkpoint, load_model(base, **options))
+    data_dir = data_dir or record["config"].get("data_dir")
+    session = _Session(folder, record, comparison, data_dir)
+    if not overwrite:
+        check_kept(folder, record, session.block(sets, samples))
+    questions = session.questions(limit)
+    found: list[Measured] = []
+    if "own" in sets:
+        found += session.own(questions, samples, tell)
+    base_prefixes = session.base_prefixes(questions, samples) if "base" in sets else []
+    found += session.measure("base", base_prefixes, tell)
+    if "gold" in sets:
+        found += session.measure("gold", session.gold_prefixes(questions), tell)
+    if not found:
+        raise UserError(
+            f"{run} has nothing to replay for --sets {','.join(sets)}; choose others of own, base, gold"
+        )
+    result = session.result
+    result.prefixes = {name: sum(m.prefix_set == name for m in found) for name in sets}
+    result.floor = session.noise_floor(base_prefixes or session.base_prefixes(questions[:4], 1))
+    block = session.block(sets, samples)
+    keep = kept_sets(record, block)
+    write_kl(folder, found, keep)
+    block["sets"] = [*keep, *(name for name in sets if result.prefixes[name])]
+    rundir.write_record(folder, record | {"diagnose": block})
+    return result
+
+
+def _checkpoint(
+    folder: Path, record: dict[str, Any], moved_to: str | Path | None, options: dict[str, Any]
+) -> LanguageModel:
+    """The run's checkpoint in the precision asked for.
+
+    Raises:
+        UserError: it has other weights than the run's.
+    """
+    path = str(moved_to or record["model"]["path"])
+    try:
+        own = load_model(path, **options | {"dtype": record["model"]["dtype"]})
+    except UserError as error:
+        remedy = "; say where it is now with --model" if moved_to is None else ""
+        raise UserError(f"{error}{remedy}") from None
+    if weights_hash(own.model) != record["model"]["weights_hash"]:
+        raise UserError(
+            f"{path} is not the checkpoint of {folder} (other weights);"
+            " restore it, say where it is with --model, or evaluate it anew"
+        )
+    return own if options["dtype"] == record["model"]["dtype"] else load_model(path, **options)
+
+
+class _Task(NamedTuple):
+    """A prefix to replay, with the mode that made it; None for a text."""
+
+    key: SampleKey
+    mode: Mode | None
+    prefix: Prefix
+
+
+@dataclass
+class _Session:
+    """The run, its checkpoint and the base model."""
+
+    folder: Path
+    record: dict[str, Any]
+    comparison: Comparison
+    data_dir: str | None
+    result: Diagnosis = field(default_factory=Diagnosis)
+    floor_batch: int = 0
+
+    @property
+    def checkpoint(self) -> LanguageModel:
+        return self.comparison.checkpoint.lm
+
+    @property
+    def limits(self) -> Limits:
+        config = self.record["config"]
+        return Limits(config["max_cot_tokens"], config["max_answer_tokens"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.record["seeds"]["samples"])
+
+    def block(self, sets: Sequence[str], samples: int) -> dict[str, Any]:
+        """What run.json says of this diagnosis."""
+        base, result = self.comparison.base.lm, self.result
+        return {
+            "base": absolute(base.path),
+            "base_weights_hash": self.base_hash,
+            "dtype": str(base.dtype).removeprefix("torch."),
+            "self_check": base.self_check,
+            "sets": list(sets),
+            "samples": samples,
+            "noise_floor": {"mean": result.floor, "batch_size": self.floor_batch},
+            "regenerated": result.regenerated,
+            "differing": result.differing,
+            "missing_gold": result.missing_gold,
+        }
+
+    @cached_property
+    def base_hash(self) -> str:
+        """Of the base model's weights."""
+        return weights_hash(self.comparison.base.lm.model)
+
+    def questions(self, limit: int | None) -> list[Question]:
+        """The run's questions, of each task the first `limit`."""
+        rows = read_table(self.folder, "prompts", ["task", "doc_id", "prompt"]).to_pylist()
+        tasks: dict[str, list[Question]] = {}
+        for row in rows:
+            ids = tuple(self.checkpoint.vocabulary.encode(row["prompt"]))
+            question = Question(row["task"], row["doc_id"], ids, ())
+            tasks.setdefault(row["task"], []).append(question)
+        return [question for found in tasks.values() for question in found[:limit]]
+
+    def own(self, questions: list[Question], samples: int, tell: Tell) -> list[Measured]:
+        """KL along the run's own CoTs, mode by mode."""
+        found: list[Measured] = []
+        for entry in self.record["modes"]:
+            mode = mode_from_record(entry)
+            recorded = self._shadows(mode.name, samples)
+            wanted = [q for q in questions if SampleKey(q.task, q.doc_id, 0) in recorded]
+            prefixes = (
+                self._hard_prefixes(wanted, mode, recorded)
+                if mode.feeds_tokens
+                else self._regenerated(wanted, mode, recorded)
+            )
+            found += self.measure("own", list(prefixes), tell)
+        return found
+
+    def base_prefixes(self, questions: list[Question], samples: int) -> list[_Task]:
+        """CoTs of the base model under hard_sample; the same for every checkpoint."""
+        mode = get_mode("hard_sample")
+        decoder = Decoder(self.comparison.base.lm, mode, self.limits, seed=self.seed)
+        asked = [replace(q, samples=tuple(range(samples))) for q in questions]
+        made = [_Task(g.key, mode, Prefix(g.prompt_ids, g.shadow_ids)) for g in decoder.run(asked)]
+        return sorted(made, key=lambda task: _order(task.key))
+
+    def gold_prefixes(self, questions: list[Question]) -> list[_Task]:
+        """Reference solutions as CoTs, cut at the cap."""
+        found: list[_Task] = []
+        names = {entry["task"]: entry for entry in self.record["datasets"]}
+        for task in dict.fromkeys(q.task for q in questions):
+            solutions = gold_solutions(names[task]["name"], self.data_dir, names[task]["split"])
+            if solutions is None:
+                self.result.missing_gold.append(task)
+                continue
+            for question in questions:
+                if question.task == task:
+                    ids = self._solution_ids(solutions[question.doc_id])
+                    key = SampleKey(task, question.doc_id, 0)
+                    found.append(_Task(key, None, Prefix(np.array(question.prompt_ids), ids)))
+        return found
+
+    def measure(self, prefix_set: str, tasks: list[_Task], tell: Tell) -> list[Measured]:
+        """KL along each prefix."""
+        found = []
+        for index, task in enumerate(tasks):
+            mode = task.mode or get_mode("hard_greedy")
+            kl = self.comparison.kl(task.prefix, mode)
+            if not (np.isfinite(kl.forward).all() and np.isfinite(kl.reverse).all()):
+                key = task.key
+                raise UserError(
+                    f"{key.task} question {key.doc_id}: KL on the {prefix_set} prefix is not finite;"
+                    " try --dtype float32, or check both checkpoints"
+                )
+            name = "" if task.mode is None else task.mode.name
+            found.append(Measured(prefix_set, name, task.key, kl))
+            tell(f"{prefix_set} {name}".strip(), index + 1, len(tasks))
+        return found
+
+    def noise_floor(self, tasks: list[_Task]) -> float:
+        """Mean over prefixes of KL(base‖base) a token, alone against in a batch."""
+        chosen = [task.prefix for task in tasks[:FLOOR_PREFIXES]]
+        # A single prefix is held against a batch of two of itself.
+        chosen = chosen * 2 if len(chosen) == 1 else chosen
+        self.floor_batch = len(chosen)
+        return float(np.mean([kl_T.mean() for kl_T in self.comparison.noise_floor(chosen)]))
+
+    def _shadows(self, mode: str, samples: int) -> dict[SampleKey, np.ndarray]:
+        """Recorded shadow tokens of the first samples of each question."""
+        columns = ["task", "doc_id", "sample", "shadow_id"]
+        wanted = [("mode", "=", mode), ("sample", "<", samples)]
+        table = read_parquet(table_path(self.folder, "positions"), columns, wanted)
+        frame = table.to_pandas().astype({"task": str})
+        groups = frame.groupby(["task", "doc_id", "sample"], observed=True)["shadow_id"]
+        return {
+            SampleKey(str(task), int(doc), int(sample)): ids.to_numpy(np.int64)
+            for (task, doc, sample), ids in groups  # type: ignore[misc]
+        }
+
+    def _hard_prefixes(
+        self, questions: list[Question], mode: Mode, recorded: dict[SampleKey, np.ndarray]
+    ) -> Iterator[_Task]:
+        prompts = {(q.task, q.doc_id): np.array(q.prompt_ids) for q in questions}
+        for key, ids in recorded.items():
+            if (key.task, key.doc_id) in prompts:
+                yield _Task(key, mode, Prefix(prompts[key.task, key.doc_id], ids))
+
+    def _regenerated(
+        self, questions: list[Question], mode: Mode, recorded: dict[SampleKey, np.ndarray]
+    ) -> Iterator[_Task]:
+        """The same samples once more, this time with what was fed."""
+        decoder = Decoder(self.checkpoint, mode, self.limits, seed=self.seed, keep_inputs=True)
+        samples: dict[tuple[str, int], tuple[int, ...]] = {}
+        for key in recorded:
+            place = (key.task, key.doc_id)
+            samples[place] = (*samples.get(place, ()), key.sample)
+        asked = [replace(q, samples=samples[q.task, q.doc_id]) for q in questions]
+        for made in sorted(decoder.run(asked), key=lambda g: _order(g.key)):
+            self.result.regenerated += 1
+            self.result.differing += not np.array_equal(made.shadow_ids, recorded[made.key])
+            yield _Task(made.key, mode, Prefix(made.prompt_ids, made.shadow_ids, made.inputs))
+
+    def _solution_ids(self, solution: str) -> np.ndarray:
+        ids = self.checkpoint.tokenizer.encode(f" {solution.strip()}", add_special_tokens=False)
+        return np.array(ids[: self.limits.max_cot_tokens], dtype=np.int64)
+
+
+def _order(key: SampleKey) -> tuple[str, int, int]:
+    return key.task, key.doc_id, key.sample

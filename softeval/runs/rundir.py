@@ -1,0 +1,234 @@
+"""A run directory: its run.json, what must agree to continue it, and where its parts lie.
+
+Every file but the shards appears whole or not at all (written beside, then renamed). Knows nothing
+of models, tasks or how samples are made.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from softeval.errors import UserError
+from softeval.records import SCHEMA_VERSION
+from softeval.runs.record_shape import check_run
+
+RUN_FILE = "run.json"
+RESULTS_FILE = "results.json"
+CONFIG_FILE = "config.yaml"
+SHARDS = "shards"
+
+RUNNING = "running"
+PARTIAL = "partial"
+COMPLETE = "complete"
+
+_CRC = "crc32"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file that is never seen half-written."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file that is never seen half-written."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Content of a run.json.
+
+    Raises:
+        UserError: no run there, an unreadable or damaged one, or one of a newer softeval.
+    """
+    path = folder / RUN_FILE
+    if not path.is_file():
+        raise UserError(
+            f"{folder} is not a run directory (no {RUN_FILE}); `softeval ls runs` lists runs"
+        )
+    record = read_json(path)
+    version = record.get("schema_version") if isinstance(record, dict) else None
+    if not isinstance(version, int):
+        raise UserError(f"{path} has no schema_version; it was not written by softeval")
+    if version > SCHEMA_VERSION:
+        raise UserError(
+            f"{folder} has schema version {version}, this softeval reads up to {SCHEMA_VERSION};"
+            " upgrade softeval"
+        )
+    if record.pop(_CRC, None) not in (None, _crc(record)):
+        raise UserError(
+            f"{path} is not as softeval wrote it ({_CRC} does not agree);"
+            f' restore it, or remove its line "{_CRC}" to take it as it is'
+        )
+    check_run(path, record)
+    return record
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write run.json, with the schema version first and a checksum of the rest last."""
+    whole = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, **record}))
+    write_json(folder / RUN_FILE, whole | {_CRC: _crc(whole)})
+
+
+def read_json(path: Path) -> Any:
+    """Content of a JSON file.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def _crc(record: Mapping[str, Any]) -> str:
+    """CRC-32 of a record's other content, however it is laid out as text."""
+    rest = {name: value for name, value in record.items() if name != _CRC}
+    return f"{zlib.crc32(json.dumps(rest, sort_keys=True).encode()):08x}"
+
+
+def is_run(folder: Path) -> bool:
+    """Whether the folder holds a run.json."""
+    return (folder / RUN_FILE).is_file()
+
+
+def find_runs(parent: Path, nested: bool = False) -> list[Path]:
+    """Run directories inside `parent`, the one written last first.
+
+    Args:
+        parent: the folder.
+        nested: also those one level further down.
+    """
+    places = (f"*/{RUN_FILE}", f"*/*/{RUN_FILE}") if nested else (f"*/{RUN_FILE}",)
+    found = [path.parent for place in places for path in parent.glob(place)]
+    return sorted(found, key=lambda run: (run / RUN_FILE).stat().st_mtime, reverse=True)
+
+
+def differing_fields(ours: Any, theirs: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted name, our value, their value) of every leaf in which two identities differ."""
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        for name in sorted(ours.keys() | theirs.keys()):
+            path = f"{prefix}.{name}" if prefix else str(name)
+            yield from differing_fields(ours.get(name), theirs.get(name), path)
+    elif ours != theirs:
+        yield prefix, ours, theirs
+
+
+def check_identity(folder: Path, identity: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+    """Refuse to continue a run that was started with other arguments.
+
+    Raises:
+        UserError: naming each field that differs, there and now.
+    """
+    # Through JSON, as the record was: a tuple is a list there.
+    ours, theirs = json.loads(json.dumps([identity, record.get("identity", {})]))
+    differing = [*_other_names(ours, theirs), *differing_fields(ours, theirs)]
+    if differing:
+        named = "; ".join(
+            f"{name}: {_short(old)} there, {_short(new)} now" for name, new, old in differing
+        )
+        raise UserError(
+            f"{folder} holds a run with other arguments ({named});"
+            " give another --output-path, or --overwrite to start anew"
+        )
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a place where no run may go; nothing is written.
+
+    Raises:
+        UserError: not a folder, a folder with other content, or one that is read-only.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; give another --output-path")
+    if folder.is_dir() and not is_run(folder) and _has_foreign_content(folder):
+        raise UserError(f"{folder} is not empty and not a run; give another --output-path")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK):
+        raise unwritable(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+
+
+def _other_names(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """("modes", our names, their names) where they differ; only common ones stay in both."""
+    for field in ("tasks", "modes"):
+        new, old = ours.get(field), theirs.get(field)
+        if isinstance(new, dict) and isinstance(old, dict) and new.keys() != old.keys():
+            yield field, ", ".join(sorted(new)), ", ".join(sorted(old))
+            common = new.keys() & old.keys()
+            ours[field] = {name: new[name] for name in common}
+            theirs[field] = {name: old[name] for name in common}
+
+
+def prepare(folder: Path) -> None:
+    """Make the folder, and show before any long work that it can be written to.
+
+    Raises:
+        UserError: what `check_place` refuses, or a full disk.
+    """
+    check_place(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _probe(folder)
+    except OSError as error:
+        raise unwritable(folder, error) from None
+
+
+def unwritable(folder: Path, error: OSError) -> UserError:
+    """The one-line error for a folder that is full, read-only or gone."""
+    return UserError(
+        f"cannot write to {folder} ({error.strerror or error}); finished samples are kept there,"
+        " free space or give another --output-path"
+    )
+
+
+def clear(folder: Path) -> None:
+    """Remove what a run wrote, run.json first so that no half-removed run looks whole."""
+    (folder / RUN_FILE).unlink(missing_ok=True)
+    remove_shards(folder)
+    for path in folder.iterdir():
+        if path.suffix in (".parquet", ".partial") or path.name in (RESULTS_FILE, CONFIG_FILE):
+            path.unlink()
+
+
+def remove_shards(folder: Path) -> None:
+    """Remove the shards, once the tables hold every sample."""
+    if (folder / SHARDS).is_dir():
+        shutil.rmtree(folder / SHARDS)
+
+
+def _has_foreign_content(folder: Path) -> bool:
+    """Whether there is anything that a run killed before its run.json does not leave."""
+    return any(path.name != SHARDS and path.suffix != ".partial" for path in folder.iterdir())
+
+
+def _probe(folder: Path) -> None:
+    """Write, flush and remove 64 KiB: a full disk accepts an empty file."""
+    probe = folder / ".probe.partial"
+    try:
+        with probe.open("wb") as file:
+            file.write(bytes(65536))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 90 else text[:87] + "..."

@@ -1,0 +1,1 @@
+"""Answers judged: the rules, and the worker processes in which they run."""

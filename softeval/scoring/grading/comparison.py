@@ -1,0 +1,420 @@
+"""Whether two forms are the same answer.
+
+Each rule names what it accepts; what no rule accepts is wrong, because a wrong acceptance weighs
+more than a wrong refusal.
+"""
+
+# SymPy's annotations are wider than what its functions give.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportReturnType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
+# pyright: reportAssignmentType=false, reportIndexIssue=false, reportOptionalOperand=false
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+
+import sympy
+
+from softeval.scoring.grading.forms import (
+    Colon,
+    Conditioned,
+    Form,
+    Formula,
+    Interval,
+    Listing,
+    Matrix,
+    Numeral,
+    Prose,
+    Relation,
+    SetOperation,
+    Words,
+)
+from softeval.scoring.grading.formula import UnsupportedError, formula
+from softeval.scoring.grading.normal_form import normalised
+from softeval.scoring.grading.quantities import Quantity
+from softeval.scoring.grading.reading import read
+from softeval.scoring.grading.regions import same_region
+from softeval.scoring.grading.relations import assignment, same_relation
+from softeval.scoring.grading.same_quantity import same_quantity, within_error
+from softeval.scoring.grading.scalars import equal_expressions, same_value
+from softeval.scoring.grading.signs import variants
+from softeval.scoring.grading.tokens import Node, Nodes, UnreadableError, symbol, tree, written
+
+MAX_ITEMS = 64
+_NOT_COMPARABLE = (
+    UnreadableError,
+    UnsupportedError,
+    RecursionError,
+    # What SymPy raises at expressions that it cannot carry out.
+    ArithmeticError,
+    AttributeError,
+    IndexError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+)
+_EMPTY = {"no solution", "empty set", "empty", "no real solution", "none", "no solution exist"}
+_ALL = {"all real number", "all real", "real number", "any real number"}
+_INTEGERS = {"all integer", "integer"}
+_NEVER = {"dne", "doe not exist"}
+_ARTICLES = {"the", "a", "an"}
+_WHOLE = (Interval, SetOperation, Relation, Words)
+
+
+def same_answer(answer: str, label: str, error: float | None = None) -> bool:
+    """Whether an answer says what a label says.
+
+    Args:
+        answer: content of the box.
+        label: as it would stand in a box.
+        error: how far a number may be from the label's, in the label's unit.
+    """
+    try:
+        answer_tree, label_nodes = tree(answer), normalised(tree(label))
+        nodes = normalised(answer_tree)
+        if written(nodes) == written(label_nodes) or _chosen(nodes, label_nodes):
+            return True
+        ours, theirs = read(nodes), read(label_nodes)
+        if error is not None and within_error(ours, theirs, Fraction(str(error))):
+            return True
+        if same(ours, theirs):
+            return True
+        separate = read(normalised(answer_tree, thousands=False))
+        return _other_commas(separate, theirs)
+    except _NOT_COMPARABLE:
+        return False
+
+
+def _chosen(answer: Nodes, label: Nodes) -> bool:
+    """Whether an answer begins with the letter of the choice that is the label: `(C) 6` for `C`."""
+    wanted = [node for node in label if node.kind != "space" and node.text not in "(),."]
+    if len(wanted) != 1 or wanted[0].kind != "letter" or not wanted[0].text.isupper():
+        return False
+    letter = wanted[0].text
+    plain = [node.text.lower() if node.kind == "word" else node.text for node in answer]
+    plain = [text for text in plain if text != " "]
+    if plain[:3] == ["(", letter, ")"]:
+        return plain[3:4] not in ([","], ["and"], ["or"])
+    return plain[:1] == [letter] and plain[1:2] in ([")"], ["."], [":"])
+
+
+def _other_commas(answer: Form, label: Form) -> bool:
+    """`1,200,300` for a list of three, and `(1,000)` for a number."""
+    if not isinstance(answer, Listing):
+        return False
+    if isinstance(label, Listing):
+        return len(answer.items) > 2 and not answer.brackets and same(answer, label)
+    texts = [written(item.nodes) for item in answer.items if isinstance(item, Formula)]
+    grouped = re.fullmatch(r"[1-9][0-9]{0,2}(?:,[0-9]{3})+", ",".join(texts))
+    if answer.brackets != "(" or len(texts) < len(answer.items) or not grouped:
+        return False
+    return same(Formula((Node("number", "".join(texts)),)), label)
+
+
+def same(answer: Form, label: Form) -> bool:
+    """Whether two forms are the same answer; the label's form says what is asked for."""
+    if answer == label:
+        return True
+    if isinstance(answer, Conditioned) or isinstance(label, Conditioned):
+        return _same_conditioned(answer, label)
+    ours, theirs = variants(answer), variants(label)
+    if len(ours) > 1 or len(theirs) > 1:
+        return _same_variants(ours, theirs)
+    if (_is_set(answer) or _is_set(label)) and same_region(_as_set(answer), _as_set(label)):
+        return True
+    if isinstance(label, Relation):
+        if isinstance(answer, Relation):
+            return same_relation(answer, label, same)
+        return _answers_relation(answer, label)
+    if isinstance(answer, Relation):
+        return _value_answers(answer, label)
+    if isinstance(answer, Listing) or isinstance(label, Listing):
+        return _same_listing(answer, label)
+    return _same_single(answer, label)
+
+
+def _same_variants(ours: list[Form], theirs: list[Form]) -> bool:
+    if len(ours) == 1:
+        ours = (
+            list(ours[0].items) if isinstance(ours[0], Listing) and not ours[0].brackets else ours
+        )
+        ours = (
+            list(ours[0].items)
+            if isinstance(ours[0], Listing) and ours[0].brackets == "{"
+            else ours
+        )
+    if len(theirs) == 1:
+        theirs = (
+            list(theirs[0].items)
+            if isinstance(theirs[0], Listing) and theirs[0].brackets in ("", "{")
+            else theirs
+        )
+    return _same_unordered(ours, theirs)
+
+
+def _same_conditioned(answer: Form, label: Form) -> bool:
+    if isinstance(label, Conditioned):
+        if isinstance(answer, Conditioned):
+            return set(answer.conditions) == set(label.conditions) and same(answer.main, label.main)
+        return same(answer, label.main)
+    assert isinstance(answer, Conditioned)
+    domains = all(r"\in" in condition for condition in answer.conditions)
+    return domains and same(answer.main, label)
+
+
+def _is_set(form: Form) -> bool:
+    named = (
+        isinstance(form, Formula)
+        and form.nodes[:1]
+        and form.nodes[0].text in (r"\mathbb", r"\emptyset")
+    )
+    return bool(named) or isinstance(form, _WHOLE)
+
+
+def _blackboard(letter: str) -> Form:
+    inside = Node("group", "", (Node("letter", letter),))
+    return Formula((Node("command", r"\mathbb", (inside,)),))
+
+
+def _as_set(form: Form) -> Form:
+    """Write words for sets as sets."""
+    if isinstance(form, Words):
+        text = _plain(form)
+        if text in _ALL:
+            return _blackboard("R")
+        if text in _INTEGERS:
+            return _blackboard("Z")
+        if text in _EMPTY:
+            return Formula((Node("command", r"\emptyset"),))
+    return form
+
+
+def _answers_relation(answer: Form, label: Relation) -> bool:
+    """A value answers `name = value`, and any side of a chain of values."""
+    if label.operators == (r"\in",):
+        return same(answer, label.sides[1])
+    found = assignment(label, same)
+    if found is None:
+        return False
+    name, value = found
+    if name is None:
+        return any(same(answer, side) for side in label.sides)
+    return same(answer, value)
+
+
+def _value_answers(answer: Relation, label: Form) -> bool:
+    if answer.operators == (r"\in",):
+        return same(answer.sides[1], label)
+    found = assignment(answer, same)
+    if isinstance(label, Prose):
+        formulas = [piece for piece in label.pieces if isinstance(piece, Relation)]
+        return len(formulas) == 1 and same(answer, formulas[0])
+    return found is not None and same(found[1], label)
+
+
+def _same_listing(answer: Form, label: Form) -> bool:
+    if not isinstance(label, Listing):
+        assert isinstance(answer, Listing)
+        if isinstance(label, Matrix) and answer.brackets == "(":
+            return _same_listing(answer, _as_tuple(label))
+        if len(answer.items) == 1 and answer.brackets == "{":
+            return same(answer.items[0], label)
+        explained = all(isinstance(item, Words) for item in answer.items) and not answer.brackets
+        return (
+            explained
+            and _plain(label) in ("yes", "no", "true", "false")
+            and same(answer.items[0], label)
+        )
+    if isinstance(answer, Matrix) and label.brackets == "(":
+        answer = _as_tuple(answer)
+    theirs = _named_values(label)
+    if not isinstance(answer, Listing):
+        values = list(theirs.values()) if theirs else []
+        repeated = len(values) > 1 and all(same(values[0], value) for value in values[1:])
+        single = len(label.items) == 1 and label.brackets == "{"
+        return (repeated and same(answer, values[0])) or (single and same(answer, label.items[0]))
+    ours = _named_values(answer)
+    if ours and theirs:
+        return ours.keys() == theirs.keys() and all(same(ours[name], theirs[name]) for name in ours)
+    if theirs:
+        return _same_ordered(_values(answer), list(theirs.values()))
+    if ours:
+        return _same_ordered([ours[name] for name in sorted(ours)], _values(label))
+    return _same_members(answer, label)
+
+
+def _as_tuple(matrix: Matrix) -> Form:
+    """A column or row as a tuple; other matrices stay."""
+    if len(matrix.rows) > 1 and any(len(row) > 1 for row in matrix.rows):
+        return matrix
+    return Listing(tuple(read(cell) for row in matrix.rows for cell in row), "(")
+
+
+def _same_members(answer: Listing, label: Listing) -> bool:
+    ours, theirs = _values(answer), _values(label)
+    if label.brackets in ("(", "["):
+        if answer.brackets == "{" or (answer.brackets == "[") != (label.brackets == "["):
+            return False
+        return _same_ordered(ours, theirs)
+    if label.brackets == "{" and answer.brackets == "(":
+        return False
+    if answer.brackets == "{":
+        ours = _distinct(ours)
+    if label.brackets == "{":
+        theirs = _distinct(theirs)
+    return _same_unordered(ours, theirs)
+
+
+def _values(listing: Listing) -> list[Form]:
+    """Members, of equations for one unknown their values: `x = 1 or x = 2`."""
+    relations = [item for item in listing.items if isinstance(item, Relation)]
+    found = [assignment(item, same) for item in relations]
+    values = [one[1] for one in found if one is not None and one[0] is not None]
+    return values if len(values) == len(listing.items) else list(listing.items)
+
+
+def _named_values(listing: Listing) -> dict[str, Form]:
+    """Values by name where every member is `name = value` and the names are different unknowns."""
+    named: dict[str, Form] = {}
+    for item in listing.items:
+        found = assignment(item, same) if isinstance(item, Relation) else None
+        if found is None or found[0] is None or found[0] in named:
+            return {}
+        named[found[0]] = found[1]
+    bases = {re.sub(r"_\{?[0-9]+\}?$", "", name) for name in named}
+    return named if len(bases) > 1 else {}
+
+
+def _distinct(forms: Sequence[Form]) -> list[Form]:
+    kept: list[Form] = []
+    for form in forms[:MAX_ITEMS]:
+        if not any(same(form, other) for other in kept):
+            kept.append(form)
+    return kept
+
+
+def _same_ordered(ours: Sequence[Form], theirs: Sequence[Form]) -> bool:
+    return len(ours) == len(theirs) and all(map(same, ours, theirs))
+
+
+def _same_unordered(ours: Sequence[Form], theirs: Sequence[Form]) -> bool:
+    """Whether two lists have the same members, copies counted."""
+    if len(ours) != len(theirs) or len(ours) > MAX_ITEMS:
+        return False
+    left = list(ours)
+    for wanted in theirs:
+        at = next((number for number, one in enumerate(left) if same(one, wanted)), None)
+        if at is None:
+            return False
+        del left[at]
+    return True
+
+
+def _same_single(answer: Form, label: Form) -> bool:
+    match answer, label:
+        case Formula(), Formula():
+            return same_value(answer.nodes, label.nodes)
+        case ((Quantity() | Formula()), (Quantity() | Formula())):
+            return same_quantity(answer, label)
+        case Colon(), Colon():
+            return _same_colon(answer, label)
+        case (Colon(), other) | (other, Colon()) if isinstance(other, Formula | Quantity):
+            colon = answer if isinstance(answer, Colon) else label
+            assert isinstance(colon, Colon)
+            return _same_quotient(colon, other)
+        case Numeral(), Numeral():
+            return False  # equal ones ended before
+        case (Numeral(), Formula(nodes)) | (Formula(nodes), Numeral()):
+            numeral = answer if isinstance(answer, Numeral) else label
+            assert isinstance(numeral, Numeral)
+            return written(nodes).replace(" ", "").lstrip("0").upper() == numeral.digits
+        case Words(), Words():
+            return _same_words(answer, label)
+        case Prose(), Prose():
+            return _same_ordered(answer.pieces, label.pieces)
+        case Matrix(), Matrix():
+            return _same_matrix(answer, label)
+        case (Matrix(), Formula()) | (Formula(), Matrix()):
+            return equal_expressions(_value_of(answer), _value_of(label))
+        case Interval(), Interval():
+            brackets = answer.opening == label.opening and answer.closing == label.closing
+            ends = ((answer.left, label.left), (answer.right, label.right))
+            return brackets and all(same_value(*pair) for pair in ends)
+        case SetOperation(), SetOperation() if (
+            set(answer.operators) == set(label.operators) == {r"\cup"}
+        ):
+            return _same_unordered(answer.parts, label.parts)
+    return False
+
+
+def _value_of(form: Form) -> sympy.Expr | sympy.MatrixBase:
+    if isinstance(form, Matrix):
+        return sympy.Matrix([[formula(cell) for cell in row] for row in form.rows])
+    assert isinstance(form, Formula)
+    return formula(form.nodes)
+
+
+def _same_words(answer: Words, label: Words) -> bool:
+    if (
+        answer.words[1:] == label.words[1:] == ()
+        and answer.words[0].isupper()
+        and label.words[0].isupper()
+    ):
+        return answer.words == label.words
+    ours, theirs = _plain(answer), _plain(label)
+    alike = any({ours, theirs} <= group for group in (_EMPTY, _ALL, _NEVER))
+    return bool(ours) and (ours == theirs or alike)
+
+
+def _plain(form: Form) -> str:
+    """Words without articles and plurals."""
+    words = form.words if isinstance(form, Words) else ()
+    kept = [word.lower() for word in words if word not in _ARTICLES]
+    if kept[:1] == ["there"] and kept[1:2] in (["is"], ["are"], ["exist"], ["exists"]):
+        kept = kept[2:]
+    return " ".join(word.removesuffix("s") if len(word) > 3 else word for word in kept)
+
+
+def _same_colon(answer: Colon, label: Colon) -> bool:
+    if answer.is_time or label.is_time:
+        if answer.half and label.half and answer.half != label.half:
+            return False
+        length = max(len(answer.parts), len(label.parts))
+        if len(answer.parts) != len(label.parts) and not (answer.half or label.half):
+            return False
+        zero = (Node("number", "0"),)
+        ours, theirs = (
+            (*one.parts, *[zero] * (length - len(one.parts))) for one in (answer, label)
+        )
+        return all(map(same_value, ours, theirs))
+    if len(answer.parts) != len(label.parts):
+        return False
+    ours_values = [formula(part) for part in answer.parts]
+    theirs_values = [formula(part) for part in label.parts]
+    if any(value == 0 for value in (*ours_values, *theirs_values)):
+        return False
+    first = ours_values[0] / theirs_values[0]
+    return all(
+        sympy.simplify(one / other - first) == 0
+        for one, other in zip(ours_values, theirs_values, strict=True)
+    )
+
+
+def _same_quotient(colon: Colon, other: Form) -> bool:
+    """A ratio of two is their quotient; a full hour with a.m. or p.m. its number."""
+    if len(colon.parts) == 1:
+        return same(Formula(colon.parts[0]), other)
+    if len(colon.parts) != 2 or colon.half:
+        return False
+    upper, lower = ((symbol("("), *part, symbol(")")) for part in colon.parts)
+    return same(Formula((*upper, symbol("/"), *lower)), other)
+
+
+def _same_matrix(answer: Matrix, label: Matrix) -> bool:
+    shapes = [[len(row) for row in matrix.rows] for matrix in (answer, label)]
+    if shapes[0] != shapes[1]:
+        return False
+    cells = [[cell for row in matrix.rows for cell in row] for matrix in (answer, label)]
+    return all(same(read(one), read(other)) for one, other in zip(*cells, strict=True))

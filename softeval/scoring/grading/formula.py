@@ -1,0 +1,463 @@
+"""Reads one formula in its normal form into a SymPy expression.
+
+A reader of its own and not math-verify's, because that one takes letters for units, folds case,
+drops primes, subscripts of numbers and copies, and reads decimals as floating point. Here every
+decimal is an exact fraction. Nothing is evaluated as Python.
+"""
+
+# SymPy's annotations are wider than what its functions give.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportReturnType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
+# pyright: reportAssignmentType=false, reportIndexIssue=false, reportOptionalOperand=false
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from itertools import pairwise
+
+import sympy
+from sympy import Expr, Integer, MatrixBase, Rational, Symbol
+
+from softeval.scoring.grading.tokens import Node, Nodes, written
+from softeval.scoring.grading.vocabulary import ACCENTS, names
+
+MAX_BITS = 100_000
+MAX_FACTORIAL = 5000
+MAX_FORMULA_DEPTH = 60
+
+_GREEK = names(
+    r"""\alpha \beta \gamma \delta \epsilon \zeta \eta \theta \iota \kappa \lambda \mu \nu \xi \rho
+    \sigma \tau \upsilon \phi \chi \psi \omega \Gamma \Delta \Theta \Lambda \Xi \Pi \Sigma \Upsilon
+    \Phi \Psi \Omega \varrho \varsigma \vartheta \ell \hbar \angle \triangle"""
+)
+_FUNCTIONS: dict[str, Callable[..., Expr]] = {
+    r"\sin": sympy.sin,
+    r"\cos": sympy.cos,
+    r"\tan": sympy.tan,
+    r"\cot": sympy.cot,
+    r"\sec": sympy.sec,
+    r"\csc": sympy.csc,
+    r"\arcsin": sympy.asin,
+    r"\arccos": sympy.acos,
+    r"\arctan": sympy.atan,
+    r"\sinh": sympy.sinh,
+    r"\cosh": sympy.cosh,
+    r"\tanh": sympy.tanh,
+    r"\ln": sympy.log,
+    r"\exp": sympy.exp,
+}
+_INVERSES = {r"\sin": sympy.asin, r"\cos": sympy.acos, r"\tan": sympy.atan}
+_OF_MANY = {r"\max": sympy.Max, r"\min": sympy.Min, r"\gcd": sympy.gcd, r"\lcm": sympy.lcm}
+_BRACKETS = {"(": ")", "[": "]", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
+_FUNCTION_LETTERS = set("fghFG")
+_BOUND = {r"\sum": sympy.Sum, r"\prod": sympy.Product}
+
+
+class UnsupportedError(ValueError):
+    """No formula that this reader knows."""
+
+
+def letters_of(nodes: Sequence[Node]) -> list[Node]:
+    r"""Take runs of letters apart: in a formula they are products.
+
+    Raises:
+        UnsupportedError: a word of `\text{}` stands in the formula.
+    """
+    apart: list[Node] = []
+    for node in nodes:
+        if node.kind == "word":
+            if node.upright and len(node.text) > 1:
+                raise UnsupportedError(node.text)
+            apart += [Node("letter", letter) for letter in node.text]
+        else:
+            apart.append(node)
+    return apart
+
+
+def formula(nodes: Sequence[Node]) -> Expr:
+    """Read nodes as one expression.
+
+    Raises:
+        UnsupportedError: they are none, or one with signs unknown here.
+    """
+    return _Reader(nodes, frozenset(), 0).whole()
+
+
+class _Reader:
+    def __init__(self, nodes: Sequence[Node], bound: frozenset[str], depth: int) -> None:
+        if depth > MAX_FORMULA_DEPTH:
+            raise UnsupportedError("nested too deep")
+        self.nodes = letters_of(nodes)
+        self.at = 0
+        self.bound = bound
+        self.depth = depth
+        self.absolutes = 0
+        self.last: Node | None = None
+
+    def whole(self) -> Expr:
+        result = self.expression()
+        if self.next is not None:
+            raise UnsupportedError(self.next.text)
+        return result
+
+    @property
+    def next(self) -> Node | None:
+        """The next node that is no space."""
+        while self.at < len(self.nodes) and self.nodes[self.at].kind == "space":
+            self.at += 1
+        return self.nodes[self.at] if self.at < len(self.nodes) else None
+
+    def peek(self, *texts: str) -> bool:
+        return self.next is not None and self.next.text in texts
+
+    def take(self) -> Node:
+        node = self.next
+        if node is None:
+            raise UnsupportedError("something is missing")
+        self.at += 1
+        self.last = node
+        return node
+
+    def inner(self, nodes: Sequence[Node], *bound: str) -> Expr:
+        return _Reader(nodes, self.bound | set(bound), self.depth + 1).whole()
+
+    def expression(self) -> Expr:
+        self.depth += 1
+        if self.depth > MAX_FORMULA_DEPTH:
+            raise UnsupportedError("nested too deep")
+        terms = [self.term()]
+        while self.peek("+", "-"):
+            terms.append(self.term())  # the sign is the term's
+        self.depth -= 1
+        if any(isinstance(term, MatrixBase) for term in terms):
+            return sum(terms[1:], terms[0])
+        return sympy.Add(*terms)
+
+    def term(self) -> Expr:
+        sign = 1
+        while self.peek("+", "-"):
+            sign = -sign if self.take().text == "-" else sign
+        result = self.mixed_number() or self.factor()
+        while True:
+            if self.peek(r"\cdot"):
+                self.take()
+                result = result * self.signed_factor()
+            elif self.peek("/"):
+                self.take()
+                result = _quotient(result, self.signed_factor())
+            elif self.peek(r"\bmod"):
+                self.take()
+                result = sympy.Mod(result, self.factor())
+            elif self.begins_factor():
+                result = result * self.factor()
+            else:
+                return sign * result
+
+    def signed_factor(self) -> Expr:
+        sign = 1
+        while self.peek("+", "-"):
+            sign = -sign if self.take().text == "-" else sign
+        return sign * self.factor()
+
+    def mixed_number(self) -> Expr | None:
+        r"""Read `3\frac{1}{2}` and `3 1/2`: a whole number and a proper fraction of two."""
+        if self.next is None or not _whole(self.next):
+            return None
+        following = [node for node in self.nodes[self.at + 1 :] if node.kind != "space"][:4]
+        whole = int(self.next.text)
+        match following:
+            case [Node(text=r"\frac") as proper, *rest]:
+                parts, used = [argument.children for argument in proper.children], 1
+            case [upper, Node(text="/"), lower, *rest] if self.nodes[self.at + 1].kind == "space":
+                parts, used = [(upper,), (lower,)], 3
+            case _:
+                return None
+        if not all(len(part) == 1 and _whole(part[0]) for part in parts):
+            return None
+        upper_value, lower_value = (int(part[0].text) for part in parts)
+        if upper_value >= lower_value or (rest and rest[0].text in ("^", "!")):
+            return None
+        self.take()
+        for _ in range(used):
+            self.take()
+        return whole + Rational(upper_value, lower_value)
+
+    def begins_factor(self) -> bool:
+        node = self.next
+        if node is None:
+            return False
+        if node.kind == "number":  # two numbers side by side are not a product
+            return self.last is not None and self.last.kind != "number"
+        if node.text == "|":
+            return not self.absolutes
+        known = node.text in _BRACKETS or node.text in _FUNCTIONS or node.text in _GREEK
+        return (
+            known
+            or node.kind in ("letter", "environment")
+            or node.text in (r"\frac", r"\sqrt", r"\binom", r"\pi", r"\log", r"\lg", r"\infty")
+            or node.text in ACCENTS
+            or node.text in _OF_MANY
+            or node.text in _BOUND
+            or node.text in (r"\int", r"\lim")
+        )
+
+    def factor(self) -> Expr:
+        """Read a primary with its powers, factorials, degrees and percent signs."""
+        result = self.primary()
+        while self.next is not None:
+            if self.peek("^"):
+                result = _power(result, self.inner(self.take().children[0].children))
+                if self.peek("^"):
+                    raise UnsupportedError("two superscripts on one base")
+            elif self.peek("!"):
+                self.take()
+                if self.peek("!"):
+                    raise UnsupportedError("double factorial")
+                result = _factorial(result)
+            elif self.peek("°"):
+                self.take()
+                result = result * sympy.pi / 180
+            elif self.peek("%"):
+                self.take()
+                result = result / 100
+            else:
+                break
+        return result
+
+    def primary(self) -> Expr:
+        node = self.take()
+        if node.kind == "number":
+            if self.peek("_"):
+                raise UnsupportedError("a numeral with its base")
+            return Rational(*Fraction(node.text).as_integer_ratio())
+        if node.kind == "letter" or node.text in _GREEK or node.text in ACCENTS:
+            return self.named(node)
+        if node.text in _BRACKETS:
+            return self.bracketed(node.text)
+        match node.text:
+            case "|":
+                self.absolutes += 1
+                inside = self.expression()
+                self.absolutes -= 1
+                self.expect("|")
+                return sympy.Abs(inside)
+            case r"\pi":
+                return sympy.pi
+            case r"\infty":
+                return sympy.oo
+            case r"\frac":
+                return _quotient(*(self.inner(part.children) for part in node.children))
+            case r"\binom":
+                return sympy.binomial(*(self.inner(part.children) for part in node.children))
+            case r"\sqrt":
+                *index, radicand = (self.inner(part.children) for part in node.children)
+                return _power(radicand, 1 / index[0] if index else Rational(1, 2))
+            case r"\lim":
+                return self.limit()
+            case r"\det":
+                return self.determinant(self.take())
+            case "vmatrix":
+                return self.determinant(node)
+            case "matrix":
+                return self.matrix(node)
+            case "^" | "_":
+                return self.combination(node)
+            case r"\int":
+                return self.integral()
+        if node.text in _BOUND:
+            return self.sum_or_product(_BOUND[node.text])
+        if node.text in _OF_MANY:
+            return _OF_MANY[node.text](*self.members())
+        if node.text in _FUNCTIONS or node.text in (r"\log", r"\lg"):
+            return self.function(node.text)
+        raise UnsupportedError(node.text)
+
+    def matrix(self, node: Node) -> MatrixBase:
+        if node.kind != "environment":
+            raise UnsupportedError("no matrix")
+        rows = [[self.inner(cell.children) for cell in row.children] for row in node.children]
+        if len({len(row) for row in rows}) != 1:
+            raise UnsupportedError("rows of different lengths")
+        return sympy.Matrix(rows)
+
+    def determinant(self, node: Node) -> Expr:
+        rows = self.matrix(node)
+        if not rows.is_square:
+            raise UnsupportedError("no square matrix")
+        return rows.det()
+
+    def combination(self, above: Node) -> Expr:
+        """Read `_5 C_2` and `^5 C_2`, the number of choices."""
+        node = self.take()
+        if node.text not in ("C", "P") or not self.peek("_"):
+            raise UnsupportedError("a script without a base")
+        n = self.inner(above.children[0].children)
+        k = self.inner(self.take().children[0].children)
+        chosen = sympy.binomial(n, k)
+        return chosen if node.text == "C" else chosen * sympy.factorial(k)
+
+    def expect(self, text: str) -> None:
+        if self.take().text != text:
+            raise UnsupportedError(f"{text} is missing")
+
+    def bracketed(self, opening: str) -> Expr:
+        outer, self.absolutes = self.absolutes, 0
+        inside = self.expression()
+        self.absolutes = outer
+        self.expect(_BRACKETS[opening])
+        if opening == r"\lfloor":
+            return sympy.floor(inside)
+        return sympy.ceiling(inside) if opening == r"\lceil" else inside
+
+    def named(self, node: Node) -> Expr:
+        """Read a letter with accents, subscript and primes, which all are part of its name."""
+        name = written([node])
+        if node.text in (r"\angle", r"\triangle"):
+            while self.next is not None and self.next.kind == "letter":
+                name += self.take().text
+        if self.peek("_"):
+            subscript = self.take().children[0].children
+            if node.text == "C" and self.peek("^"):  # the binomial coefficient of many countries
+                upper = self.inner(self.take().children[0].children)
+                return sympy.binomial(self.inner(subscript), upper)
+            name += "_" + written(subscript).replace(" ", "")
+        while self.peek("'"):
+            name += self.take().text
+        if node.text in "CP" and self.peek("(") and (pair := self.two_numbers()):
+            chosen = sympy.binomial(*pair)
+            return chosen if node.text == "C" else chosen * sympy.factorial(pair[1])
+        if name[0] in _FUNCTION_LETTERS and self.peek("("):
+            return sympy.Function(name)(*self.members())
+        if name not in self.bound:
+            if name == "i":
+                return sympy.I
+            if name == "e":
+                return sympy.E
+        return Symbol(name, real=True)
+
+    def two_numbers(self) -> list[Expr] | None:
+        start = self.at
+        try:
+            members = self.members()
+        except UnsupportedError:
+            members = []
+        if len(members) == 2 and all(member.is_Integer for member in members):
+            return members
+        self.at = start
+        return None
+
+    def members(self) -> list[Expr]:
+        r"""Read `(a, b, c)` or `\{a, b, c\}`."""
+        closing = {"(": ")", r"\{": r"\}"}.get(self.take().text)
+        if closing is None:
+            raise UnsupportedError("a function of many without brackets")
+        members = [self.expression()]
+        while self.peek(","):
+            self.take()
+            members.append(self.expression())
+        self.expect(closing)
+        return members
+
+    def function(self, name: str) -> Expr:
+        power: Expr | None = None
+        base: Expr = Integer(10)
+        while self.peek("^", "_"):
+            mark = self.take()
+            argument = self.inner(mark.children[0].children)
+            if mark.text == "^":
+                power = argument
+            else:
+                base = argument
+        inside = self.argument()
+        if name in (r"\log", r"\lg"):
+            result = sympy.log(inside) / sympy.log(base)
+        elif power == -1 and name in _INVERSES:
+            return _INVERSES[name](inside)
+        else:
+            result = _FUNCTIONS[name](inside)
+        return result if power is None else _power(result, power)
+
+    def argument(self) -> Expr:
+        r"""Read what a function without parentheses applies to: `2x` of `\sin 2x \cos y`."""
+        if self.peek("("):
+            self.take()
+            return self.bracketed("(")
+        sign = -1 if self.peek("-") else 1
+        if sign < 0:
+            self.take()
+        result = self.mixed_number() or self.factor()
+        while self.begins_factor() and not self.peek("("):
+            if self.next is not None and self.next.text in {*_FUNCTIONS, r"\log", r"\lg"}:
+                break
+            result = result * self.factor()
+        return sign * result
+
+    def limits(self) -> tuple[Nodes, Nodes]:
+        """Read subscript and superscript of a large operator."""
+        found: dict[str, Nodes] = {}
+        while self.peek("^", "_"):
+            mark = self.take()
+            found[mark.text] = mark.children[0].children
+        return found.get("_", ()), found.get("^", ())
+
+    def sum_or_product(self, kind: Callable[..., Expr]) -> Expr:
+        below, above = self.limits()
+        plain = [node for node in below if node.kind != "space"]
+        if len(plain) < 3 or plain[0].kind != "letter" or plain[1].text != "=" or not above:
+            raise UnsupportedError("bounds of a sum")
+        variable = plain[0].text
+        body_reader = _Reader(self.nodes[self.at :], self.bound | {variable}, self.depth + 1)
+        body = body_reader.term()
+        self.at += body_reader.at
+        bounds = (Symbol(variable, real=True), self.inner(plain[2:]), self.inner(above))
+        return kind(body, bounds)
+
+    def integral(self) -> Expr:
+        below, above = self.limits()
+        rest = self.nodes[self.at :]
+        ends = [
+            position
+            for position, (first, second) in enumerate(pairwise(rest))
+            if first.text == "d" and second.kind == "letter"
+        ]
+        if not ends or not below or not above:
+            raise UnsupportedError("an integral without bounds or variable")
+        variable = rest[ends[0] + 1].text
+        body = self.inner(rest[: ends[0]], variable)
+        self.at += ends[0] + 2
+        bounds = (Symbol(variable, real=True), self.inner(below), self.inner(above))
+        return sympy.Integral(body, bounds)
+
+    def limit(self) -> Expr:
+        below, _ = self.limits()
+        plain = [node for node in below if node.kind != "space"]
+        if len(plain) < 3 or plain[0].kind != "letter" or plain[1].text != r"\to":
+            raise UnsupportedError("a limit")
+        body = self.term()
+        return sympy.Limit(body, Symbol(plain[0].text, real=True), self.inner(plain[2:]))
+
+
+def _whole(node: Node) -> bool:
+    return node.kind == "number" and "." not in node.text
+
+
+def _quotient(upper: Expr, lower: Expr) -> Expr:
+    if lower == 0:
+        raise UnsupportedError("division by zero")
+    return upper / lower
+
+
+def _power(base: Expr, exponent: Expr) -> Expr:
+    """Raise to a power, left standing where the number would fill the memory."""
+    if base == 0 and exponent.is_negative:
+        raise UnsupportedError("division by zero")
+    size = 0
+    if base.is_Rational and exponent.is_Rational:
+        size = max(abs(base.p), base.q).bit_length() * abs(exponent.p)
+    return sympy.Pow(base, exponent, evaluate=size <= MAX_BITS)
+
+
+def _factorial(operand: Expr) -> Expr:
+    large = operand.is_Integer and operand.p > MAX_FACTORIAL
+    return sympy.factorial(operand, evaluate=not large)

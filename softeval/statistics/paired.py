@@ -1,0 +1,129 @@
+"""Exact tests of two single checkpoints on the same problems.
+
+They speak of these checkpoints only: with one training seed nothing can be said of the method.
+
+Shape letter: M problems.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import bdtr
+
+from softeval.statistics.passk import Floats
+
+EXACT_UP_TO = 16
+"""Non-zero differences up to which all 2^m sign patterns are enumerated."""
+
+_CHUNK = 1 << 21  # signs held at once
+
+
+@dataclass(frozen=True)
+class Discordance:
+    """On how many problems one arm does better than the other.
+
+    Attributes:
+        a_only: problems that A solves more often than B (0/1 scores: only A solves).
+        b_only: the reverse.
+        both: equal and above 0.
+        neither: equal and 0.
+    """
+
+    a_only: int
+    b_only: int
+    both: int
+    neither: int
+
+    @property
+    def problems(self) -> int:
+        """All problems counted."""
+        return self.a_only + self.b_only + self.both + self.neither
+
+
+@dataclass(frozen=True)
+class SignFlip:
+    """Result of a sign-flip permutation test.
+
+    Attributes:
+        p: two-sided p value.
+        exact: True when all sign patterns were enumerated.
+        patterns: how many sign patterns were looked at.
+    """
+
+    p: float
+    exact: bool
+    patterns: int
+
+
+def discordance(xA_M: ArrayLike, xB_M: ArrayLike) -> Discordance:
+    """Count the problems on which A and B differ; scores ≥ 0 of any grading."""
+    a, b = np.asarray(xA_M, dtype=float), np.asarray(xB_M, dtype=float)
+    tie = a == b
+    return Discordance(
+        a_only=int((a > b).sum()),
+        b_only=int((b > a).sum()),
+        both=int((tie & (a > 0)).sum()),
+        neither=int((tie & (a == 0)).sum()),
+    )
+
+
+def mcnemar(a_only: int, b_only: int) -> float:
+    """Exact two-sided McNemar p value from the two discordant counts.
+
+    Twice the binomial(a_only + b_only, ½) tail at the smaller count, at most 1.
+
+    Source: McNemar 1947, exact conditional form.
+    """
+    if a_only < 0 or b_only < 0:
+        raise ValueError("discordant counts cannot be negative")
+    return float(min(1.0, 2.0 * bdtr(min(a_only, b_only), a_only + b_only, 0.5)))
+
+
+def sign_flip(d_M: ArrayLike, draws: int = 20_000, seed: int = 0) -> SignFlip:
+    """Sign-flip permutation test of a mean difference for graded scores.
+
+    Under the null the sign of each problem's difference is a fair coin. Zeros carry no information
+    and are dropped. All patterns are enumerated up to `EXACT_UP_TO` non-zero differences;
+    otherwise ``draws`` random ones, with p = (1 + hits) / (1 + draws).
+
+    Args:
+        d_M: difference A − B of each problem.
+        draws: Monte Carlo patterns.
+        seed: of the Monte Carlo patterns; the same seed gives the same p.
+    """
+    d = np.asarray(d_M, dtype=float)
+    d = d[d != 0.0]
+    if not d.size:
+        return SignFlip(1.0, True, 1)
+    if d.size <= EXACT_UP_TO:
+        hits = _extreme(d, _all_patterns(d.size))
+        return SignFlip(hits / 2**d.size, True, 2**d.size)
+    rng = np.random.default_rng(seed)
+    rows = max(1, _CHUNK // d.size)
+    chunks = [min(rows, draws - start) for start in range(0, draws, rows)]
+    hits = sum(_extreme(d, _random_patterns(rng, size, d.size)) for size in chunks)
+    return SignFlip((1 + hits) / (1 + draws), False, draws)
+
+
+def is_binary(x_M: ArrayLike) -> bool:
+    """True when every score is 0 or 1, as greedy scores are."""
+    x = np.asarray(x_M, dtype=float)
+    return bool(np.isin(x, (0.0, 1.0)).all())
+
+
+def _extreme(d: Floats, flips: NDArray[np.bool_]) -> int:
+    """Patterns whose |sum| reaches the observed one; ties are decided up to rounding."""
+    total, slack = d.sum(), 1e-9 * np.abs(d).sum()
+    sums = total - 2.0 * (flips @ d)
+    return int((np.abs(sums) >= abs(total) - slack).sum())
+
+
+def _all_patterns(size: int) -> NDArray[np.bool_]:
+    codes = np.arange(2**size)[:, None]
+    return ((codes >> np.arange(size)) & 1).astype(bool)
+
+
+def _random_patterns(rng: np.random.Generator, rows: int, size: int) -> NDArray[np.bool_]:
+    packed = rng.integers(0, 256, size=(rows, (size + 7) // 8), dtype=np.uint8)
+    return np.unpackbits(packed, axis=1, count=size).astype(bool)
