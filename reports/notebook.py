@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from softeval.errors import UserError
-from softeval.runs.rundir import read_record, write_text
+from softeval.files import write_text
+from softeval.runs.rundir import read_record
 
 NAME = "analysis.ipynb"
 PARAMETERS = "parameters"  # tag of the cell that names the run, as papermill has it

@@ -18,7 +18,7 @@ FOLDERS = ("softeval", "tasks", "trainers", "reports")
 
 # Lowest first. A room may import those above it in this list, never those below it.
 FLOORS = (
-    {"errors", "terminal"},
+    {"errors", "files", "terminal"},
     {"modes", "statistics", "progress_bars", "processes"},
     {"records", "display"},
     {"scoring.grading"},

@@ -50,9 +50,9 @@ class Killed(BaseException):
 SITES: list[tuple[Any, str]] = [
     (run_files, "append_line"),
     (run_files, "truncate_lines"),
-    (run_files.os, "replace"),
+    (os, "replace"),
     (atomic.os, "rename"),
-    (atomic, "_sync"),
+    (atomic, "sync"),
     (atomic.shutil, "rmtree"),
     (Optimization, "step"),
     (MasterWeights, "publish"),

@@ -16,6 +16,8 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+from softeval.files import beside, sync
+
 MANIFEST = "manifest.json"
 _BLOCK = 2**22
 
@@ -28,7 +30,7 @@ def write_directory(place: Path, fill: Callable[[Path], None], manifest: bool = 
         fill: writes the files into the directory it is given.
         manifest: also record size and checksum of every file.
     """
-    partial = place.with_name(f".{place.name}.partial")
+    partial = beside(place)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -40,10 +42,10 @@ def write_directory(place: Path, fill: Callable[[Path], None], manifest: bool = 
         entries = {name: _fingerprint(partial / name) for name in _files(partial)}
         (partial / MANIFEST).write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
     for name in _files(partial):
-        _sync(partial / name)
-    _sync(partial)
+        sync(partial / name)
+    sync(partial)
     _move(partial, place)
-    _sync(place.parent)
+    sync(place.parent)
 
 
 def recover(place: Path) -> None:
@@ -89,11 +91,3 @@ def _fingerprint(path: Path) -> dict[str, int]:
         while block := file.read(_BLOCK):
             checksum, size = zlib.crc32(block, checksum), size + len(block)
     return {"bytes": size, "crc32": checksum}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

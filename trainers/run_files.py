@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from softeval.errors import UserError
-from softeval.runs.rundir import differing_fields, write_json
+from softeval.files import beside, write_bytes, write_json
+from softeval.runs.rundir import differing_fields
 from softeval.trainers.config import TrainConfig
 from softeval.trainers.lock import LOCK
 from softeval.trainers.metrics import Metrics
@@ -84,9 +84,7 @@ def truncate_lines(path: Path, last_step: int) -> None:
         if step is None or step > last_step:
             break
         kept.append(line)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(b"".join(kept))
-    os.replace(partial, path)
+    write_bytes(path, b"".join(kept))
 
 
 def append_line(path: Path, record: Mapping[str, Any]) -> None:
@@ -172,7 +170,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _has_foreign_content(folder: Path) -> bool:
     """Whether there is anything that a run killed before its first record does not leave."""
-    return any(path.name not in (LOCK, f".{RECORD}.partial") for path in folder.iterdir())
+    return any(path.name not in (LOCK, beside(Path(RECORD)).name) for path in folder.iterdir())
 
 
 _CHANGED = {

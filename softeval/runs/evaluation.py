@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from softeval.display import Display, QuietDisplay
 from softeval.errors import UserError
+from softeval.files import write_json, write_text
 from softeval.modes import Mode
 from softeval.processes import Processes
 from softeval.progress_bars import no_progress_bars
@@ -191,7 +192,7 @@ def _open_run(
         rundir.clear(folder)
         (folder / rundir.SHARDS).mkdir()
         record = new_record(request)
-        rundir.write_text(folder / rundir.CONFIG_FILE, request.as_yaml())
+        write_text(folder / rundir.CONFIG_FILE, request.as_yaml())
         rundir.write_record(folder, record)
     elif old["status"] == rundir.COMPLETE:
         rundir.remove_shards(folder)
@@ -305,7 +306,7 @@ def _finish(evaluation: Evaluation, journal: Journal, judge: Scorer, started: fl
 
     compacted = compact(evaluation.folder, journal, evaluation.cells, judge, token_text)
     results = merge_results(evaluation.results) | run_facts(evaluation.lm, evaluation.request)
-    rundir.write_json(evaluation.folder / rundir.RESULTS_FILE, serialisable(results))
+    write_json(evaluation.folder / rundir.RESULTS_FILE, serialisable(results))
     record = finished_record(
         evaluation.record, compacted, evaluation.failures, time.monotonic() - started
     )

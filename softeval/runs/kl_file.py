@@ -14,6 +14,7 @@ import numpy as np
 
 from softeval.decoding.kl import PositionKL
 from softeval.errors import UserError
+from softeval.files import replacing
 from softeval.records import SampleKey, kl_schema
 from softeval.runs.parquet_files import CheckedWriter, read_parquet
 
@@ -93,11 +94,9 @@ def write_kl(folder: Path, found: Sequence[Measured], keep: Collection[str]) -> 
     if keep and final.is_file():
         before = read_parquet(final, filters=[("prefix_set", "in", list(keep))])
         table = pa.concat_tables([table, before.cast(table.schema)])
-    partial = final.with_name(f".{NAME}.partial")
     table = table.sort_by([(name, "ascending") for name in ORDER])
-    with CheckedWriter(partial, table.schema) as writer:
+    with replacing(final) as partial, CheckedWriter(partial, table.schema) as writer:
         writer.write(table)
-    partial.replace(final)
 
 
 def _table(found: Sequence[Measured]) -> pa.Table:

@@ -9,7 +9,6 @@ Nothing else of a sample changes. Knows files and the scorer; nothing of models.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from softeval.errors import UserError
+from softeval.files import replacing, write_json
 from softeval.runs import rundir
 from softeval.runs.parquet_files import CheckedWriter, damage_named, open_parquet, read_parquet
 from softeval.runs.tables import refuse_doubled, table_path
@@ -77,24 +77,21 @@ def rescore(folder: str | Path, scorer: Scorer) -> Rescored:
     kinds = _score_kinds(record)
     if (folder / rundir.RESULTS_FILE).is_file():
         rundir.read_json(folder / rundir.RESULTS_FILE)  # refused before anything is judged
-    partial = source.with_name(".samples.parquet.partial")
+    name = f"verdicts-{len(record.get('scorings') or []) + 1}.parquet"
     try:
-        counts = _write_judged(source, partial, kinds, scorer)
-        name = f"verdicts-{len(record.get('scorings') or []) + 1}.parquet"
-        samples, gained, lost, statuses, others = counts
-        if gained or lost or statuses:
-            _replace(folder / name, source, partial)
-        elif others:  # only what the other rules say is new
-            os.replace(partial, source)
+        with replacing(source) as partial:
+            counts = _write_judged(source, partial, kinds, scorer)
+            samples, gained, lost, statuses, others = counts
+            if gained or lost or statuses:
+                _keep(folder / name, source)
+            elif not others:  # what the other rules say may be all that is new
+                partial.unlink()
         # Also where an earlier call was stopped after it had replaced the table.
         kept = name if (folder / name).is_file() else None
-        partial.unlink(missing_ok=True)
         _refresh_results(folder, source)
         rundir.write_record(folder, _new_record(record, kept, source, scorer))
     except OSError as error:
         raise rundir.unwritable(folder, error) from None
-    finally:
-        partial.unlink(missing_ok=True)
     return Rescored(samples, gained, lost, statuses, kept)
 
 
@@ -169,15 +166,13 @@ def _with_verdicts(table: pa.Table, verdicts: list[Verdict]) -> pa.Table:
     return table
 
 
-def _replace(kept: Path, source: Path, partial: Path) -> None:
-    """Keep the old verdicts, then put the new table in place."""
-    if not kept.is_file():  # one that is there already is of a call that was stopped after it
-        draft = kept.with_name(f".{kept.name}.partial")
-        table = read_parquet(source, [*KEY, *JUDGED])
-        with CheckedWriter(draft, table.schema) as writer:
-            writer.write(table)
-        os.replace(draft, kept)
-    os.replace(partial, source)
+def _keep(kept: Path, source: Path) -> None:
+    """Copy the old verdicts, before the new table takes its place."""
+    if kept.is_file():  # of a call that was stopped after it
+        return
+    table = read_parquet(source, [*KEY, *JUDGED])
+    with replacing(kept) as draft, CheckedWriter(draft, table.schema) as writer:
+        writer.write(table)
 
 
 def _new_record(
@@ -212,7 +207,7 @@ def _refresh_results(folder: Path, source: Path) -> None:
         raise UserError(
             f"{path} is not as softeval wrote it; restore it, or remove it to go without"
         ) from None
-    rundir.write_json(path, results)
+    write_json(path, results)
 
 
 def _cell_scores(source: Path, task: str, mode: str, entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A run directory: its run.json, what must agree to continue it, and where its parts lie.
 
-Every file but the shards appears whole or not at all (written beside, then renamed). Knows nothing
-of models, tasks or how samples are made.
+Every file but the shards appears whole or not at all (`softeval.files`). Knows nothing of models,
+tasks or how samples are made.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from softeval.errors import UserError
+from softeval.files import PARTIAL as BEING_WRITTEN
+from softeval.files import beside, write_json
 from softeval.records import SCHEMA_VERSION
 from softeval.runs.record_shape import check_run
 
@@ -29,25 +31,6 @@ PARTIAL = "partial"
 COMPLETE = "complete"
 
 _CRC = "crc32"
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file that is never seen half-written."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file that is never seen half-written."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -202,7 +185,7 @@ def clear(folder: Path) -> None:
     (folder / RUN_FILE).unlink(missing_ok=True)
     remove_shards(folder)
     for path in folder.iterdir():
-        if path.suffix in (".parquet", ".partial") or path.name in (RESULTS_FILE, CONFIG_FILE):
+        if path.suffix in (".parquet", BEING_WRITTEN) or path.name in (RESULTS_FILE, CONFIG_FILE):
             path.unlink()
 
 
@@ -214,12 +197,12 @@ def remove_shards(folder: Path) -> None:
 
 def _has_foreign_content(folder: Path) -> bool:
     """Whether there is anything that a run killed before its run.json does not leave."""
-    return any(path.name != SHARDS and path.suffix != ".partial" for path in folder.iterdir())
+    return any(path.name != SHARDS and path.suffix != BEING_WRITTEN for path in folder.iterdir())
 
 
 def _probe(folder: Path) -> None:
     """Write, flush and remove 64 KiB: a full disk accepts an empty file."""
-    probe = folder / ".probe.partial"
+    probe = beside(folder / "probe")
     try:
         with probe.open("wb") as file:
             file.write(bytes(65536))

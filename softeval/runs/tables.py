@@ -7,7 +7,6 @@ same bytes. Knows the schemas of `softeval.records`; nothing of journals, models
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 
 from softeval import records
 from softeval.errors import UserError
+from softeval.files import beside, move_into_place
 from softeval.records import Generation
 from softeval.runs.parquet_files import CheckedWriter, damage_named, read_parquet
 
@@ -144,7 +144,7 @@ class _Table:
 
     def __init__(self, folder: Path, name: str) -> None:
         self._final = table_path(folder, name)
-        self._partial = self._final.with_name(f".{name}.parquet.partial")
+        self._partial = beside(self._final)
         self.schema = SCHEMAS[name]()
         self.rows = 0
         self._writer = CheckedWriter(self._partial, self.schema)
@@ -164,7 +164,7 @@ class _Table:
             self._writer.discard()
             return
         self._writer.close()
-        os.replace(self._partial, self._final)
+        move_into_place(self._partial, self._final)
 
 
 def _arrow_column(field: pa.Field, values: Any) -> pa.Array:
