@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-HEAVY = ("torch", "transformers", "lm_eval", "pandas", "matplotlib", "datasets", "scipy")
 SMALL = ["--limit", "2", "-n", "2", "--max-cot-tokens", "40", "--device", "cpu", "--quiet"]
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import HEAVY, SMALL, Ended
+from command_line import SMALL, Ended
 
 from softeval import evaluate, load_run
 from softeval.api import Run
@@ -42,27 +42,7 @@ def small_run(
     return load_run(name)
 
 
-# ---- without heavy imports
-
-
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["run", "--help"], ["--version"], ["ls", "modes"], ["ls", "tasks"]]
-)
-def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
-    code = (
-        "import sys; from softeval.cli import main as cli\n"
-        f"code = cli.run({arguments!r})\n"
-        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)\n"
-        "sys.exit(code)"
-    )
-    root = Path(__file__).resolve().parent.parent
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, check=False, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.strip().splitlines()[-1] == "[]"
-    assert done.stdout
+# ---- help and plans
 
 
 def test_help_names_every_option(

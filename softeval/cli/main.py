@@ -1,6 +1,7 @@
 """The `softeval` command: a registry of commands, and how errors leave it.
 
-Each command lives in a small module with `register(app)`; heavy imports stay inside the commands.
+Each command lives in a small module with `register(app)`, imported when the command is called: the
+list of commands costs no numpy and no pydantic. What needs torch or pandas stays inside the commands.
 
 Exit codes: 0 done, 1 failed, 2 a mistake in the request (one line on stderr), 3 finished with
 missing samples, 130 interrupted.
@@ -15,22 +16,34 @@ from importlib import import_module
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from softeval.errors import UserError
 from softeval.terminal import one_line, say
 
-COMMANDS = (
-    "softeval.cli.run",
-    "softeval.cli.train",
-    "softeval.cli.report",
-    "softeval.cli.diagnose",
-    "softeval.cli.score",
-    "softeval.cli.show",
-    "softeval.cli.ls",
-    "softeval.cli.env",
-    "softeval.cli.lm_eval",
-)
-"""Modules whose `register(app)` adds commands, in the order of --help."""
+COMMANDS = {
+    "run": ("run", "Evaluate a checkpoint under the chain-of-thought modes."),
+    "train": ("train", "Train a checkpoint with hard, soft or fuzzy chains of thought."),
+    "report": ("report", "Write one self-contained HTML report about one or many runs."),
+    "compare": ("report", "Compare two runs, or the seeds of two methods, question by question."),
+    "notebook": ("report", "Open a copy of the analysis notebook for a run."),
+    "diagnose": (
+        "diagnose",
+        "Measure exact KL to the base model along a run's prefixes, for the report's KL section.",
+    ),
+    "score": (
+        "score",
+        "Score the stored samples again, without the model; old verdicts are kept beside.",
+    ),
+    "show": ("show", "Print a question with its samples."),
+    "ls": ("ls", "List tasks, modes or runs."),
+    "env": ("env", "Print package versions, hardware and settings."),
+    "lm-eval": (
+        "lm_eval",
+        "Run lm-eval itself (`softeval lm-eval run --help`), with --model softeval and our tasks.",
+    ),
+}
+"""Every command in the order of --help: its module in `softeval.cli`, and what it does."""
 
 FAILED = 1
 MISTAKE = 2
@@ -41,6 +54,7 @@ def build_app() -> typer.Typer:
     """The typer application with every command."""
     app = typer.Typer(
         name="softeval",
+        cls=_OnDemand,
         help="Evaluate, train and report chain-of-thought with hard, soft and fuzzy tokens.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
@@ -51,9 +65,35 @@ def build_app() -> typer.Typer:
         },
     )
     app.callback()(_root)
-    for name in COMMANDS:
-        import_module(name).register(app)
+    for name, (_, summary) in COMMANDS.items():
+        app.command(name, help=summary)(_nothing_yet)
     return app
+
+
+class _OnDemand(TyperGroup):
+    """Commands that are only names and summaries until one is called."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, name and load_command(name), rest
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:  # of which typer makes an exit code without a word
+            raise typer.Abort from None
+
+
+def _nothing_yet() -> None:
+    """Stand in for a command that has not been imported."""
+
+
+def load_command(name: str) -> Any:
+    """Import a command of `COMMANDS` and build it with all its options."""
+    module, _ = COMMANDS[name]
+    app = typer.Typer()
+    import_module(f"softeval.cli.{module}").register(app)
+    return typer.main.get_group(app).commands[name]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
