@@ -89,7 +89,7 @@ def soft_checkpointed(p: Problem) -> Tensor:
 
 
 def soft_ours(p: Problem) -> Tensor:
-    from softeval.trainers.mixture_loss import mixtures
+    from softeval.trainers.chunked import mixtures
 
     mixed = mixtures(p.hidden, p.head, p.embedding, TEMPERATURE).mixed_ND
     return (p.target - mixed).square().sum()
@@ -101,7 +101,7 @@ def hard_naive(p: Problem) -> Tensor:
 
 
 def hard_ours(p: Problem) -> Tensor:
-    from softeval.trainers.mixture_loss import token_log_probs
+    from softeval.trainers.chunked import token_log_probs
 
     return token_log_probs(p.hidden, p.ids, p.head).sum()
 
@@ -207,7 +207,7 @@ def our_steps(lm: Any, method: str, naive: bool = False) -> Iterator[dict[str, f
     from softeval.decoding.rows import Limits
     from softeval.model.output_head import output_head
     from softeval.modes import get_mode
-    from softeval.trainers.advantages import leave_one_out
+    from softeval.trainers.algorithms import leave_one_out
     from softeval.trainers.losses import Policy
     from softeval.trainers.optimization import MasterWeights, Optimization, Schedule
     from softeval.trainers.training_pass import PassPlan, TrainingPass
@@ -240,8 +240,7 @@ def our_steps(lm: Any, method: str, naive: bool = False) -> Iterator[dict[str, f
 
 def naive_pass(lm: Any, rollouts: list[Any], advantages: Tensor, sigma: float) -> None:
     """The soft pass as one would first write it: logits and p of every position, plain autograd."""
-    from softeval.trainers.batch import collate
-    from softeval.trainers.losses import teacher_forced_inputs
+    from softeval.trainers.losses import collate, teacher_forced_inputs
 
     for start in range(0, len(rollouts), MICRO):
         batch = collate(rollouts[start : start + MICRO], lm.device, lm.dtype, keep_fed=True)

@@ -17,6 +17,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from torch import Tensor
 
 SCHEMA_VERSION = 1
 
@@ -73,8 +74,9 @@ class Generation:
         top1_prob: (T,) largest probability at temperature 1.
         top_ids: (T, K) token ids of the K largest entries of the mode's distribution; K may be 0.
         top_probs: (T, K) their probabilities.
-        inputs: (T, D) vectors as given to the model's ``inputs_embeds``, where they were kept.
-        record: (T, R) what the mode recorded for its log-probability, where it was kept.
+        inputs: (T, D) vectors as given to the model's ``inputs_embeds``, where they were kept; in the
+            model's dtype and on its device.
+        record: (T, R) what the mode recorded for its log-probability, float32, where it was kept.
         seconds: wall-clock seconds from admission to the batch until the end.
     """
 
@@ -95,9 +97,9 @@ class Generation:
     top1_prob: np.ndarray
     top_ids: np.ndarray
     top_probs: np.ndarray
-    inputs: np.ndarray | None
+    inputs: Tensor | None
     seconds: float
-    record: np.ndarray | None = None
+    record: Tensor | None = None
 
     @property
     def text(self) -> str:

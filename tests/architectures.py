@@ -354,7 +354,7 @@ def _compare(
     """What in a sample is not what the oracle finds."""
     table = lm.model.get_input_embeddings()
     prompt_ids = lm.tokenizer.encode(prompt)
-    fed_TD = torch.as_tensor(sample.inputs)
+    fed_TD = sample.inputs
     tail = [*map(int, sample.prefill_ids), *map(int, sample.answer_ids)]
     every = torch.cat([table(torch.tensor(prompt_ids)), fed_TD, table(torch.tensor(tail))])
     start = len(prompt_ids)

@@ -65,7 +65,7 @@ def identity(sample: Generation) -> tuple:
         sample.answer_ids.tobytes(),
         sample.entropy.tobytes(),
         sample.mode_entropy.tobytes(),
-        sample.inputs.tobytes(),
+        sample.inputs.numpy().tobytes(),
     )
 
 
@@ -127,7 +127,7 @@ def test_recorded_inputs_replayed_without_a_cache_give_the_same_choices(family, 
     ids = lambda array: lm.embedding.rows(torch.as_tensor(array))
     parts = [
         ids(sample.prompt_ids),
-        torch.from_numpy(sample.inputs),
+        sample.inputs,
         ids(sample.prefill_ids),
         ids(sample.answer_ids),
     ]
@@ -143,7 +143,7 @@ def test_recorded_inputs_replayed_without_a_cache_give_the_same_choices(family, 
     at_answer = logits[start - 1 : start - 1 + len(sample.answer_ids)]
     assert sample.answer_ids.tolist() == at_answer.argmax(-1).tolist()
     if mode == "soft_sample":
-        noise = torch.from_numpy(sample.inputs) - lm.embedding.mix((at_cot / 0.5).softmax(-1))
+        noise = sample.inputs - lm.embedding.mix((at_cot / 0.5).softmax(-1))
         z = noise / MODES["soft_sample"].sigma(lm.embedding)
         assert float(z.square().mean()) == pytest.approx(1, abs=0.25)
 

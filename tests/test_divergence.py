@@ -49,7 +49,7 @@ def plain_kl(lm: LanguageModel, base: LanguageModel, prefix: Prefix, mode: str):
         ids = torch.from_numpy(prefix.shadow_ids)
         own, other = lm.embedding.rows(ids), base.embedding.rows(ids)
     else:
-        own = torch.from_numpy(prefix.inputs)
+        own = prefix.inputs
         log_p = plain_log_probs(lm, prefix, own)
         weights = (log_p / MODES[mode].temperature).softmax(-1).float()
         every = torch.arange(lm.vocab)

@@ -87,7 +87,7 @@ def test_no_sample_depends_on_its_neighbours():
         decoder = Decoder(
             lm, MODES["soft_sample"], Limits(10, 2), batch_size=batch_size, keep_inputs=True
         )
-        return {g.key: (g.inputs.tobytes(), g.answer_text) for g in decoder.run(asked)}
+        return {g.key: (g.inputs.numpy().tobytes(), g.answer_text) for g in decoder.run(asked)}
 
     alone = {}
     for question in questions:
@@ -102,7 +102,7 @@ def test_a_pass_over_a_whole_sequence_is_that_of_the_decoder():
         lm, "a" * 10, "soft_greedy", max_cot_tokens=30, max_answer_tokens=2, keep_inputs=True
     )
     prompt = lm.embedding.rows(torch.as_tensor(sample.prompt_ids))
-    fed = torch.cat([prompt, torch.from_numpy(sample.inputs)])[None]
+    fed = torch.cat([prompt, sample.inputs])[None]
     with torch.no_grad():
         hidden = last_hidden(lm.model, fed)[0, len(prompt) - 1 : -1]
         logits = lm.logits(lm.model.lm_head(hidden))

@@ -73,7 +73,7 @@ def test_without_filters_it_is_soft_greedy() -> None:
     for [a], [b] in zip(ours, paper, strict=True):
         assert a.shadow_ids.tolist() == b.shadow_ids.tolist()
         # The first step sees the same logits; later ones also see what rounding has made of it.
-        torch.testing.assert_close(torch.tensor(a.inputs[0]), torch.tensor(b.inputs[0]))
+        torch.testing.assert_close(a.inputs[0], b.inputs[0])
 
 
 def test_the_cold_stop_ends_a_chain_after_its_patience() -> None:

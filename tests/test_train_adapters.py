@@ -15,12 +15,11 @@ from transformers import AutoModelForCausalLM, MixtralConfig
 
 from softeval.errors import UserError
 from softeval.model.language_model import BUNDLED_CHECKPOINT, load_model
-from softeval.trainers import adapters as adapters_module
-from softeval.trainers import trainer
-from softeval.trainers.adapters import Adapters
+from softeval.trainers import setup, trainer
+from softeval.trainers.checkpoints import TrainingRecord, model_card
 from softeval.trainers.config import make_config
 from softeval.trainers.demo_base import build_tokenizer
-from softeval.trainers.export import TrainingRecord, model_card
+from softeval.trainers.setup import Adapters
 
 LORA = make_config({"lora": True, "lora_rank": 4})
 
@@ -69,7 +68,7 @@ def test_layers_that_cannot_be_merged_are_refused_at_the_start(
     def weightless(layer: Any) -> torch.Tensor:
         raise AttributeError("'ParamWrapper' object has no attribute 'weight'")
 
-    monkeypatch.setattr(adapters_module, "_adapted", weightless)
+    monkeypatch.setattr(setup, "_adapted", weightless)
     model = AutoModelForCausalLM.from_config(CONFIGS["llama"]())
     with pytest.raises(UserError, match=r"--lora: .* cannot be merged .*--lora-target") as found:
         Adapters(model, LORA)

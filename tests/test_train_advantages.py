@@ -11,7 +11,7 @@ from train_cases import tiny_config
 from softeval.errors import UserError
 from softeval.scoring.boxed import closing_brace
 from softeval.scoring.judge import ScoreKind, reward, scorer
-from softeval.trainers.advantages import Algorithm, advantages, leave_one_out, uninformative
+from softeval.trainers.algorithms import Algorithm, advantages, leave_one_out, uninformative
 from softeval.trainers.rollout import reward as configured_reward
 
 

@@ -16,10 +16,16 @@ from safetensors import SafetensorError
 from train_cases import tiny_config
 
 from softeval.errors import UserError
-from softeval.trainers import atomic, disk
+from softeval.trainers import atomic, checkpoints
 from softeval.trainers.atomic import is_whole, recover, write_directory
-from softeval.trainers.checkpoint import Progress, load_state, save_state, saved_states
-from softeval.trainers.disk import check_space, full_disk
+from softeval.trainers.checkpoints import (
+    Progress,
+    check_space,
+    full_disk,
+    load_state,
+    save_state,
+    saved_states,
+)
 from softeval.trainers.processes import Processes
 from softeval.trainers.progress import PlainProgress
 from softeval.trainers.run_files import (
@@ -201,8 +207,8 @@ def test_a_full_disk_is_one_line_and_gets_its_room_back(tmp_path: Path) -> None:
 def test_a_disk_too_small_is_refused_beforehand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = type(disk.shutil.disk_usage("/"))
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: usage(10**12, 0, 10**9))
+    usage = type(checkpoints.shutil.disk_usage("/"))
+    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: usage(10**12, 0, 10**9))
     check_space(tmp_path, 10**9)
     with pytest.raises(UserError, match=r"about 2\.0 GB in .*, where 1\.0 GB can be had; free"):
         check_space(tmp_path, 2 * 10**9)

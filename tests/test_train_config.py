@@ -11,7 +11,7 @@ from train_cases import tiny_config
 from softeval.errors import UserError
 from softeval.trainers.config import METHODS, TrainConfig, make_config
 from softeval.trainers.recipe_files import read_recipes, shipped_recipes
-from softeval.trainers.validation import greedy_mode
+from softeval.trainers.rollout import greedy_mode
 
 RATES = {"llama-3.2-3b": 6e-6, "llama-3.1-8b": 3e-6, "qwen-2.5-3b": 8e-6}
 CAPS = {"gsm8k": 128, "math": 512, "deepscaler": 512}

@@ -17,17 +17,18 @@ from softeval.model.language_model import LanguageModel
 from softeval.model.output_head import output_head
 from softeval.modes import Draws, Mode, Randomness, Seen, Taken, get_mode
 from softeval.records import Generation
-from softeval.trainers.batch import Batch, collate
 from softeval.trainers.losses import (
+    Batch,
+    LogProbs,
     Policy,
     Reduction,
+    Reference,
+    collate,
     drift,
     log_probs,
     policy_hidden,
     policy_losses,
-    sequence_log_probs,
 )
-from softeval.trainers.reference import Reference
 
 PROMPT = (10, 20, 30, 40, 50)
 
@@ -48,12 +49,19 @@ def batch_of(lm: LanguageModel, found: list[Generation], policy: Policy) -> Batc
     )
 
 
+def sequence_log_probs(found: LogProbs, batch: Batch) -> torch.Tensor:
+    """(B,) log π(h̃) + log π(a | h̃) of each sequence."""
+    cot_N = found.cot.log_prob_N
+    total_B = cot_N.new_zeros(batch.rows).index_add(0, batch.cot.row_N, cot_N)
+    return total_B.index_add(0, batch.answer.row_N, found.answer_M)
+
+
 def plain_log_prob(lm: LanguageModel, g: Generation, mode: Mode) -> float:
     """One sequence, one forward pass a position, no cache, no chunks, the modes' own formula."""
     total = 0.0
     table = lm.embedding.rows(torch.arange(lm.vocab))
     inputs = [table[i] for i in g.prompt_ids]
-    for shadow, fed in zip(g.shadow_ids, torch.from_numpy(g.inputs), strict=True):
+    for shadow, fed in zip(g.shadow_ids, g.inputs, strict=True):
         logits = lm.logits(lm.model(inputs_embeds=torch.stack(inputs)[None]).logits[:, -1])
         taken = Taken(fed[None].to(lm.dtype), torch.tensor([shadow]))
         total += float(mode.log_prob(Seen(logits, lm.embedding), taken))

@@ -17,7 +17,7 @@ from transformers import DynamicCache, LlamaConfig, Qwen2Config
 from softeval.cli.main import run
 from softeval.errors import UserError
 from softeval.model.output_head import last_hidden
-from softeval.trainers import setup
+from softeval.trainers import memory
 from softeval.trainers.config import METHODS, TrainConfig, make_config
 from softeval.trainers.memory import (
     GIB,
@@ -193,10 +193,11 @@ def test_a_run_that_does_not_fit_ends_before_it_decodes(
     with pytest.raises(UserError, match=r"training takes about .* GiB on each device"):
         run_training(tmp_path / "run", model=model, device_memory=1e-6)
     assert not (tmp_path / "run").exists()
-    monkeypatch.setattr(setup, "meta_model", lambda *_: 1 / 0)
+    monkeypatch.setattr(memory, "meta_model", lambda *_: 1 / 0)
     config = TrainConfig(device="cpu")
     assert (
-        setup.check_memory(config, family_lm(), LENGTHS, 1) == "ZeroDivisionError: division by zero"
+        memory.check_memory(config, family_lm(), LENGTHS, 1)
+        == "ZeroDivisionError: division by zero"
     )
 
 

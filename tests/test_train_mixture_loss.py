@@ -21,7 +21,7 @@ from softeval.model.output_head import (
     keep_float32_head_live,
     output_head,
 )
-from softeval.trainers.mixture_loss import divergences, mixtures, token_log_probs
+from softeval.trainers.chunked import divergences, mixtures, token_log_probs
 
 N, D, V, PADDED = 23, 8, 40, 48
 

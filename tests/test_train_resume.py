@@ -32,13 +32,11 @@ from train_cases import (
 
 from softeval.errors import UserError
 from softeval.model.language_model import load_model
-from softeval.trainers import atomic, interruption, run_files, trainer
-from softeval.trainers.interruption import Interruption
+from softeval.trainers import atomic, run_files, trainer
 from softeval.trainers.optimization import MasterWeights, Optimization
-from softeval.trainers.rollout import RolloutCollector
-from softeval.trainers.run_files import read_metrics
+from softeval.trainers.rollout import RolloutCollector, Validation
+from softeval.trainers.run_files import Interruption, read_metrics
 from softeval.trainers.trainer import train
-from softeval.trainers.validation import Validation
 
 pytestmark = pytest.mark.slow
 
@@ -368,7 +366,7 @@ def test_processes_that_are_told_at_different_moments_stop_at_one_step(tmp_path:
 
 def test_a_second_signal_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(interruption, "SAME", 0.0)
+    monkeypatch.setattr(run_files, "SAME", 0.0)
     with Interruption(said.append) as caught:
         signal.raise_signal(signal.SIGTERM)
         assert caught.number == signal.SIGTERM and len(said) == 1

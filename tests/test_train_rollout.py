@@ -18,16 +18,18 @@ from softeval.modes import get_mode
 from softeval.tasks.data import DatasetSource, Origin
 from softeval.tasks.problems import Problem
 from softeval.trainers import training_pass
-from softeval.trainers.batch import collate
-from softeval.trainers.dropout import recompute_activations
-from softeval.trainers.losses import Policy, log_probs, policy_losses
+from softeval.trainers.losses import Policy, Reference, collate, log_probs, policy_losses
 from softeval.trainers.metrics import rollout_metrics, rollout_sums
 from softeval.trainers.optimization import MasterWeights, gradient_norm
 from softeval.trainers.processes import Processes
 from softeval.trainers.questions import DataOrder, QuestionSet, TrainingQuestion
-from softeval.trainers.reference import Reference
 from softeval.trainers.rollout import RolloutCollector, StepRollouts
-from softeval.trainers.training_pass import PassPlan, TrainingPass, split_norms
+from softeval.trainers.training_pass import (
+    PassPlan,
+    TrainingPass,
+    recompute_activations,
+    split_norms,
+)
 
 SOURCE = DatasetSource("made", Origin.LOCAL, "", "train", 2, "")
 

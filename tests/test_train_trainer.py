@@ -27,7 +27,7 @@ from softeval.decoding.generate import generate
 from softeval.errors import UserError
 from softeval.model.language_model import load_model
 from softeval.scoring.judge import Verdict
-from softeval.trainers import rollout, trainer, validation
+from softeval.trainers import rollout, trainer
 from softeval.trainers.config import TrainConfig
 from softeval.trainers.run_files import read_metrics
 
@@ -100,8 +100,7 @@ def test_the_reward_rises_on_a_bandit_in_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One question that a tiny random model answers by luck; box or no box is the whole task."""
-    for module in (rollout, validation):
-        monkeypatch.setattr(module, "scorer", BoxJudge)
+    monkeypatch.setattr(rollout, "scorer", BoxJudge)
     rows = [{"question": f"q{n}", "answer": "no number"} for n in range(12)]
     data = tmp_path / "own.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -11,8 +11,7 @@ from train_cases import made_generation, relative_distance, tiny_lm
 
 from softeval.model.output_head import output_head
 from softeval.modes import get_mode
-from softeval.trainers.batch import collate
-from softeval.trainers.losses import Policy, log_probs, policy_losses
+from softeval.trainers.losses import Policy, collate, log_probs, policy_losses
 
 trl = pytest.importorskip("trl")
 

@@ -80,9 +80,7 @@ def made_generation(
         top1_prob=empty,
         top_ids=np.zeros((lengths[1], 0), dtype=np.int32),
         top_probs=np.zeros((lengths[1], 0), dtype=np.float32),
-        inputs=fed.astype(np.float64 if lm.dtype == torch.float64 else np.float32)
-        if inputs
-        else None,
+        inputs=torch.from_numpy(fed).to(lm.dtype) if inputs else None,
         seconds=0.0,
     )
 

@@ -17,11 +17,14 @@ import torch
 
 from softeval.errors import UserError
 from softeval.model.checkpoint import read_config, torch_device
-from softeval.model.language_model import BUNDLED_CHECKPOINT
+from softeval.model.language_model import BUNDLED_CHECKPOINT, LanguageModel
 from softeval.model.output_head import CHUNK_ELEMENTS
+from softeval.model.stopping import Stopper
 from softeval.trainers.config import TrainConfig
-from softeval.trainers.dropout import recompute_activations
 from softeval.trainers.meta_model import meta_model, position_bytes, saved_bytes, tensors_of
+from softeval.trainers.questions import QuestionSet
+from softeval.trainers.setup import Adapters
+from softeval.trainers.training_pass import recompute_activations
 
 GIB = 2**30
 ASSUMED_PROMPT, ASSUMED_PREFILL = 256, 8
@@ -98,8 +101,6 @@ class MemoryModel:
         slots = min(2 * lengths.total, lengths.total + 512)
         self.row = slots * position_bytes(model)
         if config.lora:
-            from softeval.trainers.adapters import Adapters
-
             with torch.device("meta"):
                 Adapters(model, config)
         self.trained = [p for p in model.parameters() if p.requires_grad]
@@ -257,6 +258,41 @@ def _remedy(memory: MemoryModel, limit: int) -> str:
             return f"give {' '.join(named)}"
     larger = "take a smaller model or a larger device"
     return larger if memory.config.lora else f"give --lora, or {larger}"
+
+
+def check_context(config: TrainConfig, lm: LanguageModel, questions: QuestionSet) -> Lengths:
+    """Lengths of the longest sequence; questions that do not fit the context are refused.
+
+    Raises:
+        UserError: naming what is needed.
+    """
+    longest = max(len(q.prompt_ids) for q in (*questions.train, *questions.validation))
+    prefill = Stopper(lm.tokenizer).longest_prefill
+    needed = longest + config.cot_cap + prefill + config.max_answer_tokens
+    if needed > lm.max_length:
+        raise UserError(
+            f"the longest prompt ({longest} tokens) and the caps need {needed} positions, the "
+            f"context has {lm.max_length}; lower --max-cot-tokens or set --max-prompt-tokens"
+        )
+    return Lengths(longest, config.cot_cap, needed)
+
+
+def check_memory(
+    config: TrainConfig, lm: LanguageModel, lengths: Lengths, processes: int
+) -> Estimate | str:
+    """What the run takes on each device, or why that cannot be told.
+
+    Raises:
+        UserError: more than there is, with what would fit.
+    """
+    try:
+        model = meta_model(lm.model.config, lm.dtype, config.trust_remote_code)
+        memory = MemoryModel(model, config, lengths, lm.device.type, processes)
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001 - code of an architecture that wants real tensors
+        return describe(error)
+    return require_memory(memory, device_memory(lm.device, config.device_memory))
 
 
 def device_memory(device: torch.device, given: float | None) -> int | None:

@@ -3,6 +3,12 @@
 Every number is made of sums, so that processes can be added up. Names are `group/name`, as trackers
 show them. What the machine decides is under `time/` and `memory/`; nothing else depends on it.
 
+One of them is also judged: whether the training pass finds the noise that the rollout drew. χ²/d of a
+soft or fuzzy position, ‖h̃ - pE‖²/(σ²d), is 1 up to √(2/d) if both passes see one model. Where they do
+not (dropout, a wrong mask, another precision), nearly every position is off. A few positions far off
+are no such fault: in half precision two nearly equal logits may change places between the passes, and
+the mixture jumps to another token there. They are counted, and judged apart.
+
 Knows nothing of files or trackers.
 """
 
@@ -11,13 +17,13 @@ from __future__ import annotations
 import math
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from softeval.records import StopReason
-from softeval.trainers.advantages import uninformative
+from softeval.trainers.algorithms import uninformative
 from softeval.trainers.rollout import Rollout, StepRollouts
 
 Metrics = dict[str, float | None]
@@ -115,3 +121,34 @@ def time_metrics(seconds: dict[str, float], tokens: float) -> Metrics:
     found["time/tokens_per_second"] = tokens / max(total, 1e-9)
     found["time/rollout_tokens_per_second"] = tokens / max(seconds["rollout"], 1e-9)
     return found
+
+
+SLACK = 0.1
+"""What rounding of inputs and mixtures in half precision may add to the mean χ²/d."""
+JUMP = 0.5
+"""What it may add at one position before the mixture counts as another."""
+MOST_OUTLIERS = 0.1
+"""Share of positions that may lie outside the band of one."""
+
+
+def noise_band(positions: int, width: int) -> float:
+    """How far the mean χ²/d of so many positions may lie from 1: slack and five deviations."""
+    return (JUMP if positions == 1 else SLACK) + 5 * math.sqrt(2 / (positions * width))
+
+
+def noise_fault(sums: Mapping[str, float], width: int) -> str | None:
+    """What is wrong with the noise of an update; None where nothing is.
+
+    Args:
+        sums: `steps` positions, of which `near` lie within the band of one, and `squared_near`, the
+            sum of χ² over those.
+        width: d.
+    """
+    steps, near = int(sums["steps"]), int(sums["near"])
+    if steps == 0:
+        return None
+    if steps - near > MOST_OUTLIERS * steps:
+        mean = sums["squared"] / (steps * width)
+        return f"{100 * (1 - near / steps):.0f} % of the positions are off (χ²/d {mean:.3g}, not 1)"
+    mean, band = sums["squared_near"] / (near * width), noise_band(near, width)
+    return None if abs(mean - 1) <= band else f"χ²/d is {mean:.3g}, not 1 within {band:.2g}"

@@ -4,6 +4,8 @@ Decoding is the evaluation's own `Decoder`. A sample's random numbers are keyed 
 place in the data order and the sample's place in the group, so neither the number of processes nor a
 resume changes them, and a question met again in a later epoch is sampled anew.
 
+Validation decodes the held-out questions: the method's mode without noise or sampling, greedy answers.
+
 Knows nothing of losses.
 
 Shapes: P questions, G samples of each.
@@ -14,14 +16,18 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from softeval.decoding.decoder import Decoder, Question
+from softeval.decoding.rows import Limits
+from softeval.model.language_model import LanguageModel
+from softeval.modes import Mode, get_mode
 from softeval.records import Generation
 from softeval.scoring.judge import Verdict, scorer
-from softeval.trainers.advantages import uninformative
+from softeval.trainers.algorithms import uninformative
 from softeval.trainers.config import TrainConfig
 from softeval.trainers.processes import Processes
 from softeval.trainers.questions import DataOrder, QuestionSet, TrainingQuestion
@@ -192,3 +198,89 @@ def reward(verdict: Verdict, config: TrainConfig) -> float:
 def boxed(rollouts: Sequence[Rollout]) -> int:
     """How many hold a boxed answer, right or wrong."""
     return sum(r.verdict.status != "no_answer" for r in rollouts)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Result of one validation.
+
+    Attributes:
+        success: share of accepted answers.
+        boxed: share of answers in a box.
+        cot_length: mean CoT length in tokens.
+        stopped: share of CoTs that ended with the answer prefix.
+    """
+
+    success: float
+    boxed: float
+    cot_length: float
+    stopped: float
+
+
+def greedy_mode(config: TrainConfig) -> Mode:
+    """The method's mode without randomness (method section 3, selection), hard where it has none."""
+    return config.mode.greedy() or get_mode("hard_greedy")
+
+
+def validate(
+    lm: LanguageModel,
+    questions: tuple[TrainingQuestion, ...],
+    config: TrainConfig,
+    processes: Processes,
+) -> Validation:
+    """Decode and score the held-out questions, shared out among the processes."""
+    limits = Limits(config.cot_cap, config.max_answer_tokens)
+    size = config.decode_batch_size
+    decoder = Decoder(lm, greedy_mode(config), limits, batch_size=None if size == "auto" else size)
+    mine = {q.index: q for q in processes.share(questions)}
+    asked = [Question("validation", q.index, q.prompt_ids, (0,)) for q in mine.values()]
+    found = list(decoder.run(asked))
+    items = [mine[g.key.doc_id].item(g.answer) for g in found]
+    verdicts = scorer(config.scorer).score_many(items) if items else []
+    sums = {
+        "success": float(sum(v.correct for v in verdicts)),
+        "boxed": float(sum(v.status != "no_answer" for v in verdicts)),
+        "cot_length": float(sum(len(g.shadow_ids) for g in found)),
+        "stopped": float(sum(g.stop_reason == "answer_prefix" for g in found)),
+    }
+    totals = processes.totals(sums)
+    return Validation(**{name: value / len(questions) for name, value in totals.items()})
+
+
+RECORDED_TOP = 3
+"""Largest mixture entries kept at each position of the rollouts in a table."""
+
+
+def sample_rows(
+    rollouts: Sequence[Rollout], advantages: Sequence[float], number: int, tokenizer: Any
+) -> list[dict[str, Any]]:
+    """Rows for about `number` rollouts, spread evenly over the groups."""
+    stride = max(1, len(rollouts) // number)
+    chosen = list(zip(rollouts, advantages, strict=True))[::stride][:number]
+    return [_row(rollout, advantage, tokenizer) for rollout, advantage in chosen]
+
+
+def _row(rollout: Rollout, advantage: float, tokenizer: Any) -> dict[str, Any]:
+    g = rollout.generation
+    return {
+        "question": rollout.question.problem.question,
+        "target": rollout.question.problem.target,
+        "cot": g.cot_text,
+        "answer": g.answer,
+        "stop_reason": str(g.stop_reason),
+        "reward": rollout.reward,
+        "advantage": advantage,
+        "positions": [
+            {
+                "shadow": tokenizer.decode([shadow]),
+                "entropy": round(float(entropy), 4),
+                "mixture": {
+                    tokenizer.decode([token]): round(float(weight), 4)
+                    for token, weight in zip(ids, weights, strict=True)
+                },
+            }
+            for shadow, entropy, ids, weights in zip(
+                g.shadow_ids.tolist(), g.entropy, g.top_ids.tolist(), g.top_probs, strict=True
+            )
+        ],
+    }

@@ -1,4 +1,4 @@
-"""Files of a training run: its record, metrics.jsonl, samples.jsonl, and the trackers.
+"""A training run as seen from outside: its files, its trackers, and the signals that stop it.
 
     DIR/train.json      configuration, data, versions
     DIR/metrics.jsonl   one line an update; those with a validation carry validation/success
@@ -13,10 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import signal
+import threading
+import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 from softeval.errors import UserError
 from softeval.files import beside, write_bytes, write_json
@@ -207,3 +211,58 @@ def _check(folder: Path, identity: Mapping[str, Any], found: Mapping[str, Any]) 
             f"{folder} holds a run with another configuration ({'; '.join(differing)}); "
             "give another --output-path"
         )
+
+
+SAME = 1.0
+"""Seconds within which two signals are one request."""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(KeyboardInterrupt):
+    """A run ended on request, its state saved.
+
+    Args:
+        step: updates done.
+        number: of the signal.
+    """
+
+    def __init__(self, step: int, number: int) -> None:
+        super().__init__(f"stopped at step {step}; the same command continues")
+        self.exit_code = 128 + number
+
+
+class Interruption:
+    """Catches the two signals while it is entered; elsewhere than in the main thread none.
+
+    Args:
+        say: told once, when the first one comes.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.number = 0
+        self._say = say
+        self._first = 0.0
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._former = {n: signal.signal(n, self._receive) for n in _SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not self.number:
+            self.number, self._first = number, now
+            self._say("stopping after this update; a second signal stops at once, without saving")
+        elif now - self._first > SAME:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)

@@ -1,41 +1,37 @@
 """Puts the parts of a training run together: model, policy, reference, optimizer.
 
 Everything that can be wrong with a request is found here, before the first rollout.
+
+Low-rank adapters are peft's layers, injected in place, so that the model stays an ordinary transformers
+model for the decoder and the trainer. Embeddings and head never get one: their plain matrices are
+needed.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from softeval.errors import UserError
 from softeval.model.embedding import InputEmbedding
 from softeval.model.language_model import BUNDLED_CHECKPOINT, LanguageModel, LogitsDtype, load_model
 from softeval.model.output_head import OutputHead, keep_float32_head_live, output_head
-from softeval.model.stopping import Stopper
-from softeval.trainers.adapters import Adapters
 from softeval.trainers.config import TrainConfig
-from softeval.trainers.dropout import (
+from softeval.trainers.losses import Policy, Reduction, Reference
+from softeval.trainers.optimization import MasterWeights, Optimization, Schedule
+from softeval.trainers.training_pass import (
     check_training_pass,
     disable_dropout,
     recompute_activations,
 )
-from softeval.trainers.losses import Policy, Reduction
-from softeval.trainers.memory import (
-    Estimate,
-    Lengths,
-    MemoryModel,
-    describe,
-    device_memory,
-    require_memory,
-)
-from softeval.trainers.meta_model import meta_model
-from softeval.trainers.optimization import MasterWeights, Optimization, Schedule
-from softeval.trainers.questions import QuestionSet
-from softeval.trainers.reference import Reference
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,41 +123,6 @@ def make_trainee(config: TrainConfig, lm: LanguageModel) -> Trainee:
     )
 
 
-def check_context(config: TrainConfig, lm: LanguageModel, questions: QuestionSet) -> Lengths:
-    """Lengths of the longest sequence; questions that do not fit the context are refused.
-
-    Raises:
-        UserError: naming what is needed.
-    """
-    longest = max(len(q.prompt_ids) for q in (*questions.train, *questions.validation))
-    prefill = Stopper(lm.tokenizer).longest_prefill
-    needed = longest + config.cot_cap + prefill + config.max_answer_tokens
-    if needed > lm.max_length:
-        raise UserError(
-            f"the longest prompt ({longest} tokens) and the caps need {needed} positions, the "
-            f"context has {lm.max_length}; lower --max-cot-tokens or set --max-prompt-tokens"
-        )
-    return Lengths(longest, config.cot_cap, needed)
-
-
-def check_memory(
-    config: TrainConfig, lm: LanguageModel, lengths: Lengths, processes: int
-) -> Estimate | str:
-    """What the run takes on each device, or why that cannot be told.
-
-    Raises:
-        UserError: more than there is, with what would fit.
-    """
-    try:
-        model = meta_model(lm.model.config, lm.dtype, config.trust_remote_code)
-        memory = MemoryModel(model, config, lengths, lm.device.type, processes)
-    except UserError:
-        raise
-    except Exception as error:  # noqa: BLE001 - code of an architecture that wants real tensors
-        return describe(error)
-    return require_memory(memory, device_memory(lm.device, config.device_memory))
-
-
 def _optimization(config: TrainConfig, weights: MasterWeights) -> Optimization:
     schedule = Schedule(
         config.learning_rate, config.warmup_steps, config.max_steps, config.min_lr_ratio
@@ -182,7 +143,133 @@ def _reference(
     if config.beta == 0 and config.kl_steps == 0:
         return None
     if adapters is not None:
-        return Reference(lm, head, adapters)
+        return Reference(lm, head, adapters.disabled)
     copy = load_for_training(config, lm.device)
     copy.model.requires_grad_(False)
     return Reference(copy, output_head(copy, config.loss_chunk_size))
+
+
+_NAME = "default"
+_BASE_LAYER = re.compile(r"\.base_layer\b")
+
+
+class Adapters:
+    """The adapters of one model.
+
+    Args:
+        model: gets the adapters; everything else in it is frozen.
+        config: rank, scale and target modules.
+
+    Raises:
+        UserError: peft is missing, or no module fits.
+    """
+
+    def __init__(self, model: Any, config: TrainConfig) -> None:
+        try:
+            from peft import LoraConfig, inject_adapter_in_model
+        except ImportError:
+            raise UserError("--lora needs peft: pip install 'softeval[lora]'") from None
+        targets = list(config.lora_target_modules)
+        torch.manual_seed(config.seed)  # the adapters' first values are drawn
+        lora = LoraConfig(
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            target_modules="all-linear" if targets == ["all-linear"] else targets,
+            task_type="CAUSAL_LM",
+        )
+        try:
+            inject_adapter_in_model(lora, model, adapter_name=_NAME)
+        except ValueError as error:
+            raise UserError(f"--lora-target-modules: {str(error).splitlines()[0]}") from error
+        self._model = model
+        self._config = lora
+        self._layers = dict(_tuner_layers(model))
+        plain = (model.get_input_embeddings(), model.get_output_embeddings())
+        if any(layer in self._layers.values() for layer in plain):
+            raise UserError("--lora-target-modules: embeddings and head cannot get an adapter")
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+        self._try_merging()
+
+    def _try_merging(self) -> None:
+        """Find out now, not after hours, whether these layers can be exported."""
+        try:
+            with self.merged():
+                pass
+        except (AttributeError, NotImplementedError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"--lora: adapters of this architecture cannot be merged ({reason}); name plain linear "
+                "layers by --lora-target-modules"
+            ) from error
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The model as it was before training."""
+        self._switch(False)
+        try:
+            yield
+        finally:
+            self._switch(True)
+
+    @contextmanager
+    def merged(self) -> Iterator[dict[str, Tensor]]:
+        """The model with the adapters added to its weights and rounded to their precision.
+
+        This is what is exported, so it is also what is validated. Gives the state of an ordinary
+        model; afterwards the weights are what they were, to the bit.
+        """
+        kept: list[tuple[Tensor, Tensor]] = []
+        with self.disabled(), torch.no_grad():
+            try:
+                for layer in self._layers.values():
+                    weight = _adapted(layer)
+                    kept.append((weight, weight.data))
+                    delta = layer.get_delta_weight(_NAME).float()
+                    weight.data = (weight.float() + delta).to(weight.dtype)
+                yield {
+                    _BASE_LAYER.sub("", name): tensor
+                    for name, tensor in self._model.state_dict().items()
+                    if ".lora_" not in name
+                }
+            finally:
+                for weight, before in reversed(kept):
+                    weight.data = before
+
+    def save(self, folder: Path, base: str) -> None:
+        """Write the adapters as peft reads them: adapter_config.json, adapter_model.safetensors.
+
+        Args:
+            folder: an own one, since transformers would add an adapter that lies beside a model to it.
+            base: name of the model they are for.
+        """
+        from peft.utils import get_peft_model_state_dict
+        from safetensors.torch import save_file
+
+        folder.mkdir()
+        state = get_peft_model_state_dict(self._model, adapter_name=_NAME)
+        named = {f"base_model.model.{n}": t.detach().cpu().contiguous() for n, t in state.items()}
+        save_file(named, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
+        config = replace(self._config, base_model_name_or_path=base, inference_mode=True)
+        config.save_pretrained(str(folder))
+
+    def _switch(self, enabled: bool) -> None:
+        for layer in self._layers.values():
+            layer.enable_adapters(enabled)
+            for name, parameter in layer.named_parameters():
+                parameter.requires_grad_("lora_" in name)
+
+
+def _adapted(layer: Any) -> Tensor:
+    """The weight that a layer's adapter is for; one of several, in experts that are fused."""
+    named = getattr(layer, "parameter_name", None)
+    base = layer.get_base_layer()
+    return base.weight if named is None else getattr(base, named)
+
+
+def _tuner_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            yield name, module

@@ -28,40 +28,50 @@ from softeval.model.language_model import BUNDLED_CHECKPOINT, weights_hash
 from softeval.modes import mode_record
 from softeval.runs.environment import package_versions
 from softeval.trainers import run_files
-from softeval.trainers.advantages import Algorithm, advantages
+from softeval.trainers.algorithms import Algorithm, advantages
 from softeval.trainers.atomic import recover
-from softeval.trainers.checkpoint import Progress, SavedState, load_state, save_state
+from softeval.trainers.checkpoints import (
+    Progress,
+    SavedState,
+    TrainingRecord,
+    check_space,
+    export_checkpoint,
+    exported_step,
+    full_disk,
+    load_state,
+    save_failure,
+    save_state,
+)
 from softeval.trainers.config import TrainConfig
-from softeval.trainers.disk import check_space, full_disk
-from softeval.trainers.export import TrainingRecord, export_checkpoint, exported_step
-from softeval.trainers.failure import save_failure
-from softeval.trainers.interruption import Interruption, Stopped
 from softeval.trainers.lock import locked
-from softeval.trainers.memory import GIB
+from softeval.trainers.memory import GIB, check_context, check_memory
 from softeval.trainers.metrics import (
     Metrics,
     is_finite,
+    noise_fault,
     pass_metrics,
     peak_memory,
     rollout_metrics,
     rollout_sums,
     time_metrics,
 )
-from softeval.trainers.noise_check import noise_fault
 from softeval.trainers.processes import Processes
 from softeval.trainers.progress import TrainProgress, make_progress
 from softeval.trainers.questions import DataOrder, QuestionSet, fingerprint, load_questions
-from softeval.trainers.rollout import RolloutCollector, StepRollouts
-from softeval.trainers.sample_table import RECORDED_TOP, sample_rows
+from softeval.trainers.rollout import (
+    RECORDED_TOP,
+    RolloutCollector,
+    StepRollouts,
+    sample_rows,
+    validate,
+)
+from softeval.trainers.run_files import Interruption, Stopped
 from softeval.trainers.setup import (
-    check_context,
-    check_memory,
     keep_embedding_size,
     load_for_training,
     make_trainee,
 )
 from softeval.trainers.training_pass import PassPlan, PassResult, TrainingPass, split_norms
-from softeval.trainers.validation import validate
 
 
 @dataclass(frozen=True)

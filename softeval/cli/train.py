@@ -67,7 +67,7 @@ def train(
         say("\n".join(plan_memory(resolved)), err=True)
         return 0
     _calm_libraries()
-    from softeval.trainers.interruption import Stopped
+    from softeval.trainers.run_files import Stopped
     from softeval.trainers.trainer import train as run_training
 
     command = shlex.join(["softeval", *sys.argv[1:]])

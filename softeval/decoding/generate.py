@@ -37,7 +37,7 @@ def generate(
         seed: with task, prompt index and sample index the key of the random numbers.
         max_cot_tokens: cap on the CoT.
         max_answer_tokens: cap on the answer, the prefill not counted.
-        keep_inputs: keep the vectors that were fed, (T, D) float32 a sample.
+        keep_inputs: keep the vectors that were fed, a (T, D) tensor a sample.
         batch_size: rows at a time; None chooses by memory. It does not change the result.
         record_top: record this many of the mixture's largest entries at each position.
         task: name in the key of the random numbers.

@@ -37,7 +37,7 @@ class Prefix:
 
     prompt_ids: np.ndarray
     shadow_ids: np.ndarray
-    inputs: np.ndarray | None = None
+    inputs: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +130,7 @@ class _Replayer:
         """(T, D) what the CoT feeds: the kept inputs, or the embeddings of its tokens."""
         lm = self.lm
         if prefix.inputs is not None:
-            return torch.from_numpy(prefix.inputs).to(device=lm.device, dtype=lm.dtype)
+            return prefix.inputs.to(device=lm.device, dtype=lm.dtype)
         return lm.embedding.rows(torch.as_tensor(prefix.shadow_ids, device=lm.device))
 
     def hidden(self, prefix: Prefix, fed_TD: Tensor) -> Tensor:

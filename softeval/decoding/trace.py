@@ -90,7 +90,7 @@ class Trace:
         return self._scalars, self._top_ids, self._top_probs, self._inputs, self._record
 
     def read(self, row: int, length: int) -> RowTrace:
-        """Records of one row's first `length` positions, on the host."""
+        """Records of one row's first `length` positions, on the host but for what the model was fed."""
         scalars = self._scalars[row, :length].cpu().numpy().copy()
         return RowTrace(
             entropy=scalars[:, 0],
@@ -98,14 +98,13 @@ class Trace:
             top1_prob=scalars[:, 2],
             top_ids=self._top_ids[row, :length].cpu().numpy().copy(),
             top_probs=self._top_probs[row, :length].cpu().numpy().copy(),
-            inputs=_on_host(self._inputs, row, length),
-            record=_on_host(self._record, row, length),
+            inputs=_part(self._inputs, row, length),
+            record=_part(self._record, row, length),
         )
 
 
-def _on_host(buffer: Tensor | None, row: int, length: int) -> np.ndarray | None:
-    """A row's part of a buffer; bfloat16 has no numpy type, and float32 holds it exactly."""
-    return None if buffer is None else buffer[row, :length].float().cpu().numpy().copy()
+def _part(buffer: Tensor | None, row: int, length: int) -> Tensor | None:
+    return None if buffer is None else buffer[row, :length].clone()
 
 
 class RowTrace(NamedTuple):
@@ -116,5 +115,5 @@ class RowTrace(NamedTuple):
     top1_prob: np.ndarray
     top_ids: np.ndarray
     top_probs: np.ndarray
-    inputs: np.ndarray | None
-    record: np.ndarray | None
+    inputs: Tensor | None
+    record: Tensor | None

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from softeval.decoding.decoder import Decoder, Question
 from softeval.decoding.kl import Comparison, Prefix
@@ -316,7 +317,8 @@ class _Session:
             place = (key.task, key.doc_id)
             samples[place] = (*samples.get(place, ()), key.sample)
         asked = [replace(q, samples=samples[q.task, q.doc_id]) for q in questions]
-        for made in sorted(decoder.run(asked), key=lambda g: _order(g.key)):
+        kept = (replace(g, inputs=_on_host(g.inputs)) for g in decoder.run(asked))
+        for made in sorted(kept, key=lambda g: _order(g.key)):
             self.result.regenerated += 1
             self.result.differing += not np.array_equal(made.shadow_ids, recorded[made.key])
             yield _Task(made.key, mode, Prefix(made.prompt_ids, made.shadow_ids, made.inputs))
@@ -324,6 +326,11 @@ class _Session:
     def _solution_ids(self, solution: str) -> np.ndarray:
         ids = self.checkpoint.tokenizer.encode(f" {solution.strip()}", add_special_tokens=False)
         return np.array(ids[: self.limits.max_cot_tokens], dtype=np.int64)
+
+
+def _on_host(inputs: Tensor | None) -> Tensor | None:
+    """Many samples wait for their turn; the device has other uses for its memory."""
+    return None if inputs is None else inputs.cpu()
 
 
 def _order(key: SampleKey) -> tuple[str, int, int]:

@@ -1,0 +1,377 @@
+"""What a training run leaves on disk: states to continue from, checkpoints, a batch that went wrong.
+
+States are directories `step-000120`, each whole or not at all; the newest whole one continues the
+run. Weights and optimizer tensors are safetensors, the rest JSON. The noise of the rollouts needs no
+state: it is keyed (`softeval.decoding.randomness`).
+
+A checkpoint is an ordinary transformers one with a model card; nothing of ours is needed to load it.
+Beside the weights lie `softeval_training.json`, which `softeval run` copies into its record, and a
+README.md for people, and of a run with adapters these in `adapter/`.
+
+Knows nothing of how updates are made.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import random
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from softeval.errors import UserError
+from softeval.model.language_model import LanguageModel
+from softeval.tasks.data import DATASETS
+from softeval.trainers.atomic import is_whole, write_directory
+from softeval.trainers.rollout import Rollout
+from softeval.trainers.setup import Adapters
+
+TENSORS = "tensors.safetensors"
+PROGRESS = "progress.json"
+_RANDOM = "random."
+_NAME = re.compile(r"step-(\d+)")
+
+
+@dataclass
+class Progress:
+    """Where a run stands.
+
+    Attributes:
+        step: updates done.
+        cursor: place in the data order.
+        embedding_rms: root mean square of E's entries when training began; σ is made of it.
+        best_step: step of the best validation so far, -1 before the first.
+        best_success: its share of accepted answers.
+        micro_batch: sequences of a training pass, where memory decided; it must stay.
+        curve: every validation, as {"step", "success", ...}.
+    """
+
+    step: int = 0
+    cursor: int = 0
+    embedding_rms: float = 0.0
+    best_step: int = -1
+    best_success: float = -1.0
+    micro_batch: int | None = None
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
+def save_state(folder: Path, progress: Progress, tensors: dict[str, Tensor], keep: int) -> Path:
+    """Write the state after `progress.step` updates and drop the oldest beyond `keep`."""
+    place = folder / f"step-{progress.step:06d}"
+
+    def fill(partial: Path) -> None:
+        host = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        save_file(host | _random_tensors(), str(partial / TENSORS))
+        record = {"progress": asdict(progress), "random": _random_numbers()}
+        (partial / PROGRESS).write_text(json.dumps(record) + "\n", encoding="utf-8")
+
+    write_directory(place, fill, manifest=True)
+    for old in saved_states(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return place
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A state read back.
+
+    Attributes:
+        progress: where the run stood.
+        tensors: weights and optimizer, by name.
+        torn: states that were newer but not whole.
+    """
+
+    progress: Progress
+    tensors: dict[str, Tensor]
+    torn: tuple[str, ...]
+    random: dict[str, Any]
+
+    def restore_random(self) -> None:
+        """Set every random generator back."""
+        version, numbers, gauss = self.random["python"]
+        random.setstate((version, tuple(numbers), gauss))
+        name, keys, *rest = self.random["numpy"]
+        np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+        torch.set_rng_state(self.tensors[f"{_RANDOM}torch"])
+        saved = [n for n in sorted(self.tensors) if n.startswith(f"{_RANDOM}cuda")]
+        if saved and torch.cuda.is_available():
+            for device, name in enumerate(saved[: torch.cuda.device_count()]):
+                torch.cuda.set_rng_state(self.tensors[name], device)
+
+
+def load_state(folder: Path) -> SavedState | None:
+    """The newest whole state, None where nothing was saved yet.
+
+    Raises:
+        UserError: states are there, but every one is torn.
+    """
+    torn: list[str] = []
+    for place in reversed(saved_states(folder)):
+        if is_whole(place):
+            record = json.loads((place / PROGRESS).read_text(encoding="utf-8"))
+            tensors = load_file(str(place / TENSORS))
+            return SavedState(
+                Progress(**record["progress"]), tensors, tuple(torn), record["random"]
+            )
+        torn.append(place.name)
+    if torn:
+        raise UserError(
+            f"every state in {folder} is torn ({', '.join(torn)}); start anew in another --output-path"
+        )
+    return None
+
+
+def saved_states(folder: Path) -> list[Path]:
+    """State directories, oldest first, torn ones too."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+def _random_tensors() -> dict[str, Tensor]:
+    states = {f"{_RANDOM}torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        for device, state in enumerate(torch.cuda.get_rng_state_all()):
+            states[f"{_RANDOM}cuda{device:03d}"] = state
+    return states
+
+
+def _random_numbers() -> dict[str, Any]:
+    name, keys, *rest = np.random.get_state()
+    return {"python": random.getstate(), "numpy": [name, np.asarray(keys).tolist(), *rest]}
+
+
+RECORD = "softeval_training.json"
+ADAPTER = "adapter"
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What is said of a trained checkpoint.
+
+    Attributes:
+        method: hard, soft, fuzzy, or the name of another mode.
+        dataset: name of the training set.
+        train_seed: seed of the run.
+        base: what was trained.
+        step: updates done.
+        mode: the CoT mode of training with every option, and σ where it has noise.
+        logits_dtype: precision of the logits in training.
+        validation: greedy validation success at every time it was taken.
+        selected: "best" or "last".
+        command: what was typed.
+        config: the whole configuration.
+        data: where the questions came from and what was dropped.
+        versions: of the packages.
+    """
+
+    method: str
+    dataset: str
+    train_seed: int
+    base: str
+    step: int
+    mode: dict[str, Any]
+    logits_dtype: str
+    validation: Sequence[dict[str, float]]
+    selected: str
+    command: str
+    config: dict[str, Any]
+    data: dict[str, Any]
+    versions: dict[str, str]
+
+
+def export_checkpoint(
+    place: Path,
+    lm: LanguageModel,
+    record: TrainingRecord,
+    adapters: Adapters | None = None,
+) -> None:
+    """Write a checkpoint directory, replacing one that stands there.
+
+    Args:
+        place: the directory.
+        lm: model and tokenizer.
+        record: what to say of it.
+        adapters: merged into the weights, and written by themselves into `adapter/`.
+    """
+
+    def fill(partial: Path) -> None:
+        with adapters.merged() if adapters else nullcontext() as state:
+            lm.model.save_pretrained(str(partial), state_dict=state)
+        if adapters:
+            adapters.save(partial / ADAPTER, record.base)
+        lm.tokenizer.save_pretrained(str(partial))
+        text = json.dumps(asdict(record), indent=2, ensure_ascii=False)
+        (partial / RECORD).write_text(text + "\n", encoding="utf-8")
+        card = model_card(record, _license(lm))
+        (partial / "README.md").write_text(card, encoding="utf-8")
+
+    write_directory(place, fill)
+
+
+def exported_step(place: Path) -> int | None:
+    """Updates done by the checkpoint there; None without a readable one."""
+    try:
+        return int(json.loads((place / RECORD).read_text(encoding="utf-8"))["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def model_card(record: TrainingRecord, license: str | None = None) -> str:
+    """README.md of a checkpoint.
+
+    Args:
+        record: what to say of it.
+        license: that of the base, where it is known.
+    """
+    named = ("name", "family", "is_greedy", "feeds_tokens")
+    options = ", ".join(f"{k} = {v}" for k, v in record.mode.items() if k not in named)
+    curve = "\n".join(
+        f"| {int(point['step'])} | {100 * point['success']:.1f} % |" for point in record.validation
+    )
+    return f"""---
+{_metadata(record, license)}---
+
+# {record.method} chain-of-thought training on {record.dataset}
+
+Trained from `{record.base}` with `softeval train`, the method of *Soft Tokens, Hard Truths* (arXiv
+2509.19170). An ordinary transformers checkpoint; `softeval run --model DIR` evaluates it under the
+six CoT modes.
+
+- method: {record.method}, CoT mode {record.mode["name"]} ({options})
+- data: {record.dataset}, seed {record.train_seed}
+- step: {record.step} ({record.selected})
+- logits: {record.logits_dtype}
+- weights: {_weights(record)}
+
+Greedy validation success on held-out training questions up to this step:
+
+| step | success |
+|---|---|
+{curve}
+
+Command:
+
+    {record.command}
+
+Everything else is in `{RECORD}`.
+"""
+
+
+def _metadata(record: TrainingRecord, license: str | None) -> str:
+    """The card's YAML, as the Hugging Face hub reads it; nothing that would only mean a path here."""
+    import yaml
+
+    found: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["softeval", "reinforcement-learning", "chain-of-thought"],
+    }
+    if record.base.count("/") == 1 and not Path(record.base).expanduser().exists():
+        found["base_model"] = record.base
+    if record.dataset in DATASETS:
+        found["datasets"] = [DATASETS[record.dataset].hub_id]
+    if license is not None:
+        found["license"] = license
+    return yaml.safe_dump(found, sort_keys=False)
+
+
+def _weights(record: TrainingRecord) -> str:
+    config = record.config
+    if not config.get("lora"):
+        return "all trained"
+    return (
+        f"low-rank adapters of rank {config['lora_rank']} and alpha {config['lora_alpha']}, merged and "
+        f"rounded to the model's precision, as they were validated; unmerged in `{ADAPTER}/`"
+    )
+
+
+def _license(lm: LanguageModel) -> str | None:
+    """License that the base's own card names, where one lies beside it."""
+    import yaml
+
+    try:
+        head = (Path(lm.path) / "README.md").read_text(encoding="utf-8").split("---")
+        found = yaml.safe_load(head[1])["license"]
+    except (OSError, IndexError, KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    return str(found)
+
+
+def save_failure(place: Path, rollouts: Sequence[Rollout], advantages: Sequence[float]) -> None:
+    """Write texts, rewards and advantages as JSON, token ids and fed vectors as safetensors."""
+
+    def fill(partial: Path) -> None:
+        tensors: dict[str, Tensor] = {}
+        for number, rollout in enumerate(rollouts):
+            g = rollout.generation
+            ids = {"prompt": g.prompt_ids, "shadow": g.shadow_ids, "answer": g.answer_ids}
+            ids["prefill"] = g.prefill_ids
+            tensors |= {f"{number}.{name}": torch.as_tensor(value) for name, value in ids.items()}
+            if g.inputs is not None:
+                tensors[f"{number}.inputs"] = g.inputs
+        save_file(tensors, str(partial / "batch.safetensors"))
+        rows = [
+            {
+                "question": rollout.question.problem.question,
+                "target": rollout.question.problem.target,
+                "text": rollout.generation.text,
+                "reward": rollout.reward,
+                "advantage": advantage,
+            }
+            for rollout, advantage in zip(rollouts, advantages, strict=True)
+        ]
+        text = json.dumps(rows, indent=2, ensure_ascii=False)
+        (partial / "batch.json").write_text(text + "\n", encoding="utf-8")
+
+    write_directory(place, fill)
+
+
+GB = 10**9
+
+
+def check_space(folder: Path, wanted: int) -> None:
+    """Refuse a directory that cannot hold so many bytes, those that it holds already counted.
+
+    Raises:
+        UserError: naming both numbers.
+    """
+    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    free = shutil.disk_usage(folder).free
+    if held + free < wanted:
+        raise UserError(
+            f"states and checkpoints take about {wanted / GB:.1f} GB in {folder}, where "
+            f"{(held + free) / GB:.1f} GB can be had; free some, or give another --output-path"
+        )
+
+
+@contextmanager
+def full_disk(folder: Path) -> Iterator[None]:
+    """Turn a write for which there is no room into one line.
+
+    Raises:
+        UserError: the disk is full, or a quota is.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        # safetensors names the system's error in its text only.
+        number = getattr(error, "errno", None)
+        if number not in (errno.ENOSPC, errno.EDQUOT) and "No space left" not in str(error):
+            raise
+        raise UserError(
+            f"no space is left for {folder}; free some, and the same command continues from the last "
+            "state"
+        ) from error
