@@ -36,7 +36,7 @@ def softeval(capsys: pytest.CaptureFixture[str], elsewhere: None) -> Callable[..
     return call
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A complete run of all modes on the bundled task."""
     path = tmp_path_factory.mktemp("finished") / "run"

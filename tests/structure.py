@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -57,12 +58,14 @@ class Import(NamedTuple):
     inside: bool
 
 
+@cache
 def modules() -> list[Module]:
     """Every product file, by name."""
     files = [p for folder in FOLDERS for p in sorted((ROOT / folder).rglob("*.py"))]
     return [_module(p) for p in files if not any(q.is_symlink() for q in p.parents)]
 
 
+@cache
 def imports() -> list[Import]:
     """Every import of one product file in another, those inside functions too."""
     known = modules()

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from tiny import FAMILIES, VOCAB, tiny_lm, tiny_tokenizer
+from tiny import VOCAB, tiny_lm, tiny_tokenizer
 
 from softeval.decoding.decoder import Decoder, Question
 from softeval.decoding.generate import generate
@@ -19,6 +19,8 @@ from softeval.modes import MODES, get_mode
 from softeval.records import AnswerStop, Generation, StopReason
 
 PROMPTS = ["What is 2+2?", "Tell me: a long story about a cat that", "x", "Hello there"]
+KINDS = ["llama", "gemma3", "gpt2", "mixtral"]
+"""Rotary and learned positions, a window, experts; the walk through every architecture is slow."""
 
 
 def by_generate(lm, prompt: str, tokens: int) -> list[int]:
@@ -31,7 +33,7 @@ def by_generate(lm, prompt: str, tokens: int) -> list[int]:
     return out[0, ids.shape[1] :].tolist()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KINDS)
 def test_hard_greedy_is_generate_token_for_token(family):
     lm = tiny_lm(family)
     samples = generate(lm, PROMPTS, "hard_greedy", max_cot_tokens=40, max_answer_tokens=4)
@@ -42,7 +44,7 @@ def test_hard_greedy_is_generate_token_for_token(family):
             assert len(sample.shadow_ids) == len(expected)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KINDS)
 def test_answer_after_the_prefill_is_generate_token_for_token(family):
     lm = tiny_lm(family)
     ((sample,),) = generate(lm, PROMPTS[:1], max_cot_tokens=12, max_answer_tokens=6)
@@ -79,15 +81,15 @@ def identity(sample: Generation) -> tuple:
 def test_a_sample_is_bit_for_bit_the_same_in_any_batch(mode):
     lm = tiny_lm("llama")
     questions = [
-        Question("t", index, tuple(lm.tokenizer.encode(p)), tuple(range(5)))
+        Question("t", index, tuple(lm.tokenizer.encode(p)), (0, 1, 4))
         for index, p in enumerate(PROMPTS)
     ]
     runs = []
-    for size, order in ((1, 1), (3, -1), (7, 1), (64, -1)):
-        decoder = Decoder(lm, MODES[mode], Limits(24, 4), batch_size=size, keep_inputs=True)
+    for size, order in ((1, 1), (5, -1), (64, -1)):
+        decoder = Decoder(lm, MODES[mode], Limits(12, 3), batch_size=size, keep_inputs=True)
         found = [identity(g) for g in decoder.run(questions[::order])]
         runs.append(sorted(found, key=lambda item: (item[0].doc_id, item[0].sample)))
-    assert len(runs[0]) == 20
+    assert len(runs[0]) == 12
     for one, other in pairwise(runs):
         assert one == other
 
@@ -115,7 +117,7 @@ def test_samples_differ_by_seed_task_question_and_sample():
     assert len(set(texts)) == len(texts)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "mistral", "mixtral"])
+@pytest.mark.parametrize("family", KINDS)
 @pytest.mark.parametrize("mode", ["soft_sample", "fuzzy_greedy", "hard_sample"])
 def test_recorded_inputs_replayed_without_a_cache_give_the_same_choices(family, mode):
     """Feed what was recorded through one plain forward pass: logits and entropies must agree."""
@@ -148,7 +150,7 @@ def test_recorded_inputs_replayed_without_a_cache_give_the_same_choices(family, 
         assert float(z.square().mean()) == pytest.approx(1, abs=0.25)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KINDS)
 def test_fuzzy_greedy_shadows_are_hard_greedy_tokens(family):
     """Wherever the top two logits differ by much more than the fuzzy temperature."""
     lm = tiny_lm(family)

@@ -152,6 +152,7 @@ def test_learning_rate_warms_up_and_ends_at_zero():
     assert factors[100] == 0.0
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_and_another_seed_others(tmp_path: Path):
     for name, config in (("a", TINY), ("b", TINY), ("c", replace(TINY, seed=1))):
         make_checkpoint(tmp_path / name, config)
@@ -163,6 +164,7 @@ def test_same_seed_same_bytes_and_another_seed_others(tmp_path: Path):
     assert weights[0] != weights[1]
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(tokenizer):
     config = replace(TINY, steps=60, batch_size=16, hidden_size=32, learning_rate=1e-2)
     losses = train(build_model(config, tokenizer), tokenizer, config)

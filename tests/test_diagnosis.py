@@ -71,6 +71,7 @@ def test_sets_samples_and_limit_change_what_is_replayed(run):
     assert found.prefixes == {"own": 4}
 
 
+@pytest.mark.slow
 def test_fewer_prefixes_never_replace_more_unasked(run, tmp_path):
     folder = Path(shutil.copytree(run.path, tmp_path / "run"))
     both = {"sets": ["own", "base"], "samples": 2, "device": "cpu"}
@@ -87,6 +88,7 @@ def test_fewer_prefixes_never_replace_more_unasked(run, tmp_path):
     assert len(set(pd.read_parquet(folder / "kl.parquet")["doc_id"])) == 1
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_moved_can_be_named(run, tmp_path, monkeypatch):
     folder = Path(shutil.copytree(run.path, tmp_path / "run"))
     record = rundir.read_record(folder)

@@ -16,7 +16,7 @@ from softeval.lmeval import load_tasks
 from softeval.scoring.grading.comparison import same_answer
 from softeval.scoring.grading.normal_form import normalised
 from softeval.scoring.grading.tokens import UnreadableError, tree, written
-from softeval.scoring.judge import MAX_ANSWER_CHARS, Item, ScoreKind, Scorer
+from softeval.scoring.judge import MAX_ANSWER_CHARS, Item, ScoreKind, scorer
 from softeval.tasks.benchmark import judge
 from softeval.tasks.problems import load_problems
 
@@ -92,8 +92,7 @@ def test_every_answer_of_the_cases_is_the_same_as_itself() -> None:
 @pytest.mark.slow
 def test_pairs_of_the_review(shared: Path) -> None:
     rows = [json.loads(line) for line in (shared / "cases/scoring_pairs.jsonl").open()]
-    with Scorer(workers=2) as judge:
-        verdicts = judge.score_many([Item(row["answer"], row["label"]) for row in rows])
+    verdicts = scorer().score_many([Item(row["answer"], row["label"]) for row in rows])
     wrong = {
         (row["answer"], row["label"]): verdict.correct
         for row, verdict in zip(rows, verdicts, strict=True)
@@ -158,15 +157,13 @@ def test_the_public_function_gives_both_verdicts() -> None:
     ],
 )
 def test_an_allowed_error_is_in_the_unit_of_the_label(answer: str, accepted: bool) -> None:
-    with Scorer() as judge:
-        assert judge.score(answer, "4.2", error=0.1).correct == accepted
-        assert judge.score(answer, "4.2").correct == (answer == "4.2")
+    assert scorer().score(answer, "4.2", error=0.1).correct == accepted
+    assert scorer().score(answer, "4.2").correct == (answer == "4.2")
 
 
 def test_an_allowed_error_holds_for_whole_numbers_too() -> None:
-    with Scorer() as judge:
-        items = [Item(answer, "100", ScoreKind.MATH, 2.0) for answer in ("99", "102", "103")]
-        assert [verdict.correct for verdict in judge.score_many(items)] == [True, True, False]
+    items = [Item(answer, "100", ScoreKind.MATH, 2.0) for answer in ("99", "102", "103")]
+    assert [verdict.correct for verdict in scorer().score_many(items)] == [True, True, False]
 
 
 def test_the_allowed_error_of_olympiadbench_reaches_the_scorer(shared: Path) -> None:

@@ -50,6 +50,7 @@ def pair(tmp_path):
     return [write_checkpoint(tmp_path / name, name, **OPTIONS) for name in ("base", "soft")]
 
 
+@pytest.mark.slow
 def test_equal_verdicts_are_said_to_be_equal(pair):
     for folder in pair:
         _say(folder, other=lambda verdicts: verdicts, rules="softeval 1")

@@ -15,7 +15,7 @@ from softeval.errors import UserError
 from softeval.runs import rundir
 from softeval.runs.rescore import rescore
 from softeval.scoring.grading import RULES
-from softeval.scoring.judge import Rules, Scorer, Verdict
+from softeval.scoring.judge import Rules, Verdict
 
 
 class FixedScorer:
@@ -47,10 +47,9 @@ def _judged(run, name="samples.parquet"):
 
 
 def test_the_same_scorer_leaves_every_verdict_and_byte(run):
-    with Scorer() as scorer:
-        rescore(run, scorer)  # the synthetic run has time-outs that are none
-        before = (run / "samples.parquet").read_bytes()
-        found = rescore(run, scorer)
+    rescore(run, scorer())  # the synthetic run has time-outs that are none
+    before = (run / "samples.parquet").read_bytes()
+    found = rescore(run, scorer())
     assert (found.gained, found.lost, found.statuses, found.kept) == (0, 0, 0, None)
     assert (run / "samples.parquet").read_bytes() == before
 
@@ -180,8 +179,7 @@ def test_an_old_run_is_judged_by_both_rules(run):
     _with_answers(run, [r"n \text{ is odd}", r"n\text{ is even}"], r"n\text{ is even}")
     path = run / "samples.parquet"
     pq.write_table(pq.read_table(path).drop_columns(["other_correct", "target_error"]), path)
-    with Scorer() as scorer:
-        rescore(run, scorer)
+    rescore(run, scorer())
     table = pq.read_table(path)
     assert table["correct"].to_pylist()[:2] == [False, True]
     assert table["other_correct"].to_pylist()[:2] == [True, True]
@@ -190,8 +188,7 @@ def test_an_old_run_is_judged_by_both_rules(run):
 
 def test_the_allowed_error_of_a_label_is_kept(run):
     _with_answers(run, ["4.25", "4.35"], "4.2", errors=0.1)
-    with Scorer() as scorer:
-        rescore(run, scorer)
+    rescore(run, scorer())
     table = pq.read_table(run / "samples.parquet")
     assert table["correct"].to_pylist()[:2] == [True, False]
     assert set(table["target_error"].to_pylist()) == {0.1}

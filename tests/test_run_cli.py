@@ -203,6 +203,7 @@ def test_environment_below_command_line_above_file(
     assert list(config["modes"]) == ["soft_sample", "hard_greedy"]
 
 
+@pytest.mark.slow
 def test_the_chat_template_is_applied(softeval: Callable[..., Ended]) -> None:
     copy = shutil.copytree(bundled_checkpoint(), "with-template")
     settings = json.loads((Path(copy) / "tokenizer_config.json").read_text())
@@ -329,6 +330,7 @@ def test_broken_checkpoints(softeval: Callable[..., Ended]) -> None:
 # ---- starting again
 
 
+@pytest.mark.slow
 def test_started_again_a_finished_run_is_shown(
     softeval: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,6 +362,7 @@ def test_other_arguments_are_refused_and_overwrite_starts_anew(
     assert new.info["config"]["seed"] == 5
 
 
+@pytest.mark.slow
 def test_the_rules_of_a_run_are_asked_for_recorded_and_not_mixed(
     softeval: Callable[..., Ended],
 ) -> None:
@@ -374,6 +377,7 @@ def test_the_rules_of_a_run_are_asked_for_recorded_and_not_mixed(
     assert small_run(softeval, "run", mode="hard_sample").info["status"] == "complete"
 
 
+@pytest.mark.slow
 def test_a_mistake_with_overwrite_costs_nothing(softeval: Callable[..., Ended]) -> None:
     small_run(softeval, "run", mode="hard_greedy")
     shutil.copytree(bundled_checkpoint(), "broken")
@@ -407,6 +411,7 @@ def test_two_calls_at_once_are_kept_apart(softeval: Callable[..., Ended]) -> Non
     assert len(load_run("run").samples()) == 2
 
 
+@pytest.mark.slow
 def test_another_checkpoint_is_another_run(softeval: Callable[..., Ended]) -> None:
     from safetensors.numpy import load_file, save_file
 
@@ -565,6 +570,7 @@ def test_the_default_cap_fits_the_context(softeval: Callable[..., Ended]) -> Non
     assert softeval(*arguments, "--max-cot-tokens", str(cap), "-o", "exact").code == 0
 
 
+@pytest.mark.slow
 def test_a_trained_checkpoint_says_how(softeval: Callable[..., Ended]) -> None:
     shutil.copytree(bundled_checkpoint(), "trained")
     training = {"method": "soft", "dataset": "arithmetic", "train_seed": 3}

@@ -37,13 +37,13 @@ REJECTED = Verdict(False, "ok")
 
 @pytest.fixture(scope="module")
 def judge() -> Iterator[Scorer]:
-    with Scorer(workers=2, timeout=10) as shared_scorer:
+    with Scorer(timeout=10) as shared_scorer:
         yield shared_scorer
 
 
 @pytest.fixture(scope="module")
 def paper() -> Iterator[Scorer]:
-    with Scorer(workers=2, timeout=10, rules="math-verify") as shared_scorer:
+    with Scorer(timeout=10, rules="math-verify") as shared_scorer:
         yield shared_scorer
 
 

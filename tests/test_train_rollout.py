@@ -67,6 +67,7 @@ def texts(found: StepRollouts) -> dict[tuple[int, int], tuple[int, ...]]:
     return {(r.group, r.member): tuple(r.generation.shadow_ids) for r in found.local}
 
 
+@pytest.mark.slow
 def test_processes_share_the_samples_of_one() -> None:
     alone = texts(collect())
     assert list(alone) == [(g, m) for g in range(3) for m in range(4)]

@@ -335,6 +335,7 @@ def test_bfloat16_runs_keep_chi_square_and_resume(tmp_path: Path) -> None:
     assert {t.dtype for t in masters.values()} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_nan_stops_with_the_step_and_keeps_the_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
