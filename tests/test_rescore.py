@@ -15,7 +15,7 @@ from softeval.errors import UserError
 from softeval.runs import rundir
 from softeval.runs.rescore import rescore
 from softeval.scoring.grading import RULES
-from softeval.scoring.judge import Rules, Verdict
+from softeval.scoring.judge import Rules, Verdict, scorer
 
 
 class FixedScorer:
