@@ -17,9 +17,8 @@ from softeval.errors import UserError, suggest
 from softeval.reports.arms import Arm, Arms, measure, refuse_other_data
 from softeval.reports.cells import cell_order
 from softeval.reports.contrasts import Metric, Side, compare_sides
-from softeval.reports.grading import rules_notes
+from softeval.reports.notes import rules_notes, setting_notes
 from softeval.reports.scores import HEADLINE_K, usual_n
-from softeval.reports.validity import setting_notes
 from softeval.statistics.contrast import Contrast, compare_methods
 from softeval.statistics.equivalence import MARGIN, Verdict, holm, judge
 

@@ -47,17 +47,3 @@ def attempt(what: str, build: Callable[[], T], otherwise: T) -> tuple[T, str]:
         line = f"{what} is left out, because making it failed ({said}); please report this."
         warnings.warn(line, SectionFailed, stacklevel=2)
         return otherwise, line
-
-
-class Sections:
-    """Makes the sections of a page; `left_out` holds the lines of those that could not be made."""
-
-    def __init__(self) -> None:
-        self.left_out: dict[str, str] = {}
-
-    def make(self, anchor: str, title: str, build: Callable[[], T], otherwise: T) -> T:
-        """The content of a section, or `otherwise`."""
-        found, why = attempt(title, build, otherwise)
-        if why:
-            self.left_out[anchor] = f"{self.left_out.get(anchor, '')} {why}".strip()
-        return found

@@ -13,18 +13,13 @@ from typing import TYPE_CHECKING, Any
 from softeval.errors import UserError
 from softeval.reports.arms import Arms, measure
 from softeval.reports.contrasts import find_comparisons
-from softeval.reports.curves import find_curves
 from softeval.reports.differences import find_differences
-from softeval.reports.drift import find_drift
-from softeval.reports.entropy import VIEWS, find_entropy
-from softeval.reports.figures.drift import draw_drift
-from softeval.reports.figures.entropy import draw_entropy
-from softeval.reports.figures.forest import draw_forest
-from softeval.reports.figures.out_of_domain import draw_out_of_domain
-from softeval.reports.figures.passk import draw_curves
-from softeval.reports.figures.training import draw_training
-from softeval.reports.out_of_domain import find_out_of_domain
-from softeval.reports.training import read_all
+from softeval.reports.sections.comparisons import draw_forest
+from softeval.reports.sections.curves import draw_curves, find_curves
+from softeval.reports.sections.entropy import VIEWS, draw_entropy, find_entropy
+from softeval.reports.sections.kl import draw_kl, find_kl
+from softeval.reports.sections.out_of_domain import draw_out_of_domain, find_out_of_domain
+from softeval.reports.sections.training import draw_training, read_all
 from softeval.statistics.equivalence import MARGIN
 
 if TYPE_CHECKING:
@@ -76,11 +71,11 @@ def plot_kl(runs: Sequence[AnyRun], task: str | None = None) -> Figure:
     Raises:
         UserError: `softeval diagnose` was not run.
     """
-    scores = find_drift(_measured(runs))
+    scores = find_kl(_measured(runs))
     if not scores:
         raise UserError("no KL here: `softeval diagnose RUN --base BASE_CHECKPOINT` measures it")
     task = _chosen(task, [score.task for score in scores])
-    return draw_drift([score for score in scores if score.task == task])
+    return draw_kl([score for score in scores if score.task == task])
 
 
 def plot_comparisons(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from softeval.reports.arms import MeasuredRun
 from softeval.reports.recorded import RecordedRun, RowSlices
-from softeval.reports.selection import ChosenProblem, ChosenSample
+from softeval.reports.sections.selection import ChosenProblem, ChosenSample
 from softeval.runs.parquet_files import open_parquet
 
 TEXTS = ("cot_text", "prefill", "answer_text", "answer", "verdict", "stop_reason", "target")

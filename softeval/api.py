@@ -137,8 +137,7 @@ class Run:
 
     def report(self, output: str | Path, *others: Run) -> Path:
         """Write the HTML report of this run and others."""
-        from softeval.reports.page import build_report
-        from softeval.reports.page_file import write_report
+        from softeval.reports.page import build_report, write_report
 
         write_report(Path(output), build_report([run.path for run in (self, *others)]))
         return Path(output)

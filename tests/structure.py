@@ -29,7 +29,7 @@ FLOORS = (
     {"lmeval"},
     {"tasks"},
     {"runs"},
-    {"trainers", "reports.figures", "reports"},
+    {"trainers", "reports.sections", "reports"},
     {"api"},
     {"cli"},
     {"__init__", "__main__"},

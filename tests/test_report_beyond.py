@@ -10,8 +10,8 @@ from report_runs import write_family
 
 from softeval.errors import UserError
 from softeval.reports.arms import measure
-from softeval.reports.beyond import MODELS, Continuation, find_beyond, meeting
 from softeval.reports.page import ReportOptions, build_report
+from softeval.reports.sections.beyond import MODELS, Continuation, find_beyond, meeting
 from softeval.statistics import pass_at_k
 from softeval.statistics.extrapolation import Extrapolation, extrapolate
 

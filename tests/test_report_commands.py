@@ -25,7 +25,7 @@ from softeval.reports.plots import (
     plot_training,
 )
 from softeval.reports.recorded import open_run
-from softeval.reports.training import is_training, read_training
+from softeval.reports.sections.training import is_training, read_training
 from softeval.statistics import mcnemar, pass_at_k
 
 

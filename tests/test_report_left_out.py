@@ -13,11 +13,11 @@ import typer
 from report_runs import write_checkpoint, write_training
 from typer.testing import CliRunner
 
-from softeval.reports import blocks
 from softeval.reports.arms import measure
-from softeval.reports.entropy import find_entropy
 from softeval.reports.left_out import SectionFailed
 from softeval.reports.page import build_report
+from softeval.reports.sections import curves
+from softeval.reports.sections.entropy import entropy_block, find_entropy
 
 SMALL = {"questions": 4, "samples": 2, "modes": ("hard_greedy", "hard_sample")}
 UNFIT = [float("nan"), float("inf"), -float("inf")]
@@ -58,8 +58,7 @@ def test_entropies_that_are_not_finite_are_named(tmp_path, strict, value, rows):
     run = write_checkpoint(tmp_path / "run", positions=6, **SMALL)
     _spoil(run / "positions.parquet", "entropy", value, rows)
     found = find_entropy(measure([(None, run)]))
-    (block,) = blocks.entropy_blocks(found)
-    figures = [block.main, *(view.figure for view in block.views)]
+    figures = [entropy_block(view) for view in found]
     if rows == slice(None):
         assert not any(figure.svg for figure in figures)
     assert all("not finite" in figure.left_out + figure.caption for figure in figures)
@@ -87,8 +86,8 @@ def test_a_figure_that_fails_is_one_line_and_a_warning(tmp_path, monkeypatch):
         raise RuntimeError("no such luck\nat all")
 
     run = write_checkpoint(tmp_path / "run", positions=6, **SMALL)
-    monkeypatch.setattr(blocks, "draw_curves", broken)
-    monkeypatch.setattr("softeval.reports.page.summaries", broken)
+    monkeypatch.setattr(curves, "draw_curves", broken)
+    monkeypatch.setattr("softeval.reports.sections.entropy.summaries", broken)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         page = build_report([run])
@@ -120,7 +119,7 @@ def test_a_failure_is_said_on_the_terminal(tmp_path, monkeypatch):
 def test_in_tests_a_failure_of_a_section_is_an_error(tmp_path, monkeypatch):
     """What the page survives must not pass unseen here: pytest turns the warning into an error."""
     run = write_checkpoint(tmp_path / "run", positions=6, **SMALL)
-    monkeypatch.setattr(blocks, "draw_curves", lambda _: 1 / 0)
+    monkeypatch.setattr(curves, "draw_curves", lambda _: 1 / 0)
     with pytest.raises(SectionFailed, match="ZeroDivisionError"):
         build_report([run])
 

@@ -16,9 +16,10 @@ from softeval.reports.arms import measure
 from softeval.reports.cells import read_cells
 from softeval.reports.chunks import read_chunks
 from softeval.reports.kl import read_drift
+from softeval.reports.notes import notes
 from softeval.reports.positions import LengthGroups, read_positions
 from softeval.reports.recorded import open_run
-from softeval.reports.validity import find_validity, notes
+from softeval.reports.sections.validity import find_validity
 from softeval.runs import rundir
 from softeval.statistics.profiles import position_profile
 

@@ -13,8 +13,9 @@ from softeval import load_run
 from softeval.reports.arms import measure
 from softeval.reports.compare import compare_runs
 from softeval.reports.contrasts import find_comparisons
-from softeval.reports.grading import other_rules_text, rules_notes
+from softeval.reports.notes import rules_notes
 from softeval.reports.page import build_report
+from softeval.reports.sections.validity import other_rules_text
 from softeval.runs import rundir
 from softeval.statistics.equivalence import MARGIN
 

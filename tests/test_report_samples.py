@@ -13,9 +13,9 @@ from report_runs import write_checkpoint, write_family
 
 from softeval.reports.arms import measure
 from softeval.reports.escaping import script_json, visible
-from softeval.reports.packing import SCALE, _lengths, _nats, pack
 from softeval.reports.sample_texts import read_prompts, read_samples
-from softeval.reports.selection import choose_problems, choose_samples, sources
+from softeval.reports.sections.packing import SCALE, _lengths, _nats, pack
+from softeval.reports.sections.selection import choose_problems, choose_samples, sources
 
 
 @pytest.fixture(scope="module")

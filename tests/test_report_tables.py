@@ -18,25 +18,25 @@ from hypothesis import strategies as st
 from report_runs import keep_documents, write_checkpoint, write_family
 
 from softeval.reports.arms import Arm, measure
-from softeval.reports.blocks import _out_of_domain_row, curve_block, entropy_tables
 from softeval.reports.contrasts import find_comparisons
-from softeval.reports.curves import find_curves
 from softeval.reports.differences import find_differences
-from softeval.reports.entropy import EntropySummary
 from softeval.reports.escaping import clip, script_json, visible
-from softeval.reports.latex import escape, to_latex
-from softeval.reports.out_of_domain import OutOfDomainScore
 from softeval.reports.paper import paper_model, paper_out_of_domain, paper_pass_at_k
 from softeval.reports.scores import arm_score, curve_ks
+from softeval.reports.sections.comparisons import comparison_table
+from softeval.reports.sections.curves import curve_block, find_curves
+from softeval.reports.sections.entropy import EntropySummary, entropy_tables
+from softeval.reports.sections.out_of_domain import OutOfDomainScore, table_row
+from softeval.reports.sections.results import main_tables
+from softeval.reports.sections.verdict import verdict_sentences
 from softeval.reports.tables import (
-    comparison_table,
-    main_tables,
+    latex_text,
     margin_text,
     p_text,
     points,
     simple_table,
+    to_latex,
 )
-from softeval.reports.verdict import verdict_sentences
 from softeval.statistics import pass_at_k
 from softeval.statistics.curves import Crossing
 from softeval.statistics.interval import Interval
@@ -121,8 +121,10 @@ def test_latex_of_a_table_is_balanced_and_escaped(arms):
     body = [line for line in text.splitlines() if line.endswith(r"\\")]
     assert {line.count("&") for line in body[1:]} == {5}
     assert r"hard\_" not in text and "hard greedy" in text
-    assert escape("50 % of a_b & {c} \\ $x$") == (r"50 \% of a\_b \& \{c\} \textbackslash{} \$x\$")
-    assert "\n" not in escape("a\nb\x00")
+    assert latex_text("50 % of a_b & {c} \\ $x$") == (
+        r"50 \% of a\_b \& \{c\} \textbackslash{} \$x\$"
+    )
+    assert "\n" not in latex_text("a\nb\x00")
 
 
 def test_points_and_p_values():
@@ -244,10 +246,8 @@ def test_each_panel_names_what_it_is_measured_against(tmp_path):
     (figure,) = find_curves(arms, find_differences(arms, 50), 50)
     assert [panel.baseline for panel in figure.panels] == ["base", "hard", "hard"]
     block = curve_block(figure, 0)
-    assert "from base (hard inference) and hard (fuzzy inference, soft inference)" in (
-        block.figure.caption
-    )
-    assert block.figure.svg.count(">minus hard<") == 2 and ">minus base<" in block.figure.svg
+    assert "from base (hard inference) and hard (fuzzy inference, soft inference)" in block.caption
+    assert block.svg.count(">minus hard<") == 2 and ">minus base<" in block.svg
 
 
 @pytest.mark.parametrize("mode", ["hard_sample", "hard-sample"])
@@ -306,7 +306,7 @@ def test_an_interval_of_what_is_never_negative_starts_at_zero():
     (entropies,) = entropy_tables([summary])
     assert entropies.rows[0][1].note.startswith("[0.000, 0.027]")
     score = OutOfDomainScore(_paper_arm("x", "base", None), "a", "arc", mean, mean, None, 4)
-    assert _out_of_domain_row(score, False)[2].note == "[0.000, 0.027]"
+    assert table_row(score, False)[2].note == "[0.000, 0.027]"
 
 
 def test_every_row_of_the_papers_table_can_be_matched():
@@ -365,8 +365,7 @@ def test_curves_are_drawn_at_powers_of_two_and_n():
 
 
 def test_numbers_on_an_axis_are_printed_as_they_are():
-    from softeval.reports.figures.style import new_figure, styled
-    from softeval.reports.figures.svg import to_svg
+    from softeval.reports.drawing import new_figure, styled, to_svg
 
     with styled():
         figure = new_figure(2.0)

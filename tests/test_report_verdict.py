@@ -12,8 +12,9 @@ from softeval.errors import UserError
 from softeval.reports.arms import measure
 from softeval.reports.contrasts import declaration_notes, find_comparisons
 from softeval.reports.differences import find_differences
-from softeval.reports.tables import comparison_table, main_tables
-from softeval.reports.verdict import verdict_sentences
+from softeval.reports.sections.comparisons import comparison_table
+from softeval.reports.sections.results import main_tables
+from softeval.reports.sections.verdict import verdict_sentences
 
 M, N = 40, 8
 

@@ -626,7 +626,7 @@ def test_the_report_of_an_interrupted_run_says_how_to_go_on(
     softeval: Callable[..., Ended], finished: Run, tmp_path: Path
 ) -> None:
     from softeval.reports.arms import measure
-    from softeval.reports.validity import notes
+    from softeval.reports.notes import notes
 
     folder = tmp_path / "stopped"
     (folder / "shards").mkdir(parents=True)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from softeval.reports.page_file import check_output, write_report
 from softeval.terminal import clean, say, say_json
 
 if TYPE_CHECKING:
@@ -74,7 +73,7 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Write one self-contained HTML report about one or many runs."""
-    from softeval.reports.page import ReportOptions, build_report
+    from softeval.reports.page import ReportOptions, build_report, check_output, write_report
 
     options = ReportOptions(
         title=title,

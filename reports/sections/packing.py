@@ -20,7 +20,7 @@ from softeval.reports.arms import Arms
 from softeval.reports.escaping import clip, script_json, visible
 from softeval.reports.recorded import REFERENCE, RecordedMode
 from softeval.reports.sample_texts import SampleText
-from softeval.reports.selection import ChosenProblem, Source
+from softeval.reports.sections.selection import ChosenProblem, Source
 
 SCALE = 12.0
 """Entropy and KL bytes hold 255·√(nats / 12), finer near zero; 12 nats and more are 255."""

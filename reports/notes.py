@@ -1,73 +1,20 @@
-"""What could make the numbers of a report less than they seem, counted for every cell."""
+"""What has to be said of runs that stand together: unfinished, other prompts, settings, rules."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
-from softeval.reports.arms import Arms, Checkpoint, MeasuredRun
-from softeval.reports.cells import Cell, Key
+from softeval.reports.arms import Arms, MeasuredRun
 from softeval.runs.journal import count_generations
 from softeval.runs.rundir import SHARDS
+from softeval.scoring.judge import Rules
 from softeval.tasks.catalogue import LIKELIHOOD, task_catalogue
 
-AMBER, RED = 0.05, 0.20
-TIMEOUT_AMBER = 0.005
+AMBER = 0.05
+"""Share of samples from which on something is pointed out."""
 
-
-@dataclass(frozen=True)
-class CellValidity:
-    """Counts and shares of one checkpoint, task and mode.
-
-    Attributes:
-        arm: name of the arm.
-        name: of the checkpoint.
-        task: the task.
-        mode: the mode.
-        problems: problems with at least one sample.
-        n_low: fewest samples of a problem.
-        n_high: most samples.
-        missing: asked-for samples that are not there.
-        no_answer: share without a closed box.
-        truncated: share whose CoT ended at the cap, so that the answer was prefilled there.
-        eos: share whose CoT ended with an end-of-sequence token.
-        timeout: share that could not be scored in time; counted wrong.
-        duplicates: share that repeats an earlier sample of the same problem.
-    """
-
-    arm: str
-    name: str
-    task: str
-    mode: str
-    problems: int
-    n_low: int
-    n_high: int
-    missing: int
-    no_answer: float
-    truncated: float
-    eos: float
-    timeout: float
-    duplicates: float
-
-    def level(self, column: str) -> str:
-        """How much a share should worry: "amber", "red" or not at all ("")."""
-        value = getattr(self, column)
-        if column in ("eos", "duplicates"):
-            return ""  # worth knowing, no fault in itself
-        if column == "timeout":
-            return "red" if value > AMBER else "amber" if value > TIMEOUT_AMBER else ""
-        return "red" if value > RED else "amber" if value > AMBER else ""
-
-
-def find_validity(arms: Arms) -> list[CellValidity]:
-    """One row a checkpoint, task and mode."""
-    return [
-        _validity(arms.name(arm), checkpoint, key)
-        for arm in arms.arms
-        for checkpoint in arm.checkpoints
-        for key in arms.keys
-        if key in checkpoint.cells
-    ]
+BEFORE_NAMES = str(Rules.MATH_VERIFY)
+"""What judged the runs whose record names no rules."""
 
 
 def notes(arms: Arms) -> list[str]:
@@ -155,38 +102,20 @@ def _who_has_what(by_value: Mapping[str, Sequence[tuple[str, str]]]) -> str:
     )
 
 
-def _validity(arm: str, checkpoint: Checkpoint, key: Key) -> CellValidity:
-    cell = checkpoint.cells[key]
-    seed = checkpoint.train_seed
-    return CellValidity(
-        arm=arm,
-        name=arm if seed is None else f"{arm}, seed {seed}",
-        task=key[0],
-        mode=key[1],
-        problems=len(cell.doc_M),
-        n_low=int(cell.n_M.min()),
-        n_high=int(cell.n_M.max()),
-        missing=_missing(checkpoint, cell),
-        no_answer=float(cell.no_answer_R.mean()),
-        truncated=float(cell.truncated_R.mean()),
-        eos=float(cell.eos_R.mean()),
-        timeout=float(cell.timeout_R.mean()),
-        duplicates=0.0 if cell.mode.is_greedy else cell.duplicates(),
-    )
+def rules_of_run(run: MeasuredRun) -> str:
+    """Name and version of the rules that judged a run."""
+    scorer = run.run.record.get("scorer") or {}
+    return str(scorer.get("rules") or BEFORE_NAMES)
 
 
-def _missing(checkpoint: Checkpoint, cell: Cell) -> int:
-    """Samples that the configuration asks for, also of problems never begun, less those recorded.
-
-    Where the size of the data set was not recorded, of the problems seen.
-    """
-    for run in checkpoint.runs:
-        if (cell.task, cell.mode) in run.cells:
-            asked = (
-                1
-                if cell.mode.is_greedy
-                else int(run.run.config.get("num_samples") or cell.n_M.max())
-            )
-            questions = max(run.asked_questions(cell.task) or 0, len(cell.doc_M))
-            return max(asked * questions - len(cell.doc_R), 0)
-    return 0
+def rules_notes(arms: Arms) -> list[str]:
+    """A sentence where runs were judged by different rules; empty where all by the same."""
+    by_rules: dict[str, list[str]] = {}
+    for run in arms.runs:
+        if run.cells:
+            by_rules.setdefault(rules_of_run(run), []).append(run.run.folder.name)
+    if len(by_rules) < 2:
+        return []
+    who = ", ".join(f"{' and '.join(names)} by {rules}" for rules, names in by_rules.items())
+    told = f"Not judged by the same rules: {who}. Differences between these may come from it;"
+    return [f"{told} `softeval score RUN` judges a run again."]

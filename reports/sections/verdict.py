@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from math import isnan
 
+import numpy as np
+
 from softeval.reports.arms import BASE, METHODS, Arms
-from softeval.reports.caveats import find_caveats
-from softeval.reports.contrasts import Comparison, Side
+from softeval.reports.contrasts import Comparison, Side, declaration_notes
 from softeval.reports.differences import CurveDifference
+from softeval.reports.layout import Own, Section
+from softeval.reports.material import Material
+from softeval.reports.notes import AMBER, notes, rules_notes
 from softeval.reports.scores import arm_score, headline_k
 from softeval.reports.tables import interval_text, margin_text, on_questions, points
 from softeval.statistics.contrast import (
@@ -265,3 +269,67 @@ def _of_scores(arms: Arms) -> list[Sentence]:
                     )
                 )
     return sentences
+
+
+# What weakens a comparison ---------------------------------------------------------------------
+
+
+def find_caveats(comparisons: list[Comparison]) -> list[str]:
+    """What stands beside a sentence made of these comparisons, each thing once."""
+    return list(dict.fromkeys(chain.from_iterable(_caveats(c) for c in comparisons)))
+
+
+def _caveats(c: Comparison) -> Iterator[str]:
+    task, mode = c.metric.task, c.a.mode.replace("_", " ")
+    where = f" under {mode}" if c.a.mode == c.b.mode else ""
+    shares = {side.name: _truncated(side, task) for side in (c.a, c.b)}
+    if max(shares.values()) > AMBER:
+        told = " and ".join(f"{100 * share:.0f} % of {name}" for name, share in shares.items())
+        yield f"CoTs cut at the cap{where}: {told}"
+    caps = {side.name: _caps(side, task) for side in (c.a, c.b)}
+    if len(set(caps.values())) > 1:
+        yield "caps differ: " + ", ".join(f"{cap} in {name}" for name, cap in caps.items())
+
+
+def _truncated(side: Side, task: str) -> float:
+    """Share of a side's CoTs that ended at the cap, checkpoints weighing alike."""
+    cells = [c.cells[side.key(task)] for c in side.checkpoints]
+    return float(np.mean([cell.truncated_R.mean() for cell in cells]))
+
+
+def _caps(side: Side, task: str) -> str:
+    caps = (str(run.run.config.get("max_cot_tokens", "?")) for run in side.runs(task))
+    return " or ".join(dict.fromkeys(caps))
+
+
+# Layout --------------------------------------------------------------------------------------
+
+
+def _parts(material: Material) -> list[Own]:
+    arms = material.arms
+    differences, _ = material.differences
+    sentences = verdict_sentences(arms, material.comparisons, differences, material.options.margin)
+    values = {
+        "sentences": sentences,
+        "note": _note([c for c in material.comparisons if c.primary]),
+        "warnings": [*notes(arms), *declaration_notes(arms), *rules_notes(arms)],
+    }
+    return [Own("verdict.html.j2", values)]
+
+
+def _note(primary: Sequence[Comparison]) -> str:
+    """How many comparisons the verdict is made from, and since when they are primary."""
+    if not primary:
+        return "There is no primary comparison."
+    origins = Counter(c.origin for c in primary)
+    told = "; ".join(
+        f"{n} {origin}" if len(origins) > 1 else origin for origin, n in origins.items()
+    )
+    return (
+        f"Made from {len(primary)} primary comparison{'s' if len(primary) > 1 else ''} ({told}),"
+        " Holm-adjusted together. Effects are in points with 95 % intervals, unless another level"
+        " is named."
+    )
+
+
+SECTION = Section("verdict", "Verdict", "Verdict", {"Verdict": _parts})

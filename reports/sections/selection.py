@@ -14,8 +14,8 @@ import numpy as np
 
 from softeval.reports.arms import Arms, Checkpoint
 from softeval.reports.cells import Cell, Key
+from softeval.reports.material import PROBLEMS
 
-PROBLEMS = 40
 SHARES = {"discordant": 0.5, "high entropy": 0.25, "random": 0.25}
 SAMPLED_PER_CELL = 2
 

@@ -1,0 +1,366 @@
+"""How every figure looks, and how it becomes inline SVG that follows the page.
+
+Seaborn gives theme and palette and draws lines with bands, points with intervals and bars. It would
+compute intervals by itself, from raw data; ours are simultaneous, or crossed over seeds and problems.
+So each point is handed over as three numbers, low, mean and high, of which seaborn draws the median
+as the point and the range as the interval.
+
+Own drawing is what seaborn has no call for: one legend over all panels, axes of k and percent, pale
+stretches, zones and reference lines, hatching between models, and the SVG: small, the same bytes
+every time, with a text alternative, in the colours of the page, so that one drawing serves light,
+dark and print.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from softeval.reports.escaping import visible
+from softeval.statistics.profiles import Profile
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, MUTED, RULE = "#1f2328", "#5b626b", "#d9dde2"
+PAGE_COLOURS = {INK: "currentColor", MUTED: "var(--muted,#5b626b)", RULE: "var(--rule,#d9dde2)"}
+# Names of the first colours of seaborn's "colorblind" palette, and their places in it. The page
+# has each under the same name, lighter in the dark.
+PALETTE = {"blue": 0, "orange": 1, "green": 2, "vermillion": 3, "purple": 4, "sky": 9}
+
+WIDTH = 9.0  # inches; the page scales the drawing to its column
+PAGE_SCALE = 1.6  # pixels a point: the full width of the page at WIDTH
+LONGEST_NAME = 40
+LONGEST_TEXT = 70
+LEGEND_LETTERS = 110  # over the width of a figure
+SEED_POINTS = 300  # thin lines of single seeds are left out where they would hide the mean
+
+STYLE = {
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib: the same metrics everywhere
+    "grid.color": RULE,
+    "text.color": INK,
+    "xtick.bottom": True,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+}
+SETTINGS: dict[str, Any] = {
+    "axes.grid.axis": "y",
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "savefig.facecolor": "none",
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # text stays text
+    "path.simplify": False,
+    "text.parse_math": False,  # a task name with a dollar sign is a name
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """Colour by name, dashes ("" for none) and marker of one series: never told by colour alone."""
+
+    name: str
+    dashes: tuple[float, ...] | str
+    marker: str
+
+    @property
+    def colour(self) -> str:
+        """As matplotlib takes it."""
+        import seaborn
+
+        if self.name not in PALETTE:
+            return {"ink": INK, "muted": MUTED}[self.name]
+        return seaborn.color_palette("colorblind").as_hex()[PALETTE[self.name]]
+
+    @property
+    def line(self) -> Any:
+        """Line style as matplotlib takes it."""
+        return (0, self.dashes) if self.dashes else "-"
+
+
+LOOKS = {
+    "base": Look("ink", "", "o"),
+    "hard": Look("vermillion", (5, 2), "s"),
+    "fuzzy": Look("green", (1, 1.5), "D"),
+    "soft": Look("blue", (6, 2, 1, 2), "^"),
+}
+OTHER_LOOKS = (
+    Look("purple", (3, 1, 1, 1, 1, 1), "v"),
+    Look("orange", (8, 2), "P"),
+    Look("sky", (2, 2), "X"),
+    Look("muted", "", "*"),
+)
+Looks = Mapping[str, Look]
+
+
+def looks(names: Sequence[str]) -> dict[str, Look]:
+    """A look for each name: fixed for the paper's methods, in order of appearance for others."""
+    spare = iter(OTHER_LOOKS * (len(names) // len(OTHER_LOOKS) + 1))
+    return {name: LOOKS.get(name) or next(spare) for name in dict.fromkeys(names)}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Within: figures are drawn in the report's style; matplotlib's own settings come back after."""
+    import matplotlib
+    import seaborn
+
+    with ExitStack() as settings:
+        settings.enter_context(matplotlib.rc_context())
+        settings.enter_context(seaborn.plotting_context("paper"))
+        settings.enter_context(seaborn.axes_style("whitegrid", STYLE))
+        matplotlib.rcParams.update(SETTINGS)
+        yield
+
+
+def new_figure(height: float, width: float = WIDTH) -> Figure:
+    """An empty figure that no global state knows of; sizes in inches."""
+    return _figure_class()(figsize=(width, height), layout="constrained")
+
+
+@cache
+def _figure_class() -> type[Figure]:
+    """Figures that Jupyter shows without any backend."""
+    from matplotlib.figure import Figure
+
+    class Drawing(Figure):
+        def _repr_png_(self) -> bytes:
+            buffer = io.BytesIO()
+            self.savefig(buffer, format="png", dpi=110, facecolor="white")
+            return buffer.getvalue()
+
+    return Drawing
+
+
+# Marks ---------------------------------------------------------------------------------------
+
+
+def spans(
+    name: str, at: ArrayLike, mean: ArrayLike, low: ArrayLike, high: ArrayLike
+) -> pd.DataFrame:
+    """Points of one series with their intervals, three rows each, as `lines` and `dots` take them."""
+    import pandas as pd
+
+    ends = [np.atleast_1d(np.asarray(value, float)) for value in (low, mean, high)]
+    return pd.DataFrame({"name": name, "at": np.tile(at, 3), "value": np.concatenate(ends)})
+
+
+def lines(axes: Axes, series: Sequence[pd.DataFrame], named: Looks, **how: Any) -> None:
+    """Lines with bands.
+
+    Args:
+        axes: to draw on.
+        series: from `spans`.
+        named: look of each name.
+        **how: for `seaborn.lineplot`; `markers=False` leaves them out.
+    """
+    import pandas as pd
+    import seaborn
+
+    if not series:
+        return
+    table = pd.concat(series)
+    horizontal = how.get("orient") == "y"
+    markers = {name: look.marker for name, look in named.items()}
+    shown: dict[str, Any] = {
+        "markers": markers,
+        "dashes": {name: look.dashes for name, look in named.items()},
+        "errorbar": _ends,
+        "err_kws": {"elinewidth": 1} if how.get("err_style") else {"alpha": 0.13, "lw": 0},
+        "markeredgewidth": 0,
+        **how,
+    }
+    seaborn.lineplot(
+        x=table["value" if horizontal else "at"].to_numpy(),
+        y=table["at" if horizontal else "value"].to_numpy(),
+        hue=table["name"].to_numpy(), style=table["name"].to_numpy(),
+        palette={name: look.colour for name, look in named.items()},
+        estimator="median", legend=False, ax=axes, **shown,
+    )  # fmt: skip
+
+
+def dots(axes: Axes, series: Sequence[pd.DataFrame], named: Looks, **how: Any) -> None:
+    """Points with intervals, horizontal ones with `orient="y"`."""
+    marks = {"err_style": "bars", "dashes": False, "linestyle": "", "markersize": 6}
+    lines(axes, series, named, **{**marks, **how})
+
+
+def _ends(values: pd.Series) -> tuple[float, float]:
+    """The interval of a point, from its three numbers."""
+    return values.min(), values.max()
+
+
+def profiles(axes: Axes, drawn: Sequence[tuple[str, np.ndarray, Profile]], named: Looks) -> None:
+    """Means by position with their bands; thin lines for seeds; pale where little is at risk.
+
+    Args:
+        axes: to draw on.
+        drawn: (name, x, profile) of each line.
+        named: look of each name.
+    """
+    import seaborn
+
+    for name, x, profile in drawn:
+        seaborn.lineplot(
+            x=x, y=profile.mean, color=named[name].colour, alpha=0.35, lw=1, errorbar=None, ax=axes
+        )
+        if len(profile.lines) > 1 and profile.lines.size <= SEED_POINTS:
+            for seed in profile.lines:
+                kept = np.where(profile.grey, np.nan, seed)
+                axes.plot(x, kept, color=named[name].colour, lw=0.4)
+    # Seaborn joins what lies on both sides of a gap, so each unbroken stretch is drawn for itself.
+    stretches = [list(_stretches(profile)) for _, _, profile in drawn]
+    for number in range(max(map(len, stretches), default=0)):
+        part = [
+            spans(name, x[rows], profile.mean[rows], profile.low[rows], profile.high[rows])
+            for (name, x, profile), found in zip(drawn, stretches, strict=True)
+            for rows in found[number : number + 1]
+        ]
+        lines(axes, part, named, markers=False)
+
+
+def _stretches(profile: Profile) -> Iterator[slice]:
+    """Unbroken runs of positions that are not greyed out."""
+    shown = np.concatenate([[False], ~profile.grey & np.isfinite(profile.mean), [False]])
+    edges = np.flatnonzero(shown[1:] != shown[:-1])
+    for start, stop in zip(edges[::2], edges[1::2], strict=True):
+        yield slice(start, stop)
+
+
+# Axes and legend -----------------------------------------------------------------------------
+
+
+def percent_axis(axes: Axes, label: str | None = None) -> None:
+    """The y axis shows fractions as percentages."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
+    if label:
+        axes.set_ylabel(label)
+
+
+def k_axis(axes: Axes, largest: int) -> None:
+    """The x axis is k on a log scale of base 2, ticks at powers of two."""
+    ticks = [2**i for i in range(largest.bit_length())]
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(k) for k in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("k")
+
+
+def vertical_grid(axes: Axes) -> None:
+    """Grid lines for values that lie along the x axis."""
+    axes.grid(visible=False)
+    axes.grid(visible=True, axis="x")
+
+
+def legend(figure: Figure, named: Looks, markers: bool = True) -> None:
+    """One frameless legend above the panels."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=look.colour, ls=look.line, marker=look.marker if markers else "")
+        for look in named.values()
+    ]
+    names = [printed(name, LONGEST_NAME) for name in named]
+    columns = max(1, min(len(names), 6, LEGEND_LETTERS // (max(map(len, names), default=1) + 6)))
+    figure.legend(handles, names, loc="outside upper left", ncols=columns)
+
+
+def printed(text: str, limit: int = LONGEST_TEXT) -> str:
+    """Text as a figure may hold it: nothing hidden, and never so long that no room is left."""
+    parts = visible(text).split("\n")
+    return "\n".join(s if len(s) <= limit else f"{s[: limit - 1]}…" for s in parts)
+
+
+# SVG -----------------------------------------------------------------------------------------
+
+
+def to_svg(figure: Figure, name: str, title: str, description: str) -> str:
+    """The figure as an `<svg role="img">` element with a text alternative.
+
+    Args:
+        figure: the drawing.
+        name: a word that no other figure of the page has; prefix of every id.
+        title: what is shown.
+        description: what one sees, for those who cannot.
+    """
+    import matplotlib
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_text(printed(text.get_text()))  # pyright: ignore[reportAttributeAccessIssue]
+    buffer = io.StringIO()
+    with (
+        warnings.catch_warnings(),
+        styled(),
+        matplotlib.rc_context({"svg.hashsalt": name, "svg.id": None}),
+    ):
+        # Glyphs that the layout font lacks are drawn by the reader's browser.
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+        # A name of hundreds of letters leaves no room for axes; the page says all in its tables.
+        warnings.filterwarnings("ignore", "constrained_layout not applied", UserWarning)
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    drawn = buffer.getvalue()
+    body = drawn[drawn.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = _slim(_named_ids(_page_colours(body), name))
+    size = re.search(r'viewBox="0 0 ([\d.]+) [^"]*"', body)
+    assert size is not None, "matplotlib always writes a viewBox"
+    inner = body[body.index(">") + 1 :]
+    return (
+        f'<svg {size.group()} style="max-width:{_page_width(size[1])}px" role="img" aria-labelledby="{name}-t {name}-d">'
+        f'<title id="{name}-t">{escape(visible(title))}</title><desc id="{name}-d">{escape(visible(description))}'
+        f"</desc>{inner}"
+    )
+
+
+def _page_width(points: str) -> int:
+    """Widest that a drawing is shown, so that the text of all figures has one size."""
+    return round(float(points) * PAGE_SCALE)
+
+
+def _page_colours(svg: str) -> str:
+    import seaborn
+
+    palette = seaborn.color_palette("colorblind").as_hex()
+    named = {palette[place]: f"var(--{name},{palette[place]})" for name, place in PALETTE.items()}
+    variables = PAGE_COLOURS | named
+    svg = re.sub("#[0-9a-f]{6}", lambda found: variables.get(found[0], found[0]), svg)
+    return re.sub(r"'DejaVu Sans'(, sans-serif)?", "var(--sans,sans-serif)", svg)
+
+
+def _named_ids(svg: str, name: str) -> str:
+    """Keep only the ids that something refers to, under names no other figure has."""
+    used = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", svg))
+    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", svg)
+    return re.sub(r"(url\(#|href=\"#)", rf"\g<1>{name}-", svg)
+
+
+def _slim(svg: str) -> str:
+    """Coordinates to a hundredth of a point, never texts; comments and indentation say nothing."""
+    svg = re.sub(r"<!--.*?-->|<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' transform="rotate\(-0 [^"]*"', "", svg)
+    svg = re.sub(r'="[^"]*"', lambda m: re.sub(r"(\d\.\d{2})\d+", r"\1", m[0]), svg)
+    svg = re.sub(r"\n\s*", "\n", svg)
+    svg = re.sub(r"<g>\s*</g>\n?|<g/>\n?|<defs>\s*</defs>\n?", "", svg)
+    return svg.strip()

@@ -1,1 +1,0 @@
-"""Figures of the report, drawn with matplotlib: arrays of statistics in, `Figure` objects out."""

@@ -1,0 +1,193 @@
+"""Every comparison with its interval, what could be detected, and who solves what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from softeval.reports.contrasts import Comparison
+from softeval.reports.drawing import (
+    INK,
+    MUTED,
+    RULE,
+    Look,
+    dots,
+    new_figure,
+    printed,
+    spans,
+    styled,
+    vertical_grid,
+)
+from softeval.reports.layout import Heading, Paragraph, Part, Section, figure_block
+from softeval.reports.material import Material
+from softeval.reports.tables import (
+    Table,
+    TableCell,
+    interval_text,
+    margin_text,
+    on_questions,
+    p_text,
+    points,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+ROW = 0.3  # inches
+LONGEST_SIDE = 24
+
+
+def _parts(material: Material) -> Iterator[Part]:
+    """A forest plot and its table for each task."""
+    margin = material.options.margin
+    for index, task in enumerate(dict.fromkeys(c.metric.task for c in material.comparisons)):
+        mine = [c for c in material.comparisons if c.metric.task == task]
+        told = [f"{c.name}, {c.metric_name}: {c.verdict.word}" for c in mine if c.primary]
+        caption = (
+            f"Difference A − B in points with its 95 % interval. {_origins(mine)} Open:"
+            " exploratory. Ticks: minimum detectable effect. Grey zone:"
+            f" ±{margin_text(margin)} points, within which sides count as equivalent. Bars: share of"
+            " problems on which one side does better."
+        )
+        yield Heading(task)
+        yield figure_block(
+            f"forest{index}",
+            f"Comparisons on {task}",
+            [f"Primary comparisons: {'; '.join(told) or 'none'}"],
+            partial(draw_forest, mine, margin),
+            caption,
+        )
+        yield comparison_table(mine, margin, f"{task}: comparisons")
+    if not material.comparisons:
+        yield Paragraph("Nothing to compare: give several runs, or one run of several modes.")
+
+
+def _origins(comparisons: Sequence[Comparison]) -> str:
+    """What the filled marks of a forest plot are."""
+    origins = dict.fromkeys(c.origin for c in comparisons if c.primary)
+    return f"Filled: primary, {' or '.join(origins)}." if origins else ""
+
+
+def comparison_table(comparisons: Sequence[Comparison], margin: float, label: str = "") -> Table:
+    """Every comparison with its effect first and p last."""
+    columns = ("comparison", "difference, points", "detectable", "verdict")
+    columns += ("A / B does better on", "p")
+    rows = tuple(_comparison_row(c, margin) for c in comparisons)
+    caption = "All comparisons; A − B, positive when A solves more."
+    return Table(caption, columns, rows, label, text_columns=(3,))
+
+
+def _comparison_row(c: Comparison, margin: float) -> tuple[TableCell, ...]:
+    contrast, counts = c.contrast, c.contrast.discordance
+    word: str = c.verdict.word
+    if word == "equivalent":
+        found = c.verdict.equivalence
+        word += f" (±{margin_text(margin)}; 90 % interval {interval_text(found.low, found.high)})"
+    elif word != "inconclusive" and c.verdict.within_margin:
+        word += f", by less than {margin_text(margin)}"
+    kind = f"primary, {c.origin}" if c.primary else "exploratory"
+    return (
+        TableCell(c.name, c.metric_name),
+        TableCell(
+            points(contrast.diff, sign=True),
+            interval_text(contrast.low, contrast.high),
+        ),
+        TableCell(points(contrast.mde) if contrast.se > 0 else "–"),
+        TableCell(word, f"{kind}; {contrast.scope}"),
+        TableCell(
+            f"{counts.a_only} / {counts.b_only}",
+            f"of {on_questions(contrast.problems, c.questions)}",
+        ),
+        TableCell(p_text(c.verdict.p), contrast.test + (", Holm" if c.primary else "")),
+    )
+
+
+# Drawing -------------------------------------------------------------------------------------
+
+
+def draw_forest(comparisons: Sequence[Comparison], margin: float) -> Figure:
+    """One row a comparison, the primary ones first and filled; effects in points.
+
+    Args:
+        comparisons: of one task.
+        margin: equivalence margin, drawn as a zone around zero; a fraction.
+    """
+    with styled():
+        figure = new_figure(1.0 + ROW * len(comparisons))
+        left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3.2, 1.0])
+        left.axvspan(-100 * margin, 100 * margin, color=RULE, alpha=0.6, lw=0)
+        left.axvline(0, color=INK, lw=0.8)
+        _draw_effects(left, comparisons)
+        _draw_discordances(right, comparisons)
+        _finish(left, right, comparisons)
+        return figure
+
+
+def _draw_effects(axes: Axes, comparisons: Sequence[Comparison]) -> None:
+    """Primary effects filled and heavy, exploratory ones open."""
+    for primary, colour, fill in ((True, "ink", INK), (False, "muted", "none")):
+        effects = [
+            spans("", y, 100 * c.contrast.diff, 100 * c.contrast.low, 100 * c.contrast.high)
+            for y, c in enumerate(comparisons)
+            if c.primary == primary
+        ]
+        width = 2.0 if primary else 1.1
+        dots(
+            axes, effects, {"": Look(colour, "", "o")}, orient="y", err_kws={"elinewidth": width},
+            markerfacecolor=fill, markeredgecolor=INK if primary else MUTED, markeredgewidth=1,
+        )  # fmt: skip
+    for y, contrast in ((y, c.contrast) for y, c in enumerate(comparisons)):
+        if contrast.se > 0:
+            ends = [-100 * contrast.mde, 100 * contrast.mde]
+            axes.plot(ends, [y, y], "|", color=MUTED, ms=7, mew=0.9)
+
+
+def _draw_discordances(axes: Axes, comparisons: Sequence[Comparison]) -> None:
+    """Problems on which one side does better: B to the left, A to the right."""
+    import seaborn
+
+    counts = [c.contrast.discordance for c in comparisons]
+    rows = list(range(len(counts)))
+    for sides, colour, alpha in (
+        ([c.a_only for c in counts], INK, 1.0),
+        ([-c.b_only for c in counts], MUTED, 0.55),
+    ):
+        shares = [
+            100 * side / max(count.problems, 1) for side, count in zip(sides, counts, strict=True)
+        ]
+        seaborn.barplot(
+            x=shares, y=rows, orient="y", native_scale=True, width=0.5, color=colour, alpha=alpha,
+            saturation=1, linewidth=0, ax=axes,
+        )  # fmt: skip
+
+
+def _row_name(c: Comparison) -> str:
+    """Matplotlib writes tick labels itself, so they are made fit here."""
+    a, b = (printed(side.name, LONGEST_SIDE) for side in (c.a, c.b))
+    entered = c.contrast.problems
+    fewer = f" ({entered} of {c.questions} questions)" if entered < c.questions else ""
+    return f"{a} − {b} · {printed(c.metric_name)}{fewer}"
+
+
+def _finish(left: Axes, right: Axes, comparisons: Sequence[Comparison]) -> None:
+    names = [_row_name(c) for c in comparisons]
+    left.set_yticks(range(len(names)), names)
+    left.tick_params(axis="y", labelcolor=INK)
+    left.set_ylim(len(names) - 0.4, -0.6)
+    primary = sum(c.primary for c in comparisons)
+    for axes in (left, right):
+        vertical_grid(axes)
+        axes.spines["left"].set_visible(False)
+        if 0 < primary < len(comparisons):
+            axes.axhline(primary - 0.5, color=MUTED, lw=0.7, ls=":")
+    left.set_xlabel("difference in points, 95 % interval  ( | : minimum detectable)")
+    right.axvline(0, color=INK, lw=0.8)
+    widest = max(abs(limit) for limit in right.get_xlim())
+    right.set_xlim(-widest, widest)
+    right.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
+    right.set_xlabel("B | A does better, %")
+
+
+SECTION = Section("comparisons", "Comparisons", "Comparisons", {"Comparisons": _parts})

@@ -1,0 +1,431 @@
+"""pass@k curves: a panel a kind of CoT, a line an arm, and below them the differences.
+
+A kind of CoT is a family of modes: the sampled mode gives a curve, the greedy mode a single marker
+beside it, because greedy pass@1 is another quantity than sampled pass@1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+from markupsafe import Markup
+
+from softeval.reports.arms import Arm, Arms
+from softeval.reports.contrasts import mode_arms
+from softeval.reports.differences import REPLICATES, CurveDifference
+from softeval.reports.drawing import (
+    INK,
+    MUTED,
+    Looks,
+    dots,
+    k_axis,
+    legend,
+    lines,
+    looks,
+    new_figure,
+    percent_axis,
+    spans,
+    styled,
+)
+from softeval.reports.layout import (
+    AMBER,
+    FigureBlock,
+    Heading,
+    Paragraph,
+    Part,
+    Section,
+    figure_block,
+)
+from softeval.reports.material import Material
+from softeval.reports.recorded import RecordedMode
+from softeval.reports.scores import ArmScore, arm_score, complete_curve, curve_ks, usual_n
+from softeval.reports.sections.beyond import Lane, beyond_parts, lanes
+from softeval.reports.tables import Table, TableCell, on_questions, points, simple_table
+from softeval.statistics.curves import Band, curve_band
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+GREEDY_X = 0.5  # left of k = 1 on the log axis: beside the curve, not on it
+NOTHING_SAMPLED = Markup(
+    "No mode was sampled more than once: run with"
+    " <code>--modes hard_sample,soft_sample --num-samples 32</code>."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """One line of a panel.
+
+    Attributes:
+        name: in the legend.
+        mode: sampled mode of the curve; None for a greedy mode alone.
+        band: pass@k at powers of two with its simultaneous band; None where n < 2.
+        greedy: greedy pass@1 of the same arm and kind; None where it was not run.
+        n: largest k.
+    """
+
+    name: str
+    mode: RecordedMode | None
+    band: Band | None
+    greedy: ArmScore | None
+    n: int
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One panel: its curves above, their differences from the first below.
+
+    Attributes:
+        title: kind of CoT at inference, or "one checkpoint".
+        curves: lines.
+        differences: D(k) of the other lines against one of them.
+    """
+
+    title: str
+    curves: tuple[Curve, ...]
+    differences: tuple[CurveDifference, ...]
+
+    @property
+    def baseline(self) -> str:
+        """What the differences are against; "" where there are none."""
+        return self.differences[0].b.name if self.differences else ""
+
+
+@dataclass(frozen=True, eq=False)
+class CurveFigure:
+    """All panels of one task and group of arms.
+
+    Attributes:
+        name: of the group, for the heading.
+        task: the task.
+        panels: by kind of CoT; a single panel for a single arm.
+        questions: of the task in this report; a curve stands on those with n samples.
+    """
+
+    name: str
+    task: str
+    panels: tuple[Panel, ...]
+    questions: int
+
+    def fewer(self, panel: Panel) -> list[str]:
+        """Curves of a panel that do not stand on every question, with how many they stand on."""
+        found = [(c.name, c.band.problems) for c in panel.curves if c.band is not None]
+        found += [(f"{c.name}, greedy", c.greedy.mean.interval.m) for c in panel.curves if c.greedy]
+        return [
+            f"{name}: {entered} of {self.questions} questions"
+            for name, entered in found
+            if entered < self.questions
+        ]
+
+    @property
+    def n(self) -> int:
+        """Largest k of a curve."""
+        return max(curve.n for panel in self.panels for curve in panel.curves)
+
+    @property
+    def baselines(self) -> dict[str, list[str]]:
+        """Each name that differences are against, with the titles of its panels."""
+        found: dict[str, list[str]] = {}
+        for panel in self.panels:
+            if panel.baseline:
+                found.setdefault(panel.baseline, []).append(panel.title)
+        return found
+
+
+def find_curves(
+    arms: Arms, differences: Sequence[CurveDifference], replicates: int = REPLICATES
+) -> list[CurveFigure]:
+    """The pass@k figures of a report, one for each group of arms and task."""
+    figures = []
+    for (family, dataset), group in arms.groups.items():
+        name = f"{family}, trained on {dataset}" if dataset else family
+        for task in arms.tasks:
+            by_mode = [arm for arm in group if arm in mode_arms(arms)]
+            if len(group) > 1 or not by_mode:
+                panels = _panels_of_arms(arms, group, task, differences, replicates)
+                figures.append(CurveFigure(name, task, tuple(panels), arms.questions(task)))
+            for arm in by_mode:
+                panels = _panels_of_modes(arms, arm, task, differences, replicates)
+                shown = name if len(arms.arms) == 1 else arms.name(arm)
+                figures.append(CurveFigure(shown, task, tuple(panels), arms.questions(task)))
+    return [figure for figure in figures if figure.panels]
+
+
+def _panels_of_arms(
+    arms: Arms,
+    group: Sequence[Arm],
+    task: str,
+    differences: Sequence[CurveDifference],
+    replicates: int,
+) -> list[Panel]:
+    panels = []
+    for lane in lanes(arms):
+        curves = [
+            curve
+            for arm in group
+            if (curve := _curve(arm, task, lane, arms.name(arm), replicates)) is not None
+        ]
+        names = {curve.name for curve in curves}
+        mine = [
+            d
+            for d in differences
+            if d.task == task and d.a.mode == lane.sampled and {d.a.name, d.b.name} <= names
+        ]
+        if curves:
+            panels.append(Panel(f"{lane.title} inference", tuple(curves), tuple(mine)))
+    return panels
+
+
+def _panels_of_modes(
+    arms: Arms, arm: Arm, task: str, differences: Sequence[CurveDifference], replicates: int
+) -> list[Panel]:
+    curves = [
+        curve
+        for lane in lanes(arms)
+        if (curve := _curve(arm, task, lane, lane.title, replicates)) is not None
+    ]
+    mine = tuple(
+        d
+        for d in differences
+        if d.task == task and d.a.mode != d.b.mode and set(d.a.checkpoints) <= set(arm.checkpoints)
+    )
+    return [Panel("", tuple(curves), mine)] if curves else []
+
+
+def _curve(arm: Arm, task: str, lane: Lane, name: str, replicates: int) -> Curve | None:
+    score = None if lane.greedy is None else arm_score(arm, (task, lane.greedy), 1)
+    checkpoints = () if lane.sampled is None else arm.having((task, lane.sampled))
+    if lane.sampled is None or not checkpoints:
+        return None if score is None else Curve(name, None, None, score, 1)
+    sampled = (task, lane.sampled)
+    n = usual_n(checkpoint.cells[sampled] for checkpoint in checkpoints)
+    doc_M, x_SMK = complete_curve(checkpoints, sampled, curve_ks(n))
+    enough = len(doc_M) > 1 and n > 1
+    band = curve_band(x_SMK, curve_ks(n), replicates=replicates) if enough else None
+    return Curve(name, lane.sampled, band, score, n)
+
+
+def _parts(material: Material) -> Iterator[Part]:
+    """A figure a group and task, where some mode was sampled more than once."""
+    differences, why = material.differences
+    if why:
+        yield Paragraph(why, AMBER)
+    figures = [
+        figure
+        for figure in find_curves(material.arms, differences)
+        if any(curve.band is not None for panel in figure.panels for curve in panel.curves)
+    ]
+    for index, figure in enumerate(figures):
+        heading = f"{figure.task} · {figure.name}"
+        yield Heading(heading)
+        yield curve_block(figure, index)
+        yield from _crossing_table(figure, f"{heading}: crossings")
+    if not figures:
+        yield Paragraph(NOTHING_SAMPLED)
+
+
+def curve_block(curves: CurveFigure, number_on_page: int = 0) -> FigureBlock:
+    """The figure of one group and task, with its numbers."""
+    largest = [
+        f"{panel.title or curve.name} {curve.name} {points(curve.band.mean[-1])} %".strip()
+        for panel in curves.panels
+        for curve in panel.curves
+        if curve.band is not None
+    ]
+    title = f"pass@k on {curves.task}: {curves.name}"
+    caption = (
+        f"Share of problems solved by at least one of k samples (n = {curves.n},"
+        f" {on_questions(curves.questions, curves.questions)}), with simultaneous 95 % bands."
+        f"{_on_fewer(curves)} Triangles at the left: greedy pass@1, another quantity.{_below(curves)}"
+    )
+    return figure_block(
+        f"passk{number_on_page}",
+        title,
+        [f"At k = {curves.n}: {'; '.join(largest)}"],
+        partial(draw_curves, curves),
+        caption,
+        _curve_numbers(curves, f"{title}: numbers"),
+    )
+
+
+def _on_fewer(curves: CurveFigure) -> str:
+    """Which curves stand on fewer questions, so that they must not be read beside the others."""
+    fewer = [
+        f"{text}{f' ({panel.title})' if panel.title else ''}"
+        for panel in curves.panels
+        for text in curves.fewer(panel)
+    ]
+    told = f" Not on the same questions, only on those with n samples: {'; '.join(fewer)}."
+    return told if fewer else ""
+
+
+def _below(curves: CurveFigure) -> str:
+    """What the lower panels of a pass@k figure show, with the baseline of each where they differ."""
+    against = [
+        f"{name} ({', '.join(titles)})" if len(curves.baselines) > 1 else name
+        for name, titles in curves.baselines.items()
+    ]
+    shown = (
+        f" Below: difference from {' and '.join(against)} in points; a ring marks a crossing of"
+        " which the band is sure on both sides."
+    )
+    return shown if against else ""
+
+
+def _curve_numbers(curves: CurveFigure, label: str) -> Table:
+    ks = sorted(
+        {int(k) for panel in curves.panels for c in panel.curves if c.band for k in c.band.ks}
+    )
+    rows = []
+    for panel in curves.panels:
+        for curve in panel.curves:
+            name = f"{curve.name}, {panel.title}" if panel.title else curve.name
+            if curve.band is not None and curve.band.problems < curves.questions:
+                name += f", {on_questions(curve.band.problems, curves.questions)}"
+            greedy = points(curve.greedy.mean.mean) if curve.greedy else "–"
+            found = {} if curve.band is None else dict(
+                zip(curve.band.ks.tolist(), curve.band.mean.tolist(), strict=True)
+            )  # fmt: skip
+            rows.append([name, greedy, *(points(found.get(k, float("nan"))) for k in ks)])
+    columns = ["", "greedy", *map(str, ks)]
+    return simple_table("Problems solved, percent.", columns, rows, label)
+
+
+ORDER_WORDS = {
+    "a leads": "A leads",
+    "b leads": "B leads",
+    "cross": "they cross",
+    "coincide": "they coincide",
+    "undecided": "not told apart",
+}
+
+
+def _crossing_table(curves: CurveFigure, label: str) -> Iterator[Table]:
+    differences = [d for panel in curves.panels for d in panel.differences]
+    if not differences:
+        return
+    largest = max(d.n for d in differences)
+    columns = ("curves", "D at k = 1", f"D at k = {largest}", "order", "sign changes at k")
+    columns += ("resamples without such a change", "only A / only B solves")
+    yield Table(
+        "The difference D(k) in points. Order: what its simultaneous band leaves of it; A leads"
+        " where the band excludes 0 on that side, the curves cross where it does so on both. Then"
+        " where D(k) first changes sign, with the middle 95 % of such changes in resamples, which"
+        f" alone is no crossing; beyond k = {largest} nothing can be seen. Last: problems that one"
+        " side solves at least once and the other never.",
+        columns,
+        tuple(_crossing_row(d, largest) for d in differences),
+        label,
+    )
+
+
+def _crossing_row(d: CurveDifference, largest: int) -> tuple[TableCell, ...]:
+    c = d.crossing
+    span = "" if np.isnan(c.low) else f"[{c.low:.0f}, {c.high:.0f}]"
+    span += f" again at {', '.join(map(str, c.again))}" if c.again else ""
+    notes = [] if d.a.mode != d.b.mode else [d.a.mode.replace("_", " ")]
+    notes += [on_questions(d.band.problems, d.questions)] if d.band.problems < d.questions else []
+    return (
+        TableCell(f"{d.a.name} − {d.b.name}", ", ".join(notes)),
+        TableCell(points(d.band.mean[0], sign=True)),
+        TableCell(points(d.band.mean[-1], sign=True), "" if d.n == largest else f"k = {d.n}"),
+        TableCell(ORDER_WORDS[d.order.word]),
+        TableCell("none" if c.k is None else str(c.k), span),
+        TableCell(f"{100 * c.p_no_crossing:.0f} %"),
+        TableCell(f"{d.evidence.only_a} / {d.evidence.only_b}"),
+    )
+
+
+# Drawing -------------------------------------------------------------------------------------
+
+
+def draw_curves(curves: CurveFigure) -> Figure:
+    """One column a panel: pass@k above, difference from the baseline below."""
+    with styled():
+        panels = curves.panels
+        differing = any(panel.differences for panel in panels)
+        figure = new_figure(5.2 if differing else 3.4, 9.0 if len(panels) > 1 else 6.2)
+        heights = [1.7, 1.0] if differing else [1.0]
+        axes = figure.subplots(
+            len(heights), len(panels), squeeze=False, sharex=True, sharey="row",
+            height_ratios=heights,
+        )  # fmt: skip
+        named = looks([curve.name for panel in panels for curve in panel.curves])
+        for column, panel in enumerate(panels):
+            _draw_panel(axes[0][column], panel, named)
+            axes[0][column].annotate(
+                "\n".join(curves.fewer(panel)), (0.98, 0.02), xycoords="axes fraction",
+                ha="right", va="bottom", fontsize=7, color=MUTED,
+            )  # fmt: skip
+            if differing:
+                _draw_differences(axes[1][column], panel, named)
+        percent_axis(axes[0][0], "problems solved, %")
+        if differing:
+            _label_differences(axes[1], curves)
+        for axis in axes[-1]:
+            k_axis(axis, curves.n)
+            axis.set_xlim(left=GREEDY_X * 0.68)
+        legend(figure, named)
+        return figure
+
+
+def _label_differences(row: Sequence[Axes], curves: CurveFigure) -> None:
+    """The baseline once at the left where all panels have the same, else beside each panel."""
+    several = len(curves.baselines) > 1
+    common = next(iter(curves.baselines))
+    percent_axis(row[0], "difference, points" if several else f"minus {common}, points")
+    for axes, panel in zip(row, curves.panels, strict=True):
+        if several and panel.baseline:
+            axes.set_title(f"minus {panel.baseline}", fontsize=8, fontweight="normal")
+
+
+def _draw_panel(axes: Axes, panel: Panel, named: Looks) -> None:
+    axes.set_title(panel.title)
+    lines(axes, [_span(c.name, c.band) for c in panel.curves if c.band is not None], named)
+    greedy = [
+        spans(c.name, _greedy_x(index, panel), interval.mean, interval.low, interval.high)
+        for index, c in enumerate(panel.curves)
+        if c.greedy is not None and (interval := c.greedy.mean.interval)
+    ]
+    if greedy:
+        dots(axes, greedy, named, markers=dict.fromkeys(named, "<"))
+        axes.annotate(
+            "greedy", (GREEDY_X, 0), (0, 3), ("data", "axes fraction"), "offset points",
+            ha="center", va="bottom", fontsize=7, color=MUTED,
+        )  # fmt: skip
+
+
+def _greedy_x(index: int, panel: Panel) -> float:
+    """Greedy markers stand side by side."""
+    return GREEDY_X * 1.07 ** (index - (len(panel.curves) - 1) / 2)
+
+
+def _span(name: str, band: Band) -> pd.DataFrame:
+    return spans(name, band.ks, band.mean, band.low, band.high)
+
+
+def _draw_differences(axes: Axes, panel: Panel, named: Looks) -> None:
+    axes.axhline(0, color=INK, lw=0.8)
+    found = [(_line_of(d, panel), d) for d in panel.differences]
+    lines(axes, [_span(name, d.band) for name, d in found], named)
+    for name, d in found:
+        if d.order.word == "cross" and d.crossing.k is not None:
+            axes.plot(d.crossing.k, 0, "o", mfc="none", mec=named[name].colour, ms=9, mew=1.2)
+
+
+def _line_of(difference: CurveDifference, panel: Panel) -> str:
+    """The line of which a difference is shown: an arm's, or a mode's."""
+    names = [curve.name for curve in panel.curves]
+    if difference.a.name in names:
+        return difference.a.name
+    return next(curve.name for curve in panel.curves if curve.mode == difference.a.mode)
+
+
+SECTION = Section("curves", "pass@k", "pass@k", {"pass@k": _parts, "Extrapolation": beyond_parts})

@@ -1,0 +1,237 @@
+"""Training runs given to a report: success against steps, from metrics.jsonl.
+
+Reads what `softeval train` writes, one JSON object a line; knows nothing of trainers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softeval.errors import UserError
+from softeval.reports.arms import METHODS
+from softeval.reports.drawing import Look, legend, looks, new_figure, percent_axis, styled
+from softeval.reports.layout import Part, Section, figure_block
+from softeval.reports.material import Material
+from softeval.reports.tables import points, simple_table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+METRICS_FILE = "metrics.jsonl"
+RECORD_FILE = "train.json"
+TRAIN_SUCCESS = "reward/success"
+VALIDATION_SUCCESS = "validation/success"
+
+SMOOTHED = 25  # windows over the whole run: single steps of a few dozen rollouts are noise
+
+Line = tuple[np.ndarray, np.ndarray]  # (x, y)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingCurve:
+    """One training run.
+
+    Attributes:
+        name: of its folder, or method and seed where they are on record.
+        method: training method; "" where unknown.
+        steps: step of each training success.
+        success: share of rollouts that were right.
+        validation_steps: steps of the validations.
+        validation: greedy success on the held-out questions.
+    """
+
+    name: str
+    method: str
+    steps: NDArray[np.float64]
+    success: NDArray[np.float64]
+    validation_steps: NDArray[np.float64]
+    validation: NDArray[np.float64]
+
+    @property
+    def best(self) -> tuple[float, float] | None:
+        """(step, success) of the best validation; None where there was none."""
+        if not len(self.validation):
+            return None
+        index = int(np.argmax(self.validation))
+        return float(self.validation_steps[index]), float(self.validation[index])
+
+
+def is_training(folder: str | Path) -> bool:
+    """Whether the folder is a training run and not an evaluation run."""
+    return (Path(folder) / METRICS_FILE).is_file()
+
+
+def read_training(folder: str | Path) -> TrainingCurve:
+    """Curves of one training run.
+
+    Raises:
+        UserError: a line that is not JSON, other than a torn last one.
+    """
+    path = Path(folder) / METRICS_FILE
+    rows = _rows(path)
+    identity = _identity(Path(folder))
+    method, seed = str(identity.get("method") or ""), identity.get("seed")
+    name = method if method and seed is None else f"{method} seed {seed}" if method else ""
+    steps, success = _series(rows, TRAIN_SUCCESS)
+    validation_steps, validation = _series(rows, VALIDATION_SUCCESS)
+    return TrainingCurve(
+        name=name or Path(folder).name,
+        method=method,
+        steps=steps,
+        success=success,
+        validation_steps=validation_steps,
+        validation=validation,
+    )
+
+
+def read_all(folders: Sequence[str | Path]) -> list[TrainingCurve]:
+    """Curves of several training runs, in the order given."""
+    return [read_training(folder) for folder in folders]
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            if number == len(lines):
+                break  # a run that is being written, or was killed, may end in half a line
+            raise UserError(
+                f"{path} is damaged (line {number}); remove it or train again"
+            ) from None
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def _identity(folder: Path) -> dict[str, Any]:
+    """The training's configuration as the trainer recorded it; empty where it did not."""
+    path = folder / RECORD_FILE
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); remove it or train again") from None
+    identity = record.get("identity") if isinstance(record, dict) else None
+    return identity if isinstance(identity, dict) else {}
+
+
+def _series(
+    rows: Sequence[dict[str, Any]], name: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(steps, values) of the lines that carry the name."""
+    found = [
+        (row["step"], row[name])
+        for row in rows
+        if isinstance(row.get(name), int | float) and isinstance(row.get("step"), int | float)
+    ]
+    table = np.array(found, np.float64).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
+
+
+# Layout --------------------------------------------------------------------------------------
+
+
+def _parts(material: Material) -> Iterator[Part]:
+    """Success against steps of the training directories given; nothing where there are none."""
+    curves = read_all(material.training)
+    if not curves:
+        return
+    rows = [
+        [
+            c.name,
+            points(float(c.success[-1])) if len(c.success) else "–",
+            points(c.best[1]) if c.best else "–",
+            f"{c.best[0]:.0f}" if c.best else "–",
+        ]
+        for c in curves
+    ]
+    title = "Training success against steps"
+    columns = ["training run", "last rollouts, %", "best validation, %", "at step"]
+    yield figure_block(
+        "training",
+        title,
+        [f"{c.name}: best validation {points(c.best[1])} %" for c in curves if c.best]
+        or ["no validation"],
+        partial(draw_training, curves),
+        "Success of the rollouts (smoothed over long runs) and of greedy validation on held-out"
+        " training questions; thin lines are single runs, a ring marks the checkpoint that is kept.",
+        simple_table("Training runs.", columns, rows, f"{title}: numbers"),
+    )
+
+
+# Drawing -------------------------------------------------------------------------------------
+
+
+def draw_training(curves: Sequence[TrainingCurve]) -> Figure:
+    """Left: training success, smoothed. Right: validation, the best step ringed.
+
+    A method's line is the mean of its runs; thin lines are single runs.
+    """
+    with styled():
+        by_method: dict[str, list[TrainingCurve]] = {}
+        for curve in sorted(curves, key=_order):
+            by_method.setdefault(curve.method or curve.name, []).append(curve)
+        named = looks(list(by_method))
+        figure = new_figure(3.2)
+        left, right = figure.subplots(1, 2, sharey=True)
+        for name, runs in by_method.items():
+            _draw_runs(left, [_smoothed(c.steps, c.success) for c in runs], named[name], False)
+            _draw_runs(right, [(c.validation_steps, c.validation) for c in runs], named[name], True)
+            for best in (curve.best for curve in runs):
+                if best is not None:
+                    right.plot(*best, "o", mfc="none", mec=named[name].colour, ms=8)
+        left.set_title("rollouts")
+        right.set_title("greedy validation")
+        percent_axis(left, "success, %")
+        for axes in (left, right):
+            axes.set_xlabel("step")
+        legend(figure, named)
+        return figure
+
+
+def _order(curve: TrainingCurve) -> tuple[int, str]:
+    rank = METHODS.index(curve.method) if curve.method in METHODS else len(METHODS)
+    return rank, curve.name
+
+
+def _draw_runs(axes: Axes, runs: Sequence[Line], look: Look, marked: bool) -> None:
+    """Thin lines of the runs, and their mean where they were measured at the same steps."""
+    import seaborn
+
+    x, y = (np.concatenate(values) for values in zip(*runs, strict=True))
+    same = all(np.array_equal(runs[0][0], steps) for steps, _ in runs)
+    if not same or len(runs) > 1:
+        run = np.repeat(np.arange(len(runs)), [len(steps) for steps, _ in runs])
+        seaborn.lineplot(
+            x=x, y=y, units=run, estimator=None, color=look.colour, lw=0.5, ax=axes, legend=False
+        )
+    if same:
+        seaborn.lineplot(
+            x=x, y=y, errorbar=None, color=look.colour, ls=look.line, ax=axes,
+            marker=look.marker if marked else "", markersize=3, markeredgewidth=0,
+        )  # fmt: skip
+
+
+def _smoothed(steps: np.ndarray, values: np.ndarray) -> Line:
+    """Means of consecutive windows."""
+    if len(steps) <= 2 * SMOOTHED:
+        return steps, values
+    parts = np.array_split(np.arange(len(steps)), SMOOTHED * 2)
+    means = [(steps[part].mean(), values[part].mean()) for part in parts]
+    return np.array(means)[:, 0], np.array(means)[:, 1]
+
+
+SECTION = Section("training", "Training", "Training", {"Training": _parts})
