@@ -221,7 +221,7 @@ def _draw_runs(axes: Axes, runs: Sequence[Line], look: Look, marked: bool) -> No
     if same:
         seaborn.lineplot(
             x=x, y=y, errorbar=None, color=look.colour, ls=look.line, ax=axes,
-            marker=look.marker if marked else "", markersize=3, markeredgewidth=0,
+            marker=look.marker if marked else "", markersize=5, markeredgewidth=0,
         )  # fmt: skip
 
 
