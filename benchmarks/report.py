@@ -3,7 +3,7 @@
     python benchmarks/report.py                 # 1319 questions x 6 modes x 64 samples x 512 tokens
     python benchmarks/report.py --questions 100 --keep /tmp/run
 
-Writes a synthetic run directory with the schemas of a real one (260 million position rows), builds
+Writes a synthetic run directory with the schemas of a real one (260 million positions), builds
 its report in a process of its own, and prints seconds, peak memory and the size of the page.
 """
 
@@ -58,10 +58,10 @@ def build(folder: Path) -> None:
     started = time.perf_counter()
     page = build_report([folder])
     seconds = time.perf_counter() - started
-    rows = pq.ParquetFile(folder / "positions.parquet").metadata.num_rows
+    lengths = pq.read_table(folder / "samples.parquet", columns=["n_cot_tokens"])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     result = {
-        "position_rows": rows,
+        "positions": sum(lengths["n_cot_tokens"].to_pylist()),
         "seconds": round(seconds, 1),
         "cpu_seconds": round(time.process_time(), 1),
         "peak_gib": round(peak, 2),
@@ -85,14 +85,12 @@ def write_run(folder: Path, questions: int, samples: int, positions: int) -> Non
             ("positions", records.positions_schema),
         )
     }
-    for mode_index, mode in enumerate(modes):
+    for mode in modes:
         keys = np.indices((questions, samples)).reshape(2, -1)
         for start in range(0, keys.shape[1], GROUP):
             doc_R, sample_R = keys[:, start : start + GROUP]
             tables["samples"].write_table(_samples(rng, mode, doc_R, sample_R, positions, text))
-            tables["positions"].write_table(
-                _positions(rng, modes, mode_index, doc_R, sample_R, positions)
-            )
+            tables["positions"].write_table(_positions(rng, mode, doc_R, sample_R, positions))
     for table in tables.values():
         table.close()
     _write_names(folder, questions, words)
@@ -128,34 +126,32 @@ def _samples(
         "n_cot_tokens": np.full(rows, positions),
         "n_answer_tokens": np.full(rows, 3),
         "seconds": np.ones(rows, np.float32),
+        "other_correct": correct_R,
+        "target_error": [None] * rows,
     }
     return pa.table(columns, records.samples_schema())
 
 
 def _positions(
     rng: np.random.Generator,
-    modes: list[str],
-    mode: int,
+    mode: str,
     doc_R: np.ndarray,
     sample_R: np.ndarray,
     positions: int,
 ) -> pa.Table:
-    rows = len(doc_R) * positions
-    entropy = rng.gamma(1.0, 0.5, rows).astype(np.float32)
-    names = [(["gsm8k"], np.zeros(rows, np.int16)), (modes, np.full(rows, mode, np.int16))]
-    task, mode_name = (
-        pa.DictionaryArray.from_arrays(pa.array(index), pa.array(values)) for values, index in names
-    )
+    shape = (len(doc_R), positions)
+    entropy = rng.gamma(1.0, 0.5, shape).astype(np.float32)
     columns = {
-        "task": task,
-        "doc_id": np.repeat(doc_R.astype(np.int32), positions),
-        "mode": mode_name,
-        "sample": np.repeat(sample_R.astype(np.int32), positions),
-        "position": np.tile(np.arange(positions, dtype=np.int32), len(doc_R)),
-        "entropy": entropy,
-        "mode_entropy": entropy * np.float32(0.5),
-        "top1_prob": np.exp(-entropy),
-        "shadow_id": rng.integers(0, VOCAB, rows, dtype=np.int32),
+        "task": ["gsm8k"] * len(doc_R),
+        "doc_id": doc_R,
+        "mode": [mode] * len(doc_R),
+        "sample": sample_R,
+        "entropy": list(entropy),
+        "mode_entropy": list(entropy * np.float32(0.5)),
+        "top1_prob": list(np.exp(-entropy)),
+        "shadow_id": list(rng.integers(0, VOCAB, shape, dtype=np.int32)),
+        "mixture_id": [None] * len(doc_R),
+        "mixture_prob": [None] * len(doc_R),
     }
     return pa.table(columns, records.positions_schema())
 

@@ -1,6 +1,6 @@
 """Per-position records reduced to sums: what entropy profiles and their intervals need.
 
-positions.parquet may hold hundreds of millions of rows. It is read one row group at a time and kept
+positions.parquet may hold hundreds of millions of numbers. It is read one row group at a time and kept
 as sums for each (problem, length group, position): exact for every profile the report draws
 and its interval over problems. Knows nothing of several runs or of figures.
 
@@ -77,7 +77,6 @@ class EntropySums:
         end_count_ME: samples with so many positions.
         mean_R: token mean of each sample, in the order of the cell; NaN for an empty CoT.
         max_R: largest entropy of each sample; NaN for an empty CoT.
-        row_R: row of positions.parquet at which each sample begins; -1 for an empty CoT.
         mode_sum: entropy at the mode's own temperature, summed over all tokens.
         unfit: positions whose entropy is not finite.
     """
@@ -93,7 +92,6 @@ class EntropySums:
     end_count_ME: Ints
     mean_R: Floats
     max_R: Floats
-    row_R: Ints
     mode_sum: float = 0.0
     unfit: int = 0
 
@@ -188,7 +186,7 @@ def read_positions(
         groups: how the CoTs of each task are split by length.
 
     Raises:
-        UserError: positions.parquet is damaged, out of order, or of other samples.
+        UserError: positions.parquet is damaged, or of other samples.
     """
     if not run.has("positions"):
         return {}
@@ -221,7 +219,6 @@ def _empty(cell: Cell, groups: LengthGroups) -> EntropySums:
         end_count_ME=np.zeros((shape[0], END_POSITIONS), np.int64),
         mean_R=np.full(len(cell.doc_R), np.nan),
         max_R=np.full(len(cell.doc_R), np.nan),
-        row_R=np.full(len(cell.doc_R), -1),
     )
 
 
@@ -247,7 +244,7 @@ def _rows(cell: Cell, chunk: Chunk) -> Ints | None:
 
 
 def _add(sums: EntropySums, row_R: Ints, chunk: Chunk) -> None:
-    """Add the samples of a chunk. Lengths are positive: a sample without rows is in no chunk."""
+    """Add the samples of a chunk."""
     entropy_N = chunk.values["entropy"].astype(np.float64)
     sums.unfit += int((~np.isfinite(entropy_N)).sum())
     problem_R = np.searchsorted(sums.doc_M, chunk.doc_R)
@@ -256,7 +253,6 @@ def _add(sums: EntropySums, row_R: Ints, chunk: Chunk) -> None:
     end_R = chunk.start_R + chunk.length_R
     sums.mean_R[row_R] = (running_N[end_R] - running_N[chunk.start_R]) / chunk.length_R
     sums.max_R[row_R] = np.maximum.reduceat(entropy_N, chunk.start_R)
-    sums.row_R[row_R] = chunk.row_R
     sums.mode_sum += float(chunk.values["mode_entropy"].sum(dtype=np.float64))
     _add_profile(sums, problem_R, chunk, entropy_N)
     _add_progress(sums, problem_R, chunk, running_N)

@@ -7,13 +7,10 @@ the files and their schemas; nothing of scores, figures or pages.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from softeval.modes import recorded_modes
 from softeval.runs.parquet_files import damage_named, open_parquet
@@ -144,29 +141,6 @@ class RecordedRun:
         with damage_named(path):
             yield from parquet.iter_batches(batch_size=rows, columns=list(columns))
 
-    def row_groups(self, table: str, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """The table's columns, one row group at a time; the next is read meanwhile.
-
-        Raises:
-            UserError: the file is missing, damaged, or lacks a column.
-        """
-        path = self.path(table)
-        parquet = open_parquet(path, columns)
-
-        def read(group: int) -> pa.Table:
-            with damage_named(path):
-                return parquet.read_row_group(group, columns=list(columns))
-
-        with ThreadPoolExecutor(1) as reader:
-            if not parquet.num_row_groups:
-                return
-            ahead = reader.submit(read, 0)
-            for group in range(1, parquet.num_row_groups + 1):
-                found = ahead.result()
-                if group < parquet.num_row_groups:
-                    ahead = reader.submit(read, group)
-                yield found
-
 
 def open_run(folder: str | Path) -> RecordedRun:
     """Open a run directory.
@@ -177,41 +151,3 @@ def open_run(folder: str | Path) -> RecordedRun:
         UserError: not a run directory.
     """
     return RecordedRun(Path(folder), read_record(Path(folder)))
-
-
-class RowSlices:
-    """Stretches of a table by row number; the last row group read is kept for the next.
-
-    Args:
-        run: the run.
-        table: name of the table.
-        columns: columns to read.
-    """
-
-    def __init__(self, run: RecordedRun, table: str, columns: Sequence[str]) -> None:
-        self._path = run.path(table)
-        self._parquet = open_parquet(self._path, columns)
-        self._columns = list(columns)
-        groups = range(self._parquet.num_row_groups)
-        self._end_G = np.cumsum([self._parquet.metadata.row_group(g).num_rows for g in groups])
-        self._held: tuple[int, Any] = (-1, None)
-
-    def read(self, start: int, stop: int) -> dict[str, np.ndarray]:
-        """Columns of the rows start … stop - 1.
-
-        Raises:
-            UserError: the file is damaged.
-        """
-        first, last = np.searchsorted(self._end_G, [start, stop - 1], "right")
-        parts = [self._part(group, start, stop) for group in range(first, last + 1)]
-        return {name: np.concatenate([part[name] for part in parts]) for name in self._columns}
-
-    def _part(self, group: int, start: int, stop: int) -> dict[str, np.ndarray]:
-        if self._held[0] != group:
-            with damage_named(self._path):
-                self._held = group, self._parquet.read_row_group(group, columns=self._columns)
-        table = self._held[1]
-        begin = int(self._end_G[group]) - table.num_rows
-        offset = max(start - begin, 0)
-        part = table.slice(offset, stop - begin - offset)
-        return {name: part.column(name).to_numpy() for name in self._columns}

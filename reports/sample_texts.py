@@ -7,18 +7,24 @@ Shape letters: T CoT tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from softeval.reports.arms import MeasuredRun
-from softeval.reports.recorded import RecordedRun, RowSlices
+from softeval.reports.recorded import RecordedRun
 from softeval.reports.sections.selection import ChosenProblem, ChosenSample
-from softeval.runs.parquet_files import open_parquet
+from softeval.runs.parquet_files import row_groups, sequences
+from softeval.runs.tables import mixtures_place
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+KEY = ("task", "mode", "doc_id", "sample")
 TEXTS = ("cot_text", "prefill", "answer_text", "answer", "verdict", "stop_reason", "target")
 SampleKey = tuple[str, str, int, int]  # (task, mode, doc_id, sample)
 MIXTURE_TOP = 3
@@ -86,7 +92,7 @@ def _read_run(run: MeasuredRun, chosen: Sequence[ChosenSample]) -> list[SampleTe
     fields = _read_fields(run.run, keys)
     texts = {key: SampleText(sample, fields[key]) for key, sample in keys.items()}
     names = _token_texts(run.run)
-    _read_positions(run, texts, names)
+    _read_positions(run.run, texts, names)
     _read_mixtures(run.run, texts, names)
     _read_kl(run.run, texts)
     return list(texts.values())
@@ -100,41 +106,35 @@ def _key(sample: ChosenSample) -> SampleKey:
 def _read_fields(
     run: RecordedRun, keys: Mapping[SampleKey, Any]
 ) -> dict[SampleKey, dict[str, Any]]:
-    found = {}
-    for row in _matching(run, "samples", TEXTS, keys):
-        found[row["task"], row["mode"], row["doc_id"], row["sample"]] = row
-    return found
+    groups = row_groups(run.path("samples"), (*KEY, *TEXTS), _docs(keys))
+    return {
+        key: {name: value.as_py() for name, value in row.items()}
+        for key, row in _matching(groups, keys)
+    }
+
+
+def _docs(keys: Iterable[SampleKey]) -> list[int]:
+    return sorted({key[2] for key in keys})
 
 
 def _matching(
-    run: RecordedRun, table: str, columns: Sequence[str], keys: Mapping[SampleKey, Any]
-) -> list[dict[str, Any]]:
-    """Rows of the named samples as dicts; row groups without a wanted problem are skipped."""
-    import pyarrow.compute as pc
-
-    docs = sorted({key[2] for key in keys})
-    read = ("task", "mode", "doc_id", "sample", *columns)
-    parquet = open_parquet(run.path(table), read)
-    rows: list[dict[str, Any]] = []
-    for group in range(parquet.num_row_groups):
-        if not _may_hold(parquet.metadata.row_group(group), "doc_id", docs):
-            continue
-        part = parquet.read_row_group(group, columns=list(read))
-        part = part.filter(pc.field("doc_id").isin(docs))
-        rows += [
-            r for r in part.to_pylist() if (r["task"], r["mode"], r["doc_id"], r["sample"]) in keys
-        ]
-    return rows
+    groups: Iterable[pa.Table], keys: Mapping[SampleKey, Any]
+) -> Iterator[tuple[SampleKey, dict[str, Any]]]:
+    """Rows of the named samples, as Arrow's scalars by column."""
+    for group in groups:
+        names = zip(*(group[column].to_pylist() for column in KEY), strict=True)
+        for row, key in enumerate(names):
+            if key in keys:
+                yield key, {column: group[column][row] for column in group.column_names}
 
 
-def _may_hold(group: Any, column: str, values: Sequence[int]) -> bool:
-    """Whether the row group's statistics allow any of the values."""
-    for index in range(group.num_columns):
-        part = group.column(index)
-        if part.path_in_schema == column and part.statistics is not None:
-            low, high = part.statistics.min, part.statistics.max
-            return any(low <= value <= high for value in values)
-    return True
+def _lists(
+    path: Path, columns: Sequence[str], keys: Mapping[SampleKey, Any], more: Sequence[str] = ()
+) -> Iterator[tuple[SampleKey, dict[str, Any]]]:
+    """Lists of the named samples as arrays, and further columns of their key as they are."""
+    for key, row in _matching(sequences(path, (*KEY, *more), columns, _docs(keys)), keys):
+        lists = {name: row[name].values.to_numpy() for name in columns}
+        yield key, lists | {name: row[name].as_py() for name in more}
 
 
 def _token_texts(run: RecordedRun) -> dict[int, str]:
@@ -147,49 +147,41 @@ def _token_texts(run: RecordedRun) -> dict[int, str]:
 
 
 def _read_positions(
-    run: MeasuredRun, texts: Mapping[SampleKey, SampleText], names: Mapping[int, str]
+    run: RecordedRun, texts: Mapping[SampleKey, SampleText], names: Mapping[int, str]
 ) -> None:
-    """Shadow tokens and per-token values, in the order of the file."""
-    if not run.positions:
+    """Shadow tokens and per-token values."""
+    if not run.has("positions"):
         return
-    rows = RowSlices(run.run, "positions", ("entropy", "top1_prob", "shadow_id"))
-    starts = {key: int(run.positions[key[:2]].row_R[texts[key].chosen.row]) for key in texts}
-    for key in sorted(texts, key=lambda key: starts[key]):
-        text, start = texts[key], starts[key]
-        if start < 0:
-            continue
-        values = rows.read(start, start + int(text.chosen.cell.length_R[text.chosen.row]))
-        text.entropy_T, text.top1_T = values["entropy"], values["top1_prob"]
-        text.tokens = [names.get(int(i), "\ufffd") for i in values["shadow_id"]]
+    columns = ("entropy", "top1_prob", "shadow_id")
+    for key, lists in _lists(run.path("positions"), columns, texts):
+        texts[key].entropy_T, texts[key].top1_T = lists["entropy"], lists["top1_prob"]
+        texts[key].tokens = [names.get(token, "\ufffd") for token in lists["shadow_id"].tolist()]
 
 
 def _read_mixtures(
     run: RecordedRun, texts: Mapping[SampleKey, SampleText], names: Mapping[int, str]
 ) -> None:
     """Largest mixture entries of each position, where they were recorded."""
-    if not run.path("mixtures").is_file():
+    path, ids, probs = mixtures_place(run.folder)
+    if not path.is_file():
         return
-    columns = ("position", "rank", "token_id", "prob")
-    entries: dict[SampleKey, dict[int, list[tuple[str, float]]]] = {}
-    for row in _matching(run, "mixtures", columns, texts):
-        if row["rank"] < MIXTURE_TOP:
-            key = row["task"], row["mode"], row["doc_id"], row["sample"]
-            entry = (names.get(row["token_id"], "\ufffd"), float(row["prob"]))
-            entries.setdefault(key, {}).setdefault(row["position"], []).append(entry)
-    for key, positions in entries.items():
-        texts[key].mixtures = sorted(positions.items())
+    for key, lists in _lists(path, (ids, probs), texts):
+        positions = len(texts[key].tokens)
+        entries = [
+            (names.get(token, "\ufffd"), prob)
+            for token, prob in zip(lists[ids].tolist(), lists[probs].tolist(), strict=True)
+        ]
+        top = len(entries) // max(positions, 1)
+        texts[key].mixtures = [
+            (t, entries[t * top : t * top + min(top, MIXTURE_TOP)]) for t in range(positions)
+        ]
 
 
 def _read_kl(run: RecordedRun, texts: Mapping[SampleKey, SampleText]) -> None:
     """KL(base‖checkpoint) along the sample itself, where `softeval diagnose` replayed it."""
     if not run.path("kl").is_file():
         return
-    values: dict[SampleKey, list[float]] = {}
-    for row in _matching(run, "kl", ("prefix_set", "position", "forward"), texts):
-        if row["prefix_set"] == "own":
-            key = row["task"], row["mode"], row["doc_id"], row["sample"]
-            values.setdefault(key, []).append(row["forward"])
-    for key, kl in values.items():
-        entropy_T = texts[key].entropy_T
-        if entropy_T is not None and len(kl) == len(entropy_T):
-            texts[key].kl_T = np.array(kl, np.float32)
+    for key, row in _lists(run.path("kl"), ["forward"], texts, more=["prefix_set"]):
+        text, forward_T = texts[key], row["forward"]
+        if row["prefix_set"] == "own" and len(forward_T) == len(text.tokens):
+            text.kl_T = forward_T

@@ -49,11 +49,11 @@ class Run:
         return self._table("samples", columns)
 
     def positions(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """One row a CoT position (`records.positions_schema`); entropies in nats."""
+        """One row a CoT position (`records.position_rows_schema`); entropies in nats."""
         return self._table("positions", columns)
 
     def mixtures(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """Largest mixture entries at each position of first samples (`records.mixtures_schema`)."""
+        """Largest mixture entries at each position of first samples (`records.mixture_rows_schema`)."""
         return self._table("mixtures", columns)
 
     def prompts(self, columns: Sequence[str] | None = None) -> pd.DataFrame:

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+MIXTURE_SAMPLES = 1
+"""Mixture entries are kept of the first samples of a question: they are many, and for looking at."""
 
 
 class StopReason(StrEnum):
@@ -139,7 +142,37 @@ def samples_schema() -> pa.Schema:
 
 @cache
 def positions_schema() -> pa.Schema:
-    """One row a CoT position; sorted like the samples, then by position. Entropies in nats."""
+    """One row a generation, sorted like the samples; its CoT positions as lists. Entropies in nats.
+
+    The mixture lists hold K entries a position, the largest first; null where none were kept.
+    """
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("task", pa.string()),
+            ("doc_id", pa.int32()),
+            ("mode", pa.string()),
+            ("sample", pa.int32()),
+            ("entropy", _list(pa.float32())),  # of the temperature-1 distribution
+            ("mode_entropy", _list(pa.float32())),  # at the mode's own temperature
+            ("top1_prob", _list(pa.float32())),  # at temperature 1
+            ("shadow_id", _list(pa.int32())),
+            ("mixture_id", _list(pa.int32())),
+            ("mixture_prob", _list(pa.float32())),
+        ]
+    )
+
+
+def _list(element: pa.DataType) -> pa.DataType:
+    import pyarrow as pa
+
+    return pa.list_(pa.field("element", element, nullable=False))
+
+
+@cache
+def position_rows_schema() -> pa.Schema:
+    """One row a CoT position: the positions as `softeval.Run` gives them, and schema 1 had them."""
     import pyarrow as pa
 
     return pa.schema(
@@ -149,17 +182,17 @@ def positions_schema() -> pa.Schema:
             ("mode", pa.dictionary(pa.int16(), pa.string())),
             ("sample", pa.int32()),
             ("position", pa.int32()),
-            ("entropy", pa.float32()),  # of the temperature-1 distribution
-            ("mode_entropy", pa.float32()),  # at the mode's own temperature
-            ("top1_prob", pa.float32()),  # at temperature 1
+            ("entropy", pa.float32()),
+            ("mode_entropy", pa.float32()),
+            ("top1_prob", pa.float32()),
             ("shadow_id", pa.int32()),
         ]
     )
 
 
 @cache
-def mixtures_schema() -> pa.Schema:
-    """The largest entries of the mode's distribution, for the first samples of each question."""
+def mixture_rows_schema() -> pa.Schema:
+    """One row a mixture entry, likewise."""
     import pyarrow as pa
 
     return pa.schema(
@@ -194,7 +227,7 @@ def prompts_schema() -> pa.Schema:
 
 @cache
 def tokens_schema() -> pa.Schema:
-    """Text of each token id that the positions or mixtures name."""
+    """Text of each token id that the positions name."""
     import pyarrow as pa
 
     return pa.schema([("token_id", pa.int32()), ("text", pa.string())])
@@ -221,7 +254,7 @@ def likelihoods_schema() -> pa.Schema:
 
 @cache
 def kl_schema() -> pa.Schema:
-    """One row a position of a replayed prefix, as `softeval diagnose` measures it. KL in nats."""
+    """One row a replayed prefix, as `softeval diagnose` measures it. KL in nats, a position each."""
     import pyarrow as pa
 
     return pa.schema(
@@ -231,8 +264,7 @@ def kl_schema() -> pa.Schema:
             ("mode", pa.string()),  # that made the prefix; "" for gold
             ("sample", pa.int32()),
             ("prefix_set", pa.string()),  # own | base | gold
-            ("position", pa.int32()),
-            ("forward", pa.float32()),  # KL(base‖checkpoint)
-            ("reverse", pa.float32()),  # KL(checkpoint‖base)
+            ("forward", _list(pa.float32())),  # KL(base‖checkpoint)
+            ("reverse", _list(pa.float32())),  # KL(checkpoint‖base)
         ]
     )

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from synthetic import WORDS, _record, make_generation
 
 from softeval.modes import ALL, MODES
-from softeval.records import AnswerStop, Generation, SampleKey, StopReason
+from softeval.records import AnswerStop, Generation, SampleKey, StopReason, kl_schema
 from softeval.runs import rundir
 from softeval.runs.tables import LikelihoodRow, PromptRow, ScoredSample, TableWriter, prompt_hash
 
@@ -90,7 +90,7 @@ def write_checkpoint(
     rng = np.random.default_rng([train_seed, *method.encode()])
     shift = 0.0 if method == "base" else float(rng.normal(0, 0.1))
     vocab = VOCAB + list(texts)
-    with TableWriter(folder, tasks, modes, lambda i: vocab[i]) as writer:
+    with TableWriter(folder, lambda i: vocab[i]) as writer:
         for task in sorted(tasks):
             difficulty_Q = np.random.default_rng(list(task.encode())).normal(0, 1, questions)
             for mode in sorted(modes):
@@ -141,7 +141,7 @@ def write_counts(
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(list(folder.name.encode()))
-    with TableWriter(folder, [task], list(cells), lambda i: WORDS[i]) as writer:
+    with TableWriter(folder, lambda i: WORDS[i]) as writer:
         for mode in sorted(cells):
             for q, (n, c) in enumerate(zip(*cells[mode], strict=True)):
                 for s in range(int(n)):
@@ -256,48 +256,18 @@ def write_kl(folder: Path, method: str, tasks: Sequence[str], questions: int) ->
     """A kl.parquet as `softeval diagnose` writes it; returns the record's "diagnose" block."""
     rng = np.random.default_rng(list(method.encode()))
     scale = {"base": 1e-4, "hard": 0.08, "fuzzy": 0.03, "soft": 0.02}.get(method, 0.05)
-    rows: dict[str, list[Any]] = {name: [] for name in kl_schema().names}
+    rows = []
     for task in sorted(tasks):
         for prefix_set in ("base", "own"):
             for q in range(questions):
                 length = int(rng.integers(20, 60))
                 forward = rng.gamma(1.0, scale, length)
-                _extend(rows, task, q, prefix_set, forward, forward * rng.uniform(0.6, 1.2, length))
-    pq.write_table(pa.table(rows, kl_schema()), folder / "kl.parquet")
+                reverse = forward * rng.uniform(0.6, 1.2, length)
+                key = {"task": task, "doc_id": q, "mode": "hard_sample", "sample": 0}
+                values = {"forward": forward.tolist(), "reverse": reverse.tolist()}
+                rows.append(key | {"prefix_set": prefix_set} | values)
+    pq.write_table(pa.Table.from_pylist(rows, kl_schema()), folder / "kl.parquet")
     return {"base": "checkpoints/base", "noise_floor": {"mean": 2e-4, "batch_size": 3}}
-
-
-def kl_schema() -> pa.Schema:
-    """Columns of kl.parquet."""
-    return pa.schema(
-        [
-            ("task", pa.string()),
-            ("doc_id", pa.int32()),
-            ("mode", pa.string()),
-            ("sample", pa.int32()),
-            ("prefix_set", pa.string()),
-            ("position", pa.int32()),
-            ("forward", pa.float32()),
-            ("reverse", pa.float32()),
-        ]
-    )
-
-
-def _extend(
-    rows: dict[str, list[Any]], task: str, q: int, prefix_set: str, forward: Any, reverse: Any
-) -> None:
-    length = len(forward)
-    for name, value in (
-        ("task", task),
-        ("doc_id", q),
-        ("mode", "hard_sample"),
-        ("sample", 0),
-        ("prefix_set", prefix_set),
-    ):
-        rows[name] += [value] * length
-    rows["position"] += range(length)
-    rows["forward"] += forward.tolist()
-    rows["reverse"] += reverse.tolist()
 
 
 def keep_documents(folder: Path, low: int, high: int) -> Path:

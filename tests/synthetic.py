@@ -103,7 +103,7 @@ def write_run(
         for task in sorted(tasks)
         for q in range(questions)
     ]
-    with TableWriter(folder, tasks, modes, lambda i: WORDS[i]) as writer:
+    with TableWriter(folder, lambda i: WORDS[i]) as writer:
         for task in sorted(tasks):
             difficulty_Q = rng.normal(0, 1.5, questions)
             for mode in sorted(modes):

@@ -23,7 +23,7 @@ def test_show_prints_samples_and_nothing_steers_the_terminal(
 ) -> None:
     Path("run").mkdir()
     generation = make_generation(SampleKey("t", 4, 0), "soft_sample", answer="[b]7[/b]\x1b[2J")
-    with TableWriter(Path("run"), ["t"], ["soft_sample"], str) as writer:
+    with TableWriter(Path("run"), str) as writer:
         writer.add(ScoredSample(generation, "0" * 16, "7", False, "ok"))
         writer.add_prompts([PromptRow("t", 4, "What is [red]x[/red]?\x07", "7")])
     write_run(Path("other"), questions=1, samples=1)

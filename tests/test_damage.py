@@ -19,13 +19,14 @@ from softeval.errors import UserError
 from softeval.records import SampleKey
 from softeval.reports.recorded import open_run
 from softeval.runs.journal import Journal
+from softeval.runs.parquet_files import sequences
 from softeval.runs.rescore import rescore
 from softeval.scoring.judge import Scorer
 
 Read = Callable[[Path], Any]
 
 BLOCK = 512
-TABLES = ("samples", "positions", "mixtures", "prompts", "tokens", "likelihoods")
+TABLES = ("samples", "positions", "prompts", "tokens", "likelihoods")
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
@@ -102,15 +103,18 @@ def make_journal(folder: Path) -> Path:
 def run_content(folder: Path) -> Any:
     """Record, every table and the scores, as comparable values."""
     run = load_run(folder)
-    tables = [run._table(name, None).to_json() for name in TABLES]
+    read = (run.samples, run.positions, run.mixtures, run.prompts, run.tokens, run.likelihoods)
+    tables = [table().to_json() for table in read]
     return tables, run.scores().to_json(), dict(run.info), report_content(folder)
 
 
 def report_content(folder: Path) -> Any:
     """The tables as the report reads them: streamed."""
     run = open_run(folder)
-    columns = ["doc_id", "position", "entropy"]
-    groups = [table.to_pandas().to_json() for table in run.row_groups("positions", columns)]
+    groups = [
+        table.to_pandas().to_json()
+        for table in sequences(run.path("positions"), ["doc_id"], ["entropy"])
+    ]
     return groups, [batch.to_pydict() for batch in run.batches("samples", ["doc_id", "correct"])]
 
 

@@ -44,7 +44,7 @@ def test_every_prefix_set_is_measured_in_both_directions(run):
     assert found.prefixes == {"own": 12, "base": 6, "gold": 0}
     assert found.missing_gold == ["arithmetic"]
     assert (found.regenerated, found.differing) == (6, 0)
-    table = pd.read_parquet(run.path / "kl.parquet")
+    table = pd.read_parquet(run.path / "kl.parquet").explode(["forward", "reverse"])
     assert set(zip(table["prefix_set"], table["mode"], strict=True)) == {
         ("own", "hard_sample"),
         ("own", "soft_sample"),

@@ -24,9 +24,12 @@ UNFIT = [float("nan"), float("inf"), -float("inf")]
 
 
 def _spoil(path, column: str, value: float, rows: slice = slice(None)) -> None:
+    """Put a value into a column; into the rows' lists, where it holds lists."""
     table = pq.read_table(path)
-    values = table[column].to_numpy().copy()
-    values[rows] = value
+    values = table[column].to_pylist()
+    for row in range(len(values))[rows]:
+        old = values[row]
+        values[row] = [value] * len(old) if isinstance(old, list) else old and value
     place = table.schema.get_field_index(column)
     field = table.schema.field(place)
     pq.write_table(table.set_column(place, field, pa.array(values, field.type)), path)
@@ -69,7 +72,7 @@ def test_entropies_that_are_not_finite_are_named(tmp_path, strict, value, rows):
 @pytest.mark.parametrize(
     ("table", "column"),
     [("positions", "entropy"), ("positions", "mode_entropy"), ("positions", "top1_prob"),
-     ("mixtures", "prob"),
+     ("positions", "mixture_prob"),
      ("kl", "forward"), ("kl", "reverse"), ("likelihoods", "nll"), ("likelihoods", "nll_per_token")],
 )  # fmt: skip
 def test_no_number_of_a_file_costs_the_page(tmp_path, strict, table, column, value):

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_runs import write_checkpoint, write_family
 
+from softeval.api import load_run
 from softeval.reports.arms import measure
 from softeval.reports.escaping import script_json, visible
 from softeval.reports.sample_texts import read_prompts, read_samples
@@ -106,7 +107,7 @@ def test_every_seed_can_be_shown(arms):
 
 def test_packed_samples_are_those_of_the_files(arms, folders, packed):
     samples = pq.read_table(folders[0] / "samples.parquet").to_pandas()
-    positions = pq.read_table(folders[0] / "positions.parquet").to_pandas()
+    positions = load_run(folders[0]).positions()
     for s in [s for s in packed["samples"] if s["a"] == 0][::7]:
         problem = packed["problems"][s["q"]]
         mode = packed["modes"][s["m"]]
@@ -135,7 +136,7 @@ def test_mixtures_are_packed_for_soft_modes_only(packed, folders):
     one = next(s for s in packed["samples"] if "u" in s and s["a"] == 0)
     words = np.frombuffer(base64.b64decode(one["u"]), "<u2")
     position, count = words[:2]
-    table = pq.read_table(folders[0] / "mixtures.parquet").to_pandas()
+    table = load_run(folders[0]).mixtures()
     names = dict(
         zip(*pq.read_table(folders[0] / "tokens.parquet").to_pydict().values(), strict=True)
     )

@@ -89,7 +89,7 @@ def test_a_run_holds_every_sample_and_agrees_with_itself(finished: Run) -> None:
     assert all(samples["n_cot_tokens"] > 0)
     assert len(finished.positions()) == samples["n_cot_tokens"].sum()
     assert {path.name for path in finished.path.iterdir()} == {
-        *(f"{name}.parquet" for name in ("samples", "positions", "mixtures", "prompts", "tokens")),
+        *(f"{name}.parquet" for name in ("samples", "positions", "prompts", "tokens")),
         "likelihoods.parquet",
         "run.json",
         "results.json",

@@ -14,7 +14,12 @@ from synthetic import make_generation, write_run
 
 from softeval.api import load_run
 from softeval.errors import UserError
-from softeval.records import SCHEMA_VERSION, SampleKey
+from softeval.records import (
+    SCHEMA_VERSION,
+    SampleKey,
+    mixture_rows_schema,
+    position_rows_schema,
+)
 from softeval.runs import rundir
 from softeval.runs.tables import SCHEMAS, LikelihoodRow, ScoredSample, TableWriter, read_table
 
@@ -34,7 +39,9 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
 def test_tables_keep_their_schemas_and_order(tmp_path: Path) -> None:
     run = write_run(tmp_path / "r", tasks=("t", "s"), likelihood_tasks=("arc",), questions=3)
     for name, schema in SCHEMAS.items():
-        assert read_table(run, name).schema.equals(schema())
+        assert pq.read_schema(run / f"{name}.parquet").equals(schema())
+    assert read_table(run, "positions").schema.equals(position_rows_schema())
+    assert read_table(run, "mixtures").schema.equals(mixture_rows_schema())
     samples = read_table(run, "samples").to_pandas()
     keys = samples[["task", "mode", "doc_id", "sample"]].apply(tuple, axis=1).tolist()
     assert keys == sorted(keys) and len(keys) == len(set(keys))
@@ -67,7 +74,7 @@ def test_mixtures_are_of_first_samples_and_ranked(tmp_path: Path) -> None:
 def test_a_text_that_utf8_cannot_hold_is_kept_with_a_mark(tmp_path: Path) -> None:
     generation = make_generation(SampleKey("t", 0, 0))
     odd = ScoredSample(generation, "0" * 16, "a\ud800b😀\x00", False, "ok")
-    with TableWriter(tmp_path, ["t"], ["hard_sample"], str) as writer:
+    with TableWriter(tmp_path, str) as writer:
         writer.add(odd)
     assert read_table(tmp_path, "samples")["target"].to_pylist() == ["a\ufffdb😀\x00"]
 
@@ -93,7 +100,7 @@ def test_a_missing_table_names_the_remedy(tmp_path: Path) -> None:
 
 
 def test_likelihood_rows(tmp_path: Path) -> None:
-    with TableWriter(tmp_path, [], [], str) as writer:
+    with TableWriter(tmp_path, str) as writer:
         writer.add_likelihoods(
             [LikelihoodRow("arc", 0, 2, 2, 6.0, 4), LikelihoodRow("arc", 1, 0, 3, 1.0, 1)]
         )

@@ -73,9 +73,7 @@ def compact(
     prompts = _prompt_rows(journal, questions)
     hashes = {(row.task, row.doc_id): prompt_hash(row.prompt) for row in prompts}
     verdicts: dict[str, int] = {}
-    tasks = {cell.name for cell in generative}
-    modes = {cell.mode.name for cell in generative if cell.mode is not None}
-    with TableWriter(folder, tasks, modes, token_text) as writer:
+    with TableWriter(folder, token_text) as writer:
         for sample in _scored(found, journal, questions, hashes, scorer):
             writer.add(sample)
             verdicts[sample.verdict] = verdicts.get(sample.verdict, 0) + 1

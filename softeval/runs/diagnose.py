@@ -27,7 +27,7 @@ from softeval.records import SampleKey
 from softeval.runs import rundir
 from softeval.runs.identity import absolute
 from softeval.runs.kl_file import Measured, check_kept, check_not_fewer, kept_sets, write_kl
-from softeval.runs.parquet_files import read_parquet
+from softeval.runs.parquet_files import sequences
 from softeval.runs.tables import read_table, table_path
 from softeval.tasks.gold import gold_solutions
 
@@ -228,7 +228,7 @@ class _Session:
         found: list[Measured] = []
         for entry in self.record["modes"]:
             mode = mode_from_record(entry)
-            recorded = self._shadows(mode.name, samples)
+            recorded = recorded_shadows(self.folder, mode.name, samples)
             wanted = [q for q in questions if SampleKey(q.task, q.doc_id, 0) in recorded]
             prefixes = (
                 self._hard_prefixes(wanted, mode, recorded)
@@ -287,18 +287,6 @@ class _Session:
         self.floor_batch = len(chosen)
         return float(np.mean([kl_T.mean() for kl_T in self.comparison.noise_floor(chosen)]))
 
-    def _shadows(self, mode: str, samples: int) -> dict[SampleKey, np.ndarray]:
-        """Recorded shadow tokens of the first samples of each question."""
-        columns = ["task", "doc_id", "sample", "shadow_id"]
-        wanted = [("mode", "=", mode), ("sample", "<", samples)]
-        table = read_parquet(table_path(self.folder, "positions"), columns, wanted)
-        frame = table.to_pandas().astype({"task": str})
-        groups = frame.groupby(["task", "doc_id", "sample"], observed=True)["shadow_id"]
-        return {
-            SampleKey(str(task), int(doc), int(sample)): ids.to_numpy(np.int64)
-            for (task, doc, sample), ids in groups  # type: ignore[misc]
-        }
-
     def _hard_prefixes(
         self, questions: list[Question], mode: Mode, recorded: dict[SampleKey, np.ndarray]
     ) -> Iterator[_Task]:
@@ -331,6 +319,19 @@ class _Session:
 def _on_host(inputs: Tensor | None) -> Tensor | None:
     """Many samples wait for their turn; the device has other uses for its memory."""
     return None if inputs is None else inputs.cpu()
+
+
+def recorded_shadows(folder: Path, mode: str, samples: int) -> dict[SampleKey, np.ndarray]:
+    """Shadow tokens of the first samples of each question in a mode; without empty CoTs."""
+    import pyarrow.compute as pc
+
+    keys = ("task", "doc_id", "sample", "mode")
+    wanted = (pc.field("mode") == mode) & (pc.field("sample") < samples)
+    return {
+        SampleKey(row["task"], row["doc_id"], row["sample"]): np.array(row["shadow_id"], np.int64)
+        for table in sequences(table_path(folder, "positions"), keys, ["shadow_id"])
+        for row in table.filter(wanted).to_pylist()
+    }
 
 
 def _order(key: SampleKey) -> tuple[str, int, int]:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from softeval.errors import UserError
-from softeval.records import AnswerStop, Generation, SampleKey, StopReason
+from softeval.records import MIXTURE_SAMPLES, AnswerStop, Generation, SampleKey, StopReason
 
 _INT_ARRAYS = ("shadow_ids", "prefill_ids", "answer_ids", "top_ids")
 _FLOAT_ARRAYS = ("entropy", "mode_entropy", "top1_prob", "top_probs")
@@ -74,15 +74,13 @@ class Journal:
     Args:
         folder: the shards folder; it exists.
         rank: of this process; each rank appends to its own shard.
-        mixture_samples: the mixture entries of sample indices from this on are not stored.
 
     Raises:
         UserError: another process is writing to this shard, or a shard is damaged.
     """
 
-    def __init__(self, folder: Path, rank: int = 0, mixture_samples: int = 1) -> None:
+    def __init__(self, folder: Path, rank: int = 0) -> None:
         self._folder = folder
-        self._mixture_samples = mixture_samples
         self._shards: list[_Shard] = []
         self._places: dict[GenerationName, _Place] = {}
         self._prompts: dict[tuple[str, int], Prompt] = {}
@@ -124,7 +122,7 @@ class Journal:
         if name in self._places:
             return
         self._add_prompt(key, prompt_text, generation.prompt_ids)
-        keep_mixture = key.sample < self._mixture_samples
+        keep_mixture = key.sample < MIXTURE_SAMPLES
         self._append(_encode_generation(generation, keep_mixture))
 
     def get_likelihood(self, task: str, doc_id: int, choice: int) -> Likelihood | None:

@@ -1,4 +1,4 @@
-"""kl.parquet of a run directory: a row for each position of each replayed prefix.
+"""kl.parquet of a run directory: a row for each replayed prefix, with lists for its positions.
 
 A later diagnosis replaces the prefix sets that it measures and keeps the others, as long as they
 are of the same base model in the same precision.
@@ -16,13 +16,14 @@ from softeval.decoding.kl import PositionKL
 from softeval.errors import UserError
 from softeval.files import replacing
 from softeval.records import SampleKey, kl_schema
-from softeval.runs.parquet_files import CheckedWriter, read_parquet
+from softeval.runs.parquet_files import CheckedWriter, read_parquet, sequences
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 NAME = "kl.parquet"
-ORDER = ("task", "mode", "prefix_set", "doc_id", "sample", "position")
+KEYS = ("task", "mode", "prefix_set", "doc_id", "sample")
+DIRECTIONS = ("forward", "reverse")
 
 
 class Measured(NamedTuple):
@@ -55,7 +56,7 @@ def check_not_fewer(folder: Path, sets: Sequence[str], samples: int, limit: int 
     """
     if not (folder / NAME).is_file():
         return
-    rows = read_parquet(folder / NAME, ["prefix_set", "task", "doc_id", "sample"]).to_pandas()
+    rows = _read(folder / NAME).select(KEYS).to_pandas()
     tasks = read_parquet(folder / "prompts.parquet", ["task"])["task"].to_pandas().value_counts()
     planned = int(tasks.clip(upper=limit).sum())
     for name in sets:
@@ -88,33 +89,35 @@ def check_kept(folder: Path, record: Mapping[str, Any], block: Mapping[str, Any]
 def write_kl(folder: Path, found: Sequence[Measured], keep: Collection[str]) -> None:
     """Write the rows in order, with those of the kept prefix sets that are there already."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
-    table = _table(found)
     final = folder / NAME
+    table = pa.table(_columns(found), kl_schema())
     if keep and final.is_file():
-        before = read_parquet(final, filters=[("prefix_set", "in", list(keep))])
-        table = pa.concat_tables([table, before.cast(table.schema)])
-    table = table.sort_by([(name, "ascending") for name in ORDER])
+        before = _read(final)
+        kept = pc.is_in(before["prefix_set"], pa.array(list(keep)))  # pyright: ignore[reportAttributeAccessIssue]
+        table = pa.concat_tables([table, before.filter(kept)])
+    table = table.sort_by([(name, "ascending") for name in KEYS])
     with replacing(final) as partial, CheckedWriter(partial, table.schema) as writer:
         writer.write(table)
 
 
-def _table(found: Sequence[Measured]) -> pa.Table:
+def _read(path: Path) -> pa.Table:
+    """Every prefix of a kl.parquet, of any schema version."""
     import pyarrow as pa
 
-    lengths = [len(m.kl.forward) for m in found]
+    schema = kl_schema()
+    found = (t.select(schema.names).cast(schema) for t in sequences(path, KEYS, DIRECTIONS))
+    return pa.concat_tables([schema.empty_table(), *found])
 
-    def spread(values: list[Any]) -> list[Any]:
-        return [value for value, length in zip(values, lengths, strict=True) for _ in range(length)]
 
-    columns = {
-        "task": spread([m.key.task for m in found]),
-        "doc_id": spread([m.key.doc_id for m in found]),
-        "mode": spread([m.mode for m in found]),
-        "sample": spread([m.key.sample for m in found]),
-        "prefix_set": spread([m.prefix_set for m in found]),
-        "position": [position for length in lengths for position in range(length)],
-        "forward": np.concatenate([m.kl.forward for m in found]),
-        "reverse": np.concatenate([m.kl.reverse for m in found]),
+def _columns(found: Sequence[Measured]) -> dict[str, Any]:
+    return {
+        "task": [m.key.task for m in found],
+        "doc_id": [m.key.doc_id for m in found],
+        "mode": [m.mode for m in found],
+        "sample": [m.key.sample for m in found],
+        "prefix_set": [m.prefix_set for m in found],
+        "forward": [np.asarray(m.kl.forward, np.float32) for m in found],
+        "reverse": [np.asarray(m.kl.reverse, np.float32) for m in found],
     }
-    return pa.table(columns, kl_schema())

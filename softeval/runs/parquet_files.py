@@ -3,7 +3,11 @@
 Every page has its checksum. Two bytes of a page's header or of the footer can still change a number
 unseen, so the file has one too: "softeval" and the CRC-32 of all that follows stand between
 Parquet's own first four bytes and the first page, where no reader looks. A file without them, which
-another program wrote, is read as it is. Knows nothing of what is in them.
+another program wrote, is read as it is.
+
+Tables with values for each position of a sequence have one row a sequence, the values as lists;
+`sequences` reads them, and those of schema 1, which had a row for each position, into the same.
+Knows nothing of what the values mean.
 """
 
 from __future__ import annotations
@@ -11,11 +15,14 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
+
+import numpy as np
 
 from softeval.errors import UserError
 
@@ -110,6 +117,126 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None, filters: Any 
     with damage_named(path):
         names = None if columns is None else list(columns)
         return pq.read_table(path, columns=names, filters=filters, page_checksum_verification=True)
+
+
+def row_groups(
+    path: Path, columns: Sequence[str], docs: Sequence[int] | None = None
+) -> Iterator[pa.Table]:
+    """A file's columns, one row group at a time; the next is read meanwhile.
+
+    Args:
+        path: of the file.
+        columns: what to read.
+        docs: leave out row groups that hold none of these doc_ids.
+
+    Raises:
+        UserError: the file is missing, damaged, or lacks a column.
+    """
+    parquet = open_parquet(path, columns)
+    wanted = [g for g in range(parquet.num_row_groups) if _may_hold(parquet, g, docs)]
+
+    def read(group: int) -> pa.Table:
+        with damage_named(path):
+            return parquet.read_row_group(group, columns=list(columns))
+
+    with ThreadPoolExecutor(1) as reader:
+        ahead = [reader.submit(read, group) for group in wanted[:1]]
+        for group in [*wanted[1:], None]:
+            if not ahead:
+                return
+            found = ahead.pop().result()
+            if group is not None:
+                ahead.append(reader.submit(read, group))
+            yield found
+
+
+def _may_hold(parquet: Any, group: int, docs: Sequence[int] | None) -> bool:
+    """Whether the row group's statistics allow any of the doc_ids."""
+    part = parquet.metadata.row_group(group).column(parquet.schema_arrow.names.index("doc_id"))
+    if docs is None or part.statistics is None or not part.statistics.has_min_max:
+        return True
+    return any(part.statistics.min <= doc <= part.statistics.max for doc in docs)
+
+
+def has_row_a_position(path: Path) -> bool:
+    """Whether a table of sequences has schema 1's form."""
+    return "position" in open_parquet(path).schema_arrow.names
+
+
+def sequences(
+    path: Path, keys: Sequence[str], values: Sequence[str], docs: Sequence[int] | None = None
+) -> Iterator[pa.Table]:
+    """A table's sequences, one a row, about a row group at a time; empty ones are left out.
+
+    Args:
+        path: of the file.
+        keys: columns that name a sequence.
+        values: columns of lists.
+        docs: only sequences of these doc_ids.
+
+    Raises:
+        UserError: the file is missing, damaged, lacks a column, or is not sorted by position.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    gathered = has_row_a_position(path)
+    groups = _gathered(path, keys, values) if gathered else row_groups(path, [*keys, *values], docs)
+    for group in groups:
+        kept = pc.greater(pc.list_value_length(group[values[0]]), 0)  # pyright: ignore[reportAttributeAccessIssue]
+        if docs is not None:
+            kept = pc.and_(kept, pc.is_in(group["doc_id"], pa.array(docs, pa.int32())))  # pyright: ignore[reportAttributeAccessIssue]
+        whole = kept.null_count == 0 and pc.all(kept, min_count=0).as_py()  # pyright: ignore[reportAttributeAccessIssue]
+        yield group if whole else group.filter(kept)
+
+
+def _gathered(path: Path, keys: Sequence[str], values: Sequence[str]) -> Iterator[pa.Table]:
+    """Rows of positions put together to lists; a sequence may go on in the next row group."""
+    import pyarrow as pa
+
+    rest: pa.Table | None = None
+    for group in row_groups(path, [*keys, "position", *values]):
+        plain = pa.table({name: _plain(group[name]) for name in group.column_names})
+        rows = plain if rest is None else pa.concat_tables([rest, plain])
+        start_R = _starts(rows, keys)
+        yield _listed(path, rows.slice(0, start_R[-1]), start_R[:-1], keys, values)
+        rest = rows.slice(start_R[-1])
+    if rest is not None:
+        yield _listed(path, rest, np.zeros(1, np.int64), keys, values)
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    import pyarrow as pa
+
+    return column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
+
+
+def _starts(rows: pa.Table, keys: Sequence[str]) -> np.ndarray:
+    """Where another sequence begins: rows whose key is not that of the row before."""
+    new_N = np.zeros(rows.num_rows, bool)
+    new_N[0] = True
+    for name in keys:
+        code_N = rows[name].combine_chunks().dictionary_encode().indices.to_numpy()
+        new_N[1:] |= code_N[1:] != code_N[:-1]
+    return np.flatnonzero(new_N)
+
+
+def _listed(
+    path: Path, rows: pa.Table, start_R: np.ndarray, keys: Sequence[str], values: Sequence[str]
+) -> pa.Table:
+    import pyarrow as pa
+
+    step_N = np.diff(rows["position"].to_numpy(), prepend=-1)
+    step_N[start_R] = rows["position"].to_numpy()[start_R] + 1
+    # Mixtures have several rows a position.
+    if not ((step_N == 1) | ((step_N == 0) & ("prob" in values))).all():
+        raise UserError(f"{path} is not sorted by position; was it written by softeval?")
+    offsets = pa.array(np.append(start_R, rows.num_rows), pa.int32())
+    columns = {name: rows[name].take(start_R) for name in keys}
+    columns |= {
+        name: pa.ListArray.from_arrays(offsets, rows[name].combine_chunks()) for name in values
+    }
+    return pa.table(columns)
 
 
 @contextmanager

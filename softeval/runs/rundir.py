@@ -63,8 +63,9 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    """Write run.json, with the schema version first and a checksum of the rest last."""
-    whole = json.loads(json.dumps({"schema_version": SCHEMA_VERSION, **record}))
+    """Write run.json, with this softeval's schema version first and a checksum of the rest last."""
+    version = {"schema_version": SCHEMA_VERSION}
+    whole = json.loads(json.dumps({**version, **record, **version}))
     write_json(folder / RUN_FILE, whole | {_CRC: _crc(whole)})
 
 

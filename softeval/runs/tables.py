@@ -7,7 +7,7 @@ same bytes. Knows the schemas of `softeval.records`; nothing of journals, models
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,8 +18,14 @@ import numpy as np
 from softeval import records
 from softeval.errors import UserError
 from softeval.files import beside, move_into_place
-from softeval.records import Generation
-from softeval.runs.parquet_files import CheckedWriter, damage_named, read_parquet
+from softeval.records import MIXTURE_SAMPLES, Generation
+from softeval.runs.parquet_files import (
+    CheckedWriter,
+    damage_named,
+    has_row_a_position,
+    read_parquet,
+    sequences,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,10 +33,21 @@ if TYPE_CHECKING:
 SCHEMAS: dict[str, Callable[[], pa.Schema]] = {
     "samples": records.samples_schema,
     "positions": records.positions_schema,
-    "mixtures": records.mixtures_schema,
     "prompts": records.prompts_schema,
     "tokens": records.tokens_schema,
     "likelihoods": records.likelihoods_schema,
+}
+
+# Tables that are read as rows, whose files hold lists; and the list behind each column of values.
+_ROWS: dict[str, tuple[Callable[[], pa.Schema], dict[str, str]]] = {
+    "positions": (
+        records.position_rows_schema,
+        {name: name for name in ("entropy", "mode_entropy", "top1_prob", "shadow_id")},
+    ),
+    "mixtures": (
+        records.mixture_rows_schema,
+        {"token_id": "mixture_id", "prob": "mixture_prob"},
+    ),
 }
 
 # Generations a row group; fixed, because the bytes of a table depend on it.
@@ -122,21 +139,74 @@ def doubled_row(path: Path, task: str, mode: str, doc_id: int, sample: int) -> U
 
 
 def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """One table of a run, in its schema.
+    """One table of a run; "positions" and "mixtures" as rows, whatever the run's schema version.
 
     Raises:
         UserError: the table is not there, or damaged.
     """
     import pyarrow as pa
 
-    path = table_path(folder, name)
+    schema = _ROWS[name][0]() if name in _ROWS else SCHEMAS[name]()
+    wanted = list(columns if columns is not None else schema.names)
+    path = mixtures_place(folder)[0] if name == "mixtures" else table_path(folder, name)
     if not path.is_file():
         raise UserError(f"{path} is missing; finish the run by starting it again")
-    # Parquet gives dictionary indices back as int32 whatever was written.
-    wanted = SCHEMAS[name]()
-    table = read_parquet(path, columns if columns is not None else wanted.names)
+    if name in _ROWS and not has_row_a_position(path):
+        return _read_rows(path, name, wanted)
+    table = read_parquet(path, wanted)
     with damage_named(path):
-        return table.cast(pa.schema([wanted.field(column) for column in table.column_names]))
+        # Parquet gives dictionary indices back as int32 whatever was written.
+        return table.cast(pa.schema([schema.field(column) for column in table.column_names]))
+
+
+def mixtures_place(folder: Path) -> tuple[Path, str, str]:
+    """Where mixtures lie: file, column of ids, column of probabilities. Schema 1 had a table."""
+    positions = table_path(folder, "positions")
+    if positions.is_file() and not has_row_a_position(positions):
+        return positions, "mixture_id", "mixture_prob"
+    return table_path(folder, "mixtures"), "token_id", "prob"
+
+
+def _read_rows(path: Path, name: str, wanted: Sequence[str]) -> pa.Table:
+    """A table of lists as rows of their elements."""
+    import pyarrow as pa
+
+    schema, lists = _ROWS[name][0](), _ROWS[name][1]
+    missing = [column for column in wanted if column not in schema.names]
+    if missing:
+        raise UserError(f"the {name} of {path.parent} have no column {', '.join(missing)}")
+    chosen = pa.schema([schema.field(column) for column in wanted])
+    wanted_lists = {column: lists[column] for column in wanted if column in lists} or lists
+    values = dict.fromkeys([*wanted_lists.values(), "entropy"])  # every position has an entropy
+    groups = sequences(path, SAMPLE_KEY, list(values))
+    parts = [_rows_of(group, wanted_lists, chosen) for group in groups]
+    return pa.concat_tables(parts) if parts else chosen.empty_table()
+
+
+def _rows_of(group: pa.Table, lists: Mapping[str, str], schema: pa.Schema) -> pa.Table:
+    """One row a list element, with the keys of its sequence, its position, and rank in there."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    def lengths(column: str) -> np.ndarray:
+        return pc.list_value_length(group[column]).to_numpy().astype(np.int64)  # pyright: ignore[reportAttributeAccessIssue]
+
+    length_R = lengths(next(iter(lists.values())))
+    row_N = np.repeat(np.arange(len(length_R)), length_R)
+    top_N = (length_R // lengths("entropy"))[row_N]  # entries a position
+    place_N = np.arange(len(row_N)) - (np.cumsum(length_R) - length_R)[row_N]
+    made = {"position": place_N // top_N, "rank": place_N % top_N}
+    columns = []
+    for field in schema:
+        if field.name in lists:
+            columns.append(pc.list_flatten(group[lists[field.name]]))  # pyright: ignore[reportAttributeAccessIssue]
+        elif field.name in made:
+            columns.append(pa.array(made[field.name], field.type))
+        elif pa.types.is_dictionary(field.type):
+            columns.append(group[field.name].dictionary_encode().take(row_N).cast(field.type))
+        else:
+            columns.append(group[field.name].take(row_N))
+    return pa.table(columns, schema)
 
 
 class _Table:
@@ -150,11 +220,10 @@ class _Table:
         self._writer = CheckedWriter(self._partial, self.schema)
 
     def write(self, columns: dict[str, Any]) -> None:
-        """Append one row group. Columns are arrays, or (names, index array) for dictionaries."""
+        """Append one row group."""
         import pyarrow as pa
 
-        arrays = [_arrow_column(field, columns[field.name]) for field in self.schema]
-        table = pa.Table.from_arrays(arrays, schema=self.schema)
+        table = pa.table(columns, self.schema)
         if table.num_rows:
             self._writer.write(table)
             self.rows += table.num_rows
@@ -167,42 +236,20 @@ class _Table:
         move_into_place(self._partial, self._final)
 
 
-def _arrow_column(field: pa.Field, values: Any) -> pa.Array:
-    import pyarrow as pa
-
-    if isinstance(values, tuple):
-        names, index_R = values
-        indices = pa.array(index_R, field.type.index_type)
-        return pa.DictionaryArray.from_arrays(indices, pa.array(names, field.type.value_type))
-    return pa.array(values, field.type)
-
-
 class TableWriter:
-    """Writes the six tables of a run; a context manager.
+    """Writes the tables of a run; a context manager.
 
-    Samples come in the order of `sample_order`. Nothing replaces an earlier table before all six
-    are whole.
+    Samples come sorted by task, mode, doc_id and sample. Nothing replaces an earlier table before
+    all are whole.
 
     Args:
         folder: the run directory.
-        tasks: names of every task of the run.
-        modes: names of every mode of the run.
         token_text: text of a token id.
-        mixture_samples: mixtures are kept of sample indices below this.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        tasks: Iterable[str],
-        modes: Iterable[str],
-        token_text: Callable[[int], str],
-        mixture_samples: int = 1,
-    ) -> None:
-        self._tasks = sorted(set(tasks))
-        self._modes = sorted(set(modes))
+    def __init__(self, folder: Path, token_text: Callable[[int], str]) -> None:
+        self._folder = folder
         self._token_text = token_text
-        self._mixture_samples = mixture_samples
         self._waiting: list[ScoredSample] = []
         self._token_ids: set[int] = set()
         self._tables = {name: _Table(folder, name) for name in SCHEMAS}
@@ -227,7 +274,7 @@ class TableWriter:
         self._close(keep=True)
 
     def add(self, sample: ScoredSample) -> None:
-        """Append one sample with its positions and mixtures."""
+        """Append one sample with its positions."""
         self._waiting.append(sample)
         if len(self._waiting) == GROUP_SIZE:
             self._flush()
@@ -267,62 +314,18 @@ class TableWriter:
     def _close(self, keep: bool) -> None:
         for table in self._tables.values():
             table.close(keep)
+        if keep:  # a run that an earlier softeval began
+            table_path(self._folder, "mixtures").unlink(missing_ok=True)
 
     def _flush(self) -> None:
         if self._waiting:
             self._tables["samples"].write(_sample_columns(self._waiting))
-            self._write_positions(self._waiting)
-            self._write_mixtures(self._waiting)
+            columns = _position_columns([s.generation for s in self._waiting])
+            self._tables["positions"].write(columns)
+            for name in ("shadow_id", "mixture_id"):
+                for ids in columns[name]:
+                    self._token_ids.update([] if ids is None else ids.tolist())
             self._waiting.clear()
-
-    def _repeated_keys(
-        self, generations: Sequence[Generation], rows_of: np.ndarray
-    ) -> dict[str, Any]:
-        """Key columns, those of generation i repeated rows_of[i] times."""
-        task_G = [self._tasks.index(g.key.task) for g in generations]
-        mode_G = [self._modes.index(g.mode) for g in generations]
-        doc_G = [g.key.doc_id for g in generations]
-        sample_G = [g.key.sample for g in generations]
-        return {
-            "task": (self._tasks, np.repeat(np.array(task_G, np.int16), rows_of)),
-            "doc_id": np.repeat(np.array(doc_G, np.int32), rows_of),
-            "mode": (self._modes, np.repeat(np.array(mode_G, np.int16), rows_of)),
-            "sample": np.repeat(np.array(sample_G, np.int32), rows_of),
-        }
-
-    def _write_positions(self, samples: Sequence[ScoredSample]) -> None:
-        generations = [s.generation for s in samples]
-        length_G = np.array([len(g.shadow_ids) for g in generations])
-        shadow_P = np.concatenate([g.shadow_ids for g in generations])
-        self._token_ids.update(np.unique(shadow_P).tolist())
-        self._tables["positions"].write(
-            self._repeated_keys(generations, length_G)
-            | {
-                "position": np.concatenate([np.arange(n, dtype=np.int32) for n in length_G]),
-                "entropy": np.concatenate([g.entropy for g in generations]),
-                "mode_entropy": np.concatenate([g.mode_entropy for g in generations]),
-                "top1_prob": np.concatenate([g.top1_prob for g in generations]),
-                "shadow_id": shadow_P,
-            }
-        )
-
-    def _write_mixtures(self, samples: Sequence[ScoredSample]) -> None:
-        kept = [s.generation for s in samples if s.generation.key.sample < self._mixture_samples]
-        kept = [g for g in kept if g.top_ids.size]
-        if not kept:
-            return
-        ids_R = np.concatenate([g.top_ids.ravel() for g in kept])
-        self._token_ids.update(np.unique(ids_R).tolist())
-        shapes = [g.top_ids.shape for g in kept]
-        self._tables["mixtures"].write(
-            self._repeated_keys(kept, np.array([t * k for t, k in shapes]))
-            | {
-                "position": np.concatenate([np.arange(t).repeat(k) for t, k in shapes]),
-                "rank": np.concatenate([np.tile(np.arange(k), t) for t, k in shapes]),
-                "token_id": ids_R,
-                "prob": np.concatenate([g.top_probs.ravel() for g in kept]),
-            }
-        )
 
     def _write_tokens(self) -> None:
         ids = sorted(self._token_ids)
@@ -331,18 +334,31 @@ class TableWriter:
         )
 
 
-def sample_order(task: str, mode: str, doc_id: int, sample: int) -> tuple[str, str, int, int]:
-    """Sort key of samples, positions and mixtures."""
-    return (task, mode, doc_id, sample)
-
-
-def _sample_columns(samples: Sequence[ScoredSample]) -> dict[str, Any]:
-    generations = [s.generation for s in samples]
+def _key_columns(generations: Sequence[Generation]) -> dict[str, Any]:
     return {
         "task": [g.key.task for g in generations],
         "doc_id": [g.key.doc_id for g in generations],
         "mode": [g.mode for g in generations],
         "sample": [g.key.sample for g in generations],
+    }
+
+
+def _position_columns(generations: Sequence[Generation]) -> dict[str, Any]:
+    mixed = [g.key.sample < MIXTURE_SAMPLES and g.top_ids.size > 0 for g in generations]
+    pairs = list(zip(generations, mixed, strict=True))
+    return _key_columns(generations) | {
+        "entropy": [g.entropy for g in generations],
+        "mode_entropy": [g.mode_entropy for g in generations],
+        "top1_prob": [g.top1_prob for g in generations],
+        "shadow_id": [g.shadow_ids.astype(np.int32) for g in generations],
+        "mixture_id": [g.top_ids.ravel().astype(np.int32) if kept else None for g, kept in pairs],
+        "mixture_prob": [g.top_probs.ravel() if kept else None for g, kept in pairs],
+    }
+
+
+def _sample_columns(samples: Sequence[ScoredSample]) -> dict[str, Any]:
+    generations = [s.generation for s in samples]
+    return _key_columns(generations) | {
         "prompt_hash": [s.prompt_hash for s in samples],
         "cot_text": [_storable(g.cot_text) for g in generations],
         "prefill": [_storable(g.prefill_text) for g in generations],
