@@ -8,7 +8,7 @@ from softeval.reports.arms import Arms, MeasuredRun
 from softeval.runs.journal import count_generations
 from softeval.runs.rundir import SHARDS
 from softeval.scoring.judge import Rules
-from softeval.tasks.catalogue import LIKELIHOOD, task_catalogue
+from softeval.tasks.catalogue import LIKELIHOOD, Scoring, task_catalogue
 
 AMBER = 0.05
 """Share of samples from which on something is pointed out."""
@@ -40,7 +40,11 @@ def _progress(run: MeasuredRun) -> str:
         told = f" ({missing:,} missing)" if missing else ""
         return f"its numbers are of the samples there{told}; {again}"
     likelihood = {entry.name for entry in task_catalogue().values() if entry.kind == LIKELIHOOD}
-    questions = [run.asked_questions(t) for t in run.run.datasets() if t not in likelihood]
+    questions = [
+        run.asked_questions(task)
+        for task, source in run.run.datasets().items()
+        if task not in likelihood and source.get("scoring") != Scoring.LIKELIHOOD
+    ]
     each = sum(
         1 if mode.is_greedy else int(config.get("num_samples") or 1)
         for mode in run.run.modes.values()

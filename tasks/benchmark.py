@@ -1,13 +1,16 @@
-"""The tasks as lm-eval sees them: documents, requests, and the scores of a generative question.
+"""A benchmark as lm-eval sees it: documents, requests, and the scores of a generated answer.
 
-The YAML files of tasks/ name these classes. A task reads its questions through `softeval.tasks.data`, so
-one definition serves the hub and local files.
+lm-eval makes a `BenchmarkTask` of every YAML that names this class, `softeval run` one of every
+definition of `softeval.tasks.catalogue`. All that lm-eval would take from a task's YAML is set here, so that
+it renders none of a definition's templates: its own are not sandboxed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -20,50 +23,51 @@ from softeval.lmeval.text import GenText
 from softeval.records import StopReason
 from softeval.scoring.boxed import boxed_content
 from softeval.scoring.judge import Item, ScoreKind, Verdict, scorer
-from softeval.tasks.data import LoadedSplit, load
-from softeval.tasks.problems import has_choices, read_problem
+from softeval.tasks.catalogue import LIKELIHOOD, Benchmark
+from softeval.tasks.data import load
+from softeval.tasks.likelihood import choice_scores, normed_choice_scores, ratio
+from softeval.tasks.problems import Choice, Problem
 from softeval.tasks.prompts import paper_prompt
 
 Document = dict[str, Any]
 
 
 class BenchmarkTask(ConfigurableTask):
-    """A task whose documents come from `softeval.tasks.data`.
+    """A benchmark under the settings of a run.
 
-    Its YAML names the data set in ``dataset_kwargs: {name: ...}`` and the split in ``test_split``.
+    Args:
+        config: the definition, or what lm-eval read of its YAML, which then names the file and the
+            model arguments under ``metadata``.
+        settings: what the run asked for; with lm-eval they are among the model arguments.
 
     Attributes:
+        benchmark: the definition.
         settings: what the run asked for.
         source: where the documents came from.
+
+    Raises:
+        UserError: a definition that cannot be used, or what `softeval.tasks.data.load` raises.
     """
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        config = {key: value for key, value in config.items() if key != "class"}
-        self.settings = TaskSettings.from_metadata(config.get("metadata") or {})
-        super().__init__(config=self.configured(config))
-
-    def configured(self, config: dict[str, Any]) -> dict[str, Any]:
-        """The YAML's configuration completed with what depends on the run."""
-        return config
-
-    def documents(self, name: str, loaded: LoadedSplit) -> Iterator[Document]:
-        """One document a row, in order."""
-        raise NotImplementedError
+    def __init__(
+        self, config: Mapping[str, Any] | Benchmark, settings: TaskSettings | None = None
+    ) -> None:
+        if not isinstance(config, Benchmark):
+            metadata = config.get("metadata") or {}
+            settings = TaskSettings.from_metadata(metadata)
+            config = Benchmark.read(config, Path(metadata["config_source"]))
+        self.benchmark = config
+        self.settings = settings or TaskSettings()
+        super().__init__(config=self._lm_eval_config())
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Read the questions; called by lm-eval while the task is made.
-
-        Raises:
-            UserError: what `softeval.tasks.data.load` raises.
-        """
-        name = (dataset_kwargs or {})["name"]
-        split = str(self.config.test_split)
-        loaded = load(name, self.settings.data_dir, split)
+        """Read the questions; called by lm-eval while the task is made."""
+        loaded = load(self.benchmark, self.settings.data_dir)
         self.source = loaded.source
         documents = [
-            {ROW: row, **document} for row, document in enumerate(self.documents(name, loaded))
+            {ROW: row, **self._document(asked, row)} for row, asked in enumerate(loaded.problems)
         ]
-        self.dataset = {split: datasets.Dataset.from_list(documents)}
+        self.dataset = {self.benchmark.test_split: datasets.Dataset.from_list(documents)}
 
     def fewshot_docs(self) -> None:
         """No examples: every task is zero-shot."""
@@ -125,44 +129,10 @@ class BenchmarkTask(ConfigurableTask):
             raise UserError("--cache_requests serves stale requests; leave it out")
         super().build_all_requests(**kwargs)
 
-
-class GenerativeTask(BenchmarkTask):
-    """A question in the paper's prompt, n samples each, scored as mathematics or by letter."""
-
-    def configured(self, config: dict[str, Any]) -> dict[str, Any]:
-        n = self.settings.num_samples
-        return config | {
-            "repeats": n,
-            # Keeps all n samples, and only them: with several processes lm-eval appends copies.
-            "filter_list": [{"name": "none", "filter": [{"function": "take_first_k", "k": n}]}],
-            "metric_list": [_mean_metric(m) for m in self.metric_names()],
-            "generation_kwargs": {"until": [], "do_sample": False}
-            | {"max_gen_toks": self.settings.max_gen_toks},
-        }
-
     def use_limits(self, limits: Limits) -> None:
         """Ask for these caps, where they were not known yet when the task was loaded."""
         cap = limits.max_cot_tokens + limits.max_answer_tokens
         self.set_config("generation_kwargs", {"max_gen_toks": cap}, update=True)
-
-    def metric_names(self) -> list[str]:
-        """What is reported: each a mean over questions of a value in 0..1."""
-        passes = [f"pass@{k}" for k in self.settings.pass_at]
-        return [*passes, "no_answer", "timeout", "error", "truncated"]
-
-    def documents(self, name: str, loaded: LoadedSplit) -> Iterator[Document]:
-        kind = ScoreKind.LETTER if has_choices(name) else ScoreKind.MATH
-        for row in loaded.rows:
-            problem = read_problem(name, row)
-            yield {
-                "question": problem.question,
-                "prompt": paper_prompt(problem.question),
-                "target": problem.target,
-                "kind": str(kind),
-                "error": problem.error,
-                "rules": str(self.settings.scorer),
-                "pass_at": list(self.settings.pass_at),
-            }
 
     def construct_requests(self, doc: Document, ctx: str, **kwargs: Any) -> Any:
         """As lm-eval.
@@ -170,12 +140,80 @@ class GenerativeTask(BenchmarkTask):
         Raises:
             UserError: the number of samples was changed behind the task's back.
         """
-        if self.config.repeats != self.settings.num_samples:
+        generative = self.benchmark.kind != LIKELIHOOD
+        if generative and self.config.repeats != self.settings.num_samples:
             raise UserError(
                 f"{self.task_name}: repeats was set to {self.config.repeats} after loading; give "
                 "num_samples in the model arguments or the metadata instead"
             )
         return super().construct_requests(doc, ctx, **kwargs)
+
+    def _lm_eval_config(self) -> dict[str, Any]:
+        benchmark = self.benchmark
+        once = benchmark.kind == LIKELIHOOD
+        return {
+            "task": benchmark.task,
+            "dataset_path": benchmark.dataset_path,
+            "dataset_name": benchmark.dataset_name,
+            "test_split": benchmark.test_split,
+            "num_fewshot": 0,
+            "metadata": benchmark.metadata,
+            **(self._likelihood_config() if once else self._generative_config()),
+        }
+
+    def _generative_config(self) -> dict[str, Any]:
+        settings = self.settings
+        passes = [f"pass@{k}" for k in settings.pass_at]
+        names = [*passes, "no_answer", "timeout", "error", "truncated"]
+        # Keeps all n samples, and only them: with several processes lm-eval appends copies.
+        first_n = {"function": "take_first_k", "k": settings.num_samples}
+        return {
+            "output_type": "generate_until",
+            "doc_to_text": "prompt",
+            "doc_to_target": "target",
+            "repeats": settings.num_samples,
+            "filter_list": [{"name": "none", "filter": [first_n]}],
+            "process_results": sample_scores,
+            "metric_list": [_mean(name, higher=name in passes) for name in names],
+            "generation_kwargs": {
+                "until": [],
+                "do_sample": False,
+                "max_gen_toks": settings.max_gen_toks,
+            },
+        }
+
+    def _likelihood_config(self) -> dict[str, Any]:
+        normed = self.benchmark.acc_norm
+        accuracies = ["acc", "acc_norm"] if normed else ["acc"]
+        micro = {"metric": "nll_per_token_micro", "aggregation": ratio, "higher_is_better": False}
+        return {
+            "output_type": "multiple_choice",
+            "description": "description",
+            "doc_to_text": "query",
+            "doc_to_choice": "choices",
+            "doc_to_target": "gold",
+            "process_results": normed_choice_scores if normed else choice_scores,
+            "metric_list": [
+                *(_mean(name, higher=True) for name in accuracies),
+                _mean("nll_per_token", higher=False),
+                micro,
+            ],
+        }
+
+    def _document(self, asked: Problem | Choice, row: int) -> Document:
+        if isinstance(asked, Choice):
+            return asdict(asked)
+        if not asked.target.strip():
+            raise UserError(f"{self.source.location}, row {row}: the answer is empty; mend the row")
+        return {
+            "question": asked.question,
+            "prompt": paper_prompt(asked.question),
+            "target": asked.target,
+            "kind": str(ScoreKind(self.benchmark.scoring)),
+            "error": asked.error,
+            "rules": str(self.settings.scorer),
+            "pass_at": list(self.settings.pass_at),
+        }
 
 
 def sample_scores(doc: Document, results: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -219,8 +257,8 @@ def answer_of(sample: str) -> str | None:
     return sample.meta["answer"] if isinstance(sample, GenText) else boxed_content(sample)
 
 
-def _mean_metric(name: str) -> dict[str, Any]:
-    return {"metric": name, "aggregation": "mean", "higher_is_better": name.startswith("pass@")}
+def _mean(name: str, *, higher: bool) -> dict[str, Any]:
+    return {"metric": name, "aggregation": "mean", "higher_is_better": higher}
 
 
 def _share(flags: Iterator[bool]) -> float:

@@ -7,31 +7,15 @@ space, tokenised together with the context.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from softeval.lmeval.text import ScoreTuple
-from softeval.tasks.benchmark import BenchmarkTask, Document
-from softeval.tasks.data import LoadedSplit
-from softeval.tasks.problems import read_choice
 
+Document = Mapping[str, Any]
 Score = tuple[float, bool]
-
-
-class LikelihoodTask(BenchmarkTask):
-    """A choice question; lm-eval asks for the log-likelihood of each continuation."""
-
-    def documents(self, name: str, loaded: LoadedSplit) -> Iterator[Document]:
-        for row in loaded.rows:
-            choice = read_choice(name, row)
-            yield {
-                "query": choice.query,
-                "choices": list(choice.continuations),
-                "gold": choice.gold,
-                "description": choice.description,
-            }
 
 
 def choice_scores(doc: Document, results: Sequence[Score]) -> dict[str, Any]:

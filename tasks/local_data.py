@@ -22,6 +22,16 @@ Row = dict[str, Any]
 MANIFEST = "MANIFEST.json"
 
 
+def is_jsonl(name: str) -> bool:
+    """Whether a name is that of a JSONL file, not of a task."""
+    return name.endswith((".jsonl", ".jsonl.gz"))
+
+
+def task_name(name: str) -> str:
+    """Name of the task that an entry of --tasks stands for: of a file, its own without ending."""
+    return Path(name).name.split(".jsonl")[0] if is_jsonl(name) else name
+
+
 @dataclass(frozen=True)
 class LocalFile:
     """A file that holds a split, and what the manifest says of its fidelity ("" without one)."""
@@ -76,11 +86,25 @@ def read_rows(path: Path, fields: Sequence[str]) -> list[Row]:
     return rows
 
 
+def first_row(path: Path) -> Row:
+    """The first row of a JSONL file.
+
+    Raises:
+        UserError: no such file, or what `read_rows` raises.
+    """
+    if not path.is_file():
+        raise UserError(f"no file {path}; give a .jsonl or .jsonl.gz file")
+    return read_rows(path, ())[0]
+
+
 def check_fields(row: Mapping[str, Any], place: str, fields: Sequence[str]) -> None:
     """Refuse a row that lacks a field or holds null there; `place` names it in the message."""
     missing = [field for field in fields if row.get(field) is None]
     if missing:
-        raise UserError(f"{place}: no {', '.join(missing)}; every row needs {', '.join(fields)}")
+        raise UserError(
+            f"{place}: no {', '.join(missing)}; every row needs {', '.join(fields)},"
+            f" this one has {', '.join(map(str, row)) or 'nothing'}"
+        )
 
 
 def _parse(line: str, place: str, fields: Sequence[str]) -> Row:

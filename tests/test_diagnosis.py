@@ -18,7 +18,8 @@ from softeval.reports.kl import read_drift
 from softeval.reports.recorded import open_run
 from softeval.runs import rundir
 from softeval.runs.diagnose import diagnose
-from softeval.tasks.gold import gold_solutions
+from softeval.tasks.catalogue import find_benchmarks
+from softeval.tasks.data import gold_solutions
 
 
 @pytest.fixture(scope="module")
@@ -168,11 +169,12 @@ def test_what_cannot_be_compared_is_refused(run, tmp_path):
 
 @pytest.mark.parametrize("name", ["gsm8k", "math500", "olympiadbench"])
 def test_reference_solutions_of_the_real_data(shared, name):
-    solutions = gold_solutions(name, str(shared / "data"), None)
+    (benchmark,) = find_benchmarks([name])
+    solutions = gold_solutions(benchmark, str(shared / "data"), benchmark.test_split)
     assert solutions is not None
     assert all(isinstance(s, str) and s.strip() for s in solutions)
     assert not any("<<" in s or "####" in s for s in solutions) or name != "gsm8k"
 
 
 def test_a_data_set_without_solutions_has_none():
-    assert gold_solutions("hellaswag", None, None) is None
+    assert gold_solutions(find_benchmarks(["hellaswag"])[0], None, "validation") is None

@@ -15,7 +15,7 @@ from command_line import Ended
 
 from softeval import UserError, generate, load_model
 from softeval.lmeval.text import GenText
-from softeval.tasks.data import load_file
+from softeval.tasks.local_data import read_rows
 
 pytest_plugins = ("command_line_fixtures",)
 
@@ -37,7 +37,7 @@ def test_half_a_character_in_a_row_is_named(softeval: Callable[..., Ended], half
 def test_whole_characters_written_in_halves_are_text(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"question": "\\ud83d\\ude00 \\\\ud800"}\n')
-    assert load_file(file, ["question"]).rows == [{"question": "😀 \\ud800"}]
+    assert read_rows(file, ["question"]) == [{"question": "😀 \\ud800"}]
 
 
 def test_half_a_character_in_a_prompt_is_one_line() -> None:

@@ -18,7 +18,8 @@ from softeval.scoring.grading.normal_form import normalised
 from softeval.scoring.grading.tokens import UnreadableError, tree, written
 from softeval.scoring.judge import MAX_ANSWER_CHARS, Item, ScoreKind, scorer
 from softeval.tasks.benchmark import judge
-from softeval.tasks.problems import load_problems
+from softeval.tasks.catalogue import find_benchmarks
+from softeval.tasks.data import load_problems
 
 # Pairs of cases/scoring_pairs.jsonl whose verdict is debatable: (answer, label) and why. None of
 # them is a wrong acceptance.
@@ -167,7 +168,7 @@ def test_an_allowed_error_holds_for_whole_numbers_too() -> None:
 
 
 def test_the_allowed_error_of_olympiadbench_reaches_the_scorer(shared: Path) -> None:
-    problems, _ = load_problems("olympiadbench", str(shared / "data"))
+    problems, _ = load_problems(find_benchmarks(["olympiadbench"])[0], str(shared / "data"))
     assert [(p.target, p.error) for p in problems if p.error is not None] == [("4.2", 0.1)]
     task = next(
         iter(load_tasks(["olympiadbench"], data_dir=str(shared / "data"))["tasks"].values())

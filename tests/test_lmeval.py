@@ -29,8 +29,8 @@ from softeval.lmeval.adapter import SoftEvalLM
 from softeval.lmeval.text import GenText, ScoreTuple
 from softeval.modes import get_mode
 from softeval.records import SampleKey
-from softeval.tasks.data import load_split
-from softeval.tasks.problems import read_problem
+from softeval.tasks.catalogue import find_benchmarks
+from softeval.tasks.data import load_problems
 from softeval.tasks.prompts import paper_prompt
 
 
@@ -46,8 +46,8 @@ def data_dir(tmp_path: Path) -> str:
 def test_stock_evaluation_gives_what_generate_gives(mode: str, data_dir: str) -> None:
     lm = adapter(mode, 2, seed=7)
     found = texts(evaluate(lm, data_dir))
-    rows = load_split("gsm8k", data_dir)
-    prompts = [paper_prompt(read_problem("gsm8k", row).question) for row in rows]
+    problems, _ = load_problems(find_benchmarks(["gsm8k"])[0], data_dir)
+    prompts = [paper_prompt(problem.question) for problem in problems]
     count = 1 if lm.cot.greedy else 2
     expected = generate(roomy_lm(), prompts, mode, count, 7, **CAPS, task="gsm8k")
     assert found == {i: [g.text for g in samples] for i, samples in enumerate(expected)}

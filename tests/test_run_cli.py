@@ -26,10 +26,8 @@ from softeval.runs import rundir
 from softeval.runs.config import RunConfig
 from softeval.runs.identity import bundled_checkpoint
 from softeval.runs.journal import Journal
-from softeval.runs.plan import HUB_ROWS
 from softeval.runs.tables import prompt_hash
 from softeval.scoring.grading import RULES
-from softeval.tasks.data import load
 
 pytest_plugins = ("command_line_fixtures",)
 
@@ -580,13 +578,6 @@ def test_a_trained_checkpoint_says_how(softeval: Callable[..., Ended]) -> None:
     Path("trained/softeval_training.json").write_text("{")
     ended = softeval("run", *SMALL, "--model", "trained", "-o", "other")
     assert ended.code == 2 and "softeval_training.json cannot be read" in ended.err
-
-
-@pytest.mark.slow
-def test_the_sizes_of_the_benchmarks_are_right(shared: Path) -> None:
-    exact = set(HUB_ROWS) - {"hellaswag"}  # of which the data directory has a part
-    for name in sorted(exact):
-        assert load(name, str(shared / "data")).source.rows == HUB_ROWS[name], name
 
 
 def _prompt_ids(run: Run) -> list[list[int]]:

@@ -20,10 +20,10 @@ from softeval.errors import UserError
 from softeval.lmeval import TASKS_DIR, load_tasks, task_names
 from softeval.lmeval.settings import ROW, TaskSettings, powers_of_two
 from softeval.lmeval.text import GenText, ScoreTuple
-from softeval.tasks.benchmark import GenerativeTask, sample_scores
-from softeval.tasks.data import DATASETS, load_split
+from softeval.tasks.benchmark import BenchmarkTask, sample_scores
+from softeval.tasks.catalogue import find_benchmarks
+from softeval.tasks.data import load
 from softeval.tasks.likelihood import choice_scores, normed_choice_scores, ratio
-from softeval.tasks.problems import read_problem
 from softeval.tasks.prompts import paper_prompt
 
 GENERATIVE = [
@@ -31,6 +31,10 @@ GENERATIVE = [
     *("hellaswag_cot", "mmlu_cot", "arc_challenge_cot", "arc_easy_cot"),
 ]
 BUILT_IN = Path(lm_eval.__file__).parent / "tasks"
+
+
+def load_rows(name: str, data_dir: str) -> list[dict[str, Any]]:
+    return load(find_benchmarks([name])[0], data_dir).rows
 
 
 def load_one(name: str, **metadata: Any) -> Any:
@@ -52,19 +56,20 @@ def small(tmp_path: Path) -> str:
 
 def test_the_demanded_tasks_are_there() -> None:
     single = {*GENERATIVE, "hellaswag", "mmlu", "arc_challenge", "arc_easy", "arithmetic"}
+    single |= {"aime24", "aime25", "amc23", "minerva_math", "math", "deepscaler"}
     assert set(task_names(groups=False)) == single
     assert set(task_names()) == single | {"arc", "arc_cot"}
 
 
 @pytest.mark.parametrize("path", sorted(TASKS_DIR.glob("**/*.yaml")), ids=lambda p: p.stem)
-def test_every_yaml_names_its_file_a_version_and_a_known_dataset(path: Path) -> None:
+def test_every_yaml_is_what_lm_eval_reads_and_names_its_file_and_a_version(path: Path) -> None:
     config = load_yaml(path, resolve_func=False)
     assert config.get("task") == path.stem or config.get("group") == path.stem
     assert config["metadata"]["version"] == 1.0
     if "group" not in config:
-        spec = DATASETS[config["dataset_kwargs"]["name"]]
-        assert config["test_split"] == spec.split
-        assert config["num_fewshot"] == 0
+        (benchmark,) = find_benchmarks([path.stem])
+        assert benchmark.shipped and benchmark.dataset_path == config["dataset_path"]
+        assert benchmark.rows
 
 
 @pytest.mark.slow
@@ -73,12 +78,10 @@ def test_generative_tasks_put_real_questions_into_the_papers_prompt(
     name: str, data_dir: str
 ) -> None:
     task = load_one(name, data_dir=data_dir)
-    dataset = name.removesuffix("_cot")
-    rows = load_split(dataset, data_dir)
-    assert len(task.eval_docs) == len(rows) == task.source.rows
+    problems = load(find_benchmarks([name])[0], data_dir).problems
+    assert len(task.eval_docs) == len(problems) == task.source.rows
     task.build_all_requests(limit=3)
-    for request, row in zip(task.instances, rows[:3], strict=True):
-        problem = read_problem(dataset, row)
+    for request, problem in zip(task.instances, problems[:3], strict=True):
         assert request.args[0] == paper_prompt(problem.question)
         assert task.doc_to_target(request.doc) == problem.target
 
@@ -117,7 +120,7 @@ def test_likelihood_requests_are_those_of_lm_evals_own_task(
     name: str, yaml: str, data_dir: str
 ) -> None:
     ours = load_one(name, data_dir=data_dir)
-    theirs = built_in(yaml, load_split(name, data_dir)[:400])
+    theirs = built_in(yaml, load_rows(name, data_dir)[:400])
     theirs.config.num_fewshot = 0
     assert requests_of(ours, 400) == requests_of(theirs, 400)
     shared_metrics = {"acc", "acc_norm"}
@@ -130,7 +133,7 @@ def test_raw_hellaswag_rows_are_cleaned_as_lm_eval_cleans_them(
 ) -> None:
     raw = shared / "data" / "hellaswag_validation_raw1000.jsonl"
     (tmp_path / "hellaswag_validation.jsonl").write_text(raw.read_text())
-    rows = load_split("hellaswag", str(tmp_path))
+    rows = load_rows("hellaswag", str(tmp_path))
     assert any("[" in row["ctx_a"] for row in rows)  # else nothing is cleaned
     ours = load_one("hellaswag", data_dir=str(tmp_path))
     theirs = built_in("hellaswag/hellaswag.yaml", rows)
@@ -142,7 +145,7 @@ def test_raw_hellaswag_rows_are_cleaned_as_lm_eval_cleans_them(
 @pytest.mark.parametrize("subject", ["abstract_algebra", "us_foreign_policy", "professional_law"])
 def test_mmlu_requests_are_those_of_lm_evals_subject_task(subject: str, data_dir: str) -> None:
     ours = load_one("mmlu", data_dir=data_dir)
-    rows = load_split("mmlu", data_dir)
+    rows = load_rows("mmlu", data_dir)
     places = [place for place, row in enumerate(rows) if row["subject"] == subject][:60]
     theirs = built_in(f"mmlu/default/mmlu_{subject}.yaml", [rows[place] for place in places])
     theirs.config.num_fewshot = 0
@@ -197,7 +200,7 @@ def test_powers_of_two_end_at_the_largest_that_fits(n: int) -> None:
 
 
 def test_samples_and_metrics_follow_the_settings(small: str) -> None:
-    task: GenerativeTask = load_one("gsm8k", data_dir=small, mode="hard_sample", num_samples=4)
+    task: BenchmarkTask = load_one("gsm8k", data_dir=small, mode="hard_sample", num_samples=4)
     assert task.config.repeats == 4
     assert list(task.aggregation()) == [
         *("pass@1", "pass@2", "pass@4"),

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from softeval.errors import UserError
 from softeval.model.language_model import LanguageModel
-from softeval.tasks.data import DATASETS
+from softeval.tasks.catalogue import task_catalogue
 from softeval.trainers.atomic import is_whole, write_directory
 from softeval.trainers.rollout import Rollout
 from softeval.trainers.setup import Adapters
@@ -281,8 +281,8 @@ def _metadata(record: TrainingRecord, license: str | None) -> str:
     }
     if record.base.count("/") == 1 and not Path(record.base).expanduser().exists():
         found["base_model"] = record.base
-    if record.dataset in DATASETS:
-        found["datasets"] = [DATASETS[record.dataset].hub_id]
+    if record.dataset in task_catalogue():
+        found["datasets"] = [task_catalogue()[record.dataset].content["dataset_path"]]
     if license is not None:
         found["license"] = license
     return yaml.safe_dump(found, sort_keys=False)

@@ -19,6 +19,7 @@ from softeval.errors import UserError, suggest
 from softeval.modes import Mode, get_mode, load_mode_file
 from softeval.runs.config import explain, option, read_pairs
 from softeval.scoring.judge import Rules, rules_name
+from softeval.tasks.local_data import is_jsonl
 
 METHODS = ("hard", "soft", "fuzzy")
 """The paper's methods: each trains with the sampled mode of the family of that name."""
@@ -83,6 +84,9 @@ class TrainConfig(BaseModel):
         "Evaluation sets whose questions are dropped from training; none for no check. Default: "
         "arithmetic for demo, else gsm8k,math500,olympiadbench.",
         panel=_WHAT,
+    )
+    include_path: str | None = option(
+        None, "Folder with YAMLs of tasks of your own, for --exclude-tasks.", panel=_WHAT
     )
     limit: int | None = option(
         None, "Use only the first questions of the training set.", panel=_WHAT, ge=2
@@ -288,7 +292,7 @@ class TrainConfig(BaseModel):
     @field_validator("dataset")
     @classmethod
     def _known_dataset(cls, value: str) -> str:
-        if value in DATASETS or value.endswith((".jsonl", ".jsonl.gz")):
+        if value in DATASETS or is_jsonl(value):
             return value
         names = ", ".join(DATASETS)
         raise ValueError(
@@ -390,6 +394,7 @@ COSMETIC_FIELDS = {
     "self_check",
     "output_path",
     "data_dir",
+    "include_path",
     "device",
     "device_memory",
     "decode_batch_size",

@@ -20,8 +20,10 @@ import numpy as np
 
 from softeval.errors import UserError
 from softeval.scoring.judge import Item, ScoreKind
-from softeval.tasks.data import DatasetSource
-from softeval.tasks.problems import Problem, load_problems
+from softeval.tasks.catalogue import bare_file, find_benchmarks
+from softeval.tasks.data import DatasetSource, load_problems
+from softeval.tasks.local_data import is_jsonl
+from softeval.tasks.problems import Problem
 from softeval.tasks.prompts import paper_prompt
 from softeval.trainers.config import TrainConfig
 
@@ -116,8 +118,8 @@ def load_questions(config: TrainConfig, encode: Encode) -> QuestionSet:
         UserError: data that cannot be loaded, or too few questions left.
     """
     name = "arithmetic" if config.dataset == "demo" else config.dataset
-    file = name.endswith((".jsonl", ".jsonl.gz"))
-    problems, source = load_problems(name, config.data_dir, None if file else "train")
+    benchmark = bare_file(name) if is_jsonl(name) else find_benchmarks([name])[0]
+    problems, source = load_problems(benchmark, config.data_dir, benchmark.training_split)
     labelled = [(index, p) for index, p in enumerate(problems) if p.target.strip()]
     kept, overlaps, repeated = _filtered(labelled, config)
     questions = [
@@ -216,7 +218,8 @@ def _filtered(
 
 def _keys(task: str, config: TrainConfig) -> set[str | tuple[str, str]]:
     try:
-        problems, _ = load_problems(task, config.data_dir)
+        benchmarks = find_benchmarks([task], config.include_path)
+        problems = [p for b in benchmarks for p in load_problems(b, config.data_dir)[0]]
     except UserError as error:
         raise UserError(
             f"{error}; it is read to drop its questions from training, --exclude-tasks none leaves "

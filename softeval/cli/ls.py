@@ -23,13 +23,19 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="ls")
 
 
-def tasks(as_json: AsJson = False) -> None:
+def tasks(
+    include_path: Annotated[
+        str | None,
+        typer.Option("--include-path", help="Folder with YAMLs of tasks of your own."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """List the tasks."""
     from softeval.tasks.catalogue import task_catalogue
 
     rows = [
         {"task": entry.name, "kind": entry.kind, "members": ",".join(entry.members)}
-        for entry in task_catalogue().values()
+        for entry in task_catalogue(include_path).values()
     ]
     _print(rows, as_json)
 

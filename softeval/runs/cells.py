@@ -16,6 +16,8 @@ from typing import Any
 from softeval.errors import UserError
 from softeval.modes import Mode
 from softeval.runs.config import DEFAULT_MAX_COT_TOKENS, RunConfig
+from softeval.scoring.judge import Rules
+from softeval.tasks.catalogue import Benchmark, find_benchmarks
 from softeval.tasks.data import DatasetSource
 
 Document = Mapping[str, Any]
@@ -75,29 +77,50 @@ def question_count(available: int, limit: float | None) -> int:
 
 
 def load_cells(
-    config: RunConfig, modes: Sequence[Mode], max_cot_tokens: int = DEFAULT_MAX_COT_TOKENS
+    config: RunConfig,
+    modes: Sequence[Mode],
+    max_cot_tokens: int = DEFAULT_MAX_COT_TOKENS,
+    benchmarks: Sequence[Benchmark] | None = None,
 ) -> list[Cell]:
     """The cells of a run: log-likelihood tasks first, then each task under each mode.
 
     Modes that take equally many samples share a task object, so that its data is read once.
 
+    Args:
+        config: of the run.
+        modes: of the run.
+        max_cot_tokens: cap on the CoT, for models that are not ours.
+        benchmarks: only these; None takes all that the run names.
+
     Raises:
         UserError: an unknown task, or data that cannot be read.
     """
-    by_count: dict[int, list[Mode]] = {}
-    for mode in modes:
-        count = 1 if mode.is_greedy else config.num_samples
-        by_count.setdefault(count, []).append(mode)
-    loaded = {count: _load(config, alike[0], max_cot_tokens) for count, alike in by_count.items()}
+    benchmarks = chosen_benchmarks(config) if benchmarks is None else benchmarks
+    counts = {mode.name: 1 if mode.is_greedy else config.num_samples for mode in modes}
+    loaded = {
+        n: _load(benchmarks, config, n, max_cot_tokens) for n in dict.fromkeys(counts.values())
+    }
     likelihood, generative = [], []
     for name, task in next(iter(loaded.values())).items():
         if is_likelihood(task):
             likelihood.append(Cell(task, None, 1, config.limit))
             continue
         for mode in modes:
-            count = 1 if mode.is_greedy else config.num_samples
+            count = counts[mode.name]
             generative.append(Cell(loaded[count][name], mode, count, config.limit))
     return [*likelihood, *generative]
+
+
+def chosen_benchmarks(config: RunConfig) -> list[Benchmark]:
+    """The benchmarks that a run names, those of groups and bare files among them.
+
+    Raises:
+        UserError: an unknown one, or a definition that cannot be used.
+    """
+    found = find_benchmarks(config.tasks, config.include_path, config.question, config.answer)
+    if not found:
+        raise UserError("--tasks names no task; see `softeval ls tasks`")
+    return found
 
 
 def is_likelihood(task: Any) -> bool:
@@ -105,19 +128,17 @@ def is_likelihood(task: Any) -> bool:
     return task.OUTPUT_TYPE != "generate_until"
 
 
-def _load(config: RunConfig, mode: Mode, max_cot_tokens: int) -> dict[str, Any]:
-    from softeval.lmeval import load_tasks
+def _load(
+    benchmarks: Sequence[Benchmark], config: RunConfig, num_samples: int, max_cot_tokens: int
+) -> dict[str, Any]:
+    from softeval.lmeval.settings import TaskSettings
+    from softeval.tasks.benchmark import BenchmarkTask
 
-    loaded = load_tasks(
-        list(config.tasks),
-        mode=mode.name,
-        num_samples=config.num_samples,
-        pass_at=list(config.ks),
-        max_cot_tokens=max_cot_tokens,
-        max_answer_tokens=config.max_answer_tokens,
+    settings = TaskSettings(
+        num_samples=num_samples,
+        pass_at=tuple(k for k in config.ks if k <= num_samples) or (1,),
+        max_gen_toks=max_cot_tokens + config.max_answer_tokens,
         data_dir=config.data_dir,
-        scorer=config.scorer,
-    )["tasks"]
-    if not loaded:
-        raise UserError("--tasks names no task; see `softeval ls tasks`")
-    return loaded
+        scorer=Rules(config.scorer),
+    )
+    return {benchmark.task: BenchmarkTask(benchmark, settings) for benchmark in benchmarks}

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from softeval.errors import UserError, suggest
 from softeval.modes import MODES, Mode, load_mode_file, select_modes
+from softeval.tasks.local_data import is_jsonl
 
 DEFAULT_TASK = "arithmetic"
 DEFAULT_MAX_COT_TOKENS = 512
@@ -68,9 +69,23 @@ class RunConfig(BaseModel):
 
     tasks: tuple[str, ...] = option(
         (DEFAULT_TASK,),
-        "Tasks, separated by commas; see `softeval ls tasks`.",
+        "Tasks, or JSONL files, separated by commas; see `softeval ls tasks`.",
         panel="Tasks",
         flags=("-t",),
+    )
+    include_path: str | None = option(
+        None, "Folder with YAMLs of tasks of your own; see docs/tasks.md.", panel="Tasks"
+    )
+    question: str | None = option(
+        None,
+        "Field, or Jinja template, of the question in a JSONL file among --tasks."
+        " Default: question, or problem.",
+        panel="Tasks",
+    )
+    answer: str | None = option(
+        None,
+        "Field, or Jinja template, of the answer in a JSONL file among --tasks. Default: answer.",
+        panel="Tasks",
     )
     data_dir: str | None = option(
         None, "Directory with JSONL files to read instead of the hub.", panel="Tasks"
@@ -216,6 +231,13 @@ class RunConfig(BaseModel):
     def _dated_template(self) -> RunConfig:
         if self.chat_date is not None and not self.apply_chat_template:
             raise ValueError("--chat-date has no effect without --apply-chat-template")
+        return self
+
+    @model_validator(mode="after")
+    def _fields_of_a_file(self) -> RunConfig:
+        for flag in ("question", "answer"):
+            if getattr(self, flag) is not None and not any(map(is_jsonl, self.tasks)):
+                raise ValueError(f"--{flag} has no effect without a .jsonl file among --tasks")
         return self
 
     @model_validator(mode="after")

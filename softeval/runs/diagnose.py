@@ -29,7 +29,8 @@ from softeval.runs.identity import absolute
 from softeval.runs.kl_file import Measured, check_kept, check_not_fewer, kept_sets, write_kl
 from softeval.runs.parquet_files import sequences
 from softeval.runs.tables import read_table, table_path
-from softeval.tasks.gold import gold_solutions
+from softeval.tasks.catalogue import find_benchmarks
+from softeval.tasks.data import gold_solutions
 
 PREFIX_SETS = ("own", "base", "gold")
 FLOOR_PREFIXES = 8
@@ -249,9 +250,15 @@ class _Session:
     def gold_prefixes(self, questions: list[Question]) -> list[_Task]:
         """Reference solutions as CoTs, cut at the cap."""
         found: list[_Task] = []
-        names = {entry["task"]: entry for entry in self.record["datasets"]}
-        for task in dict.fromkeys(q.task for q in questions):
-            solutions = gold_solutions(names[task]["name"], self.data_dir, names[task]["split"])
+        config = self.record["config"]
+        definition = (config.get(name) for name in ("include_path", "question", "answer"))
+        splits = {entry["task"]: entry["split"] for entry in self.record["datasets"]}
+        asked = {question.task for question in questions}
+        for benchmark in find_benchmarks(config["tasks"], *definition):
+            task = benchmark.task
+            if task not in asked:
+                continue
+            solutions = gold_solutions(benchmark, self.data_dir, splits[task])
             if solutions is None:
                 self.result.missing_gold.append(task)
                 continue

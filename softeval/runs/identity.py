@@ -21,6 +21,7 @@ from softeval.runs import rundir
 from softeval.runs.cells import Cell
 from softeval.runs.config import DEFAULT_MAX_COT_TOKENS, RunConfig
 from softeval.tasks.data import DatasetSource
+from softeval.tasks.local_data import is_jsonl, task_name
 
 if TYPE_CHECKING:
     from softeval.model.language_model import LanguageModel
@@ -100,11 +101,12 @@ class Request:
     def resolved_config(self) -> dict[str, Any]:
         """Every field of the configuration with the value in use."""
         resolved = self.config.model_dump(mode="json")
-        for name in ("model", "data_dir"):
+        for name in ("model", "data_dir", "include_path"):
             if resolved[name] is not None:
                 resolved[name] = absolute(resolved[name])
+        files = {task_name(t): absolute(t) for t in self.config.tasks if is_jsonl(t)}
         resolved |= {
-            "tasks": list(self.sources),
+            "tasks": [files.get(name, name) for name in self.sources],
             "modes": [mode.name for mode in self.modes],
             "pass_at": list(self.config.ks),
             "max_cot_tokens": self.max_cot_tokens,
@@ -244,5 +246,5 @@ def _same_run(request: Request) -> Path | None:
 
 def _name(config: RunConfig) -> str:
     model = BUNDLED_NAME if config.model is None else Path(config.model).expanduser().resolve().name
-    name = f"{model}-{'+'.join(config.tasks)}"
+    name = f"{model}-{'+'.join(map(task_name, config.tasks))}"
     return re.sub(r"[^A-Za-z0-9._+-]+", "_", name)[:_LONGEST_NAME]

@@ -12,26 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from softeval.modes import Mode, mode_record
 from softeval.runs import rundir
-from softeval.runs.cells import Cell, load_cells, question_count
+from softeval.runs.cells import Cell, chosen_benchmarks, load_cells, question_count
 from softeval.runs.config import DEFAULT_MAX_COT_TOKENS, RunConfig
 from softeval.runs.context import check_template, examine, settled_cot_cap
 from softeval.runs.identity import Request, choose_folder, default_folder
-from softeval.tasks.catalogue import LIKELIHOOD, TaskEntry, expand_tasks
-from softeval.tasks.data import dataset_spec
+from softeval.tasks.catalogue import LIKELIHOOD, Benchmark
 
 if TYPE_CHECKING:
     from softeval.model.checkpoint import Checkpoint
-
-# Rows of the splits that come from the hub, which a dry run does not ask.
-HUB_ROWS = {
-    "gsm8k": 1319,
-    "math500": 500,
-    "olympiadbench": 675,
-    "hellaswag": 10042,
-    "mmlu": 14042,
-    "arc_challenge": 1172,
-    "arc_easy": 2376,
-}
 
 
 def make_plan(config: RunConfig, overwrite: bool = False) -> dict[str, Any]:
@@ -45,15 +33,15 @@ def make_plan(config: RunConfig, overwrite: bool = False) -> dict[str, Any]:
         UserError: what a real run would refuse before it reads the weights.
     """
     modes = config.selected_modes()
-    tasks = expand_tasks(config.tasks)
+    tasks = chosen_benchmarks(config)
     checkpoint = _examined(config)
     if checkpoint is not None:
         check_template(config, checkpoint)
     cells = _cells_at_hand(config, tasks, modes)
     cap = _cot_cap(config, cells, checkpoint)
-    rows = {task.name: _task_plan(task, config, modes, cells, cap) for task in tasks}
+    rows = {task.task: _task_plan(task, config, modes, cells, cap) for task in tasks}
     resolved = config.model_dump(mode="json") | {
-        "tasks": [task.name for task in tasks],
+        "tasks": [task.task for task in tasks],
         "modes": {mode.name: mode_record(mode) for mode in modes},
         "pass_at": list(config.ks),
         "max_cot_tokens": cap,
@@ -93,15 +81,11 @@ def _checkpoint_plan(checkpoint: Checkpoint | None) -> dict[str, Any] | str:
 
 
 def _cells_at_hand(
-    config: RunConfig, tasks: Sequence[TaskEntry], modes: tuple[Mode, ...]
+    config: RunConfig, tasks: Sequence[Benchmark], modes: tuple[Mode, ...]
 ) -> list[Cell]:
     """The cells whose questions need no download, read and checked as in a run."""
-    names = tuple(task.name for task in tasks if not _on_hub(task, config))
-    return load_cells(config.model_copy(update={"tasks": names}), modes) if names else []
-
-
-def _on_hub(task: TaskEntry, config: RunConfig) -> bool:
-    return bool(dataset_spec(task.dataset).hub_id) and config.data_dir is None
+    at_hand = [task for task in tasks if not task.on_hub or config.data_dir is not None]
+    return load_cells(config, modes, benchmarks=at_hand) if at_hand else []
 
 
 def _cot_cap(config: RunConfig, cells: Sequence[Cell], checkpoint: Checkpoint | None) -> int:
@@ -128,11 +112,14 @@ def _folder(
 
 
 def _task_plan(
-    task: TaskEntry, config: RunConfig, modes: tuple[Mode, ...], cells: Sequence[Cell], cap: int
+    task: Benchmark, config: RunConfig, modes: tuple[Mode, ...], cells: Sequence[Cell], cap: int
 ) -> dict[str, Any]:
     available, where = _available(task, cells)
+    plan: dict[str, Any] = {"kind": task.kind, "data": where}
+    if available is None:
+        return plan | {"questions": "known once they are downloaded"}
     questions = question_count(available, config.limit)
-    plan: dict[str, Any] = {"kind": task.kind, "data": where, "questions": questions}
+    plan["questions"] = questions
     if task.kind == LIKELIHOOD:
         return plan
     per_question = sum(1 if mode.is_greedy else config.num_samples for mode in modes)
@@ -141,10 +128,9 @@ def _task_plan(
     return plan | {"samples": samples, "max_generated_tokens": tokens}
 
 
-def _available(task: TaskEntry, cells: Sequence[Cell]) -> tuple[int, str]:
-    """Questions of a task, and where they come from."""
-    source = next((cell.source for cell in cells if cell.name == task.name), None)
+def _available(task: Benchmark, cells: Sequence[Cell]) -> tuple[int | None, str]:
+    """Questions of a task, where that is known, and where they come from."""
+    source = next((cell.source for cell in cells if cell.name == task.task), None)
     if source is None:
-        spec = dataset_spec(task.dataset)
-        return HUB_ROWS[spec.name], f"hub: {spec.hub_id}"
+        return task.rows, f"hub: {task.dataset_path}"
     return source.rows, f"{source.origin}: {source.location}"

@@ -22,7 +22,7 @@ from softeval.runs import rundir
 from softeval.runs.parquet_files import CheckedWriter, damage_named, open_parquet, read_parquet
 from softeval.runs.tables import refuse_doubled, table_path
 from softeval.scoring.judge import Item, ScoreKind, Scorer, Verdict, scorer_identity
-from softeval.tasks.problems import has_choices
+from softeval.tasks.catalogue import Scoring, task_catalogue
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -96,13 +96,14 @@ def rescore(folder: str | Path, scorer: Scorer) -> Rescored:
 
 
 def _score_kinds(record: Mapping[str, Any]) -> dict[str, ScoreKind]:
-    """How the answers of each task are compared: by its data set."""
-    return {
-        source.get("task") or source["name"]: (
-            ScoreKind.LETTER if has_choices(source["name"]) else ScoreKind.MATH
-        )
-        for source in record.get("datasets") or ()
-    }
+    """How the answers of each task are compared; old runs do not say it, but are of our tasks."""
+    ours = {task: entry.content.get("scoring") for task, entry in task_catalogue().items()}
+    kinds = {}
+    for source in record.get("datasets") or ():
+        task = source.get("task") or source["name"]
+        scoring = source.get("scoring") or ours.get(task) or Scoring.MATH
+        kinds[task] = ScoreKind.MATH if scoring == Scoring.MATH else ScoreKind.LETTER
+    return kinds
 
 
 def _write_judged(

@@ -1,0 +1,92 @@
+r"""Jinja templates over the fields of a row: how a benchmark's YAML says question and answer.
+
+The environment is sandboxed and changes nothing it is given, so that a definition from somebody
+else can put texts together and do nothing more. Beside Jinja's own filters there are
+
+* ``after(mark)`` and ``before(mark)``: what stands after or before the last `mark`, which must be
+  there; GSM8K's answers stand after ``"#### "``;
+* ``regex_replace(pattern, replacement)``, as lm-eval has it.
+
+Knows nothing of data sets or tasks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from softeval.errors import UserError
+
+
+class Template:
+    """A template, or the bare name of a field.
+
+    Args:
+        name: what it is of, for messages: "question".
+        source: its text; a single word is the name of a field.
+
+    Raises:
+        UserError: no Jinja.
+    """
+
+    def __init__(self, name: str, source: str) -> None:
+        self.name = name
+        self.source = source
+        text = f"{{{{ {source} }}}}" if source.isidentifier() else source
+        try:
+            self._tree = _ENVIRONMENT.parse(text)
+            self._template = _ENVIRONMENT.from_string(text)
+        except TemplateSyntaxError as error:
+            raise UserError(f"{name} is no Jinja template ({error.message}); mend it") from None
+
+    @cached_property
+    def fields(self) -> tuple[str, ...]:
+        """Fields that every row must have, as they are met; not those with a ``default``."""
+        asked = meta.find_undeclared_variables(self._tree) - set(self._optional())
+        met = [node.name for node in self._tree.find_all(nodes.Name) if node.name in asked]
+        return tuple(dict.fromkeys(met))
+
+    def render(self, row: Mapping[str, Any]) -> str:
+        """The text for a row.
+
+        Raises:
+            UserError: it cannot be made from this row, or would do what a template may not.
+        """
+        try:
+            return self._template.render(row)
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{self.name}: {reason}; mend the row or the template") from error
+
+    def _optional(self) -> Iterator[str]:
+        for node in self._tree.find_all(nodes.Filter):
+            if node.name in ("default", "d") and isinstance(node.node, nodes.Name):
+                yield node.node.name
+
+
+def _after(text: str, mark: str) -> str:
+    return _parted(text, mark)[1]
+
+
+def _before(text: str, mark: str) -> str:
+    return _parted(text, mark)[0]
+
+
+def _parted(text: str, mark: str) -> tuple[str, str]:
+    before, found, after = text.rpartition(mark)
+    if not found:
+        raise ValueError(f"no {mark!r} in {text[:40]!r}")
+    return before, after
+
+
+def _regex_replace(text: str, pattern: str, replacement: str = "") -> str:
+    return re.sub(pattern, replacement, text)
+
+
+_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+_ENVIRONMENT.filters |= {"after": _after, "before": _before, "regex_replace": _regex_replace}
