@@ -4,11 +4,6 @@ Each rule names what it accepts; what no rule accepts is wrong, because a wrong 
 more than a wrong refusal.
 """
 
-# SymPy's annotations are wider than what its functions give.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportReturnType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
-# pyright: reportAssignmentType=false, reportIndexIssue=false, reportOptionalOperand=false
-
 from __future__ import annotations
 
 import re
@@ -30,8 +25,9 @@ from softeval.scoring.grading.forms import (
     Relation,
     SetOperation,
     Words,
+    variants,
 )
-from softeval.scoring.grading.formula import UnsupportedError, formula
+from softeval.scoring.grading.formula import formula
 from softeval.scoring.grading.normal_form import normalised
 from softeval.scoring.grading.quantities import Quantity
 from softeval.scoring.grading.reading import read
@@ -39,8 +35,16 @@ from softeval.scoring.grading.regions import same_region
 from softeval.scoring.grading.relations import assignment, same_relation
 from softeval.scoring.grading.same_quantity import same_quantity, within_error
 from softeval.scoring.grading.scalars import equal_expressions, same_value
-from softeval.scoring.grading.signs import variants
-from softeval.scoring.grading.tokens import Node, Nodes, UnreadableError, symbol, tree, written
+from softeval.scoring.grading.tokens import (
+    Node,
+    Nodes,
+    UnreadableError,
+    UnsupportedError,
+    symbol,
+    tree,
+    written,
+)
+from softeval.scoring.grading.words import as_set, is_set, plain_words, same_words
 
 MAX_ITEMS = 64
 _NOT_COMPARABLE = (
@@ -55,12 +59,6 @@ _NOT_COMPARABLE = (
     TypeError,
     ValueError,
 )
-_EMPTY = {"no solution", "empty set", "empty", "no real solution", "none", "no solution exist"}
-_ALL = {"all real number", "all real", "real number", "any real number"}
-_INTEGERS = {"all integer", "integer"}
-_NEVER = {"dne", "doe not exist"}
-_ARTICLES = {"the", "a", "an"}
-_WHOLE = (Interval, SetOperation, Relation, Words)
 
 
 def same_answer(answer: str, label: str, error: float | None = None) -> bool:
@@ -122,7 +120,7 @@ def same(answer: Form, label: Form) -> bool:
     ours, theirs = variants(answer), variants(label)
     if len(ours) > 1 or len(theirs) > 1:
         return _same_variants(ours, theirs)
-    if (_is_set(answer) or _is_set(label)) and same_region(_as_set(answer), _as_set(label)):
+    if (is_set(answer) or is_set(label)) and same_region(as_set(answer), as_set(label)):
         return True
     if isinstance(label, Relation):
         if isinstance(answer, Relation):
@@ -137,21 +135,16 @@ def same(answer: Form, label: Form) -> bool:
 
 def _same_variants(ours: list[Form], theirs: list[Form]) -> bool:
     if len(ours) == 1:
-        ours = (
-            list(ours[0].items) if isinstance(ours[0], Listing) and not ours[0].brackets else ours
-        )
-        ours = (
-            list(ours[0].items)
-            if isinstance(ours[0], Listing) and ours[0].brackets == "{"
-            else ours
-        )
+        ours = _opened(_opened(ours, ("",)), ("{",))
     if len(theirs) == 1:
-        theirs = (
-            list(theirs[0].items)
-            if isinstance(theirs[0], Listing) and theirs[0].brackets in ("", "{")
-            else theirs
-        )
+        theirs = _opened(theirs, ("", "{"))
     return _same_unordered(ours, theirs)
+
+
+def _opened(forms: list[Form], brackets: tuple[str, ...]) -> list[Form]:
+    """The members of the first form where it is a list in such brackets, else the forms."""
+    first = forms[0]
+    return list(first.items) if isinstance(first, Listing) and first.brackets in brackets else forms
 
 
 def _same_conditioned(answer: Form, label: Form) -> bool:
@@ -162,33 +155,6 @@ def _same_conditioned(answer: Form, label: Form) -> bool:
     assert isinstance(answer, Conditioned)
     domains = all(r"\in" in condition for condition in answer.conditions)
     return domains and same(answer.main, label)
-
-
-def _is_set(form: Form) -> bool:
-    named = (
-        isinstance(form, Formula)
-        and form.nodes[:1]
-        and form.nodes[0].text in (r"\mathbb", r"\emptyset")
-    )
-    return bool(named) or isinstance(form, _WHOLE)
-
-
-def _blackboard(letter: str) -> Form:
-    inside = Node("group", "", (Node("letter", letter),))
-    return Formula((Node("command", r"\mathbb", (inside,)),))
-
-
-def _as_set(form: Form) -> Form:
-    """Write words for sets as sets."""
-    if isinstance(form, Words):
-        text = _plain(form)
-        if text in _ALL:
-            return _blackboard("R")
-        if text in _INTEGERS:
-            return _blackboard("Z")
-        if text in _EMPTY:
-            return Formula((Node("command", r"\emptyset"),))
-    return form
 
 
 def _answers_relation(answer: Form, label: Relation) -> bool:
@@ -224,7 +190,7 @@ def _same_listing(answer: Form, label: Form) -> bool:
         explained = all(isinstance(item, Words) for item in answer.items) and not answer.brackets
         return (
             explained
-            and _plain(label) in ("yes", "no", "true", "false")
+            and plain_words(label) in ("yes", "no", "true", "false")
             and same(answer.items[0], label)
         )
     if isinstance(answer, Matrix) and label.brackets == "(":
@@ -331,7 +297,7 @@ def _same_single(answer: Form, label: Form) -> bool:
             assert isinstance(numeral, Numeral)
             return written(nodes).replace(" ", "").lstrip("0").upper() == numeral.digits
         case Words(), Words():
-            return _same_words(answer, label)
+            return same_words(answer, label)
         case Prose(), Prose():
             return _same_ordered(answer.pieces, label.pieces)
         case Matrix(), Matrix():
@@ -354,27 +320,6 @@ def _value_of(form: Form) -> sympy.Expr | sympy.MatrixBase:
         return sympy.Matrix([[formula(cell) for cell in row] for row in form.rows])
     assert isinstance(form, Formula)
     return formula(form.nodes)
-
-
-def _same_words(answer: Words, label: Words) -> bool:
-    if (
-        answer.words[1:] == label.words[1:] == ()
-        and answer.words[0].isupper()
-        and label.words[0].isupper()
-    ):
-        return answer.words == label.words
-    ours, theirs = _plain(answer), _plain(label)
-    alike = any({ours, theirs} <= group for group in (_EMPTY, _ALL, _NEVER))
-    return bool(ours) and (ours == theirs or alike)
-
-
-def _plain(form: Form) -> str:
-    """Words without articles and plurals."""
-    words = form.words if isinstance(form, Words) else ()
-    kept = [word.lower() for word in words if word not in _ARTICLES]
-    if kept[:1] == ["there"] and kept[1:2] in (["is"], ["are"], ["exist"], ["exists"]):
-        kept = kept[2:]
-    return " ".join(word.removesuffix("s") if len(word) > 3 else word for word in kept)
 
 
 def _same_colon(answer: Colon, label: Colon) -> bool:

@@ -5,11 +5,6 @@ drops primes, subscripts of numbers and copies, and reads decimals as floating p
 decimal is an exact fraction. Nothing is evaluated as Python.
 """
 
-# SymPy's annotations are wider than what its functions give.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportReturnType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
-# pyright: reportAssignmentType=false, reportIndexIssue=false, reportOptionalOperand=false
-
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -19,11 +14,17 @@ from itertools import pairwise
 import sympy
 from sympy import Expr, Integer, MatrixBase, Rational, Symbol
 
-from softeval.scoring.grading.tokens import Node, Nodes, written
+from softeval.scoring.grading.bounded import choices, factorial, power, quotient
+from softeval.scoring.grading.tokens import (
+    Cursor,
+    Node,
+    Nodes,
+    UnsupportedError,
+    letters_of,
+    written,
+)
 from softeval.scoring.grading.vocabulary import ACCENTS, names
 
-MAX_BITS = 100_000
-MAX_FACTORIAL = 5000
 MAX_FORMULA_DEPTH = 60
 
 _GREEK = names(
@@ -51,28 +52,12 @@ _INVERSES = {r"\sin": sympy.asin, r"\cos": sympy.acos, r"\tan": sympy.atan}
 _OF_MANY = {r"\max": sympy.Max, r"\min": sympy.Min, r"\gcd": sympy.gcd, r"\lcm": sympy.lcm}
 _BRACKETS = {"(": ")", "[": "]", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
 _FUNCTION_LETTERS = set("fghFG")
+_SIGNS = {r"\pi": sympy.pi, r"\infty": sympy.oo}
+_CONSTANTS = {"i": sympy.I, "e": sympy.E}
 _BOUND = {r"\sum": sympy.Sum, r"\prod": sympy.Product}
-
-
-class UnsupportedError(ValueError):
-    """No formula that this reader knows."""
-
-
-def letters_of(nodes: Sequence[Node]) -> list[Node]:
-    r"""Take runs of letters apart: in a formula they are products.
-
-    Raises:
-        UnsupportedError: a word of `\text{}` stands in the formula.
-    """
-    apart: list[Node] = []
-    for node in nodes:
-        if node.kind == "word":
-            if node.upright and len(node.text) > 1:
-                raise UnsupportedError(node.text)
-            apart += [Node("letter", letter) for letter in node.text]
-        else:
-            apart.append(node)
-    return apart
+_LOGARITHMS = {r"\log", r"\lg"}
+_BEGIN_FACTOR = names(r"\frac \sqrt \binom \pi \infty \int \lim") | _GREEK | ACCENTS | _LOGARITHMS
+_BEGIN_FACTOR |= {*_BRACKETS, *_FUNCTIONS, *_OF_MANY, *_BOUND}
 
 
 def formula(nodes: Sequence[Node]) -> Expr:
@@ -84,40 +69,20 @@ def formula(nodes: Sequence[Node]) -> Expr:
     return _Reader(nodes, frozenset(), 0).whole()
 
 
-class _Reader:
+class _Reader(Cursor):
     def __init__(self, nodes: Sequence[Node], bound: frozenset[str], depth: int) -> None:
         if depth > MAX_FORMULA_DEPTH:
             raise UnsupportedError("nested too deep")
-        self.nodes = letters_of(nodes)
-        self.at = 0
+        super().__init__(letters_of(nodes))
         self.bound = bound
         self.depth = depth
         self.absolutes = 0
-        self.last: Node | None = None
 
     def whole(self) -> Expr:
         result = self.expression()
         if self.next is not None:
             raise UnsupportedError(self.next.text)
         return result
-
-    @property
-    def next(self) -> Node | None:
-        """The next node that is no space."""
-        while self.at < len(self.nodes) and self.nodes[self.at].kind == "space":
-            self.at += 1
-        return self.nodes[self.at] if self.at < len(self.nodes) else None
-
-    def peek(self, *texts: str) -> bool:
-        return self.next is not None and self.next.text in texts
-
-    def take(self) -> Node:
-        node = self.next
-        if node is None:
-            raise UnsupportedError("something is missing")
-        self.at += 1
-        self.last = node
-        return node
 
     def inner(self, nodes: Sequence[Node], *bound: str) -> Expr:
         return _Reader(nodes, self.bound | set(bound), self.depth + 1).whole()
@@ -135,9 +100,7 @@ class _Reader:
         return sympy.Add(*terms)
 
     def term(self) -> Expr:
-        sign = 1
-        while self.peek("+", "-"):
-            sign = -sign if self.take().text == "-" else sign
+        sign = self.sign()
         result = self.mixed_number() or self.factor()
         while True:
             if self.peek(r"\cdot"):
@@ -145,7 +108,7 @@ class _Reader:
                 result = result * self.signed_factor()
             elif self.peek("/"):
                 self.take()
-                result = _quotient(result, self.signed_factor())
+                result = quotient(result, self.signed_factor())
             elif self.peek(r"\bmod"):
                 self.take()
                 result = sympy.Mod(result, self.factor())
@@ -154,11 +117,14 @@ class _Reader:
             else:
                 return sign * result
 
-    def signed_factor(self) -> Expr:
+    def sign(self) -> int:
         sign = 1
         while self.peek("+", "-"):
             sign = -sign if self.take().text == "-" else sign
-        return sign * self.factor()
+        return sign
+
+    def signed_factor(self) -> Expr:
+        return self.sign() * self.factor()
 
     def mixed_number(self) -> Expr | None:
         r"""Read `3\frac{1}{2}` and `3 1/2`: a whole number and a proper fraction of two."""
@@ -191,30 +157,21 @@ class _Reader:
             return self.last is not None and self.last.kind != "number"
         if node.text == "|":
             return not self.absolutes
-        known = node.text in _BRACKETS or node.text in _FUNCTIONS or node.text in _GREEK
-        return (
-            known
-            or node.kind in ("letter", "environment")
-            or node.text in (r"\frac", r"\sqrt", r"\binom", r"\pi", r"\log", r"\lg", r"\infty")
-            or node.text in ACCENTS
-            or node.text in _OF_MANY
-            or node.text in _BOUND
-            or node.text in (r"\int", r"\lim")
-        )
+        return node.kind in ("letter", "environment") or node.text in _BEGIN_FACTOR
 
     def factor(self) -> Expr:
         """Read a primary with its powers, factorials, degrees and percent signs."""
         result = self.primary()
         while self.next is not None:
             if self.peek("^"):
-                result = _power(result, self.inner(self.take().children[0].children))
+                result = power(result, self.inner(self.take().children[0].children))
                 if self.peek("^"):
                     raise UnsupportedError("two superscripts on one base")
             elif self.peek("!"):
                 self.take()
                 if self.peek("!"):
                     raise UnsupportedError("double factorial")
-                result = _factorial(result)
+                result = factorial(result)
             elif self.peek("°"):
                 self.take()
                 result = result * sympy.pi / 180
@@ -235,6 +192,8 @@ class _Reader:
             return self.named(node)
         if node.text in _BRACKETS:
             return self.bracketed(node.text)
+        if node.text in _SIGNS:
+            return _SIGNS[node.text]
         match node.text:
             case "|":
                 self.absolutes += 1
@@ -242,17 +201,13 @@ class _Reader:
                 self.absolutes -= 1
                 self.expect("|")
                 return sympy.Abs(inside)
-            case r"\pi":
-                return sympy.pi
-            case r"\infty":
-                return sympy.oo
             case r"\frac":
-                return _quotient(*(self.inner(part.children) for part in node.children))
+                return quotient(*(self.inner(part.children) for part in node.children))
             case r"\binom":
                 return sympy.binomial(*(self.inner(part.children) for part in node.children))
             case r"\sqrt":
                 *index, radicand = (self.inner(part.children) for part in node.children)
-                return _power(radicand, 1 / index[0] if index else Rational(1, 2))
+                return power(radicand, 1 / index[0] if index else Rational(1, 2))
             case r"\lim":
                 return self.limit()
             case r"\det":
@@ -269,7 +224,7 @@ class _Reader:
             return self.sum_or_product(_BOUND[node.text])
         if node.text in _OF_MANY:
             return _OF_MANY[node.text](*self.members())
-        if node.text in _FUNCTIONS or node.text in (r"\log", r"\lg"):
+        if node.text in _FUNCTIONS or node.text in _LOGARITHMS:
             return self.function(node.text)
         raise UnsupportedError(node.text)
 
@@ -294,12 +249,7 @@ class _Reader:
             raise UnsupportedError("a script without a base")
         n = self.inner(above.children[0].children)
         k = self.inner(self.take().children[0].children)
-        chosen = sympy.binomial(n, k)
-        return chosen if node.text == "C" else chosen * sympy.factorial(k)
-
-    def expect(self, text: str) -> None:
-        if self.take().text != text:
-            raise UnsupportedError(f"{text} is missing")
+        return choices(node.text, n, k)
 
     def bracketed(self, opening: str) -> Expr:
         outer, self.absolutes = self.absolutes, 0
@@ -325,15 +275,11 @@ class _Reader:
         while self.peek("'"):
             name += self.take().text
         if node.text in "CP" and self.peek("(") and (pair := self.two_numbers()):
-            chosen = sympy.binomial(*pair)
-            return chosen if node.text == "C" else chosen * sympy.factorial(pair[1])
+            return choices(node.text, *pair)
         if name[0] in _FUNCTION_LETTERS and self.peek("("):
             return sympy.Function(name)(*self.members())
-        if name not in self.bound:
-            if name == "i":
-                return sympy.I
-            if name == "e":
-                return sympy.E
+        if name in _CONSTANTS and name not in self.bound:
+            return _CONSTANTS[name]
         return Symbol(name, real=True)
 
     def two_numbers(self) -> list[Expr] | None:
@@ -360,23 +306,23 @@ class _Reader:
         return members
 
     def function(self, name: str) -> Expr:
-        power: Expr | None = None
+        exponent: Expr | None = None
         base: Expr = Integer(10)
         while self.peek("^", "_"):
             mark = self.take()
             argument = self.inner(mark.children[0].children)
             if mark.text == "^":
-                power = argument
+                exponent = argument
             else:
                 base = argument
         inside = self.argument()
-        if name in (r"\log", r"\lg"):
+        if name in _LOGARITHMS:
             result = sympy.log(inside) / sympy.log(base)
-        elif power == -1 and name in _INVERSES:
+        elif exponent == -1 and name in _INVERSES:
             return _INVERSES[name](inside)
         else:
             result = _FUNCTIONS[name](inside)
-        return result if power is None else _power(result, power)
+        return result if exponent is None else power(result, exponent)
 
     def argument(self) -> Expr:
         r"""Read what a function without parentheses applies to: `2x` of `\sin 2x \cos y`."""
@@ -388,7 +334,7 @@ class _Reader:
             self.take()
         result = self.mixed_number() or self.factor()
         while self.begins_factor() and not self.peek("("):
-            if self.next is not None and self.next.text in {*_FUNCTIONS, r"\log", r"\lg"}:
+            if self.next is not None and self.next.text in {*_FUNCTIONS, *_LOGARITHMS}:
                 break
             result = result * self.factor()
         return sign * result
@@ -401,63 +347,46 @@ class _Reader:
             found[mark.text] = mark.children[0].children
         return found.get("_", ()), found.get("^", ())
 
+    def bound_variable(self, below: Nodes, sign: str) -> tuple[str, Nodes]:
+        r"""Read `k = 1` or `x \to 0` below a large operator: the letter, and what follows the sign."""
+        plain = tuple(node for node in below if node.kind != "space")
+        if len(plain) < 3 or plain[0].kind != "letter" or plain[1].text != sign:
+            raise UnsupportedError("what stands below an operator")
+        return plain[0].text, plain[2:]
+
     def sum_or_product(self, kind: Callable[..., Expr]) -> Expr:
         below, above = self.limits()
-        plain = [node for node in below if node.kind != "space"]
-        if len(plain) < 3 or plain[0].kind != "letter" or plain[1].text != "=" or not above:
+        variable, start = self.bound_variable(below, "=")
+        if not above:
             raise UnsupportedError("bounds of a sum")
-        variable = plain[0].text
         body_reader = _Reader(self.nodes[self.at :], self.bound | {variable}, self.depth + 1)
         body = body_reader.term()
         self.at += body_reader.at
-        bounds = (Symbol(variable, real=True), self.inner(plain[2:]), self.inner(above))
+        bounds = (Symbol(variable, real=True), self.inner(start), self.inner(above))
         return kind(body, bounds)
 
     def integral(self) -> Expr:
         below, above = self.limits()
         rest = self.nodes[self.at :]
-        ends = [
+        ends = (
             position
             for position, (first, second) in enumerate(pairwise(rest))
             if first.text == "d" and second.kind == "letter"
-        ]
-        if not ends or not below or not above:
+        )
+        end = next(ends, None)
+        if end is None or not below or not above:
             raise UnsupportedError("an integral without bounds or variable")
-        variable = rest[ends[0] + 1].text
-        body = self.inner(rest[: ends[0]], variable)
-        self.at += ends[0] + 2
+        variable = rest[end + 1].text
+        body = self.inner(rest[:end], variable)
+        self.at += end + 2
         bounds = (Symbol(variable, real=True), self.inner(below), self.inner(above))
         return sympy.Integral(body, bounds)
 
     def limit(self) -> Expr:
         below, _ = self.limits()
-        plain = [node for node in below if node.kind != "space"]
-        if len(plain) < 3 or plain[0].kind != "letter" or plain[1].text != r"\to":
-            raise UnsupportedError("a limit")
-        body = self.term()
-        return sympy.Limit(body, Symbol(plain[0].text, real=True), self.inner(plain[2:]))
+        variable, end = self.bound_variable(below, r"\to")
+        return sympy.Limit(self.term(), Symbol(variable, real=True), self.inner(end))
 
 
 def _whole(node: Node) -> bool:
     return node.kind == "number" and "." not in node.text
-
-
-def _quotient(upper: Expr, lower: Expr) -> Expr:
-    if lower == 0:
-        raise UnsupportedError("division by zero")
-    return upper / lower
-
-
-def _power(base: Expr, exponent: Expr) -> Expr:
-    """Raise to a power, left standing where the number would fill the memory."""
-    if base == 0 and exponent.is_negative:
-        raise UnsupportedError("division by zero")
-    size = 0
-    if base.is_Rational and exponent.is_Rational:
-        size = max(abs(base.p), base.q).bit_length() * abs(exponent.p)
-    return sympy.Pow(base, exponent, evaluate=size <= MAX_BITS)
-
-
-def _factorial(operand: Expr) -> Expr:
-    large = operand.is_Integer and operand.p > MAX_FACTORIAL
-    return sympy.factorial(operand, evaluate=not large)

@@ -8,8 +8,13 @@ from fractions import Fraction
 from itertools import pairwise
 
 from softeval.scoring.grading.tokens import Node, Nodes
-from softeval.scoring.grading.units import MULTIPLIERS, Unit, modifies_unit, unit
-from softeval.scoring.grading.vocabulary import ORDINALS
+from softeval.scoring.grading.vocabulary import (
+    MULTIPLIERS,
+    ORDINALS,
+    Unit,
+    modifies_unit,
+    unit,
+)
 
 _CURRENCIES = {"$": "dollars", "€": "€", "£": "£", "¥": "¥", "₹": "₹", "¢": "¢"}
 _PERCENT = {"%", "percent", "percents", "pct", "percentage"}

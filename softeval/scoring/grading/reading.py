@@ -26,8 +26,8 @@ from softeval.scoring.grading.forms import (
 )
 from softeval.scoring.grading.quantities import Quantity, read_quantity
 from softeval.scoring.grading.tokens import Node, Nodes, symbol, written
-from softeval.scoring.grading.units import NUMBER_WORDS
 from softeval.scoring.grading.vocabulary import names
+from softeval.scoring.grading.words import as_words, is_prose
 
 _OPENING = {"(": ")", "[": "]", r"\{": r"\}", r"\langle": r"\rangle", r"\lfloor": r"\rfloor"}
 _OPENING |= {r"\lceil": r"\rceil"}
@@ -374,31 +374,8 @@ def _words_or_formula(nodes: Nodes) -> Form:
     if all(is_prose(node) or node.kind in ("letter", "symbol") for node in plain):
         bare = [node for node in plain if node.kind != "symbol"]
         if all(node.kind == "word" or node.upright for node in bare) or len(words) > 1:
-            return _as_words(bare)
+            return as_words(bare)
     return _prose(nodes)
-
-
-def is_prose(node: Node) -> bool:
-    """Whether a node is a word of a sentence and not a product of letters."""
-    if node.kind != "word":
-        return False
-    return node.upright or len(node.text) >= 4 or node.text.lower() in _SHORT_WORDS
-
-
-_SHORT_WORDS = names("""no yes all odd the is are it not one two six ten red any dne for if or and may jun jul
-    none east""")
-
-
-def _as_words(nodes: Sequence[Node]) -> Form:
-    texts = [
-        node.text if len(nodes) == 1 and node.text.isupper() else node.text.lower()
-        for node in nodes
-    ]
-    if len(texts) == 1 and texts[0] in NUMBER_WORDS:
-        return Formula((Node("number", str(NUMBER_WORDS[texts[0]])),))
-    if texts == ["infinity"]:
-        return Formula((Node("command", r"\infty"),))
-    return Words(tuple(texts))
 
 
 def _prose(nodes: Nodes) -> Form:
@@ -410,7 +387,7 @@ def _prose(nodes: Nodes) -> Form:
         if node.kind == "space" or (node.text == "." and run):
             continue
         if run and (node.text == "" or is_prose(node) != kind):
-            pieces.append(_as_words(run) if kind else _item(tuple(run)))
+            pieces.append(as_words(run) if kind else _item(tuple(run)))
             run = []
         kind = is_prose(node)
         run.append(node)

@@ -3,11 +3,6 @@
 Ends the refusals of `0<x<1` for `(0,1)` and the acceptances of an open end for a closed one.
 """
 
-# SymPy's annotations are wider than what its functions give.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportReturnType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
-# pyright: reportAssignmentType=false, reportIndexIssue=false, reportOptionalOperand=false
-
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -23,10 +18,10 @@ from softeval.scoring.grading.forms import (
     Relation,
     SetOperation,
 )
-from softeval.scoring.grading.formula import UnsupportedError, formula
+from softeval.scoring.grading.formula import formula
 from softeval.scoring.grading.quantities import Quantity
 from softeval.scoring.grading.reading import is_name
-from softeval.scoring.grading.tokens import Nodes, written
+from softeval.scoring.grading.tokens import Nodes, UnsupportedError, written
 
 _LITERALS: dict[str, Set] = {
     r"\mathbb { R }": sympy.S.Reals,

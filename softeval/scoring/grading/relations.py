@@ -1,10 +1,5 @@
 """Whether two equations, inequalities or chains of them say the same."""
 
-# SymPy's annotations are wider than what its functions give.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportReturnType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
-# pyright: reportAssignmentType=false, reportIndexIssue=false, reportOptionalOperand=false
-
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -19,11 +14,11 @@ from softeval.scoring.grading.forms import (
     Relation,
     Words,
 )
-from softeval.scoring.grading.formula import UnsupportedError, formula
+from softeval.scoring.grading.formula import formula
 from softeval.scoring.grading.quantities import Quantity
 from softeval.scoring.grading.reading import is_name
 from softeval.scoring.grading.scalars import equal_expressions, ratio_somewhere
-from softeval.scoring.grading.tokens import Node, Nodes, written
+from softeval.scoring.grading.tokens import Node, Nodes, UnsupportedError, written
 
 Same = Callable[[Form, Form], bool]
 _TURNED = {">": "<", r"\ge": r"\le"}

@@ -4,11 +4,6 @@ A unit that only one side names is taken for granted; two that measure different
 same in another size with another number, are not the same.
 """
 
-# SymPy's annotations are wider than what its functions give.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportReturnType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
-# pyright: reportAssignmentType=false, reportIndexIssue=false, reportOptionalOperand=false
-
 from __future__ import annotations
 
 from fractions import Fraction
@@ -17,10 +12,10 @@ import sympy
 from sympy import Expr, Rational
 
 from softeval.scoring.grading.forms import Form, Formula
-from softeval.scoring.grading.formula import UnsupportedError, formula
+from softeval.scoring.grading.formula import formula
 from softeval.scoring.grading.quantities import Quantity, Term
 from softeval.scoring.grading.scalars import equal_expressions, same_value, within
-from softeval.scoring.grading.tokens import Nodes
+from softeval.scoring.grading.tokens import Nodes, UnsupportedError
 
 _BARE: tuple[tuple[str, int], ...] = ()
 _DEGREES = (("angle", 1),)

@@ -5,11 +5,6 @@ or to 120 significant digits where no exact form decides. A decimal equals a num
 finite decimal only if it is that number rounded, to six digits or more.
 """
 
-# SymPy's annotations are wider than what its functions give.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportReturnType=false, reportOperatorIssue=false, reportGeneralTypeIssues=false
-# pyright: reportAssignmentType=false, reportIndexIssue=false, reportOptionalOperand=false
-
 from __future__ import annotations
 
 import re
@@ -19,8 +14,8 @@ from fractions import Fraction
 import sympy
 from sympy import Expr, MatrixBase, Rational, Symbol
 
-from softeval.scoring.grading.formula import UnsupportedError, formula
-from softeval.scoring.grading.tokens import Node, written
+from softeval.scoring.grading.formula import formula
+from softeval.scoring.grading.tokens import Node, UnsupportedError, written
 
 ROUNDED_DIGITS = 6
 ENOUGH_DIGITS = 120

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,6 +19,10 @@ Kind = Literal["number", "letter", "word", "command", "symbol", "space", "group"
 
 class UnreadableError(ValueError):
     """The text is no balanced LaTeX, or is nested deeper than any answer."""
+
+
+class UnsupportedError(ValueError):
+    """No formula that is known here."""
 
 
 @dataclass(frozen=True)
@@ -271,3 +275,51 @@ def _written(nodes: Iterable[Node]) -> Iterable[str]:
         for number, child in enumerate(node.children if node.kind != "group" else ()):
             optional = node.text == r"\sqrt" and len(node.children) == 2 and number == 0
             yield ("[ %s ]" if optional else "{ %s }") % written(child.children)
+
+
+def letters_of(nodes: Sequence[Node]) -> list[Node]:
+    r"""Take runs of letters apart: in a formula they are products.
+
+    Raises:
+        UnsupportedError: a word of `\text{}` stands in the formula.
+    """
+    apart: list[Node] = []
+    for node in nodes:
+        if node.kind == "word":
+            if node.upright and len(node.text) > 1:
+                raise UnsupportedError(node.text)
+            apart += [Node("letter", letter) for letter in node.text]
+        else:
+            apart.append(node)
+    return apart
+
+
+class Cursor:
+    """A place in a row of nodes that spaces do not count for."""
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self.nodes = nodes
+        self.at = 0
+        self.last: Node | None = None
+
+    @property
+    def next(self) -> Node | None:
+        """The next node that is no space."""
+        while self.at < len(self.nodes) and self.nodes[self.at].kind == "space":
+            self.at += 1
+        return self.nodes[self.at] if self.at < len(self.nodes) else None
+
+    def peek(self, *texts: str) -> bool:
+        return self.next is not None and self.next.text in texts
+
+    def take(self) -> Node:
+        node = self.next
+        if node is None:
+            raise UnsupportedError("something is missing")
+        self.at += 1
+        self.last = node
+        return node
+
+    def expect(self, text: str) -> None:
+        if self.take().text != text:
+            raise UnsupportedError(f"{text} is missing")

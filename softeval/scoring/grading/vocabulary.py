@@ -1,9 +1,14 @@
-r"""The words of LaTeX that the reader knows, by what they do.
+r"""The words that the reader knows, by what they do: commands of LaTeX, units, numerals.
 
-Tables only; `softeval.scoring.grading.normal_form` says how each kind is treated.
+`softeval.scoring.grading.normal_form` says how each kind of command is treated. Units end three
+kinds of mistake: a variable taken for a unit (single letters count only in `\text{}`), a word that
+is no unit dropped (`3 or more`), and different units taken for equal (`5 cm`, `5 m`).
 """
 
 from __future__ import annotations
+
+from fractions import Fraction
+from typing import NamedTuple
 
 
 def names(text: str) -> frozenset[str]:
@@ -88,3 +93,148 @@ FUNCTIONS = names(
 )
 """Words that are commands also without a backslash, or as `\\mathrm{}`."""
 ORDINALS = names("th st nd rd")
+
+
+class Unit(NamedTuple):
+    """What a word measures and how many of the base unit it is."""
+
+    measures: str
+    factor: Fraction
+
+
+def _table(measures: str, rows: str) -> dict[str, Unit]:
+    """Read rows `factor: name name ...`; names get their plurals."""
+    units: dict[str, Unit] = {}
+    for row in rows.strip().splitlines():
+        factor, _, words = row.partition(":")
+        for name in words.split():
+            unit = Unit(measures, Fraction(factor.strip()))
+            units[name] = unit
+            if len(name) > 2:
+                units[name + "s"] = unit
+    return units
+
+
+_MEASURED = {
+    **_table(
+        "length",
+        """1: m meter metre
+        1000: km kilometer kilometre
+        1/10: dm decimeter
+        1/100: cm centimeter centimetre
+        1/1000: mm millimeter millimetre
+        127/5000: in inch inche
+        381/1250: ft foot feet
+        1143/1250: yd yard
+        201168/125: mi mile""",
+    ),
+    **_table(
+        "time",
+        """1: s sec second
+        60: min minute
+        3600: h hr hour
+        86400: day
+        604800: week""",
+    ),
+    **_table("months", "1: month\n12: year yr"),
+    **_table(
+        "mass",
+        """1: g gram gm
+        1000: kg kilogram kilo
+        1/1000: mg milligram
+        1000000: ton tonne
+        45359237/100000: lb pound
+        45359237/1600000: oz ounce""",
+    ),
+    **_table(
+        "volume",
+        "1: l L liter litre\n1/1000: ml mL milliliter millilitre\n1/1000: cc\n4: gal gallon\n1: quart",
+    ),
+    **_table("dollars", "1: dollar usd USD buck\n1/100: cent ¢"),
+    **_table("euros", "1: euro eur EUR €"),
+    **_table("pounds sterling", "1: £ gbp GBP"),
+    **_table("yen", "1: yen ¥ yuan 元"),
+    **_table("rupees", "1: rupee ₹ rs"),
+    **_table("radians", "1: radian rad"),
+    **_table("angle", "1: ° deg degree\n1/60: arcminute\n1/3600: arcsecond"),
+    **_table("area of land", "1: acre\n247/100: hectare ha"),
+    **_table("force", "1: N newton"),
+    **_table("energy", "1: J joule\n1000: kJ"),
+    **_table("power", "1: W watt\n1000: kW kilowatt"),
+    **_table("tension", "1: V volt"),
+    **_table("resistance", "1: ohm"),
+    **_table("frequency", "1: Hz"),
+}
+_COUNTED = names("""unit way apple student people person child children digit point coin marble book page card
+    ball ticket egg orange cookie candy pencil pen toy box boxe tile edge face vertex vertice
+    side square circle triangle integer number value solution term pair game trip bag cup
+    bottle piece slice pie cake mark rupee vote member player team boy girl man men woman
+    women worker employee customer passenger car truck bus buse bike bicycle train seat row
+    column table chair house home room floor step stair lap race dog cat cow horse sheep
+    chicken bird fish fishe monkey rabbit animal flower tree plant seed fruit banana peach
+    peache pear lemon grape vegetable carrot tomato tomatoe potato potatoe shirt shoe sock
+    dress dresse hat glove ring bead sticker stamp photo picture letter word sentence question
+    problem answer test quiz quizze exam class classe lesson school friend guest soldier meal
+    lunch lunche dinner breakfast sandwich sandwiche pizza donut doughnut muffin pound round
+    turn time shot goal run hit strike crayon marker brush brushe sheet block brick stone rock
+    jar can pack packet package carton crate basket bucket barrel tank gallon serving bite
+    item product gift present prize dollar subset element permutation combination arrangement
+    path route line segment diagonal region section part root zero factor divisor multiple
+    prime outcome possibility sequence function polynomial matrix matrice dap bit byte star
+    moon planet 个 人 只 本""")
+_MODIFIERS = names(
+    """old square sq cubic cu of per each total the in a an different distinct right"""
+)
+MULTIPLIERS = {
+    "k": 1000,
+    "dozen": 12,
+    "thousand": 1000,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+}
+NUMBER_WORDS = {
+    word: number
+    for number, word in enumerate(
+        [
+            "zero",
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+            "thirteen",
+            "fourteen",
+            "fifteen",
+            "sixteen",
+            "seventeen",
+            "eighteen",
+            "nineteen",
+            "twenty",
+        ]
+    )
+}
+
+
+def unit(word: str) -> Unit | None:
+    """What a word measures; a noun that is counted measures itself. None if it is no unit."""
+    known = _MEASURED.get(word) or _MEASURED.get(word.lower() if len(word) > 1 else word)
+    if known is not None:
+        return known
+    lower = word.lower()
+    for noun in (lower, lower.removesuffix("s")):
+        if noun in _COUNTED:
+            return Unit("unit" if noun == "unit" else f"number of {noun}", Fraction(1))
+    return None
+
+
+def modifies_unit(word: str) -> bool:
+    """Whether a word may stand in the name of a unit without being one (`square`, `per`)."""
+    return word.lower() in _MODIFIERS
