@@ -21,19 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaln, expit, ndtr
 
-from softeval.statistics import (
-    MARGIN,
-    PositionSums,
-    crossing,
-    curve_order,
-    difference_band,
-    extrapolate,
-    pass_at_k,
-    position_profile,
-)
+from softeval.statistics import pass_at_k
 from softeval.statistics.contrast import guarded_variance, rare_difference
 from softeval.statistics.crossed import satterthwaite, variance_components
+from softeval.statistics.curves import crossing, curve_order, difference_band
+from softeval.statistics.equivalence import MARGIN
+from softeval.statistics.extrapolation import extrapolate
 from softeval.statistics.interval import guarded_error, t_quantile, wilson_bounds
+from softeval.statistics.positions import PositionSums
+from softeval.statistics.profiles import position_profile
 
 Floats = NDArray[np.float64]
 KS = np.array([1, 2, 4, 8, 16, 32])

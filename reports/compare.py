@@ -1,7 +1,7 @@
 """Two sides compared metric by metric: what `softeval compare` prints and `Run.compare` returns.
 
 A side is one checkpoint, or the training seeds of one method. All metrics of a comparison are one
-family and Holm-adjusted together.
+family and Holm-adjusted together. `plan_runs` says for each what more data would find.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ import numpy as np
 from softeval.errors import UserError, suggest
 from softeval.reports.arms import Arm, Arms, measure, refuse_other_data
 from softeval.reports.cells import cell_order
-from softeval.reports.contrasts import Metric, Side, compare_sides
+from softeval.reports.contrasts import Metric, Side, compare_sides, scored, shared_scores
 from softeval.reports.notes import rules_notes, setting_notes
-from softeval.reports.scores import HEADLINE_K, usual_n
+from softeval.reports.scores import HEADLINE_K, Floats, Ints, usual_n
 from softeval.statistics.contrast import Contrast, compare_methods
 from softeval.statistics.equivalence import MARGIN, Verdict, holm, judge
+from softeval.statistics.passk import within_problem_variance
+from softeval.statistics.power import Needs, Plan, needs, plan_from
 
 if TYPE_CHECKING:
     import pandas as pd
 
+NLL = "nll_per_token"
 NLL_MARGIN = 0.02
 """Equivalence margin of an NLL, nats per token."""
 
@@ -38,10 +41,8 @@ class ComparedMetric:
         mode: CoT mode; "" for a log-likelihood task.
         metric: "pass@k", "accuracy" or "nll_per_token".
         k: of pass@k; 1 elsewhere.
-        a: mean of A; a fraction, or nats.
-        b: mean of B.
         questions: of the task that either side has; `contrast.problems` of them are compared.
-        contrast: difference, interval, p, minimum detectable effect, scope.
+        contrast: means, difference, interval, p, minimum detectable effect, scope.
         verdict: in one word, from the adjusted p.
         warning: settings of the decoder in which A and B differ; "" where they agree.
     """
@@ -50,12 +51,10 @@ class ComparedMetric:
     mode: str
     metric: str
     k: int
-    a: float
-    b: float
     questions: int
     contrast: Contrast
     verdict: Verdict
-    warning: str = ""
+    warning: str
 
     @property
     def name(self) -> str:
@@ -65,7 +64,33 @@ class ComparedMetric:
     @property
     def is_nll(self) -> bool:
         """Whether the unit is nats, lower is better."""
-        return self.metric == "nll_per_token"
+        return self.metric == NLL
+
+
+@dataclass(frozen=True)
+class PlannedMetric:
+    """What a comparison on one metric detects, and what a wanted difference needs.
+
+    Attributes:
+        task: the task.
+        mode: CoT mode.
+        k: of pass@k.
+        samples: samples a question, the fewer of both sides.
+        plan: the comparison as it is.
+        needs: of questions, samples or seeds, each alone.
+    """
+
+    task: str
+    mode: str
+    k: int
+    samples: int
+    plan: Plan
+    needs: Needs
+
+    @property
+    def samples_needed(self) -> int | None:
+        """Samples a question in whole multiples of the runs'; more of greedy ones are the same."""
+        return None if self.needs.samples is None else self.needs.samples * self.samples
 
 
 def compare_runs(
@@ -89,24 +114,59 @@ def compare_runs(
     Raises:
         UserError: runs of different data, or without a metric in common.
     """
-    left, right = _side("A", a), _side("B", b)
-    runs = tuple(run for arm in (left, right) for c in arm.checkpoints for run in c.runs)
-    refuse_other_data(runs)
-    arms = Arms((left, right), runs)
+    left, right = _sides(a, b)
+    wanted = Wanted(task, mode and mode.replace("-", "_"), tuple(ks))
+    arms = Arms(
+        (left, right), tuple(r for x in (left, right) for c in x.checkpoints for r in c.runs)
+    )
     warning = " ".join([*setting_notes(arms), *rules_notes(arms)])
-    wanted = Wanted(task, None if mode is None else mode.replace("-", "_"), tuple(ks))
-    _refuse_unknown(wanted, left, right)
     found = [*_success(left, right, wanted), *_likelihood(left, right, wanted)]
     if not found:
-        raise UserError(
-            "A and B have no task and mode in common with two questions or more;"
-            " `softeval ls runs` shows theirs"
-        )
+        raise UserError(NOTHING_IN_COMMON)
     adjusted = holm([contrast.p for *_, contrast in found])
     return [
         ComparedMetric(*entry, verdict=_judged(entry, margin, float(p)), warning=warning)
         for entry, p in zip(found, adjusted, strict=True)
     ]
+
+
+def plan_runs(
+    a: Sequence[str | Path],
+    b: Sequence[str | Path],
+    difference: float,
+    power: float = 0.8,
+    task: str | None = None,
+    mode: str | None = None,
+    ks: Sequence[int] = (),
+) -> list[PlannedMetric]:
+    """What finding a difference of two sides needs, by their own variances.
+
+    Args:
+        a: run directories of A: one checkpoint, or one a training seed.
+        b: those of B.
+        difference: to be found, a fraction.
+        power: how often it is to be found.
+        task: only this task.
+        mode: only this CoT mode.
+        ks: as of `compare_runs`.
+
+    Raises:
+        UserError: runs of different data, or without a metric in common.
+    """
+    left, right = _sides(a, b)
+    wanted = Wanted(task, mode and mode.replace("-", "_"), tuple(ks))
+    found = []
+    for first, second, metric, n, _ in _metrics(left, right, wanted):
+        doc_M, a_SM, b_SM = shared_scores(first, second, metric)
+        kept = scored(a_SM, b_SM)
+        if kept.sum() > 1:
+            noise = [_sampling(side, metric, doc_M[kept]) for side in (first, second)]
+            plan = plan_from(a_SM[:, kept], b_SM[:, kept], *noise)
+            wants = needs(plan, difference, power)
+            found.append(PlannedMetric(metric.task, metric.mode, metric.k, n, plan, wants))
+    if not found:
+        raise UserError(NOTHING_IN_COMMON)
+    return found
 
 
 def comparison_frame(compared: Sequence[ComparedMetric]) -> pd.DataFrame:
@@ -124,8 +184,8 @@ def comparison_record(one: ComparedMetric) -> dict[str, Any]:
         "mode": one.mode,
         "metric": one.metric,
         "k": one.k,
-        "a": one.a,
-        "b": one.b,
+        "a": contrast.mean_a,
+        "b": contrast.mean_b,
         "difference": contrast.diff,
         "low": contrast.low,
         "high": contrast.high,
@@ -146,7 +206,11 @@ def comparison_record(one: ComparedMetric) -> dict[str, Any]:
     }
 
 
-Entry = tuple[str, str, str, int, float, float, int, Contrast]
+NOTHING_IN_COMMON = (
+    "A and B have no task and mode in common with two questions or more;"
+    " `softeval ls runs` shows theirs"
+)
+Entry = tuple[str, str, str, int, int, Contrast]
 
 
 @dataclass(frozen=True)
@@ -178,6 +242,13 @@ def _refuse_unknown(wanted: Wanted, left: Arm, right: Arm) -> None:
                 )
 
 
+def _sides(a: Sequence[str | Path], b: Sequence[str | Path]) -> tuple[Arm, Arm]:
+    """Both sides, of the same data."""
+    left, right = _side("A", a), _side("B", b)
+    refuse_other_data([r for arm in (left, right) for c in arm.checkpoints for r in c.runs])
+    return left, right
+
+
 def _side(label: str, folders: Sequence[str | Path]) -> Arm:
     """The one method that the folders are checkpoints of."""
     arms = measure([(None, folder) for folder in folders], positions=False).arms
@@ -192,11 +263,13 @@ def _side(label: str, folders: Sequence[str | Path]) -> Arm:
 
 
 def _judged(entry: Entry, margin: float, p: float) -> Verdict:
-    nll = entry[2] == "nll_per_token"
+    nll = entry[2] == NLL
     return judge(entry[-1], NLL_MARGIN if nll else margin, p=p, lower_is_better=nll)
 
 
-def _success(a: Arm, b: Arm, wanted: Wanted) -> Iterator[Entry]:
+def _metrics(a: Arm, b: Arm, wanted: Wanted) -> Iterator[tuple[Side, Side, Metric, int, int]]:
+    """(A, B, metric, samples a question, questions of either side) of every pass@k in common."""
+    _refuse_unknown(wanted, a, b)
     keys = {key for c in a.checkpoints for key in c.cells if b.having(key)}
     for key in sorted((key for key in keys if wanted.takes(*key)), key=cell_order):
         sides = [Side(name, arm.having(key), key[1]) for name, arm in (("A", a), ("B", b))]
@@ -205,9 +278,24 @@ def _success(a: Arm, b: Arm, wanted: Wanted) -> Iterator[Entry]:
         for k in _ks(key[1].is_greedy, n, wanted.ks):
             if k > n:
                 raise UserError(f"--k {k}: {key[0]} under {key[1]} has {n} samples a question")
-            contrast = compare_sides(sides[0], sides[1], Metric(*key, k))
-            if contrast is not None:
-                yield *key, "pass@k", k, *_means(sides, key[0], k), questions, contrast
+            yield sides[0], sides[1], Metric(*key, k), n, questions
+
+
+def _success(a: Arm, b: Arm, wanted: Wanted) -> Iterator[Entry]:
+    for first, second, metric, _, questions in _metrics(a, b, wanted):
+        contrast = compare_sides(first, second, metric)
+        if contrast is not None:
+            yield metric.task, metric.mode, "pass@k", metric.k, questions, contrast
+
+
+def _sampling(side: Side, metric: Metric, doc_M: Ints) -> Floats:
+    """(S, M) variance of each score over sampling again; 0 in a greedy mode, NaN for n < 2k."""
+    cells = [c.cells[side.key(metric.task)] for c in side.checkpoints]
+    if metric.mode.is_greedy:
+        return np.zeros((len(cells), len(doc_M)))
+    rows = [(cell, np.searchsorted(cell.doc_M, doc_M)) for cell in cells]
+    variances = [within_problem_variance(c.n_M[at], c.c_M[at], metric.k)[:, 0] for c, at in rows]
+    return np.stack(variances)
 
 
 def _union(documents: Sequence[np.ndarray]) -> int:
@@ -216,15 +304,6 @@ def _union(documents: Sequence[np.ndarray]) -> int:
 
 def _ks(greedy: bool, n: int, given: Sequence[int]) -> list[int]:
     return [1] if greedy else sorted(set(given) or {1, min(HEADLINE_K, n)})
-
-
-def _means(sides: Sequence[Side], task: str, k: int) -> tuple[float, float]:
-    from softeval.reports.scores import shared, table_scores
-
-    tables = [table_scores(side.checkpoints, side.key(task), k) for side in sides]
-    _, a_SM, b_SM = shared(*tables)
-    kept = ~(np.isnan(a_SM).any(axis=0) | np.isnan(b_SM).any(axis=0))
-    return float(a_SM[:, kept].mean()), float(b_SM[:, kept].mean())
 
 
 def _likelihood(a: Arm, b: Arm, wanted: Wanted) -> Iterator[Entry]:
@@ -242,10 +321,10 @@ def _likelihood(a: Arm, b: Arm, wanted: Wanted) -> Iterator[Entry]:
         if len(doc_M) < 2:
             continue
         questions = _union([table.doc_M for side in tables for table in side])
-        for metric, column in (("accuracy", "correct_M"), ("nll_per_token", "nll_M")):
+        for metric, column in (("accuracy", "correct_M"), (NLL, "nll_M")):
             a_SM, b_SM = (
                 np.stack([getattr(t, column)[np.isin(t.doc_M, doc_M)] for t in side])
                 for side in tables
             )
             contrast = compare_methods(a_SM, b_SM, bounded=metric == "accuracy")
-            yield task, "", metric, 1, float(a_SM.mean()), float(b_SM.mean()), questions, contrast
+            yield task, "", metric, 1, questions, contrast

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from softeval.errors import UserError
 from softeval.reports.arms import Arm, Arms, Checkpoint, MeasuredRun
 from softeval.reports.cells import Key
 from softeval.reports.recorded import REFERENCE, RecordedMode
-from softeval.reports.scores import headline_k, shared, table_scores
+from softeval.reports.scores import Floats, Ints, headline_k, shared, table_scores
 from softeval.runs.config import parse_contrast
 from softeval.statistics.contrast import Contrast, compare_methods
 from softeval.statistics.equivalence import MARGIN, Verdict, judge, judge_family
@@ -115,13 +116,22 @@ def side(arms: Arms, arm: Arm, key: Key) -> Side:
 
 def compare_sides(a: Side, b: Side, metric: Metric) -> Contrast | None:
     """The contrast; None where fewer than two problems are scored on both sides."""
-    first = table_scores(a.checkpoints, a.key(metric.task), metric.k)
-    second = table_scores(b.checkpoints, b.key(metric.task), metric.k)
-    _, a_SM, b_SM = shared(first, second)
-    scored = ~(np.isnan(a_SM).any(axis=0) | np.isnan(b_SM).any(axis=0))
-    if scored.sum() < 2:
+    _, a_SM, b_SM = shared_scores(a, b, metric)
+    if scored(a_SM, b_SM).sum() < 2:
         return None
     return compare_methods(a_SM, b_SM, paired=same_checkpoints(a, b))
+
+
+def shared_scores(a: Side, b: Side, metric: Metric) -> tuple[Ints, Floats, Floats]:
+    """(doc_M, a_SM, b_SM) on the problems of both sides; NaN where n < k."""
+    first = table_scores(a.checkpoints, a.key(metric.task), metric.k)
+    second = table_scores(b.checkpoints, b.key(metric.task), metric.k)
+    return shared(first, second)
+
+
+def scored(a_SM: Floats, b_SM: Floats) -> NDArray[np.bool_]:
+    """(M,) problems that every checkpoint of both sides has k samples of."""
+    return ~(np.isnan(a_SM).any(axis=0) | np.isnan(b_SM).any(axis=0))
 
 
 def same_checkpoints(a: Side, b: Side) -> bool:

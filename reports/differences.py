@@ -115,7 +115,6 @@ def curve_difference(
     shown = [k - 1 for k in curve_ks(n)]
     at_shown = a_SMK[:, :, shown], b_SMK[:, :, shown], curve_ks(n)
     how: dict[str, Any] = {"replicates": replicates, "paired": same_checkpoints(a, b)}
-    counts = [_pooled(s, task, doc_M) for s in (a, b)]
     return CurveDifference(
         a=a,
         b=b,
@@ -123,22 +122,17 @@ def curve_difference(
         band=difference_band(*at_shown, **how),
         order=curve_order(*at_shown, judged, **how),
         crossing=crossing(a_SMK, b_SMK, every, **how),
-        evidence=crossing_evidence(*counts[0], *counts[1]),
+        evidence=crossing_evidence(*(_pooled(s, task, doc_M) for s in (a, b))),
         n=n,
         questions=len(np.unique(np.concatenate([cell.doc_M for cell in cells]))),
         headline=headline,
     )
 
 
-def _pooled(one: Side, task: str, doc_M: Ints) -> tuple[Ints, Ints]:
-    """Samples and correct samples of each problem, over all seeds."""
-    n_M, c_M = np.zeros(len(doc_M), np.int64), np.zeros(len(doc_M), np.int64)
-    for checkpoint in one.checkpoints:
-        cell = checkpoint.cells[one.key(task)]
-        rows = np.searchsorted(cell.doc_M, doc_M)
-        n_M += cell.n_M[rows]
-        c_M += cell.c_M[rows]
-    return n_M, c_M
+def _pooled(one: Side, task: str, doc_M: Ints) -> Ints:
+    """Correct samples of each problem, over all seeds."""
+    cells = [checkpoint.cells[one.key(task)] for checkpoint in one.checkpoints]
+    return np.sum([cell.c_M[np.searchsorted(cell.doc_M, doc_M)] for cell in cells], axis=0)
 
 
 def _curve_pairs(arms: Arms) -> Iterator[tuple[Side, Side, str]]:

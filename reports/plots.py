@@ -74,8 +74,8 @@ def plot_kl(runs: Sequence[AnyRun], task: str | None = None) -> Figure:
     scores = find_kl(_measured(runs))
     if not scores:
         raise UserError("no KL here: `softeval diagnose RUN --base BASE_CHECKPOINT` measures it")
-    task = _chosen(task, [score.task for score in scores])
-    return draw_kl([score for score in scores if score.task == task])
+    task = _chosen(task, [score.key[0] for score in scores])
+    return draw_kl([score for score in scores if score.key[0] == task])
 
 
 def plot_comparisons(

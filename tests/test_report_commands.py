@@ -26,7 +26,8 @@ from softeval.reports.plots import (
 )
 from softeval.reports.recorded import open_run
 from softeval.reports.sections.training import is_training, read_training
-from softeval.statistics import mcnemar, pass_at_k
+from softeval.statistics import pass_at_k
+from softeval.statistics.paired import mcnemar
 
 
 @pytest.fixture(scope="module")
@@ -117,12 +118,43 @@ def test_compare_equals_the_statistics_on_the_files(folders):
         cells = a["arithmetic", mode], b["arithmetic", mode]
         x, y = (pass_at_k(c.n_M, c.c_M, [k])[:, 0] for c in cells)
         assert one.contrast.diff == pytest.approx((x - y).mean())
-        assert (one.a, one.b) == (pytest.approx(x.mean()), pytest.approx(y.mean()))
+        assert (one.contrast.mean_a, one.contrast.mean_b) == (
+            pytest.approx(x.mean()),
+            pytest.approx(y.mean()),
+        )
         if cells[0].mode.is_greedy:
             assert one.contrast.p == mcnemar(int((x > y).sum()), int((y > x).sum()))
         assert one.verdict.p >= one.contrast.p
         assert one.contrast.scope == "these checkpoints only"
     assert {("hard_sample", 1), ("hard_sample", 4), ("soft_greedy", 1)} <= found.keys()
+
+
+@pytest.mark.parametrize("power", [0.8, 0.95])
+def test_a_plan_detects_what_compare_detects_and_needs_more_for_less(app, folders, power):
+    sides = f"{folders[1]},{folders[2]}", folders[0]
+
+    def planned(difference: float):
+        options = ("--difference", difference, "--power", power, "--json")
+        return json.loads(_run(app, "plan", *sides, *options).stdout)
+
+    metrics = {(one["mode"], one["k"]): one for one in planned(50)}
+    for one in compare_runs(folders[1:3], [folders[0]]):
+        if one.mode:
+            found = metrics[one.mode, one.k]
+            assert found["detectable"] >= one.contrast.mde - 1e-9
+            assert (found["seeds_a"], found["seeds_b"]) == (2, 1)
+    for easy, hard in zip(planned(50), planned(20), strict=True):
+        for name in ("questions_needed", "seeds_needed"):
+            assert hard[name] is None or easy[name] <= hard[name]
+    assert planned(50) != planned(20)
+
+
+def test_a_plan_is_a_table_of_what_is_needed(app, folders):
+    printed = _run(app, "plan", folders[1], folders[0], "--mode", "hard_sample", "-d", 30).stdout
+    assert "| arithmetic | hard sample pass@1 | 16 | 4 | 1 |" in printed
+    assert "Needed to find 30 points" in printed
+    failed = _run(app, "plan", folders[1], folders[0], "--task", "nope")
+    assert failed.exit_code and "nope" in str(failed.exception)
 
 
 def test_compare_of_seeds_speaks_of_seeds(folders):

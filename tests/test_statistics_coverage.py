@@ -11,17 +11,10 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from softeval.statistics import (
-    compare_methods,
-    crossed_mean,
-    curve_band,
-    curve_order,
-    difference_band,
-    pass_at_k,
-    problem_interval,
-)
-from softeval.statistics.contrast import contrast_variance, detectable
-from softeval.statistics.crossed import crossed_variance
+from softeval.statistics import pass_at_k, problem_interval
+from softeval.statistics.contrast import compare_methods, contrast_variance, detectable
+from softeval.statistics.crossed import crossed_mean, crossed_variance
+from softeval.statistics.curves import curve_band, curve_order, difference_band
 from softeval.statistics.interval import guarded_error, t_quantile, wilson_bounds
 
 pytestmark = pytest.mark.slow

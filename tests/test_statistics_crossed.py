@@ -6,13 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from softeval.statistics import (
-    crossed_mean,
-    problem_interval,
-    seed_permutation_floor,
-    seed_spread,
-)
-from softeval.statistics.crossed import crossed_variance, variance_components
+from softeval.statistics import problem_interval
+from softeval.statistics.crossed import crossed_mean, crossed_variance, variance_components
 
 
 def table(seeds: int, problems: int, seed: int = 0) -> np.ndarray:
@@ -60,7 +55,8 @@ def test_one_seed_is_the_interval_over_problems():
     assert (cell.interval.low, cell.interval.high) == pytest.approx((plain.low, plain.high))
     assert cell.interval.df == pytest.approx(39)
     assert np.isnan(cell.sd)
-    assert (cell.v_seed, cell.v_residual) == (0.0, 0.0)
+    parts = variance_components(x)
+    assert (parts.seed, parts.residual) == (0.0, 0.0)
 
 
 def test_identical_seeds_add_nothing():
@@ -77,8 +73,6 @@ def test_cell_reports_each_seed():
     assert cell.seed_means == pytest.approx(tuple(x.mean(axis=1)))
     assert cell.sd == pytest.approx(np.std(x.mean(axis=1), ddof=1))
     assert cell.mean == pytest.approx(x.mean())
-    parts = variance_components(x)
-    assert (cell.v_problem, cell.v_seed) == pytest.approx((parts.problem, parts.seed))
 
 
 def test_seed_noise_widens_the_interval():
@@ -120,17 +114,3 @@ def test_problem_missing_for_one_seed_leaves_for_all():
 def test_unusable_tables_are_refused(x):
     with pytest.raises(ValueError, match="problem"):
         crossed_mean(x)
-
-
-def test_three_seeds_pin_the_sd_down_loosely():
-    spread = seed_spread([0.0, 1.0, 2.0])
-    assert spread.sd == 1.0
-    assert (spread.low, spread.high) == pytest.approx((0.52, 6.28), abs=0.005)
-    assert stats.t.ppf(0.975, 2) / np.sqrt(3) == pytest.approx(2.48, abs=0.005)
-    with pytest.raises(ValueError, match="dash"):
-        seed_spread([0.5])
-
-
-def test_permutation_floor():
-    floors = [seed_permutation_floor(seeds) for seeds in (3, 4, 5)]
-    assert floors == pytest.approx([0.10, 0.029, 0.008], abs=5e-4)

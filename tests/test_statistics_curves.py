@@ -6,21 +6,21 @@ from scipy.special import expit
 from scipy.stats import betabinom
 
 from softeval.errors import UserError
-from softeval.statistics import (
-    compare_methods,
-    crossed_mean,
+from softeval.statistics import pass_at_k
+from softeval.statistics.bootstrap import draw_weights, resampled_means, sup_t
+from softeval.statistics.contrast import compare_methods
+from softeval.statistics.crossed import crossed_mean
+from softeval.statistics.curves import (
     crossing,
     crossing_evidence,
     curve_band,
     curve_order,
     difference_band,
-    extrapolate,
-    pass_at_k,
+    first_sign_change,
 )
-from softeval.statistics.bootstrap import draw_weights, resampled_means, sup_t
-from softeval.statistics.curves import first_sign_change
 from softeval.statistics.extrapolation import (
     BetaBinomial,
+    extrapolate,
     fit_beta_binomial,
     fit_power_law,
     fit_zero_inflated,
@@ -162,7 +162,6 @@ def test_crossing_of_a_steep_and_a_flat_curve():
     assert result.k == KS[first_negative]
     assert result.p_no_crossing < 0.05
     assert result.low <= result.k <= result.high
-    assert result.share.sum() + result.p_no_crossing == pytest.approx(1.0)
     assert crossing(steep, flat, KS, replicates=400).k == result.k
 
 
@@ -180,7 +179,6 @@ def test_a_resample_that_starts_the_other_way_round_is_no_crossing_of_that_sense
     result = crossing(b + 0.1 * sense * np.array([1.0, -1.0]), b, [1, 2], replicates=400)
     assert (result.k, result.start_sign) == (2, 1)
     assert 0.2 < result.p_no_crossing < 0.6  # 0 or nearly so, if both senses counted
-    assert result.share.sum() + result.p_no_crossing == pytest.approx(1.0)
 
 
 def test_curves_that_keep_their_order_are_crossed_by_resamples_of_either_sense():
@@ -190,7 +188,6 @@ def test_curves_that_keep_their_order_are_crossed_by_resamples_of_either_sense()
     result = crossing(b + steps, b, [1, 2], replicates=400)
     assert (result.k, result.start_sign) == (None, 1)
     assert 0.3 < result.p_no_crossing < 0.9  # 1 if only those from + to − counted
-    assert result.share.sum() + result.p_no_crossing == pytest.approx(1.0)
 
 
 def test_every_later_sign_change_is_named():
@@ -206,7 +203,6 @@ def test_curves_far_apart_do_not_cross():
     assert result.k_max == 32
     assert result.p_no_crossing == 1.0
     assert np.isnan([result.low, result.high]).all()
-    assert result.support.size == 0
 
 
 def test_crossing_beyond_n_cannot_be_seen():
@@ -217,8 +213,7 @@ def test_crossing_beyond_n_cannot_be_seen():
 
 
 def test_evidence_counts_problems():
-    evidence = crossing_evidence([8] * 4, [0, 3, 8, 1], [8] * 4, [2, 0, 8, 0])
-    assert (evidence.mixed_a, evidence.mixed_b) == (2, 1)
+    evidence = crossing_evidence([0, 3, 8, 1], [2, 0, 8, 0])
     assert (evidence.only_a, evidence.only_b) == (2, 1)
 
 

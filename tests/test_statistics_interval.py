@@ -1,4 +1,4 @@
-"""Wilson with effective size: against scipy, by hand, at the ends, with clusters."""
+"""Wilson with effective size: against scipy, by hand, at the ends."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from softeval.statistics import mean_interval, problem_interval, wilson_interval
-from softeval.statistics.interval import guarded_error, t_quantile, two_sided_p
+from softeval.statistics import mean_interval, problem_interval
+from softeval.statistics.interval import guarded_error, t_quantile, two_sided_p, wilson_interval
 
 
 def by_the_letter(x: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
@@ -83,23 +83,6 @@ def test_guard_never_narrows_and_never_goes_below_m(mean, se2, m):
     assert guarded <= max(se2, mean * (1 - mean) / m) * (1 + 1e-12)
     if m * min(mean, 1 - mean) >= 5:
         assert guarded == se2
-
-
-def test_clusters_follow_the_sandwich_formula():
-    x = np.tile([0.0, 0.2, 1.0, 0.9, 0.4, 0.5, 0.7], 3)
-    labels = np.array(list("aabbbcd" * 3))
-    sums = [sum(x[labels == g] - x.mean()) for g in "abcd"]
-    se2 = 4 / 3 * np.sum(np.square(sums)) / 21**2
-    interval = problem_interval(x, clusters=labels)
-    assert interval.df == 3
-    assert interval.m == 21
-    assert interval.n_eff == pytest.approx(x.mean() * (1 - x.mean()) / se2)
-
-
-def test_one_problem_a_cluster_is_no_clustering():
-    x = np.random.default_rng(1).random(30)
-    plain, each = problem_interval(x), problem_interval(x, clusters=np.arange(30))
-    assert (each.low, each.high) == pytest.approx((plain.low, plain.high))
 
 
 def test_missing_scores_are_left_out_and_counted():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from softeval.statistics import PositionSums, position_profile
+from softeval.statistics.positions import PositionSums
+from softeval.statistics.profiles import position_profile
 
 
 def reduced(values, lengths, owners, problems: int, bins: int, min_length: int = 0):

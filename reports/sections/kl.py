@@ -6,8 +6,8 @@ temperature 1, nats. Values under three times the noise floor are not told apart
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,8 @@ from softeval.reports.material import Material
 from softeval.reports.recorded import mode_order
 from softeval.reports.sections.entropy import bin_width
 from softeval.reports.tables import Table, TableCell, number
-from softeval.statistics.divergence import SequenceScores, print_kl, summarise_kl
+from softeval.statistics.crossed import crossed_mean
+from softeval.statistics.interval import Interval
 from softeval.statistics.positions import PositionSums
 from softeval.statistics.profiles import Profile, position_profile
 
@@ -49,18 +50,23 @@ NOT_MEASURED = Markup(
 )
 
 
+FLOOR_FACTOR = 3.0
+"""A value under this multiple of the noise floor is not told apart from it."""
+
+
 @dataclass(frozen=True, eq=False)
 class KLScore:
     """KL of an arm on one prefix set, in one direction.
 
+    On greedy, fuzzy or soft trajectories the per-sequence number is no sequence KL but a sum of step
+    KLs along that trajectory.
+
     Attributes:
         name: of the arm.
-        task: the task.
-        mode: the mode that made the prefixes; "" for reference solutions.
-        prefix_set: "base", "own" or "gold".
+        key: (task, mode, prefix set); the mode made the prefixes, "" for reference solutions.
         direction: "forward" or "reverse".
-        per_token: (mean, low, high), nats per token.
-        per_sequence: (mean, low, high), nats per sequence.
+        per_token: nats per token.
+        per_sequence: nats per sequence.
         floor: noise floor, nats per token; None where it was not measured.
         sequences: sequences replayed, over all seeds.
         profile: by position.
@@ -68,40 +74,39 @@ class KLScore:
     """
 
     name: str
-    task: str
-    mode: str
-    prefix_set: str
+    key: DriftKey
     direction: str
-    per_token: tuple[float, float, float]
-    per_sequence: tuple[float, float, float]
+    per_token: Interval
+    per_sequence: Interval
     floor: float | None
     sequences: int
     profile: Profile
-    several_modes: bool = False
+    several_modes: bool
 
     @property
     def text(self) -> str:
-        """Nats per token as printed."""
-        return print_kl(self.per_token[0], self.floor or 0.0)
+        """Nats per token as printed, or that they are too near the noise floor."""
+        near = self.per_token.mean < FLOOR_FACTOR * (self.floor or 0.0)
+        return f"< {FLOOR_FACTOR:.0f} × floor" if near else f"{self.per_token.mean:.3g}"
 
     @property
     def kind(self) -> str:
         """Direction and prefixes, e.g. ``forward on base prefixes``."""
-        mode = f", {self.mode.replace('_', ' ')}" if self.several_modes else ""
-        return f"{self.direction} on {self.prefix_set} prefixes{mode}"
+        _, mode, prefix_set = self.key
+        made_by = f", {mode.replace('_', ' ')}" if self.several_modes else ""
+        return f"{self.direction} on {prefix_set} prefixes{made_by}"
 
 
 def find_kl(arms: Arms) -> list[KLScore]:
     """One entry an arm, task, mode, prefix set and direction; empty without `diagnose`."""
     keys = {key for arm in arms.arms for c in arm.checkpoints for key in c.drift}
-    ordered = sorted(keys, key=lambda key: _order(arms, key))
     modes = {name: {mode for _, mode, held in keys if held == name} for _, _, name in keys}
     return [
-        replace(score, several_modes=len(modes[score.prefix_set]) > 1)
-        for key in ordered
+        score
+        for key in sorted(keys, key=lambda key: _order(arms, key))
         for direction in DIRECTIONS
         for arm in arms.arms
-        if (score := _score(arms, arm, key, direction)) is not None
+        for score in _scores(arms, arm, key, direction, len(modes[key[2]]) > 1)
     ]
 
 
@@ -111,44 +116,43 @@ def _order(arms: Arms, key: DriftKey) -> tuple[Any, ...]:
     return task, rank, *mode_order(arms.mode(mode))
 
 
-def _score(arms: Arms, arm: Arm, key: DriftKey, direction: str) -> KLScore | None:
-    """None where it was not measured, or where no problem was measured for every seed."""
+def _scores(
+    arms: Arms, arm: Arm, key: DriftKey, direction: str, several_modes: bool
+) -> Iterator[KLScore]:
+    """One score; none where it was not measured, or where no problem was measured for every seed."""
     drifts = [c.drift[key] for c in arm.checkpoints if key in c.drift]
     if not drifts or not reduce(np.intersect1d, [drift.doc_M for drift in drifts]).size:
-        return None
+        return
     doc_M = np.unique(np.concatenate([drift.doc_M for drift in drifts]))
-    scores = [_scores(drift, doc_M, direction) for drift in drifts]
-    if not np.isfinite([s.per_token for s in scores]).all(axis=0).any():
+    token_SM, sequence_SM = (
+        np.stack([_placed(drift.doc_M, values[direction], doc_M) for drift, values in rows])
+        for rows in ([(d, d.per_token) for d in drifts], [(d, d.per_sequence) for d in drifts])
+    )
+    if not np.isfinite(token_SM).all(axis=0).any():
         raise NothingToShow(f"the KL of {arms.name(arm)} on {key[0]} is not finite")
-    summary = summarise_kl(scores)
-    floors = [
-        floor
-        for c in arm.checkpoints
-        for run in c.runs
-        if (floor := noise_floor(run.run)) is not None
-    ]
-    task, mode, prefix_set = key
-    token, sequence = summary.per_token.interval, summary.per_sequence.interval
-    return KLScore(
+    floors = (noise_floor(run.run) for c in arm.checkpoints for run in c.runs)
+    yield KLScore(
         name=arms.name(arm),
-        task=task,
-        mode=mode,
-        prefix_set=prefix_set,
+        key=key,
         direction=direction,
-        per_token=(token.mean, token.low, token.high),
-        per_sequence=(sequence.mean, sequence.low, sequence.high),
-        floor=max(floors) if floors else None,
+        per_token=crossed_mean(token_SM, bounded=False).interval,
+        per_sequence=crossed_mean(sequence_SM, bounded=False).interval,
+        floor=_highest(floors),
         sequences=sum(drift.sequences for drift in drifts),
         profile=_profile(drifts, doc_M, direction),
+        several_modes=several_modes,
     )
 
 
-def _scores(drift: Drift, doc_M: np.ndarray, direction: str) -> SequenceScores:
-    rows = np.searchsorted(doc_M, drift.doc_M)
-    per_token, per_sequence = np.full((2, len(doc_M)), np.nan)
-    per_token[rows] = drift.per_token[direction]
-    per_sequence[rows] = drift.per_sequence[direction]
-    return SequenceScores(per_token, per_sequence)
+def _highest(floors: Iterable[float | None]) -> float | None:
+    return max((floor for floor in floors if floor is not None), default=None)
+
+
+def _placed(mine_M: np.ndarray, value_M: np.ndarray, doc_M: np.ndarray) -> np.ndarray:
+    """Values of some problems among all; NaN elsewhere."""
+    placed_M = np.full(len(doc_M), np.nan)
+    placed_M[np.searchsorted(doc_M, mine_M)] = value_M
+    return placed_M
 
 
 def _profile(drifts: Sequence[Drift], doc_M: np.ndarray, direction: str) -> Profile:
@@ -170,8 +174,8 @@ def _profile(drifts: Sequence[Drift], doc_M: np.ndarray, direction: str) -> Prof
 def _parts(material: Material) -> Iterator[Part]:
     """KL of each task."""
     scores = find_kl(material.arms)
-    for index, task in enumerate(dict.fromkeys(score.task for score in scores)):
-        mine = [score for score in scores if score.task == task]
+    for index, task in enumerate(dict.fromkeys(score.key[0] for score in scores)):
+        mine = [score for score in scores if score.key[0] == task]
         caption = (
             "Exact KL per token with 95 % intervals over problems and seeds; right: the first kind"
             " by position. Dotted: noise floor, the base model against itself at another batch"
@@ -197,8 +201,8 @@ def _table(scores: Sequence[KLScore], label: str) -> Table:
         (TableCell(kind), *(_cell(mine.get((name, kind))) for name in names))
         for kind in dict.fromkeys(s.kind for s in scores)
     ]
-    floors = [s.floor for s in scores if s.floor is not None]
-    floor = f"noise floor {number(max(floors), 2)}" if floors else "noise floor not measured"
+    highest = _highest(s.floor for s in scores)
+    floor = f"noise floor {'not measured' if highest is None else number(highest, 2)}"
     caption = (
         f"Nats per token (95 % interval), {floor}; below, nats per sequence, which is a sequence KL"
         " only in reverse on own CoTs of hard sampling."
@@ -209,12 +213,11 @@ def _table(scores: Sequence[KLScore], label: str) -> Table:
 def _cell(s: KLScore | None) -> TableCell:
     if s is None:
         return TableCell("–", detail="not measured")
-    _, low, high = s.per_token
-    total, total_low, total_high = s.per_sequence
+    token, total = s.per_token, s.per_sequence
     return TableCell(
         s.text,
-        f"[{number(low)}, {number(high)}]\n{number(total)} [{number(total_low)},"
-        f" {number(total_high)}] a sequence",
+        f"[{number(token.low)}, {number(token.high)}]\n{number(total.mean)}"
+        f" [{number(total.low)}, {number(total.high)}] a sequence",
         detail=f"{s.sequences} sequences",
     )
 
@@ -236,12 +239,12 @@ def draw_kl(scores: Sequence[KLScore]) -> Figure:
         left.locator_params(axis="x", nbins=5)
         vertical_grid(left)
         _draw_positions(right, [score for score in scores if score.kind == kinds[0]], named)
-        floors = [score.floor for score in scores if score.floor is not None]
-        if floors:
-            left.axvline(max(floors), color=MUTED, lw=1, ls=":")
-            right.axhline(max(floors), color=MUTED, lw=1, ls=":")
+        floor = _highest(score.floor for score in scores)
+        if floor is not None:
+            left.axvline(floor, color=MUTED, lw=1, ls=":")
+            right.axhline(floor, color=MUTED, lw=1, ls=":")
             right.annotate(
-                "noise floor", (1, max(floors)), (0, 2), ("axes fraction", "data"),
+                "noise floor", (1, floor), (0, 2), ("axes fraction", "data"),
                 "offset points", ha="right", va="bottom", fontsize=7, color=MUTED,
             )  # fmt: skip
         legend(figure, named)
@@ -251,7 +254,8 @@ def draw_kl(scores: Sequence[KLScore]) -> Figure:
 def _dot(score: KLScore, kinds: list[str], names: list[str]) -> pd.DataFrame:
     """The arms stand side by side within the row of a kind."""
     place = 0.5 * ((names.index(score.name) + 0.5) / len(names) - 0.5)
-    return spans(score.name, kinds.index(score.kind) + place, *score.per_token)
+    mean, low, high = score.per_token.mean, score.per_token.low, score.per_token.high
+    return spans(score.name, kinds.index(score.kind) + place, mean, low, high)
 
 
 def _draw_positions(axes: Axes, scores: Sequence[KLScore], named: Looks) -> None:

@@ -26,6 +26,10 @@ COMMANDS = {
     "train": ("train", "Train a checkpoint with hard, soft or fuzzy chains of thought."),
     "report": ("report", "Write one self-contained HTML report about one or many runs."),
     "compare": ("report", "Compare two runs, or the seeds of two methods, question by question."),
+    "plan": (
+        "report",
+        "Say how many questions, samples or seeds a wanted difference of two sides needs.",
+    ),
     "notebook": ("report", "Open a copy of the analysis notebook for a run."),
     "diagnose": (
         "diagnose",

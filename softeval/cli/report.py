@@ -1,4 +1,4 @@
-"""`softeval report`, `softeval compare` and `softeval notebook`: the command line of the reports.
+"""`softeval report`, `compare`, `plan` and `notebook`: the command line of the reports.
 
 Everything heavy is imported inside the commands.
 """
@@ -15,15 +15,16 @@ import typer
 from softeval.terminal import clean, say, say_json
 
 if TYPE_CHECKING:
-    from softeval.reports.compare import ComparedMetric
+    from softeval.reports.compare import ComparedMetric, PlannedMetric
 
 DEFAULT_OUTPUT = Path("report.html")
 
 
 def register(app: typer.Typer) -> None:
-    """Add `report`, `compare` and `notebook`."""
+    """Add `report`, `compare`, `plan` and `notebook`."""
     app.command("report")(report)
     app.command("compare")(compare)
+    app.command("plan")(plan)
     app.command("notebook")(notebook)
 
 
@@ -128,6 +129,77 @@ def compare(
         _print_comparison(compared, margin)
 
 
+def plan(
+    a: Annotated[str, typer.Argument(help="Run directory, or several seeds: RUN,RUN,…")],
+    b: Annotated[str, typer.Argument(help="What it is to be compared with, likewise.")],
+    difference: Annotated[
+        float,
+        typer.Option("--difference", "-d", help="Difference to find, points.", min=0.01, max=100),
+    ] = 2.0,
+    power: Annotated[
+        float, typer.Option("--power", help="How often to find it, a share.", min=0.5, max=0.999)
+    ] = 0.8,
+    task: Annotated[str | None, typer.Option("--task", "-t", help="Only this task.")] = None,
+    mode: Annotated[str | None, typer.Option("--mode", help="Only this CoT mode.")] = None,
+    k: Annotated[
+        list[int] | None, typer.Option("--k", help="The k of pass@k; repeat for more.", min=1)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say how many questions, samples or seeds a wanted difference of two sides needs."""
+    from softeval.reports.compare import plan_runs
+
+    planned = plan_runs(
+        _folders(a), _folders(b), difference / 100, power, task=task, mode=mode, ks=k or ()
+    )
+    if as_json:
+        say_json([_plan_record(one, power) for one in planned])
+        return
+    columns = ["task", "metric", "questions", "samples", "seeds", "detectable"]
+    columns += ["questions needed", "samples needed", "seeds needed"]
+    _print_table(columns, [_plan_row(one, power) for one in planned])
+    say()
+    say(
+        f"Detectable: the difference in points that as many questions, samples and seeds find in"
+        f" {100 * power:g} % of cases at p ≤ .05, one comparison by itself. Needed to find"
+        f" {difference:g} points: so many of one, all else as it is; – where no number of it is enough,"
+        " or, for samples, n < 2k."
+    )
+
+
+def _plan_record(one: PlannedMetric, power: float) -> dict[str, Any]:
+    plan, needs = one.plan, one.needs
+    return {
+        "task": one.task,
+        "mode": one.mode,
+        "k": one.k,
+        "questions": plan.problems,
+        "samples": one.samples,
+        "seeds_a": plan.seeds[0],
+        "seeds_b": plan.seeds[1],
+        "detectable": plan.mde(power),
+        "questions_needed": needs.problems,
+        "samples_needed": one.samples_needed,
+        "seeds_needed": needs.seeds,
+    }
+
+
+def _plan_row(one: PlannedMetric, power: float) -> list[str]:
+    from softeval.reports.tables import points
+
+    seeds = dict.fromkeys(one.plan.seeds)
+    needed = (one.needs.problems, one.samples_needed, one.needs.seeds)
+    return [
+        one.task,
+        f"{one.mode} pass@{one.k}".replace("_", " "),
+        str(one.plan.problems),
+        str(one.samples),
+        " / ".join(map(str, seeds)),
+        points(one.plan.mde(power)),
+        *("–" if number is None else f"{number:,}" for number in needed),
+    ]
+
+
 def notebook(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
     output: Annotated[
@@ -158,24 +230,28 @@ def _finite(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _print_comparison(compared: list[ComparedMetric], margin: float) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     columns = ["task", "metric", "questions", "A", "B", "A − B", "95 % interval", "detectable"]
-    columns += ["p", "verdict"]
-    rows = [[clean(text) for text in _row(one)] for one in compared]
-    console = Console(highlight=False)
-    if console.is_terminal:
-        table = Table(*columns, box=None, header_style="bold", padding=(0, 1))
-        for row in rows:
-            table.add_row(*row)
-        console.print(table, markup=False)
-    else:
-        for row in [columns, ["---"] * len(columns), *rows]:
-            say(f"| {' | '.join(row)} |")
+    _print_table([*columns, "p", "verdict"], [_row(one) for one in compared])
     say()
     for line in _notes(compared, margin):
         say(line)
+
+
+def _print_table(columns: list[str], rows: list[list[str]]) -> None:
+    """On a terminal as it fits; elsewhere as Markdown."""
+    from rich.console import Console
+    from rich.table import Table
+
+    cleaned = [[clean(text) for text in row] for row in rows]
+    console = Console(highlight=False)
+    if console.is_terminal:
+        table = Table(*columns, box=None, header_style="bold", padding=(0, 1))
+        for row in cleaned:
+            table.add_row(*row)
+        console.print(table, markup=False)
+    else:
+        for row in [columns, ["---"] * len(columns), *cleaned]:
+            say(f"| {' | '.join(row)} |")
 
 
 def _row(one: ComparedMetric) -> list[str]:
@@ -183,10 +259,15 @@ def _row(one: ComparedMetric) -> list[str]:
 
     contrast = one.contrast
     if one.is_nll:
-        values = [number(v) for v in (one.a, one.b, contrast.diff, contrast.low, contrast.high)]
+        shown = (contrast.mean_a, contrast.mean_b, contrast.diff, contrast.low, contrast.high)
+        values = [number(v) for v in shown]
         detectable = number(contrast.mde)
     else:
-        values = [points(one.a), points(one.b), points(contrast.diff, sign=True)]
+        values = [
+            points(contrast.mean_a),
+            points(contrast.mean_b),
+            points(contrast.diff, sign=True),
+        ]
         values += [points(contrast.low), points(contrast.high)]
         detectable = points(contrast.mde)
     a, b, difference, low, high = values

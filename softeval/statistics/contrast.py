@@ -10,12 +10,14 @@ nominal 5 %): it is not offered.
 Shape letters: S training seeds (S_A, S_B may differ), M problems; leading axes allowed.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from softeval.statistics.crossed import (
+    Components,
     crossed_variance,
     satterthwaite,
     variance_components,
@@ -69,6 +71,8 @@ class Contrast:
         seeds_b: training seeds of B.
         discordance: problems on which the arms differ (seed means where S > 1).
         bounded: scores lie in [0, 1].
+        mean_a: mean of A on the problems compared.
+        mean_b: mean of B.
     """
 
     diff: float
@@ -87,6 +91,8 @@ class Contrast:
     seeds_b: int
     discordance: Discordance
     bounded: bool = True
+    mean_a: float = float("nan")
+    mean_b: float = float("nan")
 
     def at_level(self, level: float) -> tuple[float, float]:
         """Confidence interval of the difference at another level, for example 0.90 for TOST.
@@ -126,17 +132,30 @@ def contrast_variance(
         d.var(axis=-1, ddof=1) / problems if problems > 1 else np.full(d.shape[:-1], np.nan)
     )
     part_a, part_b = variance_components(a), variance_components(b)
-    seeds = part_a.seed + part_b.seed
-    total = by_problem + seeds - part_a.residual - part_b.residual
-    total = np.maximum(total, np.maximum(by_problem, seeds))
-    free_a, free_b = a.shape[-2] - 1, b.shape[-2] - 1
-    wide = problems - 1
+    parts = Components(by_problem, part_a.seed + part_b.seed, part_a.residual + part_b.residual)
+    terms = (part_a.seed, part_b.seed, part_a.residual, part_b.residual)
+    return total_variance(parts, terms, (a.shape[-2], b.shape[-2]), problems)
+
+
+def total_variance(
+    parts: Components, terms: Sequence[Floats], seeds: tuple[int, int], problems: int
+) -> tuple[Floats, Floats]:
+    """V_D and its degrees of freedom from its parts, measured or expected.
+
+    Args:
+        parts: Var_i(d_i)/M, and the sums over both arms of V_S and of V_R.
+        terms: V_S of A and of B, V_R of A and of B.
+        seeds: training seeds of A and of B.
+        problems: problems.
+    """
+    by_problem, by_seed = parts.problem, parts.seed
+    total = np.maximum(by_problem + by_seed - parts.residual, np.maximum(by_problem, by_seed))
+    free_a, free_b, wide = seeds[0] - 1, seeds[1] - 1, problems - 1
     if (free_a == 0) != (free_b == 0) and wide > 0:
-        share = seeds / np.where(total > 0.0, total, 1.0)
+        share = by_seed / np.where(total > 0.0, total, 1.0)
         return total, cochran_cox(share, free_a + free_b, wide)
-    terms = (by_problem, part_a.seed, part_b.seed, part_a.residual, part_b.residual)
     freedoms = (wide, free_a, free_b, free_a * wide, free_b * wide)
-    return total, satterthwaite(total, terms, freedoms, wide)
+    return total, satterthwaite(total, (by_problem, *terms), freedoms, wide)
 
 
 def cochran_cox(share: ArrayLike, few: int, many: int) -> Floats:
@@ -156,19 +175,28 @@ def cochran_cox(share: ArrayLike, few: int, many: int) -> Floats:
 def guarded_variance(
     xA_SM: ArrayLike, xB_SM: ArrayLike, paired: bool = False
 ) -> tuple[Floats, Floats]:
-    """`contrast_variance` of scores in [0, 1] plus `unseen_variance`, and its degrees of freedom.
+    """`contrast_variance` of scores in [0, 1] plus `unseen_variance`, and its degrees of freedom."""
+    a, b = np.asarray(xA_SM, dtype=float), np.asarray(xB_SM, dtype=float)
+    variance, df = contrast_variance(a, b, paired)
+    added = unseen_variance(a.mean(axis=-2) - b.mean(axis=-2))
+    return with_unseen(variance, df, added, a.shape[-1])
+
+
+def with_unseen(
+    variance: ArrayLike, df: ArrayLike, added: ArrayLike, problems: int
+) -> tuple[Floats, Floats]:
+    """A variance with that of questions not met added, and its degrees of freedom.
 
     The addition is no estimate and so raises ν, to M − 1 at most, by the factor √(1 + added/V): less
     than Satterthwaite's, so that an interval of few seeds does not get narrower by it. A difference
     that is the same on every problem keeps its variance of 0: `rare_difference` is exact there.
     """
-    a, b = np.asarray(xA_SM, dtype=float), np.asarray(xB_SM, dtype=float)
-    variance, df = contrast_variance(a, b, paired)
+    variance, df = np.asarray(variance), np.asarray(df)
     flat = variance < ROUNDING
-    added = np.where(flat, 0.0, unseen_variance(a.mean(axis=-2) - b.mean(axis=-2)))
-    growth = np.sqrt(1.0 + added / np.where(flat, 1.0, variance))
-    free = np.maximum(df, np.minimum(df * growth, a.shape[-1] - 1))
-    return np.where(flat, 0.0, variance + added), free
+    kept = np.where(flat, 0.0, added)
+    growth = np.sqrt(1.0 + kept / np.where(flat, 1.0, variance))
+    free = np.maximum(df, np.minimum(df * growth, problems - 1))
+    return np.where(flat, 0.0, variance + kept), free
 
 
 def unseen_variance(d_M: ArrayLike) -> Floats:
@@ -257,6 +285,8 @@ def compare_methods(
         seeds_b=len(b),
         discordance=discordance(mean_a, mean_b),
         bounded=bounded,
+        mean_a=float(a.mean()),
+        mean_b=float(b.mean()),
     )
     low, high = draft.at_level(level)
     contrast = replace(draft, low=low, high=high)

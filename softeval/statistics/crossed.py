@@ -7,11 +7,9 @@ Shape letters: S training seeds, M problems; every array function accepts leadin
 """
 
 from dataclasses import dataclass
-from math import comb
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import gammaincinv
 
 from softeval.statistics.interval import (
     Interval,
@@ -46,34 +44,17 @@ class CrossedMean:
         seed_means: mean score of each seed, to print as dots.
         sd: standard deviation of ``seed_means`` (ddof 1); NaN for one seed, printed as "–".
         se: square root of the crossed variance.
-        v_problem: V_P of `Components`.
-        v_seed: V_S.
-        v_residual: V_R.
     """
 
     interval: Interval
     seed_means: tuple[float, ...]
     sd: float
     se: float
-    v_problem: float
-    v_seed: float
-    v_residual: float
 
     @property
     def mean(self) -> float:
         """Mean over seeds and problems."""
         return self.interval.mean
-
-
-@dataclass(frozen=True)
-class SeedSpread:
-    """A standard deviation over seeds and how loosely so few seeds pin it down."""
-
-    sd: float
-    low: float
-    high: float
-    level: float
-    seeds: int
 
 
 def variance_components(x_SM: ArrayLike) -> Components:
@@ -167,38 +148,13 @@ def crossed_mean(x_SM: ArrayLike, level: float = 0.95, bounded: bool = True) -> 
     else:
         half = float(t_quantile(0.5 + level / 2, df)) * variance**0.5
         interval = Interval(mean, mean - half, mean + half, level, np.nan, df, problems, excluded)
-    parts = variance_components(x)
     seed_means = tuple(float(value) for value in x.mean(axis=1))
     return CrossedMean(
         interval=interval,
         seed_means=seed_means,
         sd=float(np.std(seed_means, ddof=1)) if seeds > 1 else np.nan,
         se=variance**0.5,
-        v_problem=float(parts.problem),
-        v_seed=float(parts.seed),
-        v_residual=float(parts.residual),
     )
-
-
-def seed_spread(seed_means_S: ArrayLike, level: float = 0.95) -> SeedSpread:
-    """SD over seeds with its χ² interval; for three seeds [0.52, 6.28] × SD.
-
-    Raises:
-        ValueError: fewer than two seeds.
-    """
-    means = np.asarray(seed_means_S, dtype=float)
-    if means.size < 2:
-        raise ValueError("one seed has no spread: print a dash, never 0.0")
-    sd, freedom = float(means.std(ddof=1)), means.size - 1
-    tails = np.array([0.5 + level / 2, 0.5 - level / 2])
-    chi2 = 2.0 * gammaincinv(freedom / 2.0, tails)
-    low, high = sd * np.sqrt(freedom / chi2)
-    return SeedSpread(sd, float(low), float(high), level, int(means.size))
-
-
-def seed_permutation_floor(seeds: int) -> float:
-    """Smallest two-sided p that permuting the labels of S against S seeds can reach."""
-    return 2.0 / comb(2 * seeds, seeds)
 
 
 def complete_problems(x_SM: ArrayLike) -> tuple[Floats, int]:

@@ -79,8 +79,6 @@ class Crossing:
             ``k_max``.
         low: 2.5 % quantile of the crossing k over the replicates that cross; NaN if none does.
         high: 97.5 % quantile.
-        support: the k at which replicates cross, ascending.
-        share: share of all replicates that cross there; with ``p_no_crossing`` sums to 1.
         again: every later k at which D changes sign once more, ascending.
     """
 
@@ -90,8 +88,6 @@ class Crossing:
     p_no_crossing: float
     low: float
     high: float
-    support: Integers
-    share: Floats
     again: tuple[int, ...] = ()
 
 
@@ -122,14 +118,10 @@ class CrossingEvidence:
     """How many problems carry a crossing claim.
 
     Attributes:
-        mixed_a: problems with 0 < c < n in arm A; only these bend its curve.
-        mixed_b: the same for B.
         only_a: problems that A solves at least once and B never.
         only_b: the reverse.
     """
 
-    mixed_a: int
-    mixed_b: int
     only_a: int
     only_b: int
 
@@ -278,7 +270,6 @@ def crossing(
     if changes.size:
         counted &= _start_signs(drawn) == start_sign
     crossed = ks_K[positions[counted]]
-    support, counts = np.unique(crossed, return_counts=True)
     low, high = np.quantile(crossed, [0.025, 0.975]) if crossed.size else (np.nan, np.nan)
     return Crossing(
         k=int(ks_K[changes[0]]) if changes.size else None,
@@ -287,8 +278,6 @@ def crossing(
         p_no_crossing=float((~counted).mean()),
         low=float(low),
         high=float(high),
-        support=support,
-        share=counts / replicates,
         again=tuple(ks_K[changes[1:]].tolist()),
     )
 
@@ -311,16 +300,11 @@ def sign_changes(diff_K: ArrayLike) -> Integers:
     return kept[1:][signs[kept[1:]] != signs[kept[:-1]]]
 
 
-def crossing_evidence(
-    nA_M: ArrayLike, cA_M: ArrayLike, nB_M: ArrayLike, cB_M: ArrayLike
-) -> CrossingEvidence:
-    """Counts to print beside any crossing claim; samples pooled over seeds or of one seed."""
-    n_a, c_a, n_b, c_b = (np.asarray(counts) for counts in (nA_M, cA_M, nB_M, cB_M))
+def crossing_evidence(cA_M: ArrayLike, cB_M: ArrayLike) -> CrossingEvidence:
+    """Counts to print beside any crossing claim, from the correct samples pooled over seeds."""
+    c_a, c_b = np.asarray(cA_M), np.asarray(cB_M)
     return CrossingEvidence(
-        mixed_a=int(((c_a > 0) & (c_a < n_a)).sum()),
-        mixed_b=int(((c_b > 0) & (c_b < n_b)).sum()),
-        only_a=int(((c_a > 0) & (c_b == 0)).sum()),
-        only_b=int(((c_b > 0) & (c_a == 0)).sum()),
+        only_a=int(((c_a > 0) & (c_b == 0)).sum()), only_b=int(((c_b > 0) & (c_a == 0)).sum())
     )
 
 

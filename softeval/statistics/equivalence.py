@@ -133,18 +133,17 @@ def judge_family(
     contrasts: Sequence[Contrast],
     margin: float = MARGIN,
     alpha: float = 0.05,
-    lower_is_better: bool = False,
 ) -> list[Verdict]:
     """Verdicts of the declared primary contrasts, Holm-adjusted within the family."""
     adjusted = holm([contrast.p for contrast in contrasts])
     return [
-        judge(contrast, margin, alpha, float(p), lower_is_better)
+        judge(contrast, margin, alpha, float(p))
         for contrast, p in zip(contrasts, adjusted, strict=True)
     ]
 
 
 def not_distinguishable_from_best(
-    cells: Sequence[ArrayLike], alpha: float = 0.05, lower_is_better: bool = False
+    cells: Sequence[ArrayLike], alpha: float = 0.05
 ) -> NDArray[np.bool_]:
     """Which cells of a column to emphasise: all that are not shown to differ from the best.
 
@@ -155,13 +154,12 @@ def not_distinguishable_from_best(
     Args:
         cells: for each cell its scores, shape (S, M) or (M,), the same problems in all.
         alpha: significance level.
-        lower_is_better: True for NLL and KL.
 
     Returns:
         True for the best cell and for those it could not be told from.
     """
     means = np.array([np.nanmean(np.asarray(cell, dtype=float)) for cell in cells])
-    best = int(np.argmin(means) if lower_is_better else np.argmax(means))
+    best = int(np.argmax(means))
     others = [index for index in range(len(cells)) if index != best]
     p = [compare_methods(cells[best], cells[i], bounded=False).p for i in others]
     mask = np.ones(len(cells), dtype=bool)

@@ -7,7 +7,7 @@ Knows one checkpoint only; several training seeds are in crossed.py.
 Shape letter: M problems.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -144,21 +144,16 @@ def _rare_limit(events: Floats, size: Floats, q: Floats) -> Floats:
     return np.where(events <= FEW_EVENTS, limit, 1.0)
 
 
-def problem_interval(
-    x_M: ArrayLike, level: float = 0.95, clusters: ArrayLike | None = None
-) -> Interval:
+def problem_interval(x_M: ArrayLike, level: float = 0.95) -> Interval:
     """Interval for the mean score of one checkpoint over new problems.
 
     Args:
         x_M: score of each problem in [0, 1], for example its pass@k. NaN scores are left out and
             counted in ``excluded``.
         level: nominal coverage.
-        clusters: for each problem the label of its source (contest, paraphrase group); problems of
-            one source are then not treated as independent.
 
     Returns:
-        A Wilson interval with M − 1 degrees of freedom (clusters − 1 when clustered), guarded
-        near 0 and 1 (`guarded_error`).
+        A Wilson interval with M − 1 degrees of freedom, guarded near 0 and 1 (`guarded_error`).
 
     Raises:
         ValueError: no score is left, or a score lies outside [0, 1].
@@ -166,14 +161,8 @@ def problem_interval(
     scores = np.asarray(x_M, dtype=float)
     kept = ~np.isnan(scores)
     x, excluded = _proportions(scores[kept]), int((~kept).sum())
-    if clusters is None:
-        se2, units = squared_error(x), x.size
-    else:
-        labels = np.asarray(clusters)[kept]
-        se2, units = clustered_squared_error(x, labels), np.unique(labels).size
-    se2 = float(guarded_error(x.mean(), se2, x.size))
-    interval = wilson_interval(x.mean(), se2, units, units - 1, level, excluded)
-    return replace(interval, m=x.size)
+    se2 = float(guarded_error(x.mean(), squared_error(x), x.size))
+    return wilson_interval(x.mean(), se2, x.size, x.size - 1, level, excluded)
 
 
 def mean_interval(x_M: ArrayLike, level: float = 0.95) -> Interval:
@@ -202,16 +191,6 @@ def mean_interval(x_M: ArrayLike, level: float = 0.95) -> Interval:
 def squared_error(x_M: Floats) -> float:
     """Var_i(x_i)/M with ddof 1; NaN for a single problem."""
     return float(x_M.var(ddof=1) / x_M.size) if x_M.size > 1 else np.nan
-
-
-def clustered_squared_error(x_M: Floats, labels_M: ArrayLike) -> float:
-    """C/(C−1) · Σ_g (Σ_{i∈g} (x_i − x̄))² / M² over C clusters; NaN for one cluster."""
-    _, group_M = np.unique(np.asarray(labels_M), return_inverse=True)
-    sums_C = np.bincount(group_M, weights=x_M - x_M.mean())
-    count = sums_C.size
-    if count < 2:
-        return np.nan
-    return float(count / (count - 1) * (sums_C**2).sum() / x_M.size**2)
 
 
 def t_quantile(probability: ArrayLike, df: ArrayLike) -> Floats:

@@ -45,41 +45,6 @@ def pass_at_k(n: ArrayLike, c: ArrayLike, ks: Iterable[int] | int) -> Floats:
     return 1.0 - all_wrong(n_M, c_M, ks_K)
 
 
-def questions_standing(n_SM: ArrayLike, ks: Iterable[int] | int) -> Integers:
-    """On how many questions pass@k stands, for each k: those with n ≥ k for every seed.
-
-    Scores at different k, or of different arms, may stand on different questions where n is uneven;
-    they are then not to be laid side by side unmarked.
-
-    Args:
-        n_SM: samples of each question, a row a seed; one-dimensional for one checkpoint; 0 where a
-            seed was not asked.
-        ks: the values of k.
-
-    Returns:
-        Counts, shape (K,).
-    """
-    fewest_M = np.atleast_2d(_whole(n_SM, "n")).min(axis=0)
-    listed = [ks] if isinstance(ks, int | np.integer) else list(ks)
-    return (fewest_M[:, None] >= _whole(listed, "k")).sum(axis=0)
-
-
-def pass_at_k_curve(correct_MN: ArrayLike) -> Floats:
-    """pass@k of each problem for every k = 1…N.
-
-    Args:
-        correct_MN: True where the sample is correct; every problem has N samples.
-
-    Returns:
-        x_MK with K = N; column j holds pass@(j+1).
-    """
-    correct = np.asarray(correct_MN, dtype=bool)
-    if correct.ndim != 2:
-        raise ValueError("correct_MN needs two axes, problems and samples")
-    n = correct.shape[1]
-    return pass_at_k(n, correct.sum(axis=1), range(1, n + 1))
-
-
 def within_problem_variance(n: ArrayLike, c: ArrayLike, ks: Iterable[int] | int) -> Floats:
     """Unbiased variance of one problem's pass@k over re-sampling its n answers.
 

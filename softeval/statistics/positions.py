@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from softeval.statistics.passk import Floats, Integers
 
@@ -74,9 +73,3 @@ class PositionSums:
             count_PT=np.add.reduceat(self.count_PT, edges, axis=1),
             width=width,
         )
-
-
-def group_sums(group_R: Integers, value_R: ArrayLike, groups: int) -> Floats:
-    """Sum of the values of each group, in float64."""
-    sums = np.bincount(group_R, weights=np.asarray(value_R), minlength=groups)
-    return sums.astype(np.float64, copy=False)
