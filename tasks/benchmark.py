@@ -18,8 +18,8 @@ from lm_eval.api.task import ConfigurableTask
 
 from softeval.decoding.rows import Limits
 from softeval.errors import UserError
-from softeval.lmeval.settings import ROW, TaskSettings
-from softeval.lmeval.text import GenText
+from softeval.lmeval.options import Options
+from softeval.lmeval.requests import ROW, GenText
 from softeval.records import StopReason
 from softeval.scoring.boxed import boxed_content
 from softeval.scoring.judge import Item, ScoreKind, Verdict, scorer
@@ -33,16 +33,16 @@ Document = dict[str, Any]
 
 
 class BenchmarkTask(ConfigurableTask):
-    """A benchmark under the settings of a run.
+    """A benchmark under the options of a run.
 
     Args:
         config: the definition, or what lm-eval read of its YAML, which then names the file and the
             model arguments under ``metadata``.
-        settings: what the run asked for; with lm-eval they are among the model arguments.
+        options: what the run asked for; with lm-eval they are among the model arguments.
 
     Attributes:
         benchmark: the definition.
-        settings: what the run asked for.
+        options: what the run asked for.
         source: where the documents came from.
 
     Raises:
@@ -50,19 +50,19 @@ class BenchmarkTask(ConfigurableTask):
     """
 
     def __init__(
-        self, config: Mapping[str, Any] | Benchmark, settings: TaskSettings | None = None
+        self, config: Mapping[str, Any] | Benchmark, options: Options | None = None
     ) -> None:
         if not isinstance(config, Benchmark):
             metadata = config.get("metadata") or {}
-            settings = TaskSettings.from_metadata(metadata)
+            options = Options.read(metadata)
             config = Benchmark.read(config, Path(metadata["config_source"]))
         self.benchmark = config
-        self.settings = settings or TaskSettings()
+        self.options = options or Options()
         super().__init__(config=self._lm_eval_config())
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Read the questions; called by lm-eval while the task is made."""
-        loaded = load(self.benchmark, self.settings.data_dir)
+        loaded = load(self.benchmark, self.options.data_dir)
         self.source = loaded.source
         documents = [
             {ROW: row, **self._document(asked, row)} for row, asked in enumerate(loaded.problems)
@@ -141,7 +141,7 @@ class BenchmarkTask(ConfigurableTask):
             UserError: the number of samples was changed behind the task's back.
         """
         generative = self.benchmark.kind != LIKELIHOOD
-        if generative and self.config.repeats != self.settings.num_samples:
+        if generative and self.config.repeats != self.options.samples:
             raise UserError(
                 f"{self.task_name}: repeats was set to {self.config.repeats} after loading; give "
                 "num_samples in the model arguments or the metadata instead"
@@ -162,23 +162,23 @@ class BenchmarkTask(ConfigurableTask):
         }
 
     def _generative_config(self) -> dict[str, Any]:
-        settings = self.settings
-        passes = [f"pass@{k}" for k in settings.pass_at]
+        options = self.options
+        passes = [f"pass@{k}" for k in options.ks]
         names = [*passes, "no_answer", "timeout", "error", "truncated"]
         # Keeps all n samples, and only them: with several processes lm-eval appends copies.
-        first_n = {"function": "take_first_k", "k": settings.num_samples}
+        first_n = {"function": "take_first_k", "k": options.samples}
         return {
             "output_type": "generate_until",
             "doc_to_text": "prompt",
             "doc_to_target": "target",
-            "repeats": settings.num_samples,
+            "repeats": options.samples,
             "filter_list": [{"name": "none", "filter": [first_n]}],
             "process_results": sample_scores,
             "metric_list": [_mean(name, higher=name in passes) for name in names],
             "generation_kwargs": {
                 "until": [],
                 "do_sample": False,
-                "max_gen_toks": settings.max_gen_toks,
+                "max_gen_toks": options.max_gen_toks,
             },
         }
 
@@ -211,8 +211,8 @@ class BenchmarkTask(ConfigurableTask):
             "target": asked.target,
             "kind": str(ScoreKind(self.benchmark.scoring)),
             "error": asked.error,
-            "rules": str(self.settings.scorer),
-            "pass_at": list(self.settings.pass_at),
+            "rules": str(self.options.scorer),
+            "pass_at": list(self.options.ks),
         }
 
 

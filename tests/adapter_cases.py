@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from softeval.lmeval import load_tasks
 from softeval.lmeval.adapter import SoftEvalLM
-from softeval.lmeval.text import ScoreTuple
+from softeval.lmeval.requests import ScoreTuple
 from softeval.model.language_model import LanguageModel, wrap_model
 from softeval.records import Generation, SampleKey
 
@@ -83,8 +83,11 @@ def evaluate(
     `lm_eval.evaluate`, not `simple_evaluate`: the latter asks pip and git about the machine, which
     takes seconds.
     """
-    cot = lm.cot
-    metadata = {"num_samples": 1 if cot.greedy else cot.num_samples or 1, "data_dir": data_dir}
+    options = lm.options
+    metadata = {
+        "num_samples": 1 if options.greedy else options.num_samples or 1,
+        "data_dir": data_dir,
+    }
     loaded = load_tasks([task], **metadata, **CAPS)
     result = lm_eval.evaluate(lm=lm, task_dict=loaded, limit=limit, bootstrap_iters=0, **more)
     assert result is not None
@@ -138,7 +141,7 @@ class MemoryStore:
 def evaluate_rank(lm: SoftEvalLM, data_dir: str, task: str) -> dict[str, Any] | None:
     """One process's part under torchrun; scores and texts in the first process."""
     assert lm.world_size == 2
-    loaded = load_tasks([task], num_samples=lm.cot.num_samples, data_dir=data_dir, **CAPS)
+    loaded = load_tasks([task], num_samples=lm.options.num_samples, data_dir=data_dir, **CAPS)
     result = lm_eval.evaluate(lm=lm, task_dict=loaded, bootstrap_iters=0)
     torch.distributed.destroy_process_group()
     if result is None:

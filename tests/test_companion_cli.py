@@ -90,10 +90,10 @@ def test_env_names_versions_and_hardware(softeval: Callable[..., Ended]) -> None
 def test_lm_eval_gets_its_arguments_as_they_are(
     softeval: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from softeval import lmeval
+    from softeval.lmeval import command
 
     given: list[str] = []
-    monkeypatch.setattr(lmeval, "lm_eval_main", given.extend)
+    monkeypatch.setattr(command, "lm_eval_main", given.extend)
     arguments = ["run", "--model_args", "mode=soft_sample", "--tasks", "a_b", "--help", "-x"]
     assert softeval("lm_eval", *arguments).code == 0
     assert given == arguments

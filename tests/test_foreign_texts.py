@@ -14,7 +14,7 @@ from adapter_cases import CAPS, adapter, save_lm, write_data
 from command_line import Ended
 
 from softeval import UserError, generate, load_model
-from softeval.lmeval.text import GenText
+from softeval.lmeval.requests import GenText
 from softeval.tasks.local_data import read_rows
 
 pytest_plugins = ("command_line_fixtures",)

@@ -26,7 +26,7 @@ from lm_eval.models.huggingface import HFLM
 from softeval.decoding.generate import generate
 from softeval.lmeval import load_tasks
 from softeval.lmeval.adapter import SoftEvalLM
-from softeval.lmeval.text import GenText, ScoreTuple
+from softeval.lmeval.requests import GenText, ScoreTuple
 from softeval.modes import get_mode
 from softeval.records import SampleKey
 from softeval.tasks.catalogue import find_benchmarks
@@ -48,7 +48,7 @@ def test_stock_evaluation_gives_what_generate_gives(mode: str, data_dir: str) ->
     found = texts(evaluate(lm, data_dir))
     problems, _ = load_problems(find_benchmarks(["gsm8k"])[0], data_dir)
     prompts = [paper_prompt(problem.question) for problem in problems]
-    count = 1 if lm.cot.greedy else 2
+    count = 1 if lm.options.greedy else 2
     expected = generate(roomy_lm(), prompts, mode, count, 7, **CAPS, task="gsm8k")
     assert found == {i: [g.text for g in samples] for i, samples in enumerate(expected)}
 
@@ -108,9 +108,7 @@ def test_the_batch_size_changes_nothing(batch_size: int, data_dir: str) -> None:
 def test_options_reach_the_mode_and_the_record(data_dir: str) -> None:
     lm = adapter("soft_sample", temperature=0.9, noise_scale="0.5", noise_norm="vector", seed="3")
     info = lm.get_model_info()
-    assert lm.cot.mode == get_mode(
-        "soft_sample", temperature=0.9, noise_scale=0.5, noise_norm="vector"
-    )
+    assert lm.mode == get_mode("soft_sample", temperature=0.9, noise_scale=0.5, noise_norm="vector")
     assert (info["mode"], info["temperature"], info["noise_scale"]) == ("soft_sample", 0.9, 0.5)
     assert (info["noise_norm"], info["seed"], info["max_cot_tokens"]) == ("vector", 3, 12)
     assert info["sigma"] == pytest.approx(0.5 * roomy_lm().embedding.rms * 32**0.5)
@@ -123,7 +121,7 @@ def test_a_path_is_loaded_with_its_options(tmp_path: Path) -> None:
     lm = SoftEvalLM(path, dtype="bfloat16", logits_dtype="float32", device="cpu", batch_size=2)
     assert lm.language_model.dtype == torch.bfloat16
     assert lm.language_model.logits_dtype == "float32"
-    assert (lm.batch_size, lm.cot.batch_size) == (2, 2)
+    assert (lm.batch_size, lm.options.batch_size) == (2, 2)
     assert lm.get_model_info()["path"] == path
 
 

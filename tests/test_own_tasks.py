@@ -208,7 +208,7 @@ _generate_until = SoftEvalLM.generate_until
 
 
 def interrupted_in_the_second_mode(lm: SoftEvalLM, *arguments: Any, **options: Any) -> Any:
-    if lm.cot.mode.name == "hard_sample":
+    if lm.mode.name == "hard_sample":
         raise KeyboardInterrupt
     return _generate_until(lm, *arguments, **options)
 

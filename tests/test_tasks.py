@@ -18,8 +18,9 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from softeval.decoding.rows import Limits
 from softeval.errors import UserError
 from softeval.lmeval import TASKS_DIR, load_tasks, task_names
-from softeval.lmeval.settings import ROW, TaskSettings, powers_of_two
-from softeval.lmeval.text import GenText, ScoreTuple
+from softeval.lmeval.options import Options, powers_of_two
+from softeval.lmeval.requests import ROW, GenText, ScoreTuple
+from softeval.modes import get_mode
 from softeval.tasks.benchmark import BenchmarkTask, sample_scores
 from softeval.tasks.catalogue import find_benchmarks
 from softeval.tasks.data import load
@@ -156,9 +157,12 @@ def test_mmlu_requests_are_those_of_lm_evals_subject_task(subject: str, data_dir
 
 def test_settings_come_from_the_model_arguments() -> None:
     sampled = {"mode": "soft_sample", "num_samples": "12", "max_cot_tokens": 10, "data_dir": "d"}
-    assert TaskSettings.from_metadata(sampled) == TaskSettings(12, (1, 2, 4, 8), 42, "d")
-    assert TaskSettings.from_metadata(sampled | {"pass_at": [8, 3]}).pass_at == (3, 8)
-    assert TaskSettings.from_metadata({}) == TaskSettings(1, (1,), 544, None)
+    options = Options.read(sampled)
+    assert (options.samples, options.ks, options.max_gen_toks) == (12, (1, 2, 4, 8), 42)
+    assert (options.data_dir, options.mode) == ("d", get_mode("soft_sample"))
+    assert Options.read(sampled | {"pass_at": [8, 3]}).ks == (3, 8)
+    plain = Options.read({})
+    assert (plain.samples, plain.ks, plain.max_gen_toks, plain.data_dir) == (1, (1,), 544, None)
 
 
 @pytest.mark.parametrize(
@@ -171,8 +175,8 @@ def test_settings_come_from_the_model_arguments() -> None:
     ],
 )
 def test_a_greedy_mode_takes_one_sample(greedy: dict[str, Any]) -> None:
-    settings = TaskSettings.from_metadata(greedy | {"num_samples": 32, "pass_at": [1, 32]})
-    assert (settings.num_samples, settings.pass_at) == (1, (1,))
+    options = Options.read(greedy | {"num_samples": 32, "pass_at": [1, 32]})
+    assert (options.samples, options.ks) == (1, (1,))
 
 
 @pytest.mark.parametrize(
@@ -189,7 +193,7 @@ def test_a_greedy_mode_takes_one_sample(greedy: dict[str, Any]) -> None:
 )
 def test_bad_settings_are_refused(metadata: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        TaskSettings.from_metadata(metadata)
+        Options.read(metadata)
 
 
 @given(st.integers(1, 2000))

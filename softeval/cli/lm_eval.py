@@ -19,6 +19,6 @@ def register(app: typer.Typer) -> None:
 
 def lm_eval(context: typer.Context) -> None:
     """Run lm-eval itself (`softeval lm-eval run --help`), with --model softeval and our tasks."""
-    from softeval.lmeval import lm_eval_main
+    from softeval.lmeval.command import lm_eval_main
 
     lm_eval_main(list(context.args))

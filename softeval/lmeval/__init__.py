@@ -1,14 +1,21 @@
-"""softeval inside lm-evaluation-harness: the model `softeval`, our tasks, and lm-eval's own CLI.
+"""softeval inside lm-evaluation-harness: the model `softeval` and our tasks are made known to it.
 
 Importing this package imports neither lm_eval nor torch.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from importlib.resources import files
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from softeval.errors import UserError, suggest
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -37,9 +44,8 @@ def register_when_imported() -> None:
     if "lm_eval.models" in sys.modules:
         register()
         return
-    from softeval.lmeval.import_hook import after_import
-
-    after_import("lm_eval.models", register)
+    if not any(isinstance(finder, _Waiting) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Waiting())
 
 
 def task_manager(**metadata: Any) -> TaskManager:
@@ -73,26 +79,36 @@ def load_tasks(names: list[str], **metadata: Any) -> dict[str, Any]:
     Raises:
         UserError: an unknown name, or data that cannot be read.
     """
-    from softeval.lmeval.names import check_task_names
-
     manager = task_manager(**metadata)
-    check_task_names(names, manager.all_tasks)
+    for name in names:
+        if name not in manager.all_tasks:
+            remedy = suggest(name, manager.all_tasks) or "; see `softeval ls tasks`"
+            raise UserError(f"unknown task {name!r}{remedy}")
     return dict(manager.load(list(dict.fromkeys(names))))
 
 
-def lm_eval_main(arguments: list[str]) -> None:
-    """Run lm-eval's own command line (``run``, ``ls``, ``validate``) with our model and tasks.
+class _Waiting(MetaPathFinder):
+    """Calls `register` at the end of the first import of lm-eval's models, whoever imports them.
 
-    Raises:
-        UserError: an option that would give wrong results with this model.
+    So ``import softeval`` can be followed by ``lm_eval.simple_evaluate(model="softeval")`` without
+    importing lm-eval for all who never call it. Finds nothing itself; takes the module's true
+    loader and adds the call to it.
     """
-    from softeval.lmeval.command import completed
 
-    register()
-    from lm_eval.__main__ import cli_evaluate
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != "lm_eval.models":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
 
-    given, sys.argv = sys.argv, ["lm_eval", *completed(arguments)]
-    try:
-        cli_evaluate()
-    finally:
-        sys.argv = given
+        def execute_and_register(module: ModuleType) -> None:
+            execute(module)
+            register()
+
+        spec.loader.exec_module = execute_and_register
+        return spec

@@ -22,8 +22,6 @@ from tqdm import tqdm
 
 from softeval.decoding.decoder import Decoder, Question
 from softeval.errors import UserError
-from softeval.lmeval.arguments import refuse_unknown
-from softeval.lmeval.cot import cot_settings
 from softeval.lmeval.loading import (
     known_tokenizer,
     likelihood_batch,
@@ -31,9 +29,15 @@ from softeval.lmeval.loading import (
     package_version,
     quiet,
 )
-from softeval.lmeval.requests import Ask, group_requests
-from softeval.lmeval.store import SavingHook, stored_score
-from softeval.lmeval.text import GenText, ScoreTuple
+from softeval.lmeval.options import Options, refuse_unknown
+from softeval.lmeval.requests import (
+    Ask,
+    GenText,
+    SavingHook,
+    ScoreTuple,
+    group_requests,
+    stored_score,
+)
 from softeval.model.chat import render_chat
 from softeval.model.language_model import BUNDLED_CHECKPOINT, LanguageModel, weights_hash
 from softeval.model.rotary import long_rope_limit
@@ -84,8 +88,8 @@ class SoftEvalLM(_HFLM):
         **arguments: Any,
     ) -> None:
         arguments["mode"] = mode
-        self.cot = cot_settings(arguments, batch_size)
-        refuse_unknown(arguments, self.cot.mode.options)
+        self.options = Options.read({**arguments, "batch_size": batch_size})
+        refuse_unknown(arguments, self.mode.options)
         self.language_model = loaded_model(pretrained, arguments)
         self.data_dir = arguments.get("data_dir")
         with quiet("lm_eval.models.huggingface"):
@@ -94,7 +98,7 @@ class SoftEvalLM(_HFLM):
                 backend="causal",
                 tokenizer=known_tokenizer(self.language_model),
                 max_length=self.language_model.max_length,
-                batch_size=likelihood_batch(batch_size, self.language_model),
+                batch_size=likelihood_batch(self.options.batch_size, self.language_model),
                 max_batch_size=max_batch_size or 64,
                 add_bos_token=add_bos_token,
             )
@@ -105,8 +109,14 @@ class SoftEvalLM(_HFLM):
         self._join_processes()
 
     def configure(self, **changes: Any) -> None:
-        """Change fields of `softeval.lmeval.cot.CotSettings`; the checkpoint stays loaded."""
-        self.cot = replace(self.cot, **changes)
+        """Change fields of `softeval.lmeval.options.Options`; the checkpoint stays loaded."""
+        self.options = replace(self.options, **changes)
+
+    @property
+    def mode(self) -> Mode:
+        """The CoT mode."""
+        assert self.options.mode is not None  # the constructor has a default
+        return self.options.mode
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """One text a request, each a `GenText`, in their order.
@@ -114,14 +124,14 @@ class SoftEvalLM(_HFLM):
         Raises:
             UserError: an argument that has no effect here, or a prompt that does not fit.
         """
-        cot = self.cot
+        options = self.options
         asks = group_requests(
             requests,
-            greedy=cot.greedy,
-            expected=cot.expected_samples,
-            max_gen_toks=cot.limits.max_cot_tokens + cot.limits.max_answer_tokens,
+            greedy=options.greedy,
+            expected=options.expected_samples,
+            max_gen_toks=options.max_gen_toks,
         )
-        done = self._generate(asks, show=cot.progress and not disable_tqdm and self.rank == 0)
+        done = self._generate(asks, show=options.progress and not disable_tqdm and self.rank == 0)
         texts: list[str] = [""] * len(requests)
         for ask in asks:
             for index, place in enumerate(ask.places):
@@ -133,7 +143,7 @@ class SoftEvalLM(_HFLM):
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
         """lm-eval's own log-likelihoods, each with its number of tokens (`ScoreTuple`)."""
-        store = self.cot.store
+        store = self.options.store
         if store is None:
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         found = [stored_score(store, request) for request in requests]
@@ -201,7 +211,7 @@ class SoftEvalLM(_HFLM):
         return render_chat(
             self.tokenizer,
             chat_history,
-            day=self.cot.chat_date,
+            day=self.options.chat_date,
             open_reply=add_generation_prompt,
         )
 
@@ -233,7 +243,7 @@ class SoftEvalLM(_HFLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes into the results: its own facts, and all that names this model."""
-        cot = self.cot
+        options = self.options
         return (
             super().get_model_info()
             | self.mode_facts
@@ -242,9 +252,9 @@ class SoftEvalLM(_HFLM):
                 "path": self.language_model.path,
                 "weights_sha256": self.weights_sha256,
                 "logits_dtype": str(self.language_model.logits_dtype),
-                "seed": cot.seed,
-                "max_cot_tokens": cot.limits.max_cot_tokens,
-                "max_answer_tokens": cot.limits.max_answer_tokens,
+                "seed": options.seed,
+                "max_cot_tokens": options.limits.max_cot_tokens,
+                "max_answer_tokens": options.limits.max_answer_tokens,
                 "generation_config_ignored": self._generation_config(),
             }
         )
@@ -252,9 +262,8 @@ class SoftEvalLM(_HFLM):
     @property
     def mode_facts(self) -> dict[str, Any]:
         """What names the mode among the results: its record, and the samples of a question."""
-        mode = self.cot.mode
-        record = mode_record(mode) | mode.facts(self.language_model.embedding)
-        return {"mode": record.pop("name"), **record, "num_samples": self.cot.num_samples}
+        record = mode_record(self.mode) | self.mode.facts(self.language_model.embedding)
+        return {"mode": record.pop("name"), **record, "num_samples": self.options.num_samples}
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -267,17 +276,17 @@ class SoftEvalLM(_HFLM):
         prompts = {(ask.task, ask.doc_id): ask.prompt for ask in asks}
         decoder = Decoder(
             self.language_model,
-            self.cot.mode,
-            self.cot.limits,
-            seed=self.cot.seed,
-            batch_size=self.cot.batch_size,
-            record_top=self.cot.record_top,
+            self.mode,
+            self.options.limits,
+            seed=self.options.seed,
+            batch_size=self.options.batch_size,
+            record_top=self.options.record_top,
         )
         total = sum(len(question.samples) for question in questions)
-        for generation in tqdm(decoder.run(questions), self.cot.mode.name, total, disable=not show):
+        for generation in tqdm(decoder.run(questions), self.mode.name, total, disable=not show):
             key = generation.key
-            if self.cot.store is not None:
-                self.cot.store.add(generation, prompts[key.task, key.doc_id])
+            if self.options.store is not None:
+                self.options.store.add(generation, prompts[key.task, key.doc_id])
             done[key] = generation
         return done
 
@@ -297,10 +306,10 @@ class SoftEvalLM(_HFLM):
         return done, questions
 
     def _stored(self, keys: Sequence[SampleKey]) -> dict[SampleKey, Generation]:
-        store = self.cot.store
+        store = self.options.store
         if store is None:
             return {}
-        found = {key: store.get(key, self.cot.mode.name) for key in keys}
+        found = {key: store.get(key, self.mode.name) for key in keys}
         return {key: generation for key, generation in found.items() if generation is not None}
 
     def _check_length(self, texts: Any, tokens: int) -> None:

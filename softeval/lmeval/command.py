@@ -1,20 +1,37 @@
-"""Completes and checks the arguments of lm-eval's own command line."""
+"""lm-eval's own command line, its arguments completed and checked."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
 from softeval.errors import UserError
-from softeval.lmeval import MODEL_NAME, TASKS_DIR
+from softeval.lmeval import MODEL_NAME, TASKS_DIR, register
 
 _COMMANDS = ("run", "ls", "validate")
 _REFUSED = {
     "--use_cache": "it mixes checkpoints, modes and samples; use `softeval run`, which resumes",
     "--cache_requests": "it serves stale requests; leave it out",
 }
+
+
+def lm_eval_main(arguments: list[str]) -> None:
+    """Run lm-eval's own command line (``run``, ``ls``, ``validate``) with our model and tasks.
+
+    Raises:
+        UserError: an option that would give wrong results with this model.
+    """
+    register()
+    from lm_eval.__main__ import cli_evaluate
+
+    given, sys.argv = sys.argv, ["lm_eval", *completed(arguments)]
+    try:
+        cli_evaluate()
+    finally:
+        sys.argv = given
 
 
 def completed(arguments: Sequence[str]) -> list[str]:

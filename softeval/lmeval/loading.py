@@ -10,8 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from softeval.errors import UserError
-from softeval.lmeval.cot import is_auto
-from softeval.lmeval.settings import whole_number
 from softeval.model.checkpoint import Checkpoint
 from softeval.model.language_model import LanguageModel, load_model
 
@@ -54,10 +52,10 @@ def known_tokenizer(lm: LanguageModel | Checkpoint) -> Any:
     return lm.tokenizer
 
 
-def likelihood_batch(batch_size: int | str | None, lm: LanguageModel) -> int | str:
-    """Log-likelihood rows at a time, as lm-eval's base class takes it."""
-    if not is_auto(batch_size):
-        return whole_number("batch_size", batch_size)
+def likelihood_batch(batch_size: int | None, lm: LanguageModel) -> int | str:
+    """Log-likelihood rows at a time, as lm-eval's base class takes it; None leaves it to us."""
+    if batch_size is not None:
+        return batch_size
     return CPU_LIKELIHOOD_BATCH if lm.device.type == "cpu" else "auto"
 
 

@@ -57,7 +57,7 @@ class Cell:
     @cached_property
     def documents(self) -> dict[int, Document]:
         """The questions of this run by doc_id, their row in the data set."""
-        from softeval.lmeval.settings import ROW
+        from softeval.lmeval.requests import ROW
 
         docs = self.task.eval_docs
         chosen = islice(docs, question_count(len(docs), self.limit))
@@ -131,14 +131,15 @@ def is_likelihood(task: Any) -> bool:
 def _load(
     benchmarks: Sequence[Benchmark], config: RunConfig, num_samples: int, max_cot_tokens: int
 ) -> dict[str, Any]:
-    from softeval.lmeval.settings import TaskSettings
+    from softeval.decoding.rows import Limits
+    from softeval.lmeval.options import Options
     from softeval.tasks.benchmark import BenchmarkTask
 
-    settings = TaskSettings(
+    options = Options(
+        limits=Limits(max_cot_tokens, config.max_answer_tokens),
         num_samples=num_samples,
-        pass_at=tuple(k for k in config.ks if k <= num_samples) or (1,),
-        max_gen_toks=max_cot_tokens + config.max_answer_tokens,
+        pass_at=tuple(k for k in config.ks if k <= num_samples) or None,
         data_dir=config.data_dir,
         scorer=Rules(config.scorer),
     )
-    return {benchmark.task: BenchmarkTask(benchmark, settings) for benchmark in benchmarks}
+    return {benchmark.task: BenchmarkTask(benchmark, options) for benchmark in benchmarks}
