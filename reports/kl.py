@@ -22,7 +22,6 @@ Floats = NDArray[np.float64]
 DriftKey = tuple[str, str, str]  # (task, mode, prefix set)
 
 DIRECTIONS = ("forward", "reverse")  # KL(base‖checkpoint), KL(checkpoint‖base)
-PREFIX_SETS = ("base", "own", "gold")
 
 
 @dataclass(frozen=True, eq=False)

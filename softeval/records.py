@@ -252,6 +252,10 @@ def likelihoods_schema() -> pa.Schema:
     )
 
 
+PREFIX_SETS = ("base", "own", "gold")
+"""Sets of prefixes along which `softeval diagnose` measures KL, as they are shown."""
+
+
 @cache
 def kl_schema() -> pa.Schema:
     """One row a replayed prefix, as `softeval diagnose` measures it. KL in nats, a position each."""

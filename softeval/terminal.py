@@ -6,6 +6,7 @@ The command line prints through `say` and `say_json` only; drawn tables take `cl
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Any
 
@@ -41,3 +42,20 @@ def _is_control(code: int) -> bool:
         or 0x2066 <= code <= 0x2069
         or 0xD800 <= code <= 0xDFFF
     )
+
+
+def calm_libraries(*, bars: bool = True) -> None:
+    """Keep other libraries' notices out of ours, unless the user set their level.
+
+    Args:
+        bars: leave their progress bars, of downloads above all.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("LMEVAL_LOG_LEVEL", "WARNING")
+    if bars:
+        return
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

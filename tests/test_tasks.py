@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import lm_eval
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
@@ -260,6 +260,7 @@ def document(target: str, kind: str = "math", pass_at: tuple[int, ...] = (1, 2, 
     return {"target": target, "pass_at": list(pass_at), **judged}
 
 
+@settings(deadline=None)  # the first answer starts the scorer
 @given(st.lists(st.booleans(), min_size=4, max_size=6))
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(correct: list[bool]) -> None:
     samples = [gen_text("7" if c else "8") for c in correct]

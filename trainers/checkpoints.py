@@ -32,6 +32,7 @@ from torch import Tensor
 
 from softeval.errors import UserError
 from softeval.model.language_model import LanguageModel
+from softeval.runs.record_shape import TRAINING_FILE
 from softeval.tasks.catalogue import task_catalogue
 from softeval.trainers.atomic import is_whole, write_directory
 from softeval.trainers.rollout import Rollout
@@ -153,7 +154,6 @@ def _random_numbers() -> dict[str, Any]:
     return {"python": random.getstate(), "numpy": [name, np.asarray(keys).tolist(), *rest]}
 
 
-RECORD = "softeval_training.json"
 ADAPTER = "adapter"
 
 
@@ -214,7 +214,7 @@ def export_checkpoint(
             adapters.save(partial / ADAPTER, record.base)
         lm.tokenizer.save_pretrained(str(partial))
         text = json.dumps(asdict(record), indent=2, ensure_ascii=False)
-        (partial / RECORD).write_text(text + "\n", encoding="utf-8")
+        (partial / TRAINING_FILE).write_text(text + "\n", encoding="utf-8")
         card = model_card(record, _license(lm))
         (partial / "README.md").write_text(card, encoding="utf-8")
 
@@ -224,7 +224,7 @@ def export_checkpoint(
 def exported_step(place: Path) -> int | None:
     """Updates done by the checkpoint there; None without a readable one."""
     try:
-        return int(json.loads((place / RECORD).read_text(encoding="utf-8"))["step"])
+        return int(json.loads((place / TRAINING_FILE).read_text(encoding="utf-8"))["step"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -266,7 +266,7 @@ Command:
 
     {record.command}
 
-Everything else is in `{RECORD}`.
+Everything else is in `{TRAINING_FILE}`.
 """
 
 

@@ -17,14 +17,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 
 from softeval.errors import UserError, suggest
 from softeval.modes import Mode, get_mode, load_mode_file
-from softeval.runs.config import explain, option, read_pairs
+from softeval.runs.config import DEFAULT_MAX_COT_TOKENS, explain, option, read_pairs
 from softeval.scoring.judge import Rules, rules_name
 from softeval.tasks.local_data import is_jsonl
 
 METHODS = ("hard", "soft", "fuzzy")
 """The paper's methods: each trains with the sampled mode of the family of that name."""
 DATASETS = ("gsm8k", "math", "deepscaler", "demo")
-DEFAULT_MAX_COT_TOKENS = 512
 SHORT_MAX_COT_TOKENS = {"gsm8k": 128, "demo": 64}
 OVERLAPS = {"demo": ("arithmetic",)}
 DEFAULT_OVERLAPS = ("gsm8k", "math500", "olympiadbench")

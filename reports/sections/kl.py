@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
+from softeval.records import PREFIX_SETS
 from softeval.reports.arms import Arm, Arms
 from softeval.reports.drawing import (
     MUTED,
@@ -27,7 +28,7 @@ from softeval.reports.drawing import (
     styled,
     vertical_grid,
 )
-from softeval.reports.kl import DIRECTIONS, PREFIX_SETS, Drift, DriftKey, noise_floor
+from softeval.reports.kl import DIRECTIONS, Drift, DriftKey, noise_floor
 from softeval.reports.layout import Heading, Paragraph, Part, Section, figure_block
 from softeval.reports.left_out import NothingToShow
 from softeval.reports.material import Material

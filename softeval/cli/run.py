@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from softeval.cli.main import INTERRUPTED
 from softeval.cli.options import with_options
 from softeval.runs.config import RunConfig, make_config
-from softeval.terminal import say, say_json
+from softeval.terminal import calm_libraries, say, say_json
 
 if TYPE_CHECKING:
     from softeval.api import Run
 
 MISSING_SAMPLES = 3
-INTERRUPTED = 130
 
 MODEL: dict[str, Any] = {"rich_help_panel": "Model", "show_envvar": False}
 OUTPUT: dict[str, Any] = {"rich_help_panel": "Output", "show_envvar": False}
@@ -65,7 +64,7 @@ def run(
     from environment variables such as SOFTEVAL_RUN_LIMIT.
     """
     resolved = make_config(given, config, model_args)
-    _calm_libraries()
+    calm_libraries()
     if dry_run:
         return _print_plan(resolved, as_json, overwrite)
     from softeval.api import load_run
@@ -115,10 +114,3 @@ def _print_plan(config: RunConfig, as_json: bool, overwrite: bool) -> int:
 
     say(yaml.safe_dump(plan, sort_keys=False, allow_unicode=True).rstrip())
     return 0
-
-
-def _calm_libraries() -> None:
-    """Keep other libraries' notices out of ours, unless the user set their level."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("LMEVAL_LOG_LEVEL", "WARNING")

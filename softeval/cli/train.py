@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from typing import Annotated, Any
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from softeval.cli.options import with_options
-from softeval.terminal import say, say_json
+from softeval.terminal import calm_libraries, say, say_json
 from softeval.trainers.config import TrainConfig, make_config
 from softeval.trainers.recipe_files import read_recipes
 
@@ -61,12 +60,12 @@ def train(
     resolved = make_config(given, read_recipes(config or []))
     if dry_run:
         say_json(resolved.model_dump(mode="json"))
-        _calm_libraries()
+        calm_libraries(bars=False)
         from softeval.trainers.memory import plan_memory
 
         say("\n".join(plan_memory(resolved)), err=True)
         return 0
-    _calm_libraries()
+    calm_libraries(bars=False)
     from softeval.trainers.run_files import Stopped
     from softeval.trainers.trainer import train as run_training
 
@@ -93,13 +92,3 @@ def train(
             f"Checkpoints: {result.path / 'best'}, {result.path / 'last'}"
         )
     return 0
-
-
-def _calm_libraries() -> None:
-    """Keep other libraries' progress bars and notices out of ours, unless the user set them."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()

@@ -23,7 +23,7 @@ from softeval.decoding.rows import Limits
 from softeval.errors import UserError
 from softeval.model.language_model import LanguageModel, load_model, weights_hash
 from softeval.modes import Mode, get_mode, load_mode_file, mode_from_record
-from softeval.records import SampleKey
+from softeval.records import PREFIX_SETS, SampleKey
 from softeval.runs import rundir
 from softeval.runs.identity import absolute
 from softeval.runs.kl_file import Measured, check_kept, check_not_fewer, kept_sets, write_kl
@@ -32,7 +32,6 @@ from softeval.runs.tables import read_table, table_path
 from softeval.tasks.catalogue import find_benchmarks
 from softeval.tasks.data import gold_solutions
 
-PREFIX_SETS = ("own", "base", "gold")
 FLOOR_PREFIXES = 8
 """At most so many prefixes are in the one batch against which the noise floor is taken."""
 

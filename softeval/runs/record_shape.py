@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from softeval.errors import UserError
 
+TRAINING_FILE = "softeval_training.json"
+"""Beside the weights of a trained checkpoint; a run copies it into its record."""
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="allow", protected_namespaces=())

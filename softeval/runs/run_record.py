@@ -19,12 +19,10 @@ from softeval.errors import UserError
 from softeval.modes import mode_record
 from softeval.runs import environment, rundir
 from softeval.runs.identity import Request, absolute
-from softeval.runs.record_shape import check_training
+from softeval.runs.record_shape import TRAINING_FILE, check_training
 
 if TYPE_CHECKING:
     from softeval.runs.compaction import Compacted
-
-TRAINING_FILE = "softeval_training.json"
 
 
 def new_record(request: Request) -> dict[str, Any]:
