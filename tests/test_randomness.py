@@ -49,14 +49,17 @@ def test_streams_of_neighbouring_samples_are_uncorrelated():
     assert np.abs(correlation).max() < 5 / np.sqrt(table.shape[1])
 
 
-@pytest.mark.parametrize("kind", [Randomness.NORMAL, Randomness.UNIFORM])
-def test_a_feed_gives_each_row_the_numbers_of_its_own_step(kind):
-    feed = NoiseFeed(Draws(kind, 4), 16, torch.device("cpu"))
+@pytest.mark.parametrize(
+    ("kind", "width"), [(Randomness.NORMAL, 4), (Randomness.UNIFORM, 1), (Randomness.UNIFORM, 4)]
+)
+def test_a_feed_gives_each_row_the_numbers_of_its_own_step(kind, width):
+    feed = NoiseFeed(Draws(kind, width), 16, torch.device("cpu"))
     rows = [source(sample=s) for s in range(3)]
 
     def expected(row, step):
         block, offset = divmod(step, BLOCK)
-        numbers = row.normal(block, 4) if kind is Randomness.NORMAL else row.uniform(block)
+        normal = kind is Randomness.NORMAL
+        numbers = row.normal(block, width) if normal else row.uniform(block, width=width)
         return torch.from_numpy(np.asarray(numbers[offset]))
 
     for base in (0, 5, BLOCK - 1, BLOCK, 3 * BLOCK + 2):

@@ -233,7 +233,7 @@ class ChunkedSteps:
 
     def _chunk_log_prob(self, mode: Mode, taken: Taken, rows: slice) -> Tensor:
         hidden_nD = self.hidden_ND[rows]
-        seen = Seen(self.head.logits(hidden_nD), self.embedding, hidden_nD)
+        seen = Seen(self.head.logits(hidden_nD), self.embedding, hidden_nD, self.head)
         return mode.log_prob(seen, taken.part(rows))
 
 

@@ -26,6 +26,7 @@ from softeval.decoding.trace import Trace, measure
 from softeval.errors import UserError
 from softeval.model.feeding import Prefilled, RowFeeder, tiled
 from softeval.model.language_model import LanguageModel
+from softeval.model.output_head import output_head
 from softeval.modes import Draws, Mode, Randomness, Seen, Step, invert_cdf
 from softeval.records import Generation, SampleKey
 
@@ -80,6 +81,7 @@ class Decoder:
         self.record_top = record_top
         self.keep_inputs = keep_inputs
         self.stopper = lm.stopper
+        self.head = output_head(lm) if mode.needs_head else None
 
     def run(self, questions: Sequence[Question]) -> Iterator[Generation]:
         """Generate every sample of every question, in order of finishing.
@@ -203,7 +205,8 @@ class _Batch:
         for row in self.rows:
             row.position += 1
         lm = self.decoder.lm
-        return Seen(lm.logits(shown.logits_NW), lm.embedding, shown.hidden_ND)
+        logits_NV = lm.logits(shown.logits_NW)
+        return Seen(logits_NV, lm.embedding, shown.hidden_ND, self.decoder.head)
 
     def _choose(self, seen: Seen) -> None:
         """Let each row choose and set what it is fed next."""

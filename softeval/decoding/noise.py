@@ -1,6 +1,6 @@
 """Feeds keyed random numbers to the rows of a batch, a block of steps at a time.
 
-Shapes: B rows of the batch, N rows of a forward pass, D width.
+Shapes: B rows of the batch, N rows of a forward pass, W numbers of a step.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from softeval.modes import Draws, Randomness
 
 
 class NoiseFeed:
-    """Buffers of (B, BLOCK, D) normals or (B, BLOCK) uniforms, refilled row by row."""
+    """Buffers of (B, BLOCK, W) numbers, or (B, BLOCK) uniforms where W is 1, refilled row by row."""
 
     def __init__(
         self,
@@ -27,7 +27,8 @@ class NoiseFeed:
         kind, width = self._kind, self._width = draws
         self._stream = stream
         self._filled: list[tuple[SampleRandomness, int] | None] = [None] * batch
-        shape = (batch, BLOCK, width) if kind is Randomness.NORMAL else (batch, BLOCK)
+        flat = kind is Randomness.UNIFORM and width == 1
+        shape = (batch, BLOCK) if flat else (batch, BLOCK, width)
         dtype = torch.float32 if kind is Randomness.NORMAL else torch.float64
         if kind is not Randomness.NONE:
             # Double precision is not to be had on every accelerator; uniforms stay on the host.
@@ -37,7 +38,7 @@ class NoiseFeed:
     def read(
         self, rows: Sequence[SampleRandomness], steps: Sequence[int], tiled: int
     ) -> Tensor | None:
-        """(tiled, D) or (tiled,) numbers of each row at its own step; None where none are used."""
+        """(tiled, W) or (tiled,) numbers of each row at its own step; None where none are used."""
         if self._kind is Randomness.NONE:
             return None
         for index, (random, step) in enumerate(zip(rows, steps, strict=True)):
@@ -57,7 +58,7 @@ class NoiseFeed:
         if self._kind is Randomness.NORMAL:
             numbers = random.normal(block, self._width, self._stream)
         else:
-            numbers = random.uniform(block, self._stream)
+            numbers = random.uniform(block, self._stream, self._width)
         self._buffer[index] = torch.from_numpy(numbers)
         self._filled[index] = (random, block)
 

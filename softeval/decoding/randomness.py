@@ -46,9 +46,13 @@ class SampleRandomness:
         blocks = [self.normal(block, width) for block in range(-(-steps // BLOCK))]
         return np.concatenate(blocks)[:steps] if blocks else np.empty((0, width), np.float32)
 
-    def uniform(self, block: int, stream: Stream = Stream.COT) -> np.ndarray:
-        """(BLOCK,) float64 uniforms in [0, 1) for steps block·BLOCK and following."""
-        return self._generator(block, stream).random(BLOCK)
+    def uniform(self, block: int, stream: Stream = Stream.COT, width: int = 1) -> np.ndarray:
+        """(BLOCK, width) float64 uniforms in [0, 1) for steps block·BLOCK and following.
+
+        (BLOCK,) for a width of 1.
+        """
+        shape = (BLOCK, width) if width > 1 else BLOCK
+        return self._generator(block, stream).random(shape)
 
     def _generator(self, block: int, stream: Stream) -> np.random.Generator:
         counter = np.array([0, block, int(stream), 0], dtype=np.uint64)

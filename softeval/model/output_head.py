@@ -83,11 +83,16 @@ class OutputHead:
     bias_W: Tensor | None
     rule: HeadRule
 
-    def logits(self, hidden_nD: Tensor) -> Tensor:
-        """(n, V) logits of one chunk, differentiable."""
+    @property
+    def matrix_VD(self) -> Tensor:
+        """The weight cut to V rows, in the precision the product is taken in."""
         weight_VD = self.rule.prepare(self.weight_WD)
         assert weight_VD is not None
-        return self.rule.project(hidden_nD, weight_VD, self.rule.prepare(self.bias_W))
+        return weight_VD
+
+    def logits(self, hidden_nD: Tensor) -> Tensor:
+        """(n, V) logits of one chunk, differentiable."""
+        return self.rule.project(hidden_nD, self.matrix_VD, self.rule.prepare(self.bias_W))
 
 
 class HeadGradient:

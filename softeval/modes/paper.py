@@ -8,11 +8,12 @@ Shapes: N rows, V vocabulary (ids the tokenizer knows), D embedding width.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from softeval.errors import UserError
+from softeval.modes.filtered import FilteredMode
 from softeval.modes.gaussian import gaussian_step
 from softeval.modes.sampling import invert_cdf, softmax
 from softeval.modes.seam import Embedding, Fused, Kernels, Mode, Randomness, Seen, Step, Taken
@@ -38,10 +39,11 @@ class NoiseNorm(StrEnum):
 
 
 @dataclass(frozen=True)
-class HardMode(Mode):
-    """Ordinary tokens: E[argmax z] at temperature 0, else E[token drawn from softmax(z/τ)]."""
+class HardMode(FilteredMode):
+    """Ordinary tokens: E[argmax z] at temperature 0, else E[token drawn from softmax(z/τ)].
 
-    temperature: float
+    The filters make hard sampling the control of a mode that has them too.
+    """
 
     feeds_tokens: ClassVar[bool] = True
 
@@ -50,14 +52,13 @@ class HardMode(Mode):
         return Randomness.UNIFORM if self.temperature > 0 else Randomness.NONE
 
     @property
-    def is_plain(self) -> bool:
-        return self.temperature == 1.0
+    def options(self) -> dict[str, Any]:
+        """At temperature 0 there is nothing to filter."""
+        every = super().options
+        return every if self.temperature > 0 else {"temperature": self.temperature}
 
     def greedy(self) -> Mode:
-        return replace(self, name=f"{self.family}_greedy", temperature=0.0)
-
-    def probs(self, seen: Seen) -> Tensor:
-        return softmax(seen.logits_NV, self.temperature)
+        return HardMode(f"{self.family}_greedy", self.family, 0.0)
 
     def step(
         self, seen: Seen, probs_NV: Tensor, drawn: Tensor | None, state: Tensor | None
@@ -73,11 +74,11 @@ class HardMode(Mode):
         """(N,) log p[token] at the sampling temperature, in nats."""
         if self.temperature == 0:
             return super().log_prob(seen, taken)
-        scaled_NV = seen.logits_NV.float() / self.temperature
-        chosen_N = scaled_NV.gather(-1, taken.shadow_N[:, None]).squeeze(-1)
-        return chosen_N - scaled_NV.logsumexp(-1)
+        return self.token_log_probs(seen, taken.shadow_N[:, None])[:, 0]
 
-    def fused_log_prob(self, kernels: Kernels, taken: Taken) -> Fused:
+    def fused_log_prob(self, kernels: Kernels, taken: Taken) -> Fused | None:
+        if self.is_filtered:
+            return None
         return Fused(kernels.token_log_probs(taken.shadow_N, self.temperature))
 
 

@@ -17,6 +17,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from softeval.errors import UserError
+from softeval.modes.coconut import Coconut
+from softeval.modes.dirichlet import Dirichlet
+from softeval.modes.gumbel import Gumbel
+from softeval.modes.mixture_of_inputs import MixtureOfInputs
+from softeval.modes.multiplex import Multiplex
+from softeval.modes.noise_placement import HiddenNoise, LogitNoise, TopLogitNoise
 from softeval.modes.paper import PAPER_MODES
 from softeval.modes.seam import Mode, mode_record
 from softeval.modes.soft_thinking import SoftThinking
@@ -24,6 +30,18 @@ from softeval.modes.soft_thinking import SoftThinking
 ENTRY_POINTS = "softeval.modes"
 ALL = tuple(mode.name for mode in PAPER_MODES)
 """What "all" means on the command line: the paper's six."""
+OTHERS: tuple[Mode, ...] = (
+    SoftThinking(),
+    MixtureOfInputs(),
+    Gumbel(),
+    Dirichlet(),
+    Multiplex(),
+    Coconut(),
+    HiddenNoise(),
+    LogitNoise(),
+    TopLogitNoise(),
+)
+"""Modes of other papers, asked for by name."""
 
 _Class = TypeVar("_Class", bound=type[Mode])
 
@@ -32,7 +50,7 @@ class _Modes(Mapping[str, Mode]):
     """Every known mode by name; installed packages are asked when one is looked up."""
 
     def __init__(self) -> None:
-        self._known = {mode.name: mode for mode in (*PAPER_MODES, SoftThinking())}
+        self._known = {mode.name: mode for mode in (*PAPER_MODES, *OTHERS)}
         self._asked = False
 
     def add(self, mode: Mode) -> None:

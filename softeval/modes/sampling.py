@@ -3,18 +3,22 @@
 Everything in float32 whatever the logits' dtype (sums of an inverse cumulation in float64), row by
 row.
 
-Shapes: N rows, V vocabulary, K blocks of C tokens.
+Shapes: N rows, V vocabulary, K tokens of a row (in `invert_cdf` blocks of C tokens), D width.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from softeval.modes.seam import Embedding
+
 CDF_BLOCK = 512
 """Tokens of a block in `invert_cdf`."""
+MOST_GATHERED = 64
+"""Tokens a row whose embeddings `mix_tokens` gathers."""
 
 
 def invert_cdf(probs_NV: Tensor, uniform_N: Tensor) -> Tensor:
@@ -73,7 +77,24 @@ def entropy(probs_NV: Tensor) -> Tensor:
 def most_likely(
     probs_NV: Tensor, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, top_n: int = 0
 ) -> Tensor:
-    """(N, V) the most likely tokens' probabilities, renormalised after each cut; others are 0.
+    """(N, V) the probabilities of `support`; those of other tokens are 0."""
+    import torch
+
+    probs_NK, ids_NK = support(probs_NV, top_k, top_p, min_p, top_n)
+    return torch.zeros_like(probs_NV).scatter_(-1, ids_NK, probs_NK)
+
+
+class Support(NamedTuple):
+    """Some tokens of each row, the most likely first; probability 0 marks one that was cut."""
+
+    probs_NK: Tensor
+    ids_NK: Tensor
+
+
+def support(
+    probs_NV: Tensor, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0, top_n: int = 0
+) -> Support:
+    """The most likely tokens, renormalised after each cut.
 
     Each cut keeps a beginning of the tokens in falling order of probability.
 
@@ -84,8 +105,6 @@ def most_likely(
         min_p: tokens at least this share as likely as the likeliest; 0 keeps all.
         top_n: this many of what is left; 0 keeps all.
     """
-    import torch
-
     vocab = probs_NV.shape[-1]
     values_NK, ids_NK = probs_NV.topk(min(top_k or vocab, vocab), dim=-1)
     values_NK = _renormalised(values_NK)
@@ -95,7 +114,22 @@ def most_likely(
     values_NK = _renormalised(values_NK.masked_fill(low_NK, 0.0))
     if top_n:
         values_NK = _renormalised(values_NK[:, :top_n])
-    return torch.zeros_like(probs_NV).scatter_(-1, ids_NK[:, : values_NK.shape[-1]], values_NK)
+    return Support(values_NK, ids_NK[:, : values_NK.shape[-1]])
+
+
+def mix_tokens(embedding: Embedding, weights_NK: Tensor, ids_NK: Tensor) -> Tensor:
+    """(N, D) Σ wᵢ·eᵢ over a few tokens of each row, in the dtype the model is fed.
+
+    Summed in float32 over gathered rows, so a weight of 1 beside zeros gives that row bit for bit;
+    many tokens go through the whole table instead, which then takes less memory.
+    """
+    import torch
+
+    if ids_NK.shape[-1] > MOST_GATHERED:
+        weights_NV = weights_NK.new_zeros(len(ids_NK), embedding.vocab)
+        return embedding.mix(weights_NV.scatter_add_(-1, ids_NK, weights_NK)).to(embedding.dtype)
+    rows_NKD = embedding.rows(ids_NK).to(torch.float32)
+    return (weights_NK.float()[..., None] * rows_NKD).sum(1).to(embedding.dtype)
 
 
 def _renormalised(probs_NK: Tensor) -> Tensor:

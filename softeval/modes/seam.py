@@ -39,7 +39,10 @@ class Randomness(StrEnum):
 
 
 class Draws(NamedTuple):
-    """Kind and width of a step's random numbers: (N,) uniforms, or (N, width) normals."""
+    """Kind and width of a step's random numbers: (N, width), and (N,) for uniforms of width 1.
+
+    They are drawn on the CPU, so a width of V makes a step of a large vocabulary slow.
+    """
 
     kind: Randomness
     width: int = 1
@@ -53,9 +56,19 @@ class Embedding(Protocol):
     @property
     def width(self) -> int: ...
     @property
+    def vocab(self) -> int: ...
+    @property
     def dtype(self) -> torch.dtype: ...
     def rows(self, ids: Tensor) -> Tensor: ...
     def mix(self, probs_NV: Tensor) -> Tensor: ...
+
+
+class Head(Protocol):
+    """Output head: the logits that a hidden state gives, as the decoder has them."""
+
+    @property
+    def matrix_VD(self) -> Tensor: ...
+    def logits(self, hidden_ND: Tensor, /) -> Tensor: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,11 +80,27 @@ class Seen:
         embedding: the model's input embedding.
         hidden_ND: last hidden state that the logits were made of; None where the architecture
             has no output head to read it at.
+        head: output head that made the logits; None for a mode that does not ask for it.
     """
 
     logits_NV: Tensor
     embedding: Embedding
     hidden_ND: Tensor | None = None
+    head: Head | None = None
+
+    @property
+    def thought_ND(self) -> Tensor:
+        """The last hidden state, for a mode that cannot do without.
+
+        Raises:
+            UserError: the architecture shows none, or one of another width than its input.
+        """
+        if self.hidden_ND is None or self.hidden_ND.shape[-1] != self.embedding.width:
+            raise UserError(
+                "this architecture shows no last hidden state as wide as its input embedding; "
+                "use another checkpoint, or a mode that needs none"
+            )
+        return self.hidden_ND
 
 
 class Step(NamedTuple):
@@ -140,8 +169,14 @@ class Mode(ABC):
         return Randomness.NONE
 
     def draws(self, embedding: Embedding) -> Draws:
-        """Kind and width of a step's random numbers; normals are D wide unless said otherwise."""
-        return Draws(self.randomness, embedding.width)
+        """Kind and width of a step's random numbers: one uniform or D normals by default."""
+        kind = self.randomness
+        return Draws(kind, embedding.width if kind is Randomness.NORMAL else 1)
+
+    @property
+    def needs_head(self) -> bool:
+        """Whether a step reads the output head."""
+        return False
 
     @property
     def is_greedy(self) -> bool:

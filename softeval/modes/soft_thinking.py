@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from softeval.errors import UserError
-from softeval.modes.sampling import entropy, most_likely, softmax
-from softeval.modes.seam import Mode, Seen, Step
+from softeval.modes.filtered import FewTokensMode
+from softeval.modes.sampling import entropy, softmax
+from softeval.modes.seam import Seen, Step
 
 if TYPE_CHECKING:
     import torch
@@ -24,15 +25,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class SoftThinking(Mode):
+class SoftThinking(FewTokensMode):
     """Soft Thinking with the defaults of its authors' released code.
 
     Attributes:
-        temperature: τ of the softmax.
-        top_k: tokens kept by rank; 0 keeps all.
-        top_p: tokens kept until their sum reaches this; 1 keeps all.
-        min_p: tokens kept at this share of the largest probability; 0 keeps all.
-        top_n: tokens that are mixed; 0 mixes all that are left.
         entropy_threshold: nats below which a step counts as cold; 0 never ends a CoT.
         patience: cold steps in a row that end the CoT.
     """
@@ -48,21 +44,15 @@ class SoftThinking(Mode):
     patience: int = 256
 
     def __post_init__(self) -> None:
-        if not 0 < self.top_p <= 1 or not 0 <= self.min_p <= 1:
-            raise UserError(f"{self.name}: top_p lies in (0, 1], min_p in [0, 1]")
-        if min(self.top_k, self.top_n) < 0 or self.patience < 1 or self.temperature < 0:
-            raise UserError(f"{self.name}: patience starts at 1, the other options at 0")
+        super().__post_init__()
+        if self.patience < 1:
+            raise UserError(f"{self.name}: patience starts at 1")
 
     def begin(self, rows: int, device: torch.device) -> Tensor:
         """(rows,) cold steps in a row so far."""
         import torch
 
         return torch.zeros(rows, dtype=torch.int32, device=device)
-
-    def probs(self, seen: Seen) -> Tensor:
-        """(N, V) weights of the mixture."""
-        probs_NV = softmax(seen.logits_NV, self.temperature)
-        return most_likely(probs_NV, self.top_k, self.top_p, self.min_p, self.top_n)
 
     def step(
         self, seen: Seen, probs_NV: Tensor, drawn: Tensor | None, state: Tensor | None

@@ -32,6 +32,9 @@ COMPLETE = "complete"
 
 _CRC = "crc32"
 
+UNSET = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+"""Filters as they were before hard sampling had any."""
+
 
 def read_record(folder: Path) -> dict[str, Any]:
     """Content of a run.json.
@@ -122,6 +125,7 @@ def check_identity(folder: Path, identity: Mapping[str, Any], record: Mapping[st
     """
     # Through JSON, as the record was: a tuple is a list there.
     ours, theirs = json.loads(json.dumps([identity, record.get("identity", {})]))
+    _add_new_options(ours, theirs)
     differing = [*_other_names(ours, theirs), *differing_fields(ours, theirs)]
     if differing:
         named = "; ".join(
@@ -131,6 +135,15 @@ def check_identity(folder: Path, identity: Mapping[str, Any], record: Mapping[st
             f"{folder} holds a run with other arguments ({named});"
             " give another --output-path, or --overwrite to start anew"
         )
+
+
+def _add_new_options(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Give recorded modes the options they have got since, at the value that changes nothing."""
+    recorded = theirs.get("modes")
+    for name, entry in recorded.items() if isinstance(recorded, dict) else ():
+        now = (ours.get("modes") or {}).get(name)
+        if isinstance(entry, dict) and isinstance(now, dict):
+            theirs["modes"][name] = {k: UNSET[k] for k in now if k in UNSET} | entry
 
 
 def check_place(folder: Path) -> None:
