@@ -8,56 +8,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mode_cases import Same, numbers, random_logits, seen_of, take
 from tiny import tiny_lm
-from torch import nn
 
 import softeval
 from softeval.errors import UserError
-from softeval.model.embedding import InputEmbedding
-from softeval.modes import ALL, MODES, Randomness, Seen, get_mode, select_modes
+from softeval.modes import ALL, MODES, Seen, get_mode, select_modes
 
 PROMPTS = ["1+2=", "What is 7 times 8, and why?", "x"]
 OTHERS = sorted(set(MODES) - set(ALL))
 NO_FILTER = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 WEIGHTS = torch.tensor([0.5, 0.3, 0.15, 0.05])
 ROWS = 20_000
-
-
-class Same(nn.Module):
-    """A head that hands the state through: the logits are the hidden state."""
-
-    def __init__(self, vocab: int) -> None:
-        super().__init__()
-        self.matrix_VD = torch.eye(vocab)
-
-    def logits(self, hidden_ND):
-        return hidden_ND
-
-
-def seen_of(logits_NV: torch.Tensor) -> Seen:
-    """Logits as a model of as many dimensions as tokens shows them; E is orthonormal."""
-    vocab = logits_NV.shape[-1]
-    table = nn.Embedding(vocab, vocab)
-    table.weight.requires_grad_(False).copy_(torch.eye(vocab))
-    return Seen(logits_NV, InputEmbedding(table, vocab), logits_NV, Same(vocab))
-
-
-def numbers(mode, seen: Seen, seed: int = 0) -> torch.Tensor | None:
-    """The random numbers that a step asks for."""
-    kind, width = mode.draws(seen.embedding)
-    generator = torch.Generator().manual_seed(seed)
-    rows = len(seen.logits_NV)
-    if kind is Randomness.NORMAL:
-        return torch.randn(rows, width, generator=generator)
-    shape = (rows, width) if width > 1 else (rows,)
-    uniform = torch.rand(shape, generator=generator, dtype=torch.float64)
-    return uniform if kind is Randomness.UNIFORM else None
-
-
-def take(mode, seen: Seen, drawn: torch.Tensor | None = None):
-    state = mode.begin(len(seen.logits_NV), torch.device("cpu"))
-    drawn = numbers(mode, seen) if drawn is None else drawn
-    return mode.step(seen, mode.probs(seen), drawn, state)
 
 
 def many(weights: torch.Tensor = WEIGHTS, rows: int = ROWS) -> Seen:
@@ -72,10 +34,6 @@ def shares(shadow_N: torch.Tensor) -> torch.Tensor:
 def assert_frequencies(shadow_N: torch.Tensor, weights: torch.Tensor = WEIGHTS) -> None:
     deviation = (weights * (1 - weights) / len(shadow_N)).sqrt()
     assert ((shares(shadow_N) - weights).abs() < 4.5 * deviation + 1e-9).all()
-
-
-def random_logits(rows: int = 8, vocab: int = 40, scale: float = 3.0) -> torch.Tensor:
-    return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(1)) * scale
 
 
 def decoded(mode, **options):

@@ -14,6 +14,7 @@ from synthetic import make_generation, write_run
 
 from softeval.api import load_run
 from softeval.errors import UserError
+from softeval.modes import get_mode, mode_record
 from softeval.records import (
     SCHEMA_VERSION,
     SampleKey,
@@ -154,6 +155,18 @@ def test_identity_names_every_differing_field(tmp_path: Path) -> None:
     assert "same" not in message and "\n" not in message
     assert "--output-path" in message and "--overwrite" in message
     rundir.check_identity(tmp_path, there, {"identity": there})
+
+
+def test_a_run_from_before_hard_sampling_had_filters_goes_on_without_them(tmp_path: Path) -> None:
+    old = {"name": "hard_sample", "family": "hard", "temperature": 1.0}
+    new = mode_record(get_mode("hard_sample"))
+    entry = {k: v for k, v in new.items() if k not in ("top_k", "top_p", "min_p")}
+    assert entry.items() >= old.items()
+    there = {"identity": {"modes": {"hard_sample": entry}}}
+    rundir.check_identity(tmp_path, {"modes": {"hard_sample": new}}, there)
+    filtered = mode_record(get_mode("hard_sample", top_k=5))
+    with pytest.raises(UserError, match="top_k"):
+        rundir.check_identity(tmp_path, {"modes": {"hard_sample": filtered}}, there)
 
 
 def test_identity_names_other_modes_and_tasks_by_their_names(tmp_path: Path) -> None:
