@@ -202,7 +202,7 @@ def test_what_is_fed_is_what_the_definition_says(name: str, family: str) -> None
         prompt_PD = table(torch.tensor(lm.tokenizer.encode(prompt)))
         for sample in drawn_samples:
             assert sample.inputs is not None
-            fed_TD = torch.from_numpy(sample.inputs)
+            fed_TD = sample.inputs
             for step in range(len(fed_TD)):
                 place = Place(family, torch.cat([prompt_PD, fed_TD[:step]]), sample.key, step)
                 apart = (oracle(place) - fed_TD[step].double()).abs().max()

@@ -46,7 +46,7 @@ def decoded(mode, **options):
 def assert_same(ours, theirs) -> None:
     for a, b in zip(ours, theirs, strict=True):
         assert a.shadow_ids.tolist() == b.shadow_ids.tolist()
-        assert torch.equal(torch.from_numpy(a.inputs), torch.from_numpy(b.inputs))
+        assert torch.equal(a.inputs, b.inputs)
         assert a.answer_ids.tolist() == b.answer_ids.tolist()
 
 
@@ -329,7 +329,7 @@ def test_the_drawn_token_belongs_to_the_support_wherever_it_ranks():
 def test_coconut_feeds_the_state_that_the_logits_are_made_of():
     lm = tiny_lm()
     for sample in decoded("coconut"):
-        logits = lm.model.lm_head(torch.from_numpy(sample.inputs))[:, : lm.vocab]
+        logits = lm.model.lm_head(sample.inputs)[:, : lm.vocab]
         assert logits.argmax(-1).tolist() == sample.shadow_ids.tolist()
 
 
@@ -341,7 +341,7 @@ def test_realigned_states_are_as_long_as_an_embedding_and_keep_their_way_where_t
     )
     length = lm.embedding.rows(torch.arange(lm.vocab)).norm(dim=-1).mean()
     for [a], [b] in zip(plain, realigned, strict=True):
-        state, fed = torch.from_numpy(a.inputs[0]), torch.from_numpy(b.inputs[0])
+        state, fed = a.inputs[0], b.inputs[0]
         torch.testing.assert_close(fed.norm(), length)
         torch.testing.assert_close(fed / fed.norm(), state / state.norm(), atol=1e-4, rtol=0)
 
@@ -361,7 +361,7 @@ def test_a_placement_without_noise_is_soft_greedy(name):
         decoded("soft_greedy", max_cot_tokens=1),
         strict=True,
     ):
-        torch.testing.assert_close(torch.tensor(sample.inputs), torch.tensor(plain.inputs))
+        torch.testing.assert_close(sample.inputs, plain.inputs)
 
 
 def test_noise_at_the_logits_reaches_the_largest_only_and_has_its_scale():
