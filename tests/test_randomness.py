@@ -9,8 +9,7 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from softeval.decoding.noise import NoiseFeed
-from softeval.decoding.randomness import BLOCK, SampleRandomness, Stream
+from softeval.decoding.randomness import BLOCK, NoiseFeed, SampleRandomness, Stream
 from softeval.modes import Draws, Randomness
 from softeval.records import SampleKey
 

@@ -10,8 +10,7 @@ from torch import Tensor
 from train_cases import directional_derivative, made_generation, tiny_gpt2, tiny_lm
 
 from softeval.decoding.decoder import Decoder, Question
-from softeval.decoding.noise import NoiseFeed
-from softeval.decoding.randomness import SampleRandomness
+from softeval.decoding.randomness import NoiseFeed, SampleRandomness
 from softeval.decoding.rows import Limits
 from softeval.model.language_model import LanguageModel
 from softeval.model.output_head import output_head

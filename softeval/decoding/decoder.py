@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from softeval.decoding.batch_size import auto_batch_size
-from softeval.decoding.noise import NoiseFeed
-from softeval.decoding.randomness import SampleRandomness, Stream
+from softeval.decoding.randomness import NoiseFeed, SampleRandomness, Stream
 from softeval.decoding.rows import Limits, Row
 from softeval.decoding.trace import Trace, measure
 from softeval.errors import UserError
@@ -156,9 +155,8 @@ class _Batch:
         self._answer_noise = NoiseFeed(answers, passed, lm.device, Stream.ANSWER)
         self._state = mode.begin(passed, lm.device)
         cap = decoder.limits.max_cot_tokens
-        self._trace = Trace(passed, cap, min(decoder.record_top, lm.vocab), lm.device)
-        if decoder.keep_inputs:
-            self._trace.keep_steps()
+        top = min(decoder.record_top, lm.vocab)
+        self._trace = Trace(passed, cap, top, lm.device, decoder.keep_inputs)
 
     @torch.inference_mode()
     def admit(self, waiting: _Waiting) -> None:
@@ -298,7 +296,6 @@ class _Batch:
     def _finish(self, index: int) -> Generation:
         row, decoder = self.rows[index], self.decoder
         assert row.stop_reason is not None and row.answer_stop is not None
-        trace = self._trace.read(index, len(row.cot_ids))
         ids = {
             "prompt_ids": row.prompt_ids,
             "shadow_ids": row.cot_ids,
@@ -316,7 +313,7 @@ class _Batch:
             answer_stop=row.answer_stop,
             seconds=time.perf_counter() - row.started,
             **{name: np.asarray(value, dtype=np.int64) for name, value in ids.items()},
-            **trace._asdict(),
+            **self._trace.read(index, len(row.cot_ids)),
         )
 
     def _remove(self, done: list[int]) -> None:

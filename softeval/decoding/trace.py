@@ -5,9 +5,8 @@ Shapes: B rows of the batch, N rows in use, T positions, V vocabulary, D width, 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,20 +39,26 @@ def measure(logits_NV: Tensor, mode_probs_NV: Tensor, is_plain: bool) -> Measure
 
 
 class Trace:
-    """Per-position records of a batch: one row of buffers a row of the batch."""
+    """Per-position records of a batch: one row of buffers a row of the batch.
 
-    def __init__(self, batch: int, positions: int, top: int, device: torch.device) -> None:
+    Args:
+        batch: B.
+        positions: most positions of a CoT.
+        top: K.
+        device: where the buffers lie.
+        keeps: also keep what is fed, and what the mode records for its log-probability.
+    """
+
+    def __init__(
+        self, batch: int, positions: int, top: int, device: torch.device, keeps: bool
+    ) -> None:
         self._scalars = torch.zeros(batch, positions, 3, device=device)
         self._top_ids = torch.zeros(batch, positions, top, dtype=torch.int32, device=device)
         self._top_probs = torch.zeros(batch, positions, top, device=device)
         self._inputs: Tensor | None = None
         self._record: Tensor | None = None
-        self._keeps = False
+        self._keeps = keeps
         self._top = top
-
-    def keep_steps(self) -> None:
-        """Also keep what is fed, and what the mode records for its log-probability."""
-        self._keeps = True
 
     def write(
         self, rows: Tensor, steps: Tensor, measures: Measures, probs_NV: Tensor, step: Step
@@ -89,31 +94,22 @@ class Trace:
     def _buffers(self) -> tuple[Tensor | None, ...]:
         return self._scalars, self._top_ids, self._top_probs, self._inputs, self._record
 
-    def read(self, row: int, length: int) -> RowTrace:
-        """Records of one row's first `length` positions, on the host but for what the model was fed."""
+    def read(self, row: int, length: int) -> dict[str, Any]:
+        """One row's first `length` positions, by the fields of `records.Generation`.
+
+        On the host, but for what the model was fed.
+        """
         scalars = self._scalars[row, :length].cpu().numpy().copy()
-        return RowTrace(
-            entropy=scalars[:, 0],
-            mode_entropy=scalars[:, 1],
-            top1_prob=scalars[:, 2],
-            top_ids=self._top_ids[row, :length].cpu().numpy().copy(),
-            top_probs=self._top_probs[row, :length].cpu().numpy().copy(),
-            inputs=_part(self._inputs, row, length),
-            record=_part(self._record, row, length),
-        )
+        return {
+            "entropy": scalars[:, 0],
+            "mode_entropy": scalars[:, 1],
+            "top1_prob": scalars[:, 2],
+            "top_ids": self._top_ids[row, :length].cpu().numpy().copy(),
+            "top_probs": self._top_probs[row, :length].cpu().numpy().copy(),
+            "inputs": _part(self._inputs, row, length),
+            "record": _part(self._record, row, length),
+        }
 
 
 def _part(buffer: Tensor | None, row: int, length: int) -> Tensor | None:
     return None if buffer is None else buffer[row, :length].clone()
-
-
-class RowTrace(NamedTuple):
-    """One row's records; fields as in `records.Generation`."""
-
-    entropy: np.ndarray
-    mode_entropy: np.ndarray
-    top1_prob: np.ndarray
-    top_ids: np.ndarray
-    top_probs: np.ndarray
-    inputs: Tensor | None
-    record: Tensor | None
