@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from softeval.errors import UserError, suggest
-from softeval.reports.arms import Arm, Arms, measure, refuse_other_data
-from softeval.reports.cells import cell_order
 from softeval.reports.contrasts import Metric, Side, compare_sides, scored, shared_scores
+from softeval.reports.measured.arms import Arm, Arms, measure, refuse_other_data
+from softeval.reports.measured.cells import cell_order
+from softeval.reports.measured.scores import HEADLINE_K, Floats, Ints, usual_n
 from softeval.reports.notes import rules_notes, setting_notes
-from softeval.reports.scores import HEADLINE_K, Floats, Ints, usual_n
 from softeval.statistics.contrast import Contrast, compare_methods
 from softeval.statistics.equivalence import MARGIN, Verdict, holm, judge
 from softeval.statistics.passk import within_problem_variance

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softeval.errors import UserError
-from softeval.reports.arms import Arm, Arms, Checkpoint, MeasuredRun
-from softeval.reports.cells import Key
-from softeval.reports.recorded import REFERENCE, RecordedMode
-from softeval.reports.scores import Floats, Ints, headline_k, shared, table_scores
+from softeval.reports.measured.arms import Arm, Arms, Checkpoint, MeasuredRun
+from softeval.reports.measured.cells import Key
+from softeval.reports.measured.recorded import REFERENCE, RecordedMode
+from softeval.reports.measured.scores import Floats, Ints, headline_k, shared, table_scores
 from softeval.runs.config import parse_contrast
 from softeval.statistics.contrast import Contrast, compare_methods
 from softeval.statistics.equivalence import MARGIN, Verdict, judge, judge_family
@@ -310,7 +310,7 @@ def declaration_notes(arms: Arms) -> list[str]:
 
 
 def _declared_texts(arms: Arms) -> list[str]:
-    texts = [text for run in arms.runs for text in run.run.config.get("primary") or ()]
+    texts = [text for run in arms.runs for text in run.config.get("primary") or ()]
     return list(dict.fromkeys(texts))
 
 
@@ -319,9 +319,9 @@ def _declaration(draft: Draft, text: str) -> str:
     a, b, metric = draft[:3]
     runs = list({id(run): run for s in (a, b) for run in s.runs(metric.task)}.values())
     dates = [
-        str(run.run.record.get("started") or "date not recorded")[:10]
+        str(run.info.get("started") or "date not recorded")[:10]
         for run in runs
-        if text in (run.run.config.get("primary") or ())
+        if text in (run.config.get("primary") or ())
     ]
     if len(dates) < len(runs):
         return f"declared by {len(dates)} of {len(runs)} runs before they started" if dates else ""

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from softeval.reports.arms import Arms
 from softeval.reports.contrasts import (
     Side,
     mode_arms,
@@ -24,8 +23,9 @@ from softeval.reports.contrasts import (
     same_checkpoints,
     side,
 )
-from softeval.reports.recorded import REFERENCE
-from softeval.reports.scores import Ints, complete_curve, curve_ks, shared, usual_n
+from softeval.reports.measured.arms import Arms
+from softeval.reports.measured.recorded import REFERENCE
+from softeval.reports.measured.scores import Ints, complete_curve, curve_ks, shared, usual_n
 from softeval.statistics.curves import (
     Band,
     Crossing,

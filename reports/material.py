@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from softeval.reports.arms import Arms
 from softeval.reports.contrasts import Comparison, find_comparisons
 from softeval.reports.differences import CurveDifference, find_differences
 from softeval.reports.left_out import attempt
+from softeval.reports.measured.arms import Arms
 from softeval.statistics.equivalence import MARGIN
 
 PROBLEMS = 40

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from softeval.reports.arms import Arms, MeasuredRun
+from softeval.reports.measured.arms import Arms, MeasuredRun
 from softeval.runs.journal import count_generations
 from softeval.runs.rundir import SHARDS
 from softeval.scoring.judge import Rules
@@ -21,11 +21,11 @@ def notes(arms: Arms) -> list[str]:
     """Sentences about the runs as a whole; empty where nothing needs saying."""
     found = []
     for run in arms.runs:
-        record, where = run.run, run.run.folder.name
-        if not record.complete:
+        where = run.path.name
+        if not run.complete:
             found.append(f"{where} is not finished: {_progress(run)}.")
-        if record.config.get("limit") is not None:
-            found.append(f"{where} was limited to {record.config['limit']} questions a task.")
+        if run.config.get("limit") is not None:
+            found.append(f"{where} was limited to {run.config['limit']} questions a task.")
         if not run.positions and run.cells:
             found.append(f"{where} has no per-position records: no entropy of it is shown.")
     return found + _prompt_notes(arms) + setting_notes(arms)
@@ -33,7 +33,7 @@ def notes(arms: Arms) -> list[str]:
 
 def _progress(run: MeasuredRun) -> str:
     """How far an unfinished run is, and how to finish it."""
-    record, config = run.run.record, run.run.config
+    record, config = run.info, run.config
     again = f"the same command continues it ({record.get('command') or 'not recorded'})"
     if run.cells or run.likelihoods:
         missing = (record.get("counts") or {}).get("missing")
@@ -42,14 +42,13 @@ def _progress(run: MeasuredRun) -> str:
     likelihood = {entry.name for entry in task_catalogue().values() if entry.kind == LIKELIHOOD}
     questions = [
         run.asked_questions(task)
-        for task, source in run.run.datasets().items()
+        for task, source in run.datasets().items()
         if task not in likelihood and source.get("scoring") != Scoring.LIKELIHOOD
     ]
     each = sum(
-        1 if mode.is_greedy else int(config.get("num_samples") or 1)
-        for mode in run.run.modes.values()
+        1 if mode.is_greedy else int(config.get("num_samples") or 1) for mode in run.modes.values()
     )
-    done = count_generations(run.run.folder / SHARDS)
+    done = count_generations(run.path / SHARDS)
     asked = "" if None in questions else f" of {sum(q or 0 for q in questions) * each:,}"
     return f"{done:,}{asked} samples so far and no table yet; {again}"
 
@@ -70,7 +69,7 @@ def setting_notes(arms: Arms) -> list[str]:
     found: dict[tuple[str, str, str], dict[str, list[tuple[str, str]]]] = {}
     for arm in arms.arms:
         for run in (run for c in arm.checkpoints for run in c.runs):
-            names = arms.name(arm), run.run.folder.name
+            names = arms.name(arm), run.path.name
             for task, setting, value in _settings(run):
                 by_value = found.setdefault((arm.family, task, setting), {})
                 by_value.setdefault(value, []).append(names)
@@ -87,7 +86,7 @@ def setting_notes(arms: Arms) -> list[str]:
 
 def _settings(run: MeasuredRun) -> Iterator[tuple[str, str, str]]:
     """(task, setting, value) of everything recorded that shapes a CoT."""
-    cap = run.run.config.get("max_cot_tokens")
+    cap = run.config.get("max_cot_tokens")
     for task, mode in run.cells:
         if cap is not None:
             yield task, "max_cot_tokens", str(cap)
@@ -108,7 +107,7 @@ def _who_has_what(by_value: Mapping[str, Sequence[tuple[str, str]]]) -> str:
 
 def rules_of_run(run: MeasuredRun) -> str:
     """Name and version of the rules that judged a run."""
-    scorer = run.run.record.get("scorer") or {}
+    scorer = run.info.get("scorer") or {}
     return str(scorer.get("rules") or BEFORE_NAMES)
 
 
@@ -117,7 +116,7 @@ def rules_notes(arms: Arms) -> list[str]:
     by_rules: dict[str, list[str]] = {}
     for run in arms.runs:
         if run.cells:
-            by_rules.setdefault(rules_of_run(run), []).append(run.run.folder.name)
+            by_rules.setdefault(rules_of_run(run), []).append(run.path.name)
     if len(by_rules) < 2:
         return []
     who = ", ".join(f"{' and '.join(names)} by {rules}" for rules, names in by_rules.items())

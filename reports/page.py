@@ -18,10 +18,10 @@ from typing import Any
 from markupsafe import Markup
 
 from softeval.errors import UserError
-from softeval.reports.arms import Arm, Arms, measure
 from softeval.reports.escaping import visible
 from softeval.reports.layout import Part, Section
 from softeval.reports.material import PROBLEMS, Material, ReportOptions
+from softeval.reports.measured.arms import Arm, Arms, measure
 from softeval.reports.sections import SECTIONS
 from softeval.reports.sections.samples import SCRIPT
 from softeval.reports.sections.training import is_training
@@ -63,11 +63,11 @@ def split_label(text: str) -> tuple[str | None, str]:
 
 
 def _header(arms: Arms, options: ReportOptions, folders: Sequence[str | Path]) -> dict[str, Any]:
-    runs = [run.run for run in arms.runs]
+    runs = arms.runs
     unfinished = sum(not run.complete for run in runs)
     tasks = list(dict.fromkeys(task for run in runs for task in run.datasets()))
-    versions = [str((run.record.get("versions") or {}).get("softeval", "")) for run in runs]
-    dates = sorted(str(run.record.get("started") or "?")[:10] for run in runs)
+    versions = [str((run.info.get("versions") or {}).get("softeval", "")) for run in runs]
+    dates = sorted(str(run.info.get("started") or "?")[:10] for run in runs)
     several = "s" if len(runs) != 1 else ""
     done = f"{len(runs) - unfinished} of {len(runs)} runs complete"
     return {

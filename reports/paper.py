@@ -15,8 +15,8 @@ from functools import cache
 from importlib.resources import files
 
 from softeval.modes import MODES
-from softeval.reports.arms import BASE, Arm, MeasuredRun
-from softeval.reports.cells import Key
+from softeval.reports.measured.arms import BASE, Arm, MeasuredRun
+from softeval.reports.measured.cells import Key
 from softeval.runs.config import DEFAULT_MAX_COT_TOKENS
 
 
@@ -70,19 +70,19 @@ def paper_out_of_domain(arm: Arm, task: str, metric: str) -> Reference | None:
 
 def _decoded_as_in_paper(run: MeasuredRun, key: Key) -> bool:
     """The mode's own options, and the same cap on the CoT."""
-    used, own = run.run.modes.get(key[1]), MODES.get(key[1])
+    used, own = run.modes.get(key[1]), MODES.get(key[1])
     return (
         used is not None
         and own is not None
         and own.options.items() <= used.options.items()
-        and run.run.config.get("max_cot_tokens") == DEFAULT_MAX_COT_TOKENS
+        and run.config.get("max_cot_tokens") == DEFAULT_MAX_COT_TOKENS
     )
 
 
 def _is_whole(run: MeasuredRun, task: str, answered: int) -> bool:
     """Every question of the benchmark was answered, in the plain prompt."""
     rows = run.questions(task)
-    return rows is not None and answered >= rows and not run.run.config.get("apply_chat_template")
+    return rows is not None and answered >= rows and not run.config.get("apply_chat_template")
 
 
 def paper_model(name: str) -> str:

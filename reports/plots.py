@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softeval.errors import UserError
-from softeval.reports.arms import Arms, measure
 from softeval.reports.contrasts import find_comparisons
 from softeval.reports.differences import find_differences
+from softeval.reports.measured.arms import Arms, measure
 from softeval.reports.sections.comparisons import draw_forest
 from softeval.reports.sections.curves import draw_curves, find_curves
 from softeval.reports.sections.entropy import VIEWS, draw_entropy, find_entropy

@@ -5,14 +5,14 @@ Reads what `softeval run` wrote; nothing here loads a model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softeval.errors import UserError
-from softeval.modes import recorded_modes
+from softeval.reports.measured.recorded import RecordedRun
 from softeval.runs import rundir
 
 if TYPE_CHECKING:
@@ -27,22 +27,14 @@ NLL_PER_TOKEN = "nll_per_token"
 SCORE_COLUMNS = ["task", "mode", "metric", "k", "n", "questions", "value", "low", "high"]
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, repr=False)
+class Run(RecordedRun):
     """One run directory.
 
     Attributes:
         path: the directory.
         info: content of its run.json.
     """
-
-    path: Path
-    info: Mapping[str, Any]
-
-    @property
-    def complete(self) -> bool:
-        """Whether every sample that was asked for is there."""
-        return self.info.get("status") == rundir.COMPLETE
 
     def samples(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """One row a generation (`records.samples_schema`), sorted by task, mode, doc_id, sample."""
@@ -80,7 +72,7 @@ class Run:
         """
         import pandas as pd
 
-        wanted = sorted(ks if ks is not None else self.info["config"].get("pass_at") or [1])
+        wanted = sorted(ks if ks is not None else self.config.get("pass_at") or [1])
         rows = [*self._success_rows(wanted), *self._likelihood_rows()]
         return pd.DataFrame(rows, columns=SCORE_COLUMNS)
 
@@ -152,15 +144,14 @@ class Run:
 
         samples = self.samples(["task", "mode", "doc_id", "correct"])
         counts = samples.groupby(["task", "mode", "doc_id"])["correct"].agg(["size", "sum"])
-        modes = recorded_modes(self.info)
-        place = {mode: index for index, mode in enumerate(modes)}
+        place = {mode: index for index, mode in enumerate(self.modes)}
         cells: list[tuple[str, str]] = sorted(
             counts.index.droplevel("doc_id").unique(),
             key=lambda cell: (cell[0], place.get(cell[1], len(place)), cell[1]),
         )
         for task, mode in cells:
             cell = counts.loc[(task, mode)]
-            greedy = bool(modes[mode]["is_greedy"]) if mode in modes else False
+            greedy = self.mode(mode).is_greedy
             n_M, c_M = cell["size"].to_numpy(), cell["sum"].to_numpy()
             found = summarise_samples(n_M, c_M, [1] if greedy else ks)
             metric = GREEDY_PASS if greedy else SAMPLED_PASS
@@ -180,11 +171,9 @@ class Run:
                 yield (task, "", metric, 1, 1, len(cell), found.mean, found.low, found.high)
 
     def __repr__(self) -> str:
-        config = self.info.get("config", {})
-        return (
-            f"Run({str(self.path)!r}, {self.info.get('status')}, model={config.get('model')!r},"
-            f" tasks={','.join(config.get('tasks', []))})"
-        )
+        status, model = self.info.get("status"), self.config.get("model")
+        tasks = ",".join(self.config.get("tasks", []))
+        return f"Run({str(self.path)!r}, {status}, model={model!r}, tasks={tasks})"
 
     def _repr_html_(self) -> str:
         try:

@@ -29,6 +29,7 @@ FLOORS = (
     {"lmeval"},
     {"tasks"},
     {"runs"},
+    {"reports.measured"},
     {"trainers", "reports.sections", "reports"},
     {"api"},
     {"cli"},

@@ -17,7 +17,7 @@ from synthetic import make_generation, write_run
 from softeval.api import load_run
 from softeval.errors import UserError
 from softeval.records import SampleKey
-from softeval.reports.recorded import open_run
+from softeval.reports.measured.recorded import open_run
 from softeval.runs.journal import Journal
 from softeval.runs.parquet_files import sequences
 from softeval.runs.rescore import rescore

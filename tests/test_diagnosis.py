@@ -14,8 +14,8 @@ from tiny import tiny_tokenizer
 from softeval.api import evaluate
 from softeval.errors import UserError
 from softeval.model.language_model import BUNDLED_CHECKPOINT, load_model
-from softeval.reports.kl import read_drift
-from softeval.reports.recorded import open_run
+from softeval.reports.measured.kl import read_kl
+from softeval.reports.measured.recorded import open_run
 from softeval.runs import rundir
 from softeval.runs.diagnose import diagnose
 from softeval.tasks.catalogue import find_benchmarks
@@ -121,7 +121,7 @@ def test_a_later_diagnosis_keeps_the_other_prefix_sets(run):
     assert len(set(after.query("prefix_set == 'base'")["doc_id"].tolist())) == 1
     record = json.loads((run.path / "run.json").read_text())
     assert record["diagnose"]["sets"] == ["own", "base"]
-    assert read_drift(open_run(run.path))
+    assert read_kl(open_run(run.path))
     with pytest.raises(UserError, match="nothing to replay for --sets gold"):
         diagnose(run.path, BUNDLED_CHECKPOINT, sets=["gold"], device="cpu")
     assert pd.read_parquet(run.path / "kl.parquet").equals(after)

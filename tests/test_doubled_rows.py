@@ -8,8 +8,8 @@ from synthetic import write_run
 import softeval
 from softeval.cli.main import run
 from softeval.errors import UserError
-from softeval.reports.arms import measure
 from softeval.reports.compare import compare_runs
+from softeval.reports.measured.arms import measure
 
 
 @pytest.fixture

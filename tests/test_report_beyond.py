@@ -9,7 +9,7 @@ import pytest
 from report_runs import write_family
 
 from softeval.errors import UserError
-from softeval.reports.arms import measure
+from softeval.reports.measured.arms import measure
 from softeval.reports.page import ReportOptions, build_report
 from softeval.reports.sections.beyond import MODELS, Continuation, find_beyond, meeting
 from softeval.statistics import pass_at_k

@@ -13,8 +13,9 @@ from report_runs import keep_documents, write_checkpoint, write_family, write_tr
 
 from softeval.api import load_run
 from softeval.errors import UserError
-from softeval.reports.cells import read_cells
 from softeval.reports.compare import compare_runs, comparison_frame
+from softeval.reports.measured.cells import read_cells
+from softeval.reports.measured.recorded import open_run
 from softeval.reports.notebook import write_notebook
 from softeval.reports.plots import (
     plot_comparisons,
@@ -24,7 +25,6 @@ from softeval.reports.plots import (
     plot_pass_at_k,
     plot_training,
 )
-from softeval.reports.recorded import open_run
 from softeval.reports.sections.training import is_training, read_training
 from softeval.statistics import pass_at_k
 from softeval.statistics.paired import mcnemar

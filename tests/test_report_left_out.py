@@ -13,8 +13,8 @@ import typer
 from report_runs import write_checkpoint, write_training
 from typer.testing import CliRunner
 
-from softeval.reports.arms import measure
 from softeval.reports.left_out import SectionFailed
+from softeval.reports.measured.arms import measure
 from softeval.reports.page import build_report
 from softeval.reports.sections import curves
 from softeval.reports.sections.entropy import entropy_block, find_entropy

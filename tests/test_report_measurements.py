@@ -13,13 +13,13 @@ from report_runs import keep_documents, write_checkpoint, write_family, write_kl
 
 from softeval.api import load_run
 from softeval.errors import UserError
-from softeval.reports.arms import measure
-from softeval.reports.cells import read_cells
-from softeval.reports.chunks import read_chunks
-from softeval.reports.kl import read_drift
+from softeval.reports.measured.arms import measure
+from softeval.reports.measured.cells import read_cells
+from softeval.reports.measured.chunks import read_chunks
+from softeval.reports.measured.kl import read_kl
+from softeval.reports.measured.positions import LengthGroups, read_positions
+from softeval.reports.measured.recorded import open_run
 from softeval.reports.notes import notes
-from softeval.reports.positions import LengthGroups, read_positions
-from softeval.reports.recorded import open_run
 from softeval.reports.sections.validity import find_validity
 from softeval.runs import rundir
 from softeval.statistics.profiles import position_profile
@@ -157,14 +157,14 @@ def test_kl_by_sequence_and_position(folder):
     table = pq.read_table(folder / "kl.parquet").to_pandas().explode(["forward", "reverse"])
     table = table.astype({"forward": float, "reverse": float})
     table["position"] = table.groupby(["task", "prefix_set", "doc_id"]).cumcount()
-    for (task, mode, prefix_set), drift in read_drift(open_run(folder)).items():
+    for (task, mode, prefix_set), kl in read_kl(open_run(folder)).items():
         mine = table[(table["task"] == task) & (table["prefix_set"] == prefix_set)]
         assert mode == "hard_sample"
         for direction in ("forward", "reverse"):
             by_sequence = mine.groupby("doc_id")[direction]
-            np.testing.assert_allclose(drift.per_token[direction], by_sequence.mean(), rtol=1e-5)
-            np.testing.assert_allclose(drift.per_sequence[direction], by_sequence.sum(), rtol=1e-5)
-            assert drift.sum_MT[direction][2, 3] == pytest.approx(
+            np.testing.assert_allclose(kl.per_token[direction], by_sequence.mean(), rtol=1e-5)
+            np.testing.assert_allclose(kl.per_sequence[direction], by_sequence.sum(), rtol=1e-5)
+            assert kl.sum_MT[direction][2, 3] == pytest.approx(
                 mine[(mine["doc_id"] == 2) & (mine["position"] == 3)][direction].sum(), rel=1e-5
             )
 
@@ -302,6 +302,6 @@ def _copy(folder, target):
 
 def test_kl_is_read_only_where_it_was_measured(tmp_path):
     folder = write_checkpoint(tmp_path / "a", questions=4, samples=2, positions=8)
-    assert read_drift(open_run(folder)) == {}
+    assert read_kl(open_run(folder)) == {}
     write_kl(folder, "soft", ("arithmetic",), 4)
-    assert {key[2] for key in read_drift(open_run(folder))} == {"base", "own"}
+    assert {key[2] for key in read_kl(open_run(folder))} == {"base", "own"}

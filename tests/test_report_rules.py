@@ -10,9 +10,9 @@ import pytest
 from report_runs import write_checkpoint
 
 from softeval import load_run
-from softeval.reports.arms import measure
 from softeval.reports.compare import compare_runs
 from softeval.reports.contrasts import find_comparisons
+from softeval.reports.measured.arms import measure
 from softeval.reports.notes import rules_notes
 from softeval.reports.page import build_report
 from softeval.reports.sections.validity import other_rules_text

@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_runs import keep_documents, write_checkpoint, write_family
 
-from softeval.reports.arms import Arm, measure
 from softeval.reports.contrasts import find_comparisons
 from softeval.reports.differences import find_differences
 from softeval.reports.escaping import clip, script_json, visible
+from softeval.reports.measured.arms import Arm, measure
+from softeval.reports.measured.scores import arm_score, curve_ks
 from softeval.reports.paper import paper_model, paper_out_of_domain, paper_pass_at_k
-from softeval.reports.scores import arm_score, curve_ks
 from softeval.reports.sections.comparisons import comparison_table
 from softeval.reports.sections.curves import curve_block, find_curves
 from softeval.reports.sections.entropy import EntropySummary, entropy_tables
@@ -170,7 +170,7 @@ def _told_of(arms, order, a_ks, b_ks, **changes) -> str:
 
 
 def test_a_crossing_names_who_is_ahead_on_which_side(arms):
-    changes = Crossing(3, 8, 1, 0.2, 2.0, 5.0, np.array([3]), np.array([0.8]), (5, 7))
+    changes = Crossing(3, 8, 1, 0.2, 2.0, 5.0, (5, 7))
     told = _told_of(arms, "cross", (1, 2), (8,), crossing=changes)
     assert "hard is ahead at k = 1 and 2, base at k = 8" in told
     assert "first changes sign at k = 3 and again at k = 5 and 7, 95 % of such" in told
@@ -179,7 +179,7 @@ def test_a_crossing_names_who_is_ahead_on_which_side(arms):
 
 
 def test_a_sign_change_alone_is_neither_a_lead_nor_a_crossing(arms):
-    changes = Crossing(3, 8, 1, 0.2, 2.0, 5.0, np.array([3]), np.array([0.8]))
+    changes = Crossing(3, 8, 1, 0.2, 2.0, 5.0)
     told = _told_of(arms, "undecided", (), (), crossing=changes)
     assert "hard cannot be told apart from that of base up to k = 8" in told
     assert "lead" not in told and "cross" not in told
@@ -216,7 +216,7 @@ def test_holm_is_blamed_only_where_it_made_the_difference(arms, raw, blamed):
 
 def test_labels_keep_their_order_and_their_endings(arms):
     """A label may end like a mode; the first label is what the others are measured against."""
-    folders = [arm.checkpoints[0].runs[0].run.folder for arm in arms.arms]
+    folders = [arm.checkpoints[0].runs[0].path for arm in arms.arms]
     labels = ("zeta", "mid_sample", "alpha")
     named = measure(list(zip(labels, folders, strict=False)), positions=False)
     assert [arm.method for arm in named.arms] == list(labels)
@@ -257,7 +257,7 @@ def test_a_declared_contrast_takes_either_spelling_of_a_mode(arms, mode):
 
 
 def test_without_comparisons_the_scores_are_told(arms):
-    base = measure([(None, arms.runs[0].run.folder)], positions=False)
+    base = measure([(None, arms.runs[0].path)], positions=False)
     told = verdict_sentences(base, [], [], 0.02)
     assert told[0].text.startswith("base solves") and "greedy pass@1" in told[0].text
     assert told[0].text.endswith("(30 questions).")

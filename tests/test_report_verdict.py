@@ -9,9 +9,9 @@ import pytest
 from report_runs import write_counts
 
 from softeval.errors import UserError
-from softeval.reports.arms import measure
 from softeval.reports.contrasts import declaration_notes, find_comparisons
 from softeval.reports.differences import find_differences
+from softeval.reports.measured.arms import measure
 from softeval.reports.sections.comparisons import comparison_table
 from softeval.reports.sections.results import main_tables
 from softeval.reports.sections.verdict import verdict_sentences

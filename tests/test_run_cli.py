@@ -594,8 +594,8 @@ def _prompt_ids(run: Run) -> list[list[int]]:
 def test_primary_contrasts_are_declared_once_and_outside_the_identity(
     softeval: Callable[..., Ended],
 ) -> None:
-    from softeval.reports.arms import measure
     from softeval.reports.contrasts import find_comparisons
+    from softeval.reports.measured.arms import measure
 
     declared = "soft_sample:hard_sample@2"
     more = ("--modes", "soft_sample,hard_sample", "-o", "declared")
@@ -616,7 +616,7 @@ def test_primary_contrasts_are_declared_once_and_outside_the_identity(
 def test_the_report_of_an_interrupted_run_says_how_to_go_on(
     softeval: Callable[..., Ended], finished: Run, tmp_path: Path
 ) -> None:
-    from softeval.reports.arms import measure
+    from softeval.reports.measured.arms import measure
     from softeval.reports.notes import notes
 
     folder = tmp_path / "stopped"

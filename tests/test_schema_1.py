@@ -15,8 +15,8 @@ from schema_1 import as_schema_1
 from softeval.api import Run, load_run
 from softeval.errors import UserError
 from softeval.records import SampleKey
-from softeval.reports.arms import measure
 from softeval.reports.compare import compare_runs, comparison_frame
+from softeval.reports.measured.arms import measure
 from softeval.reports.page import build_report
 from softeval.runs.diagnose import recorded_shadows
 from softeval.runs.kl_file import Measured, write_kl
@@ -58,8 +58,8 @@ def test_the_measures_of_a_report_are_the_same(now: Path, before: Path) -> None:
     for key, sums in new.positions.items():
         for name in ("sum_MGT", "count_MGT", "progress_MB", "end_ME", "mean_R", "max_R"):
             np.testing.assert_allclose(getattr(old.positions[key], name), getattr(sums, name))
-    for key, drift in new.drift.items():
-        np.testing.assert_array_equal(old.drift[key].sum_MT["forward"], drift.sum_MT["forward"])
+    for key, kl in new.kl.items():
+        np.testing.assert_array_equal(old.kl[key].sum_MT["forward"], kl.sum_MT["forward"])
 
 
 def test_compare_and_score_take_either(now: Path, before: Path) -> None:
@@ -102,12 +102,12 @@ def test_a_later_diagnosis_keeps_the_prefix_sets_of_an_old_file(
     half = np.full(3, 0.5)
     measured = Measured("own", "hard_sample", SampleKey("arithmetic", 0, 0), PositionKL(half, half))
     write_kl(folder, [measured], keep=["base"])
-    drift = measure([(None, folder)]).arms[0].checkpoints[0].drift
-    same = measure([(None, before)]).arms[0].checkpoints[0].drift
-    for key, found in drift.items():
+    kl = measure([(None, folder)]).arms[0].checkpoints[0].kl
+    same = measure([(None, before)]).arms[0].checkpoints[0].kl
+    for key, found in kl.items():
         wanted = same[key].sum_MT["forward"] if key[2] == "base" else half[None]
         np.testing.assert_array_equal(found.sum_MT["forward"], wanted)
-    assert {key[2] for key in drift} == {"own", "base"}
+    assert {key[2] for key in kl} == {"own", "base"}
 
 
 @pytest.mark.parametrize("swap", [(5, 6), (0, 1)])

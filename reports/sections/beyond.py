@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from softeval.errors import UserError
-from softeval.reports.arms import Arm, Arms
-from softeval.reports.cells import Key
 from softeval.reports.drawing import (
     MUTED,
     Look,
@@ -29,8 +27,10 @@ from softeval.reports.drawing import (
 )
 from softeval.reports.layout import Heading, Part, figure_block
 from softeval.reports.material import Material
-from softeval.reports.recorded import RecordedMode
-from softeval.reports.scores import Floats, Ints, complete_curve, curve_ks, usual_n
+from softeval.reports.measured.arms import Arm, Arms
+from softeval.reports.measured.cells import Key
+from softeval.reports.measured.recorded import RecordedMode
+from softeval.reports.measured.scores import Floats, Ints, complete_curve, curve_ks, usual_n
 from softeval.reports.tables import points
 from softeval.statistics.extrapolation import FARTHEST, OUTSIDE, Extrapolation, extrapolate
 

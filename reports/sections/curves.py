@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from markupsafe import Markup
 
-from softeval.reports.arms import Arm, Arms
 from softeval.reports.contrasts import mode_arms
 from softeval.reports.differences import REPLICATES, CurveDifference
 from softeval.reports.drawing import (
@@ -41,8 +40,9 @@ from softeval.reports.layout import (
     figure_block,
 )
 from softeval.reports.material import Material
-from softeval.reports.recorded import RecordedMode
-from softeval.reports.scores import ArmScore, arm_score, complete_curve, curve_ks, usual_n
+from softeval.reports.measured.arms import Arm, Arms
+from softeval.reports.measured.recorded import RecordedMode
+from softeval.reports.measured.scores import ArmScore, arm_score, complete_curve, curve_ks, usual_n
 from softeval.reports.sections.beyond import Lane, beyond_parts, lanes
 from softeval.reports.tables import Table, TableCell, on_questions, points, simple_table
 from softeval.statistics.curves import Band, curve_band

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from softeval.reports.arms import Arm, Arms
-from softeval.reports.cells import Key
 from softeval.reports.drawing import (
     MUTED,
     Look,
@@ -38,8 +36,10 @@ from softeval.reports.layout import (
 )
 from softeval.reports.left_out import NothingToShow
 from softeval.reports.material import Material
-from softeval.reports.positions import END_POSITIONS, PROGRESS_BINS, EntropySums
-from softeval.reports.recorded import RecordedMode
+from softeval.reports.measured.arms import Arm, Arms
+from softeval.reports.measured.cells import Key
+from softeval.reports.measured.positions import END_POSITIONS, PROGRESS_BINS, EntropySums
+from softeval.reports.measured.recorded import RecordedMode
 from softeval.reports.tables import (
     Table,
     TableCell,

@@ -15,7 +15,6 @@ import numpy as np
 from markupsafe import Markup
 
 from softeval.records import PREFIX_SETS
-from softeval.reports.arms import Arm, Arms
 from softeval.reports.drawing import (
     MUTED,
     Looks,
@@ -28,11 +27,12 @@ from softeval.reports.drawing import (
     styled,
     vertical_grid,
 )
-from softeval.reports.kl import DIRECTIONS, Drift, DriftKey, noise_floor
 from softeval.reports.layout import Heading, Paragraph, Part, Section, figure_block
 from softeval.reports.left_out import NothingToShow
 from softeval.reports.material import Material
-from softeval.reports.recorded import mode_order
+from softeval.reports.measured.arms import Arm, Arms
+from softeval.reports.measured.kl import DIRECTIONS, KLKey, KLSums, noise_floor
+from softeval.reports.measured.recorded import mode_order
 from softeval.reports.sections.entropy import bin_width
 from softeval.reports.tables import Table, TableCell, number
 from softeval.statistics.crossed import crossed_mean
@@ -75,7 +75,7 @@ class KLScore:
     """
 
     name: str
-    key: DriftKey
+    key: KLKey
     direction: str
     per_token: Interval
     per_sequence: Interval
@@ -100,7 +100,7 @@ class KLScore:
 
 def find_kl(arms: Arms) -> list[KLScore]:
     """One entry an arm, task, mode, prefix set and direction; empty without `diagnose`."""
-    keys = {key for arm in arms.arms for c in arm.checkpoints for key in c.drift}
+    keys = {key for arm in arms.arms for c in arm.checkpoints for key in c.kl}
     modes = {name: {mode for _, mode, held in keys if held == name} for _, _, name in keys}
     return [
         score
@@ -111,27 +111,27 @@ def find_kl(arms: Arms) -> list[KLScore]:
     ]
 
 
-def _order(arms: Arms, key: DriftKey) -> tuple[Any, ...]:
+def _order(arms: Arms, key: KLKey) -> tuple[Any, ...]:
     task, mode, prefix_set = key
     rank = PREFIX_SETS.index(prefix_set) if prefix_set in PREFIX_SETS else len(PREFIX_SETS)
     return task, rank, *mode_order(arms.mode(mode))
 
 
 def _scores(
-    arms: Arms, arm: Arm, key: DriftKey, direction: str, several_modes: bool
+    arms: Arms, arm: Arm, key: KLKey, direction: str, several_modes: bool
 ) -> Iterator[KLScore]:
     """One score; none where it was not measured, or where no problem was measured for every seed."""
-    drifts = [c.drift[key] for c in arm.checkpoints if key in c.drift]
-    if not drifts or not reduce(np.intersect1d, [drift.doc_M for drift in drifts]).size:
+    found = [c.kl[key] for c in arm.checkpoints if key in c.kl]
+    if not found or not reduce(np.intersect1d, [sums.doc_M for sums in found]).size:
         return
-    doc_M = np.unique(np.concatenate([drift.doc_M for drift in drifts]))
+    doc_M = np.unique(np.concatenate([sums.doc_M for sums in found]))
     token_SM, sequence_SM = (
-        np.stack([_placed(drift.doc_M, values[direction], doc_M) for drift, values in rows])
-        for rows in ([(d, d.per_token) for d in drifts], [(d, d.per_sequence) for d in drifts])
+        np.stack([_placed(sums.doc_M, values[direction], doc_M) for sums, values in rows])
+        for rows in ([(d, d.per_token) for d in found], [(d, d.per_sequence) for d in found])
     )
     if not np.isfinite(token_SM).all(axis=0).any():
         raise NothingToShow(f"the KL of {arms.name(arm)} on {key[0]} is not finite")
-    floors = (noise_floor(run.run) for c in arm.checkpoints for run in c.runs)
+    floors = (noise_floor(run) for c in arm.checkpoints for run in c.runs)
     yield KLScore(
         name=arms.name(arm),
         key=key,
@@ -139,8 +139,8 @@ def _scores(
         per_token=crossed_mean(token_SM, bounded=False).interval,
         per_sequence=crossed_mean(sequence_SM, bounded=False).interval,
         floor=_highest(floors),
-        sequences=sum(drift.sequences for drift in drifts),
-        profile=_profile(drifts, doc_M, direction),
+        sequences=sum(sums.sequences for sums in found),
+        profile=_profile(found, doc_M, direction),
         several_modes=several_modes,
     )
 
@@ -156,16 +156,16 @@ def _placed(mine_M: np.ndarray, value_M: np.ndarray, doc_M: np.ndarray) -> np.nd
     return placed_M
 
 
-def _profile(drifts: Sequence[Drift], doc_M: np.ndarray, direction: str) -> Profile:
-    longest = max(drift.count_MT.shape[1] for drift in drifts)
+def _profile(found: Sequence[KLSums], doc_M: np.ndarray, direction: str) -> Profile:
+    longest = max(sums.count_MT.shape[1] for sums in found)
     laid_out = []
-    for drift in drifts:
-        rows, length = np.searchsorted(doc_M, drift.doc_M), drift.count_MT.shape[1]
+    for sums in found:
+        rows, length = np.searchsorted(doc_M, sums.doc_M), sums.count_MT.shape[1]
         total, count = np.zeros((len(doc_M), longest)), np.zeros((len(doc_M), longest), np.int64)
-        total[rows, :length] = drift.sum_MT[direction]
-        count[rows, :length] = drift.count_MT
-        sums = PositionSums(total, count, count[:, 0], drift.sequences, length=longest)
-        laid_out.append(sums.binned(bin_width(longest)))
+        total[rows, :length] = sums.sum_MT[direction]
+        count[rows, :length] = sums.count_MT
+        whole = PositionSums(total, count, count[:, 0], sums.sequences, length=longest)
+        laid_out.append(whole.binned(bin_width(longest)))
     return position_profile(laid_out)
 
 

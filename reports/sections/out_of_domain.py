@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from softeval.reports.arms import Arm, Arms, Checkpoint
 from softeval.reports.drawing import (
     dots,
     legend,
@@ -22,6 +21,7 @@ from softeval.reports.drawing import (
 from softeval.reports.layout import Part, Section, figure_block
 from softeval.reports.left_out import NothingToShow
 from softeval.reports.material import Material
+from softeval.reports.measured.arms import Arm, Arms, Checkpoint
 from softeval.reports.paper import paper_out_of_domain
 from softeval.reports.tables import Table, TableCell, nats, not_negative, number, points
 from softeval.statistics.contrast import Contrast, compare_methods

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from softeval.reports.arms import Arms
 from softeval.reports.escaping import clip, script_json, visible
-from softeval.reports.recorded import REFERENCE, RecordedMode
-from softeval.reports.sample_texts import SampleText
+from softeval.reports.measured.arms import Arms
+from softeval.reports.measured.recorded import REFERENCE, RecordedMode
+from softeval.reports.sections.sample_texts import SampleText
 from softeval.reports.sections.selection import ChosenProblem, Source
 
 SCALE = 12.0

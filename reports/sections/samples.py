@@ -9,8 +9,8 @@ from markupsafe import Markup
 from softeval.reports.escaping import script_json
 from softeval.reports.layout import Own, Paragraph, Part, Section
 from softeval.reports.material import Material
-from softeval.reports.sample_texts import read_prompts, read_samples
 from softeval.reports.sections.packing import pack
+from softeval.reports.sections.sample_texts import read_prompts, read_samples
 from softeval.reports.sections.selection import choose_problems, choose_samples, sources
 
 SCRIPT = (files("softeval.reports") / "static" / "browser.js").read_text(encoding="utf-8")

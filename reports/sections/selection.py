@@ -12,9 +12,9 @@ from itertools import chain, zip_longest
 
 import numpy as np
 
-from softeval.reports.arms import Arms, Checkpoint
-from softeval.reports.cells import Cell, Key
 from softeval.reports.material import PROBLEMS
+from softeval.reports.measured.arms import Arms, Checkpoint
+from softeval.reports.measured.cells import Cell, Key
 
 SHARES = {"discordant": 0.5, "high entropy": 0.25, "random": 0.25}
 SAMPLED_PER_CELL = 2

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softeval.errors import UserError
-from softeval.reports.arms import METHODS
 from softeval.reports.drawing import Look, legend, looks, new_figure, percent_axis, styled
 from softeval.reports.layout import Part, Section, figure_block
 from softeval.reports.material import Material
+from softeval.reports.measured.arms import METHODS
 from softeval.reports.tables import points, simple_table
 
 if TYPE_CHECKING:

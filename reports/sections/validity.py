@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from softeval.reports.arms import Arm, Arms, Checkpoint, MeasuredRun
-from softeval.reports.cells import Cell, Key
 from softeval.reports.contrasts import Comparison, find_comparisons
 from softeval.reports.layout import QUIET, Details, Heading, Own, Paragraph, Part, Section
 from softeval.reports.material import Material
+from softeval.reports.measured.arms import Arm, Arms, Checkpoint, MeasuredRun
+from softeval.reports.measured.cells import Cell, Key
 from softeval.reports.notes import AMBER, rules_of_run
 from softeval.reports.tables import Table, TableCell, points
 from softeval.scoring.judge import Rules, rules_name
@@ -112,9 +112,7 @@ def _missing(checkpoint: Checkpoint, cell: Cell) -> int:
     for run in checkpoint.runs:
         if (cell.task, cell.mode) in run.cells:
             asked = (
-                1
-                if cell.mode.is_greedy
-                else int(run.run.config.get("num_samples") or cell.n_M.max())
+                1 if cell.mode.is_greedy else int(run.config.get("num_samples") or cell.n_M.max())
             )
             questions = max(run.asked_questions(cell.task) or 0, len(cell.doc_M))
             return max(asked * questions - len(cell.doc_R), 0)
@@ -267,10 +265,10 @@ def _provenance(arms: Arms) -> Table:
     columns += ("started",)
     rows = []
     for run in arms.runs:
-        record, model = run.run.record, run.run.model
+        record, model = run.info, run.model
         scorer = record.get("scorer") or {}
         cells = (
-            run.run.folder.name,
+            run.path.name,
             str(record.get("status")),
             str(model.get("path")),
             str(model.get("weights_hash"))[:8],
@@ -304,7 +302,7 @@ def _precision(model: Mapping[str, Any]) -> str:
 
 def _training(run: MeasuredRun) -> str:
     """Method, data, seed and step, and how the checkpoint was chosen."""
-    training = run.run.training
+    training = run.training
     if not training:
         return "–"
     words = [f"{training.get('method')} on {training.get('dataset')}"]
@@ -318,7 +316,7 @@ def _training(run: MeasuredRun) -> str:
 
 def _data(arms: Arms) -> Table:
     """One row a task; all runs have the same data, or they would not stand in one report."""
-    sources = {task: source for run in arms.runs for task, source in run.run.datasets().items()}
+    sources = {task: source for run in arms.runs for task, source in run.datasets().items()}
     rows = tuple(
         tuple(map(TableCell, (task, *_source(source)))) for task, source in sources.items()
     )
@@ -337,10 +335,10 @@ def _source(source: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _run_record(run: MeasuredRun) -> dict[str, str]:
-    record = run.run.record
+    record = run.info
     shown = {name: record[name] for name in RECORD_PARTS if name in record}
     return {
-        "name": run.run.folder.name,
+        "name": run.path.name,
         "command": str(record.get("command")),
         "record": json.dumps(shown, indent=1, ensure_ascii=False, default=str),
     }

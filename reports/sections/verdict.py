@@ -14,13 +14,13 @@ from math import isnan
 
 import numpy as np
 
-from softeval.reports.arms import BASE, METHODS, Arms
 from softeval.reports.contrasts import Comparison, Side, declaration_notes
 from softeval.reports.differences import CurveDifference
 from softeval.reports.layout import Own, Section
 from softeval.reports.material import Material
+from softeval.reports.measured.arms import BASE, METHODS, Arms
+from softeval.reports.measured.scores import arm_score, headline_k
 from softeval.reports.notes import AMBER, notes, rules_notes
-from softeval.reports.scores import arm_score, headline_k
 from softeval.reports.tables import interval_text, margin_text, on_questions, points
 from softeval.statistics.contrast import (
     SCOPE_A_IS_FIXED,
@@ -298,7 +298,7 @@ def _truncated(side: Side, task: str) -> float:
 
 
 def _caps(side: Side, task: str) -> str:
-    caps = (str(run.run.config.get("max_cot_tokens", "?")) for run in side.runs(task))
+    caps = (str(run.config.get("max_cot_tokens", "?")) for run in side.runs(task))
     return " or ".join(dict.fromkeys(caps))
 
 

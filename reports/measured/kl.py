@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from softeval.reports.chunks import Chunk, read_chunks
-from softeval.reports.recorded import RecordedRun
+from softeval.reports.measured.chunks import Chunk, read_chunks
+from softeval.reports.measured.recorded import RecordedRun
 
 Floats = NDArray[np.float64]
-DriftKey = tuple[str, str, str]  # (task, mode, prefix set)
+KLKey = tuple[str, str, str]  # (task, mode, prefix set)
 
 DIRECTIONS = ("forward", "reverse")  # KL(base‖checkpoint), KL(checkpoint‖base)
 
 
 @dataclass(frozen=True, eq=False)
-class Drift:
+class KLSums:
     """KL of one checkpoint on one prefix set of one task and mode.
 
     Attributes:
@@ -47,7 +47,7 @@ class Drift:
     tokens: int
 
 
-def read_drift(run: RecordedRun) -> dict[DriftKey, Drift]:
+def read_kl(run: RecordedRun) -> dict[KLKey, KLSums]:
     """KL of each task, mode and prefix set; empty where `softeval diagnose` was not run.
 
     Raises:
@@ -55,22 +55,22 @@ def read_drift(run: RecordedRun) -> dict[DriftKey, Drift]:
     """
     if not run.has("kl"):
         return {}
-    parts: dict[DriftKey, list[Chunk]] = {}
+    parts: dict[KLKey, list[Chunk]] = {}
     for chunk in read_chunks(run, "kl", DIRECTIONS, cell=("task", "mode", "prefix_set")):
         task, mode, prefix_set = chunk.key
         parts.setdefault((task, mode, prefix_set), []).append(chunk)
-    return {key: _drift(chunks) for key, chunks in sorted(parts.items())}
+    return {key: _sums(chunks) for key, chunks in sorted(parts.items())}
 
 
 def noise_floor(run: RecordedRun) -> float | None:
     """KL(base‖base) at another batch size, nats per token; None where it was not measured."""
-    block: Any = run.record.get("diagnose") or {}
+    block: Any = run.info.get("diagnose") or {}
     floor = block.get("noise_floor")
     floor = floor.get("mean") if isinstance(floor, Mapping) else floor
     return None if floor is None else float(floor)
 
 
-def _drift(chunks: list[Chunk]) -> Drift:
+def _sums(chunks: list[Chunk]) -> KLSums:
     doc_R = np.concatenate([c.doc_R for c in chunks])
     length_R = np.concatenate([c.length_R for c in chunks])
     doc_M, problem_R = np.unique(doc_R, return_inverse=True)
@@ -84,7 +84,7 @@ def _drift(chunks: list[Chunk]) -> Drift:
     }
     total = {name: np.add.reduceat(value_N, start_R) for name, value_N in values.items()}
     sequences_M = np.bincount(problem_R)
-    return Drift(
+    return KLSums(
         doc_M=doc_M,
         per_token={
             name: np.bincount(problem_R, sum_R / length_R) / sequences_M

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from softeval.errors import UserError
-from softeval.reports.cells import Cell, Key, cell_order, read_cells
-from softeval.reports.kl import Drift, read_drift
-from softeval.reports.likelihoods import Likelihoods, read_likelihoods
-from softeval.reports.positions import EntropySums, choose_groups, read_positions
-from softeval.reports.recorded import RecordedMode, RecordedRun, mode_order, open_run
+from softeval.reports.measured.cells import Cell, Key, cell_order, read_cells
+from softeval.reports.measured.kl import KLSums, read_kl
+from softeval.reports.measured.likelihoods import Likelihoods, read_likelihoods
+from softeval.reports.measured.positions import EntropySums, choose_groups, read_positions
+from softeval.reports.measured.recorded import RecordedMode, RecordedRun, mode_order, open_run
 from softeval.runs.cells import question_count
 
 BASE = "base"
@@ -28,45 +28,43 @@ METHODS = (BASE, "hard", "fuzzy", "soft")  # in the order of the paper's tables
 
 
 @dataclass(frozen=True, eq=False)
-class MeasuredRun:
-    """One run directory with everything the report needs of it, reduced.
+class MeasuredRun(RecordedRun):
+    """A run directory with everything the report needs of it, reduced.
 
     Attributes:
-        run: the run directory.
         cells: samples by (task, mode).
         positions: entropy sums by (task, mode); empty where none were recorded.
         likelihoods: log-likelihood results by task.
-        drift: KL to the base model by (task, mode, prefix set); empty without `diagnose`.
+        kl: KL to the base model by (task, mode, prefix set); empty without `diagnose`.
         label: the arm's name where the user gave one.
     """
 
-    run: RecordedRun
     cells: Mapping[Key, Cell]
     positions: Mapping[Key, EntropySums]
     likelihoods: Mapping[str, Likelihoods]
-    drift: Mapping[tuple[str, str, str], Drift]
+    kl: Mapping[tuple[str, str, str], KLSums]
     label: str | None = None
 
     @property
     def identity(self) -> str:
         """What tells one checkpoint from another: its weights."""
-        model = self.run.model
-        return str(model.get("weights_hash") or model.get("path") or self.run.folder)
+        model = self.model
+        return str(model.get("weights_hash") or model.get("path") or self.path)
 
     @property
     def name(self) -> str:
         """Short name of the model: the last part of its path."""
-        return _last_part(self.run.model.get("path"))
+        return _last_part(self.model.get("path"))
 
     def questions(self, task: str) -> int | None:
         """Questions of a task in its data set; None where that was not recorded."""
-        rows = self.run.datasets().get(task, {}).get("rows")
+        rows = self.datasets().get(task, {}).get("rows")
         return None if rows is None else int(rows)
 
     def asked_questions(self, task: str) -> int | None:
         """Those of them that the run was to answer, by its limit."""
         rows = self.questions(task)
-        return None if rows is None else question_count(rows, self.run.config.get("limit"))
+        return None if rows is None else question_count(rows, self.config.get("limit"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,14 +101,14 @@ class Checkpoint:
         return {task: table for run in self.runs for task, table in run.likelihoods.items()}
 
     @cached_property
-    def drift(self) -> dict[tuple[str, str, str], Drift]:
+    def kl(self) -> dict[tuple[str, str, str], KLSums]:
         """KL to the base model of all runs by (task, mode, prefix set)."""
-        return {key: drift for run in self.runs for key, drift in run.drift.items()}
+        return {key: sums for run in self.runs for key, sums in run.kl.items()}
 
     @property
     def trained(self) -> bool:
         """Whether it is on record that softeval trained it; a label alone does not say so."""
-        return any(run.run.training for run in self.runs)
+        return any(run.training for run in self.runs)
 
     @property
     def name(self) -> str:
@@ -252,7 +250,7 @@ def measure(named: Sequence[tuple[str | None, str | Path]], positions: bool = Tr
         raise UserError("no run directory given; `softeval ls runs` lists them")
     opened = [(label, open_run(folder)) for label, folder in named]
     drafts = [
-        MeasuredRun(run, read_cells(run), {}, read_likelihoods(run), {}, label)
+        MeasuredRun(run.path, run.info, read_cells(run), {}, read_likelihoods(run), {}, label)
         for label, run in opened
     ]
     arms = _gather(drafts)
@@ -267,8 +265,8 @@ def measure(named: Sequence[tuple[str | None, str | Path]], positions: bool = Tr
         [
             replace(
                 draft,
-                positions=read_positions(draft.run, draft.cells, groups),
-                drift=read_drift(draft.run),
+                positions=read_positions(draft, draft.cells, groups),
+                kl=read_kl(draft),
             )
             for draft in drafts
         ]
@@ -293,7 +291,7 @@ def _gather(runs: Sequence[MeasuredRun]) -> Arms:
 def _checkpoint(runs: tuple[MeasuredRun, ...], labelled: bool) -> Checkpoint:
     _refuse_repeats(runs)
     first = runs[0]
-    training = first.run.training
+    training = first.training
     method = first.label or training.get("method") or BASE
     family = _last_part(training.get("base")) if training.get("base") else first.name
     dataset = training.get("dataset") if method != BASE else None
@@ -334,7 +332,7 @@ def _refuse_repeats(runs: Sequence[MeasuredRun]) -> None:
             if key in seen:
                 what = key if isinstance(key, str) else f"{key[0]} under {key[1]}"
                 raise UserError(
-                    f"{seen[key].run.folder} and {run.run.folder} both evaluate {what} with the"
+                    f"{seen[key].path} and {run.path} both evaluate {what} with the"
                     " same weights; give one of them (more samples: one run, larger --num-samples)"
                 )
             seen[key] = run
@@ -344,7 +342,7 @@ def _refuse_same_seed(arm: Arm) -> None:
     seeds = [c.train_seed for c in arm.checkpoints]
     for index, seed in enumerate(seeds):
         if index and (seed in seeds[:index] or None in seeds):
-            folders = ", ".join(str(c.runs[0].run.folder) for c in arm.checkpoints)
+            folders = ", ".join(str(c.runs[0].path) for c in arm.checkpoints)
             raise UserError(
                 f"{folders}: different weights but the same method and training seed;"
                 " name them apart, LABEL=RUN"
@@ -355,13 +353,13 @@ def _refuse_other_modes(arm: Arm) -> None:
     """Seeds that were evaluated at other temperatures or noise scales are not averaged."""
     seen: dict[str, tuple[MeasuredRun, Mapping[str, Any]]] = {}
     for run in (run for c in arm.checkpoints for run in c.runs):
-        for name, mode in run.run.modes.items():
+        for name, mode in run.modes.items():
             first, there = seen.setdefault(name, (run, mode.options))
             for knob in {**there, **mode.options}:
                 if there.get(knob) != mode.options.get(knob):
                     raise UserError(
-                        f"{first.run.folder} has {name} with {knob} {there.get(knob)},"
-                        f" {run.run.folder} with {mode.options.get(knob)}; name them apart, LABEL=RUN"
+                        f"{first.path} has {name} with {knob} {there.get(knob)},"
+                        f" {run.path} with {mode.options.get(knob)}; name them apart, LABEL=RUN"
                     )
 
 
@@ -373,12 +371,12 @@ def refuse_other_data(runs: Sequence[MeasuredRun]) -> None:
     """
     seen: dict[str, tuple[MeasuredRun, Mapping[str, Any]]] = {}
     for run in runs:
-        for task, source in run.run.datasets().items():
+        for task, source in run.datasets().items():
             first, there = seen.setdefault(task, (run, source))
             for name in ("sha256", "split"):
                 if there.get(name) != source.get(name):
                     raise UserError(
-                        f"{first.run.folder} and {run.run.folder} have different data for {task}:"
+                        f"{first.path} and {run.path} have different data for {task}:"
                         f" {name} {_brief(there.get(name))} and {_brief(source.get(name))};"
                         " report them apart"
                     )
@@ -393,7 +391,7 @@ def _refuse_other_labels(runs: Sequence[MeasuredRun]) -> None:
                 first, there = seen.setdefault((cell.task, doc), (run, target))
                 if there != target:
                     raise UserError(
-                        f"{first.run.folder} and {run.run.folder} have different labels for"
+                        f"{first.path} and {run.path} have different labels for"
                         f" {cell.task}, question {doc}: {_brief(there)} and {_brief(target)};"
                         " report them apart"
                     )

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softeval.errors import UserError
-from softeval.reports.cells import Cell, Key
-from softeval.reports.chunks import Chunk, read_chunks
-from softeval.reports.recorded import RecordedRun
+from softeval.reports.measured.cells import Cell, Key
+from softeval.reports.measured.chunks import Chunk, read_chunks
+from softeval.reports.measured.recorded import RecordedRun
 from softeval.statistics.positions import Align, PositionSums
 
 Floats = NDArray[np.float64]
@@ -196,7 +196,7 @@ def read_positions(
         row_R = _rows(cells[key], chunk) if key in cells else None
         if row_R is None:
             raise UserError(
-                f"{run.path('positions')} and samples.parquet hold different samples"
+                f"{run.table_path('positions')} and samples.parquet hold different samples"
                 f" (task {key[0]}, mode {key[1]}); run again with --overwrite"
             )
         _add(sums[key], row_R, chunk)

@@ -69,52 +69,51 @@ class RecordedRun:
     """One run directory.
 
     Attributes:
-        folder: where it lies.
-        record: content of run.json.
+        path: where it lies.
+        info: content of run.json.
     """
 
-    folder: Path
-    record: Mapping[str, Any]
+    path: Path
+    info: Mapping[str, Any]
 
     @property
     def complete(self) -> bool:
         """Whether every asked-for sample is there."""
-        return self.record.get("status") == COMPLETE
+        return self.info.get("status") == COMPLETE
 
     @property
     def training(self) -> Mapping[str, Any]:
         """How the checkpoint was trained; empty for a checkpoint that softeval did not train."""
-        return self.record.get("training") or {}
+        return self.info.get("training") or {}
 
     @property
     def model(self) -> Mapping[str, Any]:
         """Path, weights hash, dtype, device and size of the checkpoint."""
-        return self.record.get("model") or {}
+        return self.info.get("model") or {}
 
     @property
     def config(self) -> Mapping[str, Any]:
         """The resolved configuration."""
-        return self.record.get("config") or {}
+        return self.info.get("config") or {}
 
     def datasets(self) -> dict[str, Mapping[str, Any]]:
         """Where the questions of each task came from."""
-        return {d.get("task") or d["name"]: d for d in self.record.get("datasets") or ()}
+        return {d.get("task") or d["name"]: d for d in self.info.get("datasets") or ()}
 
     @cached_property
     def modes(self) -> dict[str, RecordedMode]:
         """The CoT modes by name."""
         return {
-            name: RecordedMode.of(name, entry)
-            for name, entry in recorded_modes(self.record).items()
+            name: RecordedMode.of(name, entry) for name, entry in recorded_modes(self.info).items()
         }
 
     def mode(self, name: str) -> RecordedMode:
         """A mode by name, also where the record does not list it."""
         return self.modes.get(name) or RecordedMode.of(name, {})
 
-    def path(self, table: str) -> Path:
+    def table_path(self, table: str) -> Path:
         """Where a table lies, or would lie."""
-        return self.folder / f"{table}.parquet"
+        return self.path / f"{table}.parquet"
 
     def has(self, table: str) -> bool:
         """Whether the table is there and holds at least one row.
@@ -122,11 +121,12 @@ class RecordedRun:
         Raises:
             UserError: the file is damaged.
         """
-        return self.path(table).is_file() and open_parquet(self.path(table)).metadata.num_rows > 0
+        path = self.table_path(table)
+        return path.is_file() and open_parquet(path).metadata.num_rows > 0
 
     def has_column(self, table: str, column: str) -> bool:
         """Whether the table holds a column; UserError where the file is damaged."""
-        return column in open_parquet(self.path(table)).schema_arrow.names
+        return column in open_parquet(self.table_path(table)).schema_arrow.names
 
     def batches(
         self, table: str, columns: Sequence[str], rows: int = BATCH_ROWS
@@ -136,7 +136,7 @@ class RecordedRun:
         Raises:
             UserError: the file is missing, damaged, or lacks a column.
         """
-        path = self.path(table)
+        path = self.table_path(table)
         parquet = open_parquet(path, columns)
         with damage_named(path):
             yield from parquet.iter_batches(batch_size=rows, columns=list(columns))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from softeval.reports.recorded import RecordedRun
+from softeval.reports.measured.recorded import RecordedRun
 from softeval.runs.parquet_files import sequences
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def read_chunks(
     Raises:
         UserError: the table is damaged.
     """
-    for group in sequences(run.path(table), (*cell, "doc_id", "sample"), values):
+    for group in sequences(run.table_path(table), (*cell, "doc_id", "sample"), values):
         code_RC = np.stack([_codes(group[name]) for name in cell], -1)
         changes = np.flatnonzero((code_RC[1:] != code_RC[:-1]).any(1)) + 1
         for first, last in zip([0, *changes], [*changes, len(code_RC)], strict=True):

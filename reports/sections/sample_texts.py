@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from softeval.reports.arms import MeasuredRun
-from softeval.reports.recorded import RecordedRun
+from softeval.reports.measured.arms import MeasuredRun
+from softeval.reports.measured.recorded import RecordedRun
 from softeval.reports.sections.selection import ChosenProblem, ChosenSample
 from softeval.runs.parquet_files import row_groups, sequences
 from softeval.runs.tables import mixtures_place
@@ -77,9 +77,9 @@ def read_prompts(
     wanted = {(problem.task, problem.doc_id) for problem in problems}
     found: dict[tuple[str, int], tuple[str, str]] = {}
     for run in runs:
-        if not run.run.path("prompts").is_file():
+        if not run.table_path("prompts").is_file():
             continue
-        for batch in run.run.batches("prompts", ("task", "doc_id", "prompt", "target")):
+        for batch in run.batches("prompts", ("task", "doc_id", "prompt", "target")):
             rows = zip(*(batch.column(i).to_pylist() for i in range(4)), strict=True)
             for task, doc_id, prompt, target in rows:
                 if (task, doc_id) in wanted:
@@ -89,12 +89,12 @@ def read_prompts(
 
 def _read_run(run: MeasuredRun, chosen: Sequence[ChosenSample]) -> list[SampleText]:
     keys = {_key(sample): sample for sample in chosen}
-    fields = _read_fields(run.run, keys)
+    fields = _read_fields(run, keys)
     texts = {key: SampleText(sample, fields[key]) for key, sample in keys.items()}
-    names = _token_texts(run.run)
-    _read_positions(run.run, texts, names)
-    _read_mixtures(run.run, texts, names)
-    _read_kl(run.run, texts)
+    names = _token_texts(run)
+    _read_positions(run, texts, names)
+    _read_mixtures(run, texts, names)
+    _read_kl(run, texts)
     return list(texts.values())
 
 
@@ -106,7 +106,7 @@ def _key(sample: ChosenSample) -> SampleKey:
 def _read_fields(
     run: RecordedRun, keys: Mapping[SampleKey, Any]
 ) -> dict[SampleKey, dict[str, Any]]:
-    groups = row_groups(run.path("samples"), (*KEY, *TEXTS), _docs(keys))
+    groups = row_groups(run.table_path("samples"), (*KEY, *TEXTS), _docs(keys))
     return {
         key: {name: value.as_py() for name, value in row.items()}
         for key, row in _matching(groups, keys)
@@ -138,7 +138,7 @@ def _lists(
 
 
 def _token_texts(run: RecordedRun) -> dict[int, str]:
-    if not run.path("tokens").is_file():
+    if not run.table_path("tokens").is_file():
         return {}
     texts: dict[int, str] = {}
     for batch in run.batches("tokens", ("token_id", "text")):
@@ -153,7 +153,7 @@ def _read_positions(
     if not run.has("positions"):
         return
     columns = ("entropy", "top1_prob", "shadow_id")
-    for key, lists in _lists(run.path("positions"), columns, texts):
+    for key, lists in _lists(run.table_path("positions"), columns, texts):
         texts[key].entropy_T, texts[key].top1_T = lists["entropy"], lists["top1_prob"]
         texts[key].tokens = [names.get(token, "\ufffd") for token in lists["shadow_id"].tolist()]
 
@@ -162,7 +162,7 @@ def _read_mixtures(
     run: RecordedRun, texts: Mapping[SampleKey, SampleText], names: Mapping[int, str]
 ) -> None:
     """Largest mixture entries of each position, where they were recorded."""
-    path, ids, probs = mixtures_place(run.folder)
+    path, ids, probs = mixtures_place(run.path)
     if not path.is_file():
         return
     for key, lists in _lists(path, (ids, probs), texts):
@@ -179,9 +179,9 @@ def _read_mixtures(
 
 def _read_kl(run: RecordedRun, texts: Mapping[SampleKey, SampleText]) -> None:
     """KL(base‖checkpoint) along the sample itself, where `softeval diagnose` replayed it."""
-    if not run.path("kl").is_file():
+    if not run.table_path("kl").is_file():
         return
-    for key, row in _lists(run.path("kl"), ["forward"], texts, more=["prefix_set"]):
+    for key, row in _lists(run.table_path("kl"), ["forward"], texts, more=["prefix_set"]):
         text, forward_T = texts[key], row["forward"]
         if row["prefix_set"] == "own" and len(forward_T) == len(text.tokens):
             text.kl_T = forward_T

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from softeval.reports.recorded import RecordedRun
+from softeval.reports.measured.recorded import RecordedRun
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from softeval.reports.recorded import RecordedMode, RecordedRun, mode_order
+from softeval.reports.measured.recorded import RecordedMode, RecordedRun, mode_order
 from softeval.runs.tables import doubled_row
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def read_cells(run: RecordedRun) -> dict[Key, Cell]:
     for batch in run.batches("samples", (*COLUMNS, *other)):
         for (task, mode), columns in _split(batch):
             parts.setdefault((task, run.mode(mode)), []).append(columns)
-    path = run.path("samples")
+    path = run.table_path("samples")
     return {key: _cell(path, key, parts[key]) for key in sorted(parts, key=cell_order)}
 
 

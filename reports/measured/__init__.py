@@ -1,0 +1,1 @@
+"""Run directories as a report measures them: read, reduced, gathered into arms, scored."""
