@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 
 from softeval.errors import UserError, suggest
 from softeval.modes import Mode, get_mode, load_mode_file
-from softeval.runs.config import DEFAULT_MAX_COT_TOKENS, explain, option, read_pairs
+from softeval.runs.config import DEFAULT_MAX_COT_TOKENS
+from softeval.runs.fields import BatchSize, Pairs, explain, option, split_list
 from softeval.scoring.judge import Rules, rules_name
 from softeval.tasks.local_data import is_jsonl
 
@@ -99,9 +100,7 @@ class TrainConfig(BaseModel):
         "CoT sampled in training: hard, soft or fuzzy tokens, or any sampled mode by name.",
         panel=_POLICY,
     )
-    mode_args: dict[str, str] = option(
-        {}, "Options of the method's mode, as name=value,…", panel=_POLICY
-    )
+    mode_args: Pairs = option({}, "Options of the method's mode, as name=value,…", panel=_POLICY)
     mode_file: str | None = option(
         None, "Python file that registers a mode of your own.", panel=_POLICY
     )
@@ -166,10 +165,10 @@ class TrainConfig(BaseModel):
     num_generations: int = option(
         32, "Samples G of each question.", panel=_BATCH, flags=("--group-size",), ge=1
     )
-    micro_batch_size: int | Literal["auto"] = option(
+    micro_batch_size: BatchSize = option(
         "auto", "Sequences of one training pass; auto fits memory.", panel=_BATCH
     )
-    decode_batch_size: int | Literal["auto"] = option(
+    decode_batch_size: BatchSize = option(
         "auto", "Sequences decoded at a time; it never changes a sample.", panel=_BATCH
     )
     loss_chunk_size: int | None = option(
@@ -270,23 +269,8 @@ class TrainConfig(BaseModel):
     @classmethod
     def _split(cls, value: Any) -> Any:
         """Take "a,b" for ("a", "b") and "none" for nothing."""
-        if value is None:
-            return None
-        parts = value if isinstance(value, list | tuple) else [value]
-        names = [name.strip() for part in parts for name in str(part).split(",")]
-        return tuple(dict.fromkeys(name for name in names if name and name != "none"))
-
-    @field_validator("mode_args", mode="before")
-    @classmethod
-    def _pairs(cls, value: Any) -> Any:
-        return read_pairs(value)
-
-    @field_validator("micro_batch_size", "decode_batch_size")
-    @classmethod
-    def _usable_batch(cls, value: int | str) -> int | str:
-        if isinstance(value, int) and value < 1:
-            raise ValueError(f"{value} must be auto or at least 1")
-        return value
+        names = split_list(value)
+        return None if names is None else tuple(name for name in names if name != "none")
 
     @field_validator("dataset")
     @classmethod

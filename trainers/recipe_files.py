@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from softeval.errors import UserError, suggest
+from softeval.runs.fields import read_options
 from softeval.trainers.config import field_name
 
 
@@ -57,7 +58,7 @@ def find_recipe(name: str) -> Path:
 def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if path in above:
         raise UserError(f"recipe {path.name} includes itself; remove it from its `include`")
-    content = _load(path)
+    content = {field_name(k): v for k, v in read_options(path, "recipe").items()}
     included = content.pop("include", [])
     options: dict[str, Any] = {}
     for name in [included] if isinstance(included, str) else included:
@@ -65,20 +66,6 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         target = beside if beside.is_file() else find_recipe(str(name))
         options |= _read(target, (*above, path))
     return options | content
-
-
-def _load(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read recipe {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {path} is no YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content or {}, dict):
-        raise UserError(f"recipe {path} must hold `name: value` lines")
-    return {field_name(str(name)): value for name, value in (content or {}).items()}
 
 
 def _is_file(name: str) -> bool:

@@ -8,35 +8,32 @@ nothing of files of a run, models or tasks.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from softeval.errors import UserError, suggest
 from softeval.modes import MODES, Mode, load_mode_file, select_modes
+from softeval.runs.fields import BatchSize, Pairs, explain, option, read_options, split_list
 from softeval.tasks.local_data import is_jsonl
 
 DEFAULT_TASK = "arithmetic"
 DEFAULT_MAX_COT_TOKENS = 512
 
 
-def option(
-    default: Any, help: str, *, panel: str, flags: tuple[str, ...] = (), **limits: Any
-) -> Any:
-    """A field that is also a command-line option.
-
-    Args:
-        default: value where nobody sets one.
-        help: the field's documentation, shown by --help.
-        panel: heading of the help under which it stands.
-        flags: further spellings, such as "-n".
-        **limits: pydantic's limits (gt, ge, le).
-    """
-    extra = {"panel": panel, "flags": list(flags)}
-    return Field(default, description=help, json_schema_extra=extra, **limits)
+LISTED = BeforeValidator(split_list)
+Names = Annotated[tuple[str, ...], LISTED]
 
 
 class RunConfig(BaseModel):
@@ -67,7 +64,7 @@ class RunConfig(BaseModel):
         panel="Model",
     )
 
-    tasks: tuple[str, ...] = option(
+    tasks: Names = option(
         (DEFAULT_TASK,),
         "Tasks, or JSONL files, separated by commas; see `softeval ls tasks`.",
         panel="Tasks",
@@ -107,10 +104,10 @@ class RunConfig(BaseModel):
         panel="Tasks",
     )
 
-    modes: tuple[str, ...] = option(
+    modes: Names = option(
         ("all",), "CoT modes, separated by commas, or all; see `softeval ls modes`.", panel="Modes"
     )
-    mode_args: dict[str, str] = option(
+    mode_args: Pairs = option(
         {},
         "Options of the chosen modes, as name=value,…; `softeval ls modes` lists them.",
         panel="Modes",
@@ -131,7 +128,7 @@ class RunConfig(BaseModel):
     num_samples: int = option(
         32, "Samples a question in the sampled modes.", panel="Sampling", flags=("-n",), ge=1
     )
-    pass_at: tuple[Annotated[int, Field(ge=1)], ...] | None = option(
+    pass_at: Annotated[tuple[Annotated[int, Field(ge=1)], ...] | None, LISTED] = option(
         None,
         "The k of pass@k, separated by commas. Default: powers of two up to --num-samples.",
         panel="Sampling",
@@ -149,7 +146,7 @@ class RunConfig(BaseModel):
         "Rules that judge mathematical answers; math-verify's verdicts are the paper's.",
         panel="Tasks",
     )
-    batch_size: int | Literal["auto"] = option(
+    batch_size: BatchSize = option(
         "auto",
         "Samples decoded at a time; it never changes a sample.",
         panel="Sampling",
@@ -162,7 +159,7 @@ class RunConfig(BaseModel):
         ge=0,
         le=100,
     )
-    primary: tuple[str, ...] | None = option(
+    primary: Annotated[tuple[str, ...] | None, LISTED] = option(
         None,
         "Contrasts that the report is to take as declared in advance, separated by commas:"
         " soft_sample:hard_sample@32 (two modes) or soft-hard:hard_sample@32 (two methods).",
@@ -175,30 +172,12 @@ class RunConfig(BaseModel):
         flags=("-o",),
     )
 
-    @field_validator("tasks", "modes", "pass_at", "primary", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        """Take "a,b" for ["a", "b"], and drop repeats."""
-        if value is None:
-            return None
-        parts = value if isinstance(value, (list, tuple)) else [value]
-        single = [
-            s for part in parts for s in (part.split(",") if isinstance(part, str) else [part])
-        ]
-        cleaned = [s.strip() if isinstance(s, str) else s for s in single]
-        return tuple(dict.fromkeys(s for s in cleaned if s != ""))
-
     @field_validator("tasks", "modes", "pass_at", "primary")
     @classmethod
     def _not_empty(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
         if value is not None and not value:
             raise ValueError("names nothing; leave it out for the default")
         return value
-
-    @field_validator("mode_args", mode="before")
-    @classmethod
-    def _pairs(cls, value: Any) -> Any:
-        return read_pairs(value)
 
     @field_validator("modes")
     @classmethod
@@ -215,17 +194,6 @@ class RunConfig(BaseModel):
         if value >= 1 and value != int(value):
             raise ValueError(f"{value}: give a whole number, or a fraction below 1")
         return int(value) if value >= 1 else float(value)
-
-    @field_validator("batch_size", mode="before")
-    @classmethod
-    def _usable_batch(cls, value: Any) -> Any:
-        try:
-            number = None if value == "auto" else int(value)
-        except (TypeError, ValueError):
-            raise ValueError(f"{value!r} must be auto or a whole number") from None
-        if number is not None and number < 1:
-            raise ValueError(f"{value} must be auto or at least 1")
-        return value
 
     @model_validator(mode="after")
     def _dated_template(self) -> RunConfig:
@@ -329,32 +297,8 @@ def make_config(
         raise UserError(explain(error, RunConfig.model_fields)) from None
 
 
-def read_pairs(value: Any) -> Any:
-    """{"a": "1", "b": "2"} of "a=1,b=2", also in parts; anything else as it is."""
-    if isinstance(value, Mapping):
-        return {str(name): str(part) for name, part in value.items()}
-    parts = [value] if isinstance(value, str) else value
-    pairs = [p.strip().partition("=") for part in parts for p in part.split(",") if p.strip()]
-    wrong = [name for name, equals, _ in pairs if not equals]
-    if wrong:
-        raise ValueError(f"{wrong[0]!r} must be name=value")
-    return {name.replace("-", "_"): text for name, _, text in pairs}
-
-
 def _read_file(path: Path) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read --config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is no YAML: {' '.join(str(error).split())}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise UserError(f"--config {path} must hold `name: value` lines")
-    values = {str(name).replace("-", "_"): value for name, value in content.items()}
+    values = read_options(path, "--config")
     for name in values:
         if name not in RunConfig.model_fields:
             hint = suggest(name, RunConfig.model_fields) or "; softeval run --help lists all"
@@ -395,18 +339,3 @@ def _from_model_args(text: str, explicit: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"--model-args {name} and --{field.replace('_', '-')}: give only one")
         values[field] = value
     return values
-
-
-def explain(error: ValidationError, fields: Iterable[str]) -> str:
-    """The first problem on one line, under the name of its flag; `fields` are the known ones."""
-    problem = error.errors()[0]
-    message = problem["msg"].removeprefix("Value error, ")
-    if not problem["loc"]:
-        return message
-    name = str(problem["loc"][0])
-    flag = "--" + name.replace("_", "-")
-    if problem["type"] == "extra_forbidden":
-        return f"unknown option {name!r}{suggest(name, fields)}"
-    if problem["type"] == "value_error":
-        return f"{flag}: {message}" if flag not in message else message
-    return f"{flag} {problem['input']!r}: {message[0].lower()}{message[1:]}"
