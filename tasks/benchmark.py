@@ -233,7 +233,7 @@ def sample_scores(doc: Document, results: Sequence[Sequence[str]]) -> dict[str, 
     from softeval.statistics import pass_at_k
 
     samples = results[0]
-    verdicts = judge(doc, samples)
+    verdicts = verdicts_on(doc, samples)
     ks = doc["pass_at"]
     values = pass_at_k(len(verdicts), sum(v.correct for v in verdicts), ks)
     scores = {f"pass@{k}": float(value) for k, value in zip(ks, values, strict=True)}
@@ -245,8 +245,11 @@ def sample_scores(doc: Document, results: Sequence[Sequence[str]]) -> dict[str, 
     return scores
 
 
-def judge(doc: Document, samples: Sequence[str]) -> list[Verdict]:
-    """Verdict on each sample of a document; the scorer remembers what it has judged before."""
+def verdicts_on(doc: Document, samples: Sequence[str]) -> list[Verdict]:
+    """Verdict on each sample of a document: the run's own; else it is judged now."""
+    given = [sample.verdict for sample in samples if isinstance(sample, GenText) and sample.verdict]
+    if len(given) == len(samples):
+        return given
     kind, error = ScoreKind(doc["kind"]), doc["error"]
     items = [Item(answer_of(sample), doc["target"], kind, error) for sample in samples]
     return scorer(doc["rules"]).score_many(items)

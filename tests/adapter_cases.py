@@ -125,6 +125,9 @@ class MemoryStore:
         self.generations[generation.key, generation.mode] = generation
         self.prompts[generation.key.task, generation.key.doc_id] = prompt
 
+    def verdict(self, key: SampleKey, mode: str) -> None:
+        """Not judged here."""
+
     def get_likelihood(self, task: str, doc_id: int, choice: int) -> ScoreTuple | None:
         return self.scores.get((task, doc_id, choice))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -18,10 +17,10 @@ from softeval.api import load_run
 from softeval.errors import UserError
 from softeval.records import SampleKey
 from softeval.reports.measured.recorded import open_run
-from softeval.runs.journal import Journal
+from softeval.runs.journal import GenerationName, Journal, Likelihood
 from softeval.runs.parquet_files import sequences
 from softeval.runs.rescore import rescore
-from softeval.scoring.judge import Scorer
+from softeval.scoring.judge import Scorer, Verdict
 
 Read = Callable[[Path], Any]
 
@@ -78,6 +77,7 @@ def journal_content(folder: Path) -> Any:
             {name: repr([*vars(g).items()]) for name, g in found.items()}
             | {key: (p.text, tuple(p.ids)) for key, p in journal.prompts().items()}
             | dict(journal.likelihoods())
+            | {("judged", name): v for name in journal.names() if (v := journal.verdict(name, "j"))}
         )
     finally:
         journal.close()
@@ -96,6 +96,8 @@ def make_journal(folder: Path) -> Path:
     for index in range(6):
         made = make_generation(SampleKey("t", index // 2, index % 2), length=30, top=2)
         journal.add(made, f'question "{made.key.doc_id}", "crc32": "of" both')
+        journal.add_verdict(GenerationName.of(made.key, made.mode), "j", Verdict(index > 2, "ok"))
+        journal.add_likelihood("arc", index, 0, Likelihood(-1.5 * index, index > 2, index))
     journal.close()
     return folder / "rank-0000.jsonl"
 
@@ -124,10 +126,21 @@ def made_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(folder, questions=3, samples=3, positions=6, likelihood_tasks=("arc",))
 
 
-@pytest.mark.parametrize("rounds", [60, pytest.param(300, marks=pytest.mark.slow)])
-def test_no_damage_of_a_journal_is_silent(tmp_path: Path, rounds: int) -> None:
-    found = verdicts(make_journal(tmp_path), journal_content, rounds, seed=rounds)
-    assert not found.keys() - {"same", "named"} and found["named"] > rounds / 3, found
+@pytest.mark.parametrize("rounds", [20, pytest.param(300, marks=pytest.mark.slow)])
+def test_damage_of_a_journal_costs_samples_and_no_more(tmp_path: Path, rounds: int) -> None:
+    shard = make_journal(tmp_path)
+    content, rng = shard.read_bytes(), random.Random(rounds)
+    right = journal_content(tmp_path)
+    kept = []
+    for _ in range(rounds):
+        shard.write_bytes(damaged(content, rng))
+        left = journal_content(tmp_path)
+        assert left == right, "what is left is right"
+        kept.append(len(left) / len(right))
+        make_journal(tmp_path)
+        again = journal_content(tmp_path)
+        assert again.keys() == right.keys() and again == right, "what is lost is made again"
+    assert min(kept) < 1 and sum(kept) / rounds > 0.75
 
 
 @pytest.mark.parametrize("name", ["samples.parquet", "positions.parquet", "run.json"])
@@ -143,15 +156,6 @@ def test_no_damage_of_any_file_is_silent(made_run: Path, tmp_path: Path, name: s
     folder = Path(shutil.copytree(made_run, tmp_path / "run"))
     found = verdicts(folder / name, run_content, 300, seed=2)
     assert not found.keys() - {"same", "named"} and found["named"] > 150, found
-
-
-def test_a_journal_of_a_softeval_that_wrote_no_checksums_is_read(tmp_path: Path) -> None:
-    shard = make_journal(tmp_path)
-    right = journal_content(tmp_path)
-    shard.write_bytes(re.sub(rb', "crc32": "[0-9a-f]{8}"}\n', b"}\n", shard.read_bytes()))
-    assert journal_content(tmp_path).keys() == right.keys() and journal_content(tmp_path) == right
-    found = verdicts(shard, journal_content, 60, seed=3)
-    assert not found.keys() - {"same", "named", "silent"}, "damage is still no traceback"
 
 
 def test_a_record_changed_by_hand_says_how_to_take_it(made_run: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from softeval.scoring.grading.comparison import same_answer
 from softeval.scoring.grading.normal_form import normalised
 from softeval.scoring.grading.tokens import UnreadableError, tree, written
 from softeval.scoring.judge import MAX_ANSWER_CHARS, Item, ScoreKind, scorer
-from softeval.tasks.benchmark import judge
+from softeval.tasks.benchmark import verdicts_on
 from softeval.tasks.catalogue import find_benchmarks
 from softeval.tasks.data import load_problems
 
@@ -174,4 +174,5 @@ def test_the_allowed_error_of_olympiadbench_reaches_the_scorer(shared: Path) -> 
         iter(load_tasks(["olympiadbench"], data_dir=str(shared / "data"))["tasks"].values())
     )
     (document,) = [doc for doc in task.eval_docs if doc["error"] is not None]
-    assert [v.correct for v in judge(document, [r"\boxed{4.25}", r"\boxed{4.35}"])] == [True, False]
+    verdicts = verdicts_on(document, [r"\boxed{4.25}", r"\boxed{4.35}"])
+    assert [verdict.correct for verdict in verdicts] == [True, False]

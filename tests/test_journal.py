@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from synthetic import make_generation
 from softeval.errors import UserError
 from softeval.records import Generation, SampleKey, StopReason
 from softeval.runs.journal import GenerationName, Journal, Likelihood
+from softeval.scoring.judge import Verdict
 
 
 def same(ours: Generation, theirs: Generation) -> bool:
@@ -120,14 +122,56 @@ def test_every_cut_of_a_shard_keeps_exactly_its_whole_lines(tmp_path: Path) -> N
         assert shard.read_bytes() == whole[: whole[:size].rfind(b"\n") + 1]
 
 
-def test_damage_inside_a_shard_is_an_error_that_says_where(tmp_path: Path) -> None:
-    fill(tmp_path, 3)
+@pytest.mark.parametrize("line", range(5))
+def test_a_damaged_line_costs_what_it_held_and_nothing_else(tmp_path: Path, line: int) -> None:
+    made = fill(tmp_path, 4)  # a prompt, three samples, a prompt, a sample
     shard = tmp_path / "rank-0000.jsonl"
-    content = shard.read_bytes()
-    first_end = content.index(b"\n") + 1
-    shard.write_bytes(content[:first_end] + b"\0\0" + content[first_end + 2 :])
-    with pytest.raises(UserError, match=f"damaged at byte {first_end}; .*truncate -s {first_end}"):
-        Journal(tmp_path)
+    lines = shard.read_bytes().splitlines(keepends=True)
+    lines[line] = b"\0\0" + lines[line][2:]
+    shard.write_bytes(b"".join(lines))
+    journal = Journal(tmp_path)
+    assert journal.damaged == 1
+    left = {name.doc_id * 3 + name.sample for name in journal.names()}
+    assert left == [{3}, {1, 2, 3}, {0, 2, 3}, {0, 1, 3}, {0, 1, 2}][line]
+    for generation in made:
+        journal.add(generation, f"question {generation.key.doc_id}")
+    journal.close()
+    again = Journal(tmp_path)
+    for generation in made:
+        found = again.get(generation.key, generation.mode)
+        assert found is not None and found.cot_text == generation.cot_text
+        assert found.entropy.tolist() == generation.entropy.tolist()
+
+
+def test_a_verdict_is_of_the_judge_who_gave_it(tmp_path: Path) -> None:
+    (made,) = fill(tmp_path, 1)
+    name = GenerationName.of(made.key, made.mode)
+    journal = Journal(tmp_path)
+    journal.add_verdict(name, "one", Verdict(True, "ok", other=False))
+    journal.add_verdict(name, "two", Verdict(False, "timeout"))
+    journal.close()
+    again = Journal(tmp_path)
+    one, two = again.verdict(name, "one"), again.verdict(name, "two")
+    assert one is not None and (one.correct, one.status, one.other) == (True, "ok", False)
+    assert two == Verdict(False, "timeout") and again.verdict(name, "three") is None
+
+
+def test_threads_may_add_at_once(tmp_path: Path) -> None:
+    made = [make_generation(SampleKey("t", i, 0)) for i in range(40)]
+    journal = Journal(tmp_path)
+
+    def add(generation: Generation) -> None:
+        journal.add(generation, "q")
+        name = GenerationName.of(generation.key, generation.mode)
+        journal.add_verdict(name, "judge", Verdict(bool(name.doc_id % 2), "ok"))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(add, made))
+    journal.close()
+    again = Journal(tmp_path)
+    assert again.damaged == 0 and len(again.names()) == 40
+    verdicts = [again.verdict(name, "judge") for name in again.names()]
+    assert [v is not None and v.correct for v in verdicts] == [i % 2 == 1 for i in range(40)]
 
 
 def test_every_rank_sees_the_others(tmp_path: Path) -> None:
@@ -139,7 +183,7 @@ def test_every_rank_sees_the_others(tmp_path: Path) -> None:
     first.refresh()
     found = first.get(made[1].key, made[1].mode)
     assert found is not None and same(found, made[1])
-    assert {p.name for p in tmp_path.iterdir()} == {"rank-0000.jsonl", "rank-0001.jsonl"}
+    assert {p.name for p in tmp_path.glob("*.jsonl")} == {"rank-0000.jsonl", "rank-0001.jsonl"}
     first.close()
     second.close()
     # Fewer processes than before: the orphaned shard still counts.
@@ -222,3 +266,25 @@ def test_a_second_process_is_kept_out(tmp_path: Path) -> None:
     assert refused.returncode == 2 and "another process is writing" in refused.stdout
     journal.close()
     assert subprocess.run(run, check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_killed_process_leaves_no_lock_behind_in_its_workers(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from softeval.runs.journal import Journal\n"
+        "from softeval.scoring.judge import Scorer\n"
+        "journal = Journal(Path(sys.argv[1])); judge = Scorer(); judge.score('1/2', '0.5')\n"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], **pipes) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match="another process is writing"):
+            Journal(tmp_path)
+        children = Path(f"/proc/{other.pid}/task/{other.pid}/children").read_text().split()
+        opened = [
+            os.readlink(fd) for child in children for fd in Path(f"/proc/{child}/fd").iterdir()
+        ]
+        assert children and not any(str(tmp_path) in name for name in opened)
+        other.kill()
+    Journal(tmp_path).close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from softeval.lmeval import TASKS_DIR, load_tasks, task_names
 from softeval.lmeval.options import Options, powers_of_two
 from softeval.lmeval.requests import ROW, GenText, ScoreTuple
 from softeval.modes import get_mode
+from softeval.scoring.judge import Verdict
 from softeval.tasks.benchmark import BenchmarkTask, sample_scores
 from softeval.tasks.catalogue import find_benchmarks
 from softeval.tasks.data import load
@@ -281,6 +283,15 @@ def test_shares_of_samples_without_verdict_or_end() -> None:
     scores = sample_scores(document("7"), [samples])
     assert scores["no_answer"] == scores["truncated"] == 0.5
     assert scores["timeout"] == scores["error"] == 0.0
+
+
+def test_verdicts_that_samples_bring_along_are_taken_as_they_are() -> None:
+    wrong = GenText("", {"answer": "7", "stop_reason": "eos"}, None, Verdict(False, "timeout"))
+    right = GenText("", {"answer": "8", "stop_reason": "eos"}, None, Verdict(True, "ok"))
+    scores = sample_scores(
+        document("7", pass_at=(1,)), [[wrong, pickle.loads(pickle.dumps(right))]]
+    )
+    assert scores["pass@1"] == scores["timeout"] == 0.5
 
 
 def test_plain_text_of_another_model_is_scored_by_its_last_box() -> None:

@@ -136,7 +136,8 @@ class SoftEvalLM(_HFLM):
         for ask in asks:
             for index, place in enumerate(ask.places):
                 key = SampleKey(ask.task, ask.doc_id, ask.sample_at(index))
-                texts[place] = GenText.of(done[key], ask.until)
+                judged = options.store and options.store.verdict(key, self.mode.name)
+                texts[place] = GenText.of(done[key], ask.until, judged)
         return texts
 
     def loglikelihood(

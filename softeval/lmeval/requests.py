@@ -21,6 +21,7 @@ from lm_eval.api.model import CacheHook
 
 from softeval.errors import UserError
 from softeval.records import Generation, SampleKey
+from softeval.scoring.judge import Verdict
 
 ROW = "softeval_row"
 """Field of every document: its row number in the data set. It names the question in the keys of
@@ -123,34 +124,43 @@ class GenText(str):
         meta: scalars, none of a text that is no sample: mode, sample, answer, stop_reason, answer_stop, n_cot_tokens,
             n_answer_tokens, mean_entropy (nats), seconds.
         generation: the record itself; None after pickling, which drops its arrays.
+        verdict: on its answer; None where no run has judged it.
     """
 
     meta: dict[str, Any]
     generation: Generation | None
+    verdict: Verdict | None
 
     def __new__(
         cls,
         text: object = "",
         meta: dict[str, Any] | None = None,
         generation: Generation | None = None,
+        verdict: Verdict | None = None,
     ) -> Self:
         # Anything, like `str`: lm-eval makes the label a text of the type of the result.
         self = super().__new__(cls, text)
         self.meta = {} if meta is None else meta
         self.generation = generation
+        self.verdict = verdict
         return self
 
     @classmethod
-    def of(cls, generation: Generation, until: tuple[str, ...] = ()) -> GenText:
+    def of(
+        cls,
+        generation: Generation,
+        until: tuple[str, ...] = (),
+        verdict: Verdict | None = None,
+    ) -> GenText:
         """Wrap a generation; the text ends before the first of the stop strings, as in lm-eval."""
         text = generation.text
         for stop in until:
             if stop:
                 text = text.split(stop, 1)[0]
-        return cls(text, _scalars(generation), generation)
+        return cls(text, _scalars(generation), generation, verdict)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (GenText, (str(self), self.meta))
+        return (GenText, (str(self), self.meta, None, self.verdict))
 
 
 class ScoreTuple(tuple[float, bool]):
@@ -213,6 +223,10 @@ class GenerationStore(Protocol):
 
     def add(self, generation: Generation, prompt: str, /) -> None:
         """Keep a finished generation and the text of its prompt."""
+        ...
+
+    def verdict(self, key: SampleKey, mode: str, /) -> Verdict | None:
+        """The verdict on a generation that is stored; None of a store that has none judged."""
         ...
 
     def get_likelihood(self, task: str, doc_id: int, choice: int, /) -> Scored | None:

@@ -25,11 +25,11 @@ from softeval.processes import Processes
 from softeval.progress_bars import no_progress_bars
 from softeval.runs import rundir
 from softeval.runs.cells import Cell, load_cells
-from softeval.runs.compaction import compact
 from softeval.runs.config import RunConfig
 from softeval.runs.context import check_template, examine, settled_cot_cap
 from softeval.runs.identity import Request, choose_folder, settle_folder, with_chat_date
 from softeval.runs.journal import Journal, check_idle
+from softeval.runs.judging import JudgedJournal, compact
 from softeval.runs.results import CellResult, merge_results, run_facts, serialisable
 from softeval.runs.run_record import (
     finished_record,
@@ -37,7 +37,6 @@ from softeval.runs.run_record import (
     refuse_other_scorer,
     resumed_record,
 )
-from softeval.runs.running_score import WatchedJournal
 from softeval.scoring.judge import Scorer, scorer
 
 if TYPE_CHECKING:
@@ -210,7 +209,7 @@ def _run(evaluation: Evaluation) -> Outcome:
     started = time.monotonic()
     try:
         with _status_on_error(evaluation, started), evaluation.display:
-            _begin(evaluation)
+            _begin(evaluation, journal.damaged)
             for cell in evaluation.cells:
                 _run_cell_safely(evaluation, cell, journal, judge)
             processes.barrier()
@@ -227,7 +226,7 @@ def _run(evaluation: Evaluation) -> Outcome:
     return Outcome(folder, missing, processes.is_main)
 
 
-def _begin(evaluation: Evaluation) -> None:
+def _begin(evaluation: Evaluation, damaged: int) -> None:
     """Tell the display how much there is to do, and what differs from the first start."""
     shares = [
         len(evaluation.processes.share(len(cell.documents))) * cell.num_samples
@@ -235,6 +234,10 @@ def _begin(evaluation: Evaluation) -> None:
         if cell.mode is not None
     ]
     evaluation.display.meter.begin(sum(shares))
+    if damaged:
+        evaluation.display.note(
+            f"{damaged} damaged entries of {evaluation.folder / rundir.SHARDS} are computed again"
+        )
     for warning in evaluation.record["sessions"][-1].get("changes", []):
         evaluation.display.note(f"warning: another version than at the first start: {warning}")
 
@@ -263,7 +266,7 @@ def _run_cell(evaluation: Evaluation, cell: Cell, journal: Journal, judge: Score
 
     config, lm, display = evaluation.request.config, evaluation.lm, evaluation.display
     display.enter(cell.title, _cell_size(cell, evaluation.processes), samples=cell.mode is not None)
-    store = WatchedJournal(journal, display, judge, cell.documents)
+    store = JudgedJournal(journal, display, judge, cell.documents)
     with store, no_progress_bars():
         lm.configure(store=store, progress=False)
         if config.chat_date is not None:

@@ -71,7 +71,7 @@ def rescore(folder: str | Path, scorer: Scorer) -> Rescored:
         raise UserError(f"{folder} holds no samples.parquet; finish the run by starting it again")
     if (folder / rundir.SHARDS).is_dir():
         raise UserError(
-            f"{folder} is not finished, and finishing it would score it again; start it again first"
+            f"{folder} is not finished, and finishing it writes its tables anew; start it again first"
         )
     refuse_doubled(source)
     kinds = _score_kinds(record)

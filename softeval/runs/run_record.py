@@ -22,7 +22,7 @@ from softeval.runs.identity import Request, absolute
 from softeval.runs.record_shape import TRAINING_FILE, check_training
 
 if TYPE_CHECKING:
-    from softeval.runs.compaction import Compacted
+    from softeval.runs.judging import Compacted
 
 
 def new_record(request: Request) -> dict[str, Any]:

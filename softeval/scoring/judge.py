@@ -146,6 +146,7 @@ class Scorer:
     ) -> None:
         if workers < 1 or timeout <= 0 or memory_mb < 1:
             raise ValueError("workers, timeout and memory_mb must be positive")
+        self.workers = workers
         self.timeout = timeout
         self.memory_mb = memory_mb
         self.rules = Rules(rules)

@@ -1,0 +1,302 @@
+"""From finished samples to tables: each is journalled, judged once, and put in order at the end.
+
+`JudgedJournal` is the store that the adapter writes to. A generation is journalled first; then its
+answer is judged in threads of their own, so that a slow verdict never holds up the decoder, and the
+verdict is journalled, too. Everything else reads it there: lm-eval's scores, the display and the
+tables. A run that is taken up again judges what a kill left without a verdict, and what other rules
+or other versions of them have judged.
+
+The same samples give the same tables, however often the run was stopped and however many processes
+made them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from softeval.display import Display
+from softeval.records import Generation, SampleKey
+from softeval.runs.cells import Cell
+from softeval.runs.journal import GenerationName, Journal, Likelihood
+from softeval.runs.tables import (
+    GROUP_SIZE,
+    LikelihoodRow,
+    PromptRow,
+    ScoredSample,
+    TableWriter,
+    prompt_hash,
+)
+from softeval.scoring.judge import Item, ScoreKind, Scorer, Verdict, scorer_identity
+
+Document = Mapping[str, Any]
+Questions = Mapping[tuple[str, int], Document]
+
+
+@lru_cache(maxsize=8)
+def judge_name(scorer: Scorer) -> str:
+    """Short hash of everything that a scorer's verdicts depend on."""
+    identity = json.dumps(scorer_identity(scorer), sort_keys=True)
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+def judged(
+    journal: Journal,
+    scorer: Scorer,
+    generations: Sequence[Generation],
+    documents: Sequence[Document],
+) -> list[Verdict]:
+    """The verdict on each generation: as journalled, else given now, and journalled.
+
+    Args:
+        journal: where they are.
+        scorer: judges; verdicts of another one do not count.
+        generations: what is judged.
+        documents: question of each, with "target", "kind" and perhaps "error".
+    """
+    name = judge_name(scorer)
+    known = [journal.verdict(GenerationName.of(g.key, g.mode), name) for g in generations]
+    items = [
+        Item(g.answer, d["target"], ScoreKind(d["kind"]), d.get("error"))
+        for g, d, verdict in zip(generations, documents, known, strict=True)
+        if verdict is None
+    ]
+    fresh = iter(scorer.score_many(items, both=True))
+    found = []
+    for generation, verdict in zip(generations, known, strict=True):
+        if verdict is None:
+            verdict = next(fresh)
+            journal.add_verdict(GenerationName.of(generation.key, generation.mode), name, verdict)
+        found.append(verdict)
+    return found
+
+
+class JudgedJournal:
+    """A journal whose samples are judged as they come in; a context manager around one cell.
+
+    Args:
+        journal: where results are kept.
+        display: what is told of them.
+        scorer: judges.
+        documents: question by doc_id, with "target" and "kind".
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        display: Display,
+        scorer: Scorer,
+        documents: Mapping[int, Document],
+    ) -> None:
+        self._journal = journal
+        self._display = display
+        self._scorer = scorer
+        self._documents = documents
+        self._waiting: queue.Queue[Generation | None] = queue.Queue()
+        self._counting = threading.Lock()
+        self._failure: BaseException | None = None
+        self._threads = [
+            threading.Thread(target=self._judge_waiting, daemon=True) for _ in range(scorer.workers)
+        ]
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            # Nobody waits for verdicts any more; the next start gives those that are left.
+            self._failure = self._failure or error
+        for _ in self._threads:
+            self._waiting.put(None)
+        if kind is None:
+            self._wait()
+            self._display.leave()
+
+    def get(self, key: SampleKey, mode: str, /) -> Generation | None:
+        """The generation where it is finished; counted as done."""
+        found = self._journal.get(key, mode)
+        if found is not None:
+            self._count(found, fresh=False)
+        return found
+
+    def add(self, generation: Generation, prompt: str, /) -> None:
+        """Journal a finished generation, then count it and have it judged."""
+        self._journal.add(generation, prompt)
+        self._count(generation, fresh=True)
+
+    def verdict(self, key: SampleKey, mode: str, /) -> Verdict:
+        """The verdict on a generation that was got or added; waits for it."""
+        self._wait()
+        found = self._journal.verdict(GenerationName.of(key, mode), judge_name(self._scorer))
+        assert found is not None, "what was got or added is judged"
+        return found
+
+    def get_likelihood(self, task: str, doc_id: int, choice: int, /) -> Likelihood | None:
+        """The score of a continuation where it is finished; counted as done."""
+        found = self._journal.get_likelihood(task, doc_id, choice)
+        if found is not None:
+            self._display.meter.count(done=1)
+            self._display.update()
+        return found
+
+    def add_likelihood(self, task: str, doc_id: int, choice: int, result: Any, /) -> None:
+        """Journal the score of a continuation, then count it."""
+        self._journal.add_likelihood(
+            task, doc_id, choice, Likelihood(result.log_prob, result.is_greedy, result.n_tokens)
+        )
+        self._display.meter.count(done=1, fresh=1, tokens=result.n_tokens)
+        self._display.update()
+
+    def _count(self, generation: Generation, fresh: bool) -> None:
+        tokens = len(generation.shadow_ids) + len(generation.answer_ids)
+        self._display.meter.count(done=1, fresh=int(fresh), tokens=tokens if fresh else 0)
+        self._waiting.put(generation)
+        self._display.update()
+
+    def _wait(self) -> None:
+        """Until all that waits is judged; raises what went wrong in the threads."""
+        self._waiting.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def _judge_waiting(self) -> None:
+        while (generation := self._waiting.get()) is not None:
+            try:
+                if self._failure is None:
+                    self._judge(generation)
+            except BaseException as failure:  # noqa: BLE001 - carried to the main thread, which raises it
+                self._failure = failure
+            finally:
+                self._waiting.task_done()
+        self._waiting.task_done()
+
+    def _judge(self, generation: Generation) -> None:
+        document = self._documents[generation.key.doc_id]
+        (verdict,) = judged(self._journal, self._scorer, [generation], [document])
+        with self._counting:
+            self._display.meter.score(1, int(verdict.correct))
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """What a compaction found.
+
+    Attributes:
+        rows: rows of each table.
+        expected: samples and log-likelihood questions that the run asked for.
+        missing: those that are not there.
+        verdicts: samples by verdict.
+    """
+
+    rows: dict[str, int]
+    expected: int
+    missing: int
+    verdicts: dict[str, int]
+
+
+def compact(
+    folder: Path,
+    journal: Journal,
+    cells: Sequence[Cell],
+    scorer: Scorer,
+    token_text: Callable[[int], str],
+) -> Compacted:
+    """Write the tables of a run from its journal.
+
+    Args:
+        folder: the run directory.
+        journal: with every process's results.
+        cells: what the run asked for; anything else in the journal is left out.
+        scorer: judges what has no verdict yet.
+        token_text: text of a token id.
+
+    Raises:
+        OSError: the disk is full; the earlier tables stay.
+    """
+    generative = [cell for cell in cells if cell.mode is not None]
+    questions = {(c.name, doc_id): doc for c in generative for doc_id, doc in c.documents.items()}
+    expected = _expected_names(generative)
+    found = [name for name in journal.names() if name in expected]
+    likelihoods = list(_likelihood_rows(cells, journal))
+    prompts = _prompt_rows(journal, questions)
+    hashes = {(row.task, row.doc_id): prompt_hash(row.prompt) for row in prompts}
+    verdicts: Counter[str] = Counter()
+    with TableWriter(folder, token_text) as writer:
+        for sample in _scored(found, journal, questions, hashes, scorer):
+            writer.add(sample)
+            verdicts[sample.verdict] += 1
+        writer.add_prompts(prompts)
+        writer.add_likelihoods(likelihoods)
+    asked = sum(len(cell.documents) for cell in cells if cell.mode is None)
+    missing = len(expected) - len(found) + asked - len(likelihoods)
+    return Compacted(writer.counts, len(expected) + asked, missing, dict(verdicts))
+
+
+def _expected_names(cells: Sequence[Cell]) -> set[GenerationName]:
+    return {
+        GenerationName(cell.name, cell.mode.name, doc_id, sample)
+        for cell in cells
+        if cell.mode is not None
+        for doc_id in cell.documents
+        for sample in range(cell.num_samples)
+    }
+
+
+def _scored(
+    names: Sequence[GenerationName],
+    journal: Journal,
+    questions: Questions,
+    hashes: Mapping[tuple[str, int], str],
+    scorer: Scorer,
+) -> Iterator[ScoredSample]:
+    for start in range(0, len(names), GROUP_SIZE):
+        found = [journal.get(name.key, name.mode) for name in names[start : start + GROUP_SIZE]]
+        generations = [generation for generation in found if generation is not None]
+        documents = [questions[g.key.task, g.key.doc_id] for g in generations]
+        verdicts = judged(journal, scorer, generations, documents)
+        for g, d, verdict in zip(generations, documents, verdicts, strict=True):
+            hashed = hashes[g.key.task, g.key.doc_id]
+            said = verdict.correct, verdict.status, verdict.other
+            yield ScoredSample(g, hashed, d["target"], *said, d.get("error"))
+
+
+def _prompt_rows(journal: Journal, questions: Questions) -> list[PromptRow]:
+    return [
+        PromptRow(task, doc_id, prompt.text, questions[task, doc_id]["target"])
+        for (task, doc_id), prompt in sorted(journal.prompts().items())
+        if (task, doc_id) in questions
+    ]
+
+
+def _likelihood_rows(cells: Sequence[Cell], journal: Journal) -> Iterator[LikelihoodRow]:
+    """One row a question whose every choice is scored."""
+    scores = journal.likelihoods()
+    for cell in sorted((c for c in cells if c.mode is None), key=lambda c: c.name):
+        for doc_id, document in sorted(cell.documents.items()):
+            choices = range(len(document["choices"]))
+            found = [scores.get((cell.name, doc_id, choice)) for choice in choices]
+            known = [score for score in found if score is not None]
+            if len(known) < len(found):
+                continue
+            gold = int(document["gold"])
+            best = int(np.argmax([score.log_prob for score in known]))
+            nll, tokens = -known[gold].log_prob, known[gold].n_tokens
+            yield LikelihoodRow(cell.name, doc_id, gold, best, nll, tokens)
