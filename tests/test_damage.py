@@ -115,7 +115,7 @@ def report_content(folder: Path) -> Any:
     run = open_run(folder)
     groups = [
         table.to_pandas().to_json()
-        for table in sequences(run.path("positions"), ["doc_id"], ["entropy"])
+        for table in sequences(run.table_path("positions"), ["doc_id"], ["entropy"])
     ]
     return groups, [batch.to_pydict() for batch in run.batches("samples", ["doc_id", "correct"])]
 
