@@ -67,9 +67,11 @@ def test_every_prefix_set_is_measured_in_both_directions(run):
 
 
 def test_sets_samples_and_limit_change_what_is_replayed(run):
-    options = {"sets": ["own"], "limit": 2, "device": "cpu"}
+    options = {"sets": ["own"], "limit": 2, "device": "cpu", "self_check": False}
+    assert rundir.read_record(run.path)["diagnose"]["self_check"] in ("passed", "cached")
     found = diagnose(run.path, BUNDLED_CHECKPOINT, samples=1, overwrite=True, **options)
     assert found.prefixes == {"own": 4}
+    assert rundir.read_record(run.path)["diagnose"]["self_check"] == "skipped"
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ def test_killed_at_any_moment_the_samples_are_the_same(tmp_path: Path) -> None:
         "max_cot_tokens=60",
         "modes=hard_sample,soft_sample",
     ]
-    command = [sys.executable, str(TESTS / "kill_and_resume.py"), str(tmp_path), "20", *options]
+    command = [sys.executable, str(TESTS / "kill_and_resume.py"), str(tmp_path), "14", *options]
     done = subprocess.run(
         command, env=ENVIRONMENT, capture_output=True, text=True, timeout=280, check=False
     )
@@ -62,7 +62,7 @@ def test_killed_at_any_moment_the_samples_are_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_make_the_samples_of_one(tmp_path: Path) -> None:
-    arguments = ["run", "--limit", "3", "--num-samples", "4", "--max-cot-tokens", "60"]
+    arguments = ["run", "--limit", "2", "--num-samples", "3", "--max-cot-tokens", "40"]
     arguments += ["--modes", "hard_greedy,soft_sample", "--quiet", "--device", "cpu"]
     for name, launcher in (
         ("one", []),

@@ -47,6 +47,15 @@ def test_mistakes_are_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("extra", "status"), [([], {"passed", "cached"}), (["--no-self-check"], {"skipped"})]
+)
+def test_the_self_check_can_be_left_out(tmp_path: Path, extra: list[str], status: set[str]) -> None:
+    assert run(["train", *SMALL, *extra, "--output-path", str(tmp_path), "-q"]) == 0
+    assert json.loads((tmp_path / "train.json").read_text())["self_check"] in status
+
+
+@pytest.mark.slow
 def test_a_run_reports_its_best_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

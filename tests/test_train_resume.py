@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from train_cases import (
     LINEAR,
     METHODS,
+    MOVING,
     moved_apart,
     own_questions,
     run,
@@ -101,8 +102,7 @@ def check_equal(killed: Path, whole: Path) -> None:
     assert not list(killed.rglob("*.partial")) and not list(killed.rglob("*.retired"))
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("method", "seed"), [("hard", 0), ("soft", 1), ("fuzzy", 2)])
 def test_a_run_killed_ten_times_equals_one_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, seed: int
 ) -> None:
@@ -207,11 +207,11 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_sigkill_at_any_moment(tmp_path: Path, method: str) -> None:
-    options = METHODS[method] | {"max_steps": 12, "save_steps": 2, "eval_steps": 5}
+def test_sigkill_at_any_moment(tmp_path: Path) -> None:
+    """Of one method: what is killed and kept is the same in all, which die in process above."""
+    options = METHODS["soft"] | {"max_steps": 12, "save_steps": 2, "eval_steps": 5}
     run(tmp_path / "whole", **options)
-    rng = random.Random(method)
+    rng = random.Random("soft")
     for _ in range(5):
         process = subprocess.Popen(
             [sys.executable, *command(tmp_path / "killed", **options)], env=environment()
@@ -234,9 +234,10 @@ def test_sigkill_at_any_moment(tmp_path: Path, method: str) -> None:
 def test_two_processes_equal_one(tmp_path: Path, method: str) -> None:
     """float32 sums in another order: three updates agree to rounding, as stated for the options that
     must not change the result (test_train_trainer)."""
-    options = METHODS[method] | LINEAR
+    options = METHODS[method] | LINEAR | MOVING[method]
     options |= {"max_steps": 3, "kl_steps": 2, "gradient_split_steps": 2}
     run(tmp_path / "one", **options)
+    assert [line["gradient/norm"] > 0 for line in read_metrics(tmp_path / "one")[1:]] == [True] * 3
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     subprocess.run(
         [sys.executable, *launcher, *command(tmp_path / "two", **options)],

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from train_cases import (
     LINEAR,
     METHODS,
+    MOVING,
     moved_apart,
     own_questions,
     run,
@@ -182,7 +183,7 @@ def test_sigma_stays_what_it_was_at_the_start(tmp_path: Path, monkeypatch: Any) 
 )
 def test_every_option_changes_the_result(tmp_path: Path, change: dict[str, Any]) -> None:
     options = METHODS["soft"] | {"reward_boxed": 50.0}
-    result = run_cached(tmp_path, options)
+    result = run_cached(tmp_path, "plain", options)
     run(tmp_path / "changed", **(options | change))
     if change.get("dtype") == "bfloat16" and len(change) > 1:
         result = tmp_path / "bf16"
@@ -193,12 +194,12 @@ def test_every_option_changes_the_result(tmp_path: Path, change: dict[str, Any])
 _plain: dict[str, Path] = {}
 
 
-def run_cached(tmp_path: Path, options: dict[str, Any]) -> Path:
+def run_cached(tmp_path: Path, name: str, options: dict[str, Any]) -> Path:
     """The run without any change, made once."""
-    if "plain" not in _plain:
-        run(tmp_path.parent / "plain", **options)
-        _plain["plain"] = tmp_path.parent / "plain"
-    return _plain["plain"]
+    if name not in _plain:
+        run(tmp_path.parent / name, **options)
+        _plain[name] = tmp_path.parent / name
+    return _plain[name]
 
 
 @pytest.mark.slow
@@ -222,12 +223,14 @@ def test_what_must_not_change_the_result(tmp_path: Path, change: dict[str, Any])
     off by some 2^-24) that cancel to a few hundredths: again up to 1e-4. A sequence left out or counted
     twice moves it by a hundredth and more.
     """
-    options = METHODS["soft"] | LINEAR | {"max_steps": 2, "kl_steps": 0, "gradient_split_steps": 0}
-    options |= {"reward_boxed": 50.0}
-    run(tmp_path / "plain", **options)
+    options = METHODS["soft"] | LINEAR | MOVING["soft"] | {"max_steps": 2}
+    options |= {"kl_steps": 0, "gradient_split_steps": 0}
+    plain = run_cached(tmp_path, "linear", options)
     run(tmp_path / "changed", **(options | change))
+    for folder in (plain, tmp_path / "changed"):
+        assert [line["gradient/norm"] > 0 for line in read_metrics(folder)[1:]] == [True, True]
     start = load_model().model.state_dict()
-    assert moved_apart(tmp_path / "changed" / "last", tmp_path / "plain" / "last", start) < 1e-3
+    assert moved_apart(tmp_path / "changed" / "last", plain / "last", start) < 1e-3
 
 
 @pytest.mark.slow

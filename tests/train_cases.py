@@ -179,6 +179,14 @@ METHODS = {
 }
 
 
+MOVING: dict[str, dict[str, Any]] = {
+    "hard": {"seed": 5},
+    "soft": {"seed": 5, "max_cot_tokens": 16},
+    "fuzzy": {"seed": 6, "max_cot_tokens": 16},
+}
+"""Options with which each of the first three updates moves: not every group has equal rewards."""
+
+
 def run(folder: Path, **changes: Any) -> TrainResult:
     options = {"max_steps": 3, "output_path": str(folder)} | changes
     return train(tiny_config(**options), quiet=True)

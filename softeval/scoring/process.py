@@ -2,6 +2,11 @@
 
 Knows pipes, clocks and process ids; nothing of answers. POSIX only. Not safe for use by two threads
 at once: `softeval.scoring.judge` lends each worker to one thread at a time.
+
+Our own and not pebble's pool, which was tried (docs/log.md): its workers unpickle what they are
+asked, so that the audit hook would have to let `pickle.find_class` pass; being spawned they run the
+caller's script again, which a script without `if __name__ == "__main__"` does not survive; a forked
+child cannot use the pool; and a worker that cannot start ends all without saying why.
 """
 
 from __future__ import annotations
