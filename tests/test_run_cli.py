@@ -23,6 +23,7 @@ from command_line import SMALL, Ended
 from softeval import evaluate, load_run
 from softeval.api import Run
 from softeval.modes import ALL
+from softeval.records import SCHEMA_VERSION
 from softeval.runs import rundir
 from softeval.runs.config import RunConfig
 from softeval.runs.identity import bundled_checkpoint
@@ -98,7 +99,7 @@ def test_a_run_holds_every_sample_and_agrees_with_itself(finished: Run) -> None:
 
 def test_the_record_says_with_what(finished: Run) -> None:
     info = finished.info
-    assert info["status"] == "complete" and info["schema_version"] == 1
+    assert info["status"] == "complete" and info["schema_version"] == SCHEMA_VERSION
     assert len(info["model"]["weights_hash"]) == 64
     assert info["model"]["self_check"] in ("passed", "cached")
     assert info["model"]["batch_invariant"] is True
