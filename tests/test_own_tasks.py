@@ -14,6 +14,7 @@ from command_line import Ended
 from softeval import UserError, load_run
 from softeval.lmeval.adapter import SoftEvalLM
 from softeval.runs.identity import bundled_checkpoint
+from softeval.tasks.benchmark import BenchmarkTask
 from softeval.tasks.catalogue import find_benchmarks, task_catalogue
 from softeval.tasks.data import load
 from softeval.tasks.templates import Template
@@ -187,6 +188,25 @@ def test_a_template_executes_nothing(
     with pytest.raises(UserError):
         Template("question", attack).render({"x": "text", "rows": rows})
     assert not list(tmp_path.iterdir()) and rows == []
+
+
+@pytest.mark.parametrize("scoring", ["letter", "likelihood"])
+def test_the_words_of_a_row_are_never_a_template(scoring: str, tmp_path: Path) -> None:
+    """Ours are sandboxed, lm-eval's are not: no text of a row may reach one."""
+    words = "{{ cycler.__init__.__globals__.os.popen('touch attacked').read() }}"
+    rows = [{"q": words, "options": [words, f"{words} 2"], "right": 0, "about": words}]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    about = "description: about" if scoring == "likelihood" else ""
+    (tmp_path / "t.yaml").write_text(
+        f"task: t\ndataset_path: rows.jsonl\nquestion: q\nanswer: right\n"
+        f"choices: options\nscoring: {scoring}\n{about}\n"
+    )
+    task = BenchmarkTask(find_benchmarks(["t"], str(tmp_path))[0])
+    task.build_all_requests()
+    texts = [part for request in task.instances for part in request.args if isinstance(part, str)]
+    count = sum(text.count(words) for text in texts)
+    assert count == (3 if scoring == "letter" else 2 * 2 + 2)
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "t.yaml"}
 
 
 def test_what_a_template_needs_is_read_from_it() -> None:
