@@ -232,7 +232,7 @@ def our_steps(lm: Any, method: str, naive: bool = False) -> Iterator[dict[str, f
             naive_pass(lm, rollouts, advantages, policy.sigma)
         else:
             passes.run(rollouts, advantages, PassPlan(len(rollouts)))
-        weights.fill_missing()
+        weights.reduce()
         optimization.step(step, optimization.norm())
         step += 1
         yield {**clock.read(), "rollout_cpu": decoded["cpu"]}

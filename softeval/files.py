@@ -1,20 +1,29 @@
-"""Files that appear whole or not at all: written beside their place, flushed, then renamed.
+"""Files and directories that appear whole or not at all, and the lock on a run's directory.
 
-A reader never sees half of one, a full disk or a kill leaves the earlier file, and what is renamed
-has reached the disk. Knows nothing of what the files hold.
+What is written lies beside its place, is flushed, then renamed. A reader never sees half of it, a
+full disk or a kill leaves the earlier one, and what is renamed has reached the disk. Knows nothing of
+what the files hold.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from softeval.errors import UserError
+
 PARTIAL = ".partial"
 """Suffix of what is still being written; it may be removed once its writer is gone."""
+
+
+LOCK = ".lock"
+LOCK_PATIENCE = 0.2
+"""Seconds after which a lock is somebody else's: its holder may be just removing the file."""
 
 
 def beside(path: Path) -> Path:
@@ -58,6 +67,82 @@ def move_into_place(partial: Path, path: Path) -> None:
     """Give a file that is whole its name, once it has reached the disk."""
     sync(partial)
     os.replace(partial, path)
+
+
+@contextmanager
+def replacing_directory(place: Path) -> Iterator[Path]:
+    """Give an empty directory to fill, which takes the place of `place` at the end of the block.
+
+    After an error `place` stays as it was. That takes two renames, as a directory cannot be
+    overwritten; `recover` makes up for a kill between them.
+    """
+    partial = beside(place)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except Exception:
+        shutil.rmtree(partial, ignore_errors=True)  # a full disk wants the room back
+        raise
+    for path in sorted(partial.rglob("*")):
+        sync(path)
+    sync(partial)
+    retired = _retired(place)
+    if place.exists():
+        shutil.rmtree(retired, ignore_errors=True)
+        os.rename(place, retired)
+    os.rename(partial, place)
+    shutil.rmtree(retired, ignore_errors=True)
+    sync(place.parent)
+
+
+def recover(place: Path) -> None:
+    """Finish a replacement that was cut off between its two renames."""
+    retired = _retired(place)
+    if retired.exists() and not place.exists():
+        os.rename(retired, place)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def _retired(place: Path) -> Path:
+    return place.with_name(f".{place.name}.retired")
+
+
+@contextmanager
+def locked(folder: Path, doing: str) -> Iterator[None]:
+    """Hold a run's directory, which is made if need be; nothing is left of it if nothing is written.
+
+    The system lets go of the lock when its holder dies, however; children do not inherit it.
+
+    Args:
+        folder: the directory.
+        doing: what its holder does there, for who comes second.
+
+    Raises:
+        UserError: another process holds it, or it cannot be written to.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK, timeout=LOCK_PATIENCE)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"another process is {doing} in {folder}; wait for it, or give another --output-path"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror}); give another --output-path"
+        ) from None
+    try:
+        yield
+    finally:
+        # Removed while it is held: filelock finds out that what it waited for is gone.
+        (folder / LOCK).unlink(missing_ok=True)
+        lock.release()
+        with suppress(OSError):
+            folder.rmdir()  # nothing was written: the request was refused
 
 
 def sync(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 
 import pytest
 
@@ -63,3 +64,45 @@ def test_json_is_utf8_and_refuses_what_json_does_not_have(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         files.write_json(tmp_path / "a.json", float("nan"))
     assert json.loads((tmp_path / "a.json").read_text()) == {"γ": "é\ud800"}
+
+
+def write_two(place, text):
+    with files.replacing_directory(place) as folder:
+        (folder / "a.txt").write_text(text)
+        (folder / "b.txt").write_text(text)
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("call", range(6))
+def test_a_replacement_cut_off_anywhere_leaves_the_old_or_the_new(tmp_path, monkeypatch, call):
+    place = tmp_path / "best"
+    write_two(place, "old")
+    calls = iter(range(100))
+
+    def dying(function):
+        def wrapped(*args, **options):
+            if next(calls) == call:
+                raise Killed
+            function(*args, **options)
+
+        return wrapped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", dying(os.rename))
+        patch.setattr(shutil, "rmtree", dying(shutil.rmtree))
+        try:
+            write_two(place, "new")
+        except Killed:
+            killed = True
+        else:
+            killed = False
+    files.recover(place)
+    texts = {path.read_text() for path in place.iterdir()}
+    assert texts in ({"old"}, {"new"})
+    assert len(list(place.iterdir())) == 2
+    assert killed or texts == {"new"}
+    write_two(place, "newer")
+    assert {path.read_text() for path in place.iterdir()} == {"newer"}

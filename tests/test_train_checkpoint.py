@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from train_cases import tiny_config
 
 from softeval.errors import UserError
-from softeval.trainers import atomic, checkpoints
-from softeval.trainers.atomic import is_whole, recover, write_directory
+from softeval.files import replacing_directory
+from softeval.processes import Processes
+from softeval.trainers import checkpoints
 from softeval.trainers.checkpoints import (
     Progress,
     check_space,
@@ -26,7 +27,6 @@ from softeval.trainers.checkpoints import (
     save_state,
     saved_states,
 )
-from softeval.trainers.processes import Processes
 from softeval.trainers.progress import PlainProgress
 from softeval.trainers.run_files import (
     Trackers,
@@ -35,52 +35,6 @@ from softeval.trainers.run_files import (
     open_directory,
     truncate_lines,
 )
-
-
-def write_text(text: str) -> Callable[[Path], None]:
-    def fill(folder: Path) -> None:
-        (folder / "a.txt").write_text(text)
-        (folder / "b.txt").write_text(text)
-
-    return fill
-
-
-class Killed(BaseException):
-    pass
-
-
-@pytest.mark.parametrize("call", range(6))
-def test_a_replacement_cut_off_anywhere_leaves_the_old_or_the_new(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
-) -> None:
-    place = tmp_path / "best"
-    write_directory(place, write_text("old"))
-    calls = iter(range(100))
-
-    def dying(function: Callable[..., None]) -> Callable[..., None]:
-        def wrapped(*args: object, **options: object) -> None:
-            if next(calls) == call:
-                raise Killed
-            function(*args, **options)
-
-        return wrapped
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "rename", dying(os.rename))
-        patch.setattr(atomic.shutil, "rmtree", dying(atomic.shutil.rmtree))
-        try:
-            write_directory(place, write_text("new"))
-        except Killed:
-            killed = True
-        else:
-            killed = False
-    recover(place)
-    texts = {path.read_text() for path in place.iterdir()}
-    assert texts in ({"old"}, {"new"})
-    assert len(list(place.iterdir())) == 2
-    assert killed or texts == {"new"}
-    write_directory(place, write_text("newer"))
-    assert {path.read_text() for path in place.iterdir()} == {"newer"}
 
 
 def damage_truncate(state: Path) -> None:
@@ -122,9 +76,7 @@ def test_a_torn_state_is_seen_and_the_one_before_it_used(
 ) -> None:
     for step in (5, 10):
         save_state(tmp_path, Progress(step=step), {"weight.a": torch.full((3,), step)}, keep=2)
-    newest = saved_states(tmp_path)[-1]
-    assert is_whole(newest)
-    damage(newest)
+    damage(saved_states(tmp_path)[-1])
     found = load_state(tmp_path)
     assert found is not None
     assert found.progress.step == 5 and found.torn == ("step-000010",)
@@ -187,15 +139,13 @@ def test_a_damaged_line_is_named_and_a_torn_last_one_dropped(tmp_path: Path) -> 
 
 
 def test_a_full_disk_is_one_line_and_gets_its_room_back(tmp_path: Path) -> None:
-    def full(partial: Path) -> None:
-        (partial / "tensors.safetensors").write_bytes(b"half")
-        raise SafetensorError("Error: IoError(Os { message: No space left on device })")
+    def save() -> None:
+        with full_disk(tmp_path), replacing_directory(tmp_path / "state") as partial:
+            (partial / "tensors.safetensors").write_bytes(b"half")
+            raise SafetensorError("Error: IoError(Os { message: No space left on device })")
 
-    with (
-        pytest.raises(UserError, match=r"no space is left .*command continues") as found,
-        full_disk(tmp_path),
-    ):
-        write_directory(tmp_path / "state", full)
+    with pytest.raises(UserError, match=r"no space is left .*command continues") as found:
+        save()
     assert "\n" not in str(found.value) and not list(tmp_path.iterdir())
     os.symlink("/dev/full", tmp_path / "metrics.jsonl")
     with pytest.raises(UserError, match="no space is left"), full_disk(tmp_path):
@@ -250,18 +200,18 @@ def test_the_run_is_the_same_one_among_trackers(tmp_path: Path) -> None:
     assert open_directory(tmp_path / "other", config, record) != ids[0]
 
 
-def test_processes_wait_for_a_slow_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_wait_for_a_slow_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     import accelerate
 
-    plain, given = accelerate.Accelerator, []
+    plain, given = accelerate.PartialState, {}
 
     def watched(**options: Any) -> Any:
-        given.extend(options["kwargs_handlers"])
+        given.update(options)
         return plain(**options)
 
-    monkeypatch.setattr(accelerate, "Accelerator", watched)
-    Processes("cpu", (), tmp_path)
-    assert given[0].timeout.total_seconds() >= 3600
+    monkeypatch.setattr(accelerate, "PartialState", watched)
+    Processes.joined(torch.device("cpu"))
+    assert given["timeout"].total_seconds() >= 3600
 
 
 def test_the_progress_line_says_how_it_stands(capsys: pytest.CaptureFixture[str]) -> None:

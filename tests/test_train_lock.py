@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +16,27 @@ from conftest import ROOT
 from train_cases import run
 
 from softeval.errors import UserError
+from softeval.files import LOCK, locked
 from softeval.trainers import trainer
-from softeval.trainers.lock import LOCK, locked
 
 pytestmark = pytest.mark.slow
 
 HOLD = (
-    "import sys; from pathlib import Path; from softeval.trainers.lock import locked\n"
-    "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    "import sys; from pathlib import Path; from softeval.files import locked\n"
+    "with locked(Path(sys.argv[1]), 'training'):\n"
+    "    CHILD\n"
+    "    print('held', flush=True); sys.stdin.read()"
+)
+FORKED = "import os, time; pid = os.fork(); pid or time.sleep(60); print(pid)"
+STARTED = (
+    "import subprocess; print(subprocess.Popen(['sleep', '60']).pid)"  # like the judge's workers
 )
 
 
-def holder(folder: Path) -> subprocess.Popen[str]:
+def holder(folder: Path, child: str = "pass") -> subprocess.Popen[str]:
     """Another process that tries to hold the directory until it is ended."""
     return subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(folder)],
+        [sys.executable, "-c", HOLD.replace("CHILD", child), str(folder)],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -62,23 +72,45 @@ def test_training_holds_its_directory(tmp_path: Path, monkeypatch: pytest.Monkey
     assert errors and all("another process is training" in error for error in errors)
 
 
-def test_a_lock_that_its_holder_removed_is_taken_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("child", [FORKED, STARTED])
+def test_children_that_outlive_a_killed_run_do_not_hold_its_directory(
+    tmp_path: Path, child: str
 ) -> None:
+    other = holder(tmp_path, child)
+    assert other.stdout is not None
+    pid = int(other.stdout.readline())
+    assert other.stdout.readline() == "held\n"
+    with (
+        pytest.raises(UserError, match="another process is training"),
+        locked(tmp_path, "training"),
+    ):
+        pass
+    other.kill()
+    other.wait()
+    try:
+        os.kill(pid, 0)  # it lives
+        with locked(tmp_path, "training"):
+            pass
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_a_lock_that_its_holder_removed_is_taken_anew(tmp_path: Path) -> None:
     """Opened just before the run in it ended and removed it: held, it would keep nobody out."""
-    from softeval.trainers import lock
+    descriptor = os.open(tmp_path / LOCK, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
 
-    plain, calls = lock._is_current, []
+    def end() -> None:
+        (tmp_path / LOCK).unlink()
+        os.close(descriptor)
 
-    def late(descriptor: int, path: Path) -> bool:
-        calls.append(path)
-        if len(calls) == 1:
-            path.unlink()
-        return plain(descriptor, path)
-
-    monkeypatch.setattr(lock, "_is_current", late)
-    with locked(tmp_path):
-        assert len(calls) == 2 and (tmp_path / LOCK).exists()
+    ending = threading.Timer(0.1, end)
+    ending.start()
+    with locked(tmp_path, "training"):
+        ending.join()
+        assert (tmp_path / LOCK).exists()
+        with pytest.raises(UserError, match="another"), locked(tmp_path, "training"):
+            pass
 
 
 def test_a_refused_request_leaves_no_directory(tmp_path: Path) -> None:

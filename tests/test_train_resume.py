@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,9 +32,10 @@ from train_cases import (
     weights,
 )
 
+from softeval import files
 from softeval.errors import UserError
 from softeval.model.language_model import load_model
-from softeval.trainers import atomic, run_files, trainer
+from softeval.trainers import run_files, trainer
 from softeval.trainers.optimization import MasterWeights, Optimization
 from softeval.trainers.rollout import RolloutCollector, Validation
 from softeval.trainers.run_files import Interruption, read_metrics
@@ -50,9 +52,9 @@ SITES: list[tuple[Any, str]] = [
     (run_files, "append_line"),
     (run_files, "truncate_lines"),
     (os, "replace"),
-    (atomic.os, "rename"),
-    (atomic, "sync"),
-    (atomic.shutil, "rmtree"),
+    (os, "rename"),
+    (files, "sync"),
+    (shutil, "rmtree"),
     (Optimization, "step"),
     (MasterWeights, "publish"),
     (RolloutCollector, "collect"),

@@ -15,13 +15,13 @@ from softeval.decoding.decoder import Decoder
 from softeval.decoding.rows import Limits
 from softeval.model.output_head import output_head
 from softeval.modes import get_mode
+from softeval.processes import Processes
 from softeval.tasks.data import DatasetSource, Origin
 from softeval.tasks.problems import Problem
 from softeval.trainers import training_pass
 from softeval.trainers.losses import Policy, Reference, collate, log_probs, policy_losses
 from softeval.trainers.metrics import rollout_metrics, rollout_sums
 from softeval.trainers.optimization import MasterWeights, gradient_norm
-from softeval.trainers.processes import Processes
 from softeval.trainers.questions import DataOrder, QuestionSet, TrainingQuestion
 from softeval.trainers.rollout import RolloutCollector, StepRollouts
 from softeval.trainers.training_pass import (
@@ -34,15 +34,8 @@ from softeval.trainers.training_pass import (
 SOURCE = DatasetSource("made", Origin.LOCAL, "", "train", 2, "")
 
 
-class OneOf:
+class OneOf(Processes):
     """A process among several, whose peers' rewards are taken to be zero."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, rank: int, count: int) -> None:
-        self.rank, self.count = rank, count
-
-    share = Processes.share
 
     def total(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
@@ -58,7 +51,7 @@ def collect(
     decoder = Decoder(lm, get_mode("soft_sample"), Limits(4, 3), answer_temperature=1.0)
     config = tiny_config(prompts_per_step=3, num_generations=4, **changes)
     order = DataOrder(questions, 0)
-    processes: Any = OneOf(rank, count)
+    processes = OneOf(rank, count, torch.device("cpu"))
     collector = RolloutCollector(decoder, QuestionSet(asked, (), SOURCE), order, config, processes)
     return collector.collect(cursor)
 
@@ -84,12 +77,12 @@ def test_every_process_has_its_part_of_every_group() -> None:
     """So that one informative group among others keeps them all busy; alone a process has all."""
     samples = [(group, member) for group in range(3) for member in range(32)]
     for count in (2, 3, 8):
-        shares: list[Any] = [Processes.share(OneOf(rank, count), samples) for rank in range(count)]  # type: ignore[arg-type]
+        shares: list[Any] = [Processes(rank, count).share(samples) for rank in range(count)]
         assert sorted(chain.from_iterable(shares)) == samples
         for group in range(3):
             sizes = [sum(g == group for g, _ in share) for share in shares]
             assert max(sizes) - min(sizes) <= 1
-    assert Processes.share(OneOf(0, 1), samples) == samples  # type: ignore[arg-type]
+    assert Processes().share(samples) == samples
 
 
 def test_a_question_drawn_twice_is_sampled_anew() -> None:

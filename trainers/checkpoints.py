@@ -2,7 +2,10 @@
 
 States are directories `step-000120`, each whole or not at all; the newest whole one continues the
 run. Weights and optimizer tensors are safetensors, the rest JSON. The noise of the rollouts needs no
-state: it is keyed (`softeval.decoding.randomness`).
+state: it is keyed (`softeval.decoding.randomness`). What a power cut can still do to a renamed directory
+is found out by its manifest: size and CRC-32 of every file. torch.distributed.checkpoint would not
+replace that: it writes no checksums and no directory that is whole or absent, and every process holds
+all weights, so that there are no shards to put together.
 
 A checkpoint is an ordinary transformers one with a model card; nothing of ours is needed to load it.
 Beside the weights lie `softeval_training.json`, which `softeval run` copies into its record, and a
@@ -18,6 +21,7 @@ import json
 import random
 import re
 import shutil
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -31,15 +35,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from softeval.errors import UserError
+from softeval.files import replacing_directory
 from softeval.model.language_model import LanguageModel
 from softeval.runs.record_shape import TRAINING_FILE
 from softeval.tasks.catalogue import task_catalogue
-from softeval.trainers.atomic import is_whole, write_directory
 from softeval.trainers.rollout import Rollout
 from softeval.trainers.setup import Adapters
 
 TENSORS = "tensors.safetensors"
 PROGRESS = "progress.json"
+MANIFEST = "manifest.json"
 _RANDOM = "random."
 _NAME = re.compile(r"step-(\d+)")
 
@@ -71,13 +76,13 @@ def save_state(folder: Path, progress: Progress, tensors: dict[str, Tensor], kee
     """Write the state after `progress.step` updates and drop the oldest beyond `keep`."""
     place = folder / f"step-{progress.step:06d}"
 
-    def fill(partial: Path) -> None:
+    with replacing_directory(place) as partial:
         host = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         save_file(host | _random_tensors(), str(partial / TENSORS))
         record = {"progress": asdict(progress), "random": _random_numbers()}
         (partial / PROGRESS).write_text(json.dumps(record) + "\n", encoding="utf-8")
-
-    write_directory(place, fill, manifest=True)
+        manifest = {name: _fingerprint(partial / name) for name in (TENSORS, PROGRESS)}
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     for old in saved_states(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return place
@@ -119,7 +124,7 @@ def load_state(folder: Path) -> SavedState | None:
     """
     torn: list[str] = []
     for place in reversed(saved_states(folder)):
-        if is_whole(place):
+        if _is_whole(place):
             record = json.loads((place / PROGRESS).read_text(encoding="utf-8"))
             tensors = load_file(str(place / TENSORS))
             return SavedState(
@@ -131,6 +136,25 @@ def load_state(folder: Path) -> SavedState | None:
             f"every state in {folder} is torn ({', '.join(torn)}); start anew in another --output-path"
         )
     return None
+
+
+def _is_whole(place: Path) -> bool:
+    """Whether every file that the manifest lists is there as it was written."""
+    try:
+        manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
+        return bool(manifest) and all(
+            _fingerprint(place / name) == entry for name, entry in manifest.items()
+        )
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _fingerprint(path: Path) -> dict[str, int]:
+    checksum, size = 0, 0
+    with path.open("rb") as file:
+        while block := file.read(2**22):
+            checksum, size = zlib.crc32(block, checksum), size + len(block)
+    return {"bytes": size, "crc32": checksum}
 
 
 def saved_states(folder: Path) -> list[Path]:
@@ -206,8 +230,7 @@ def export_checkpoint(
         record: what to say of it.
         adapters: merged into the weights, and written by themselves into `adapter/`.
     """
-
-    def fill(partial: Path) -> None:
+    with replacing_directory(place) as partial:
         with adapters.merged() if adapters else nullcontext() as state:
             lm.model.save_pretrained(str(partial), state_dict=state)
         if adapters:
@@ -217,8 +240,6 @@ def export_checkpoint(
         (partial / TRAINING_FILE).write_text(text + "\n", encoding="utf-8")
         card = model_card(record, _license(lm))
         (partial / "README.md").write_text(card, encoding="utf-8")
-
-    write_directory(place, fill)
 
 
 def exported_step(place: Path) -> int | None:
@@ -312,8 +333,7 @@ def _license(lm: LanguageModel) -> str | None:
 
 def save_failure(place: Path, rollouts: Sequence[Rollout], advantages: Sequence[float]) -> None:
     """Write texts, rewards and advantages as JSON, token ids and fed vectors as safetensors."""
-
-    def fill(partial: Path) -> None:
+    with replacing_directory(place) as partial:
         tensors: dict[str, Tensor] = {}
         for number, rollout in enumerate(rollouts):
             g = rollout.generation
@@ -335,8 +355,6 @@ def save_failure(place: Path, rollouts: Sequence[Rollout], advantages: Sequence[
         ]
         text = json.dumps(rows, indent=2, ensure_ascii=False)
         (partial / "batch.json").write_text(text + "\n", encoding="utf-8")
-
-    write_directory(place, fill)
 
 
 GB = 10**9

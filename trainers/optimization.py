@@ -11,7 +11,7 @@ Knows nothing of losses; gradients are added from outside.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,11 +64,15 @@ class MasterWeights:
                 master.grad += parameter.grad
             parameter.grad = None
 
-    def fill_missing(self) -> None:
-        """Zero gradients where none came, so that every process reduces the same tensors."""
+    def reduce(self, total: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> None:
+        """Sum the gradients over the processes, with zeros where none came.
+
+        Args:
+            total: sums a tensor over the processes.
+        """
         for master in self.masters:
-            if master.grad is None:
-                master.grad = torch.zeros_like(master)
+            found = torch.zeros_like(master) if master.grad is None else master.grad
+            master.grad = total(found)
 
     def clear(self) -> None:
         """Forget the gathered gradient, and what a pass cut short may have left in the model."""

@@ -25,11 +25,11 @@ from softeval.decoding.decoder import Decoder, Question
 from softeval.decoding.rows import Limits
 from softeval.model.language_model import LanguageModel
 from softeval.modes import Mode, get_mode
+from softeval.processes import Processes
 from softeval.records import Generation
 from softeval.scoring.judge import Verdict, scorer
 from softeval.trainers.algorithms import uninformative
 from softeval.trainers.config import TrainConfig
-from softeval.trainers.processes import Processes
 from softeval.trainers.questions import DataOrder, QuestionSet, TrainingQuestion
 
 TRAIN_KEY = "train"
@@ -145,12 +145,8 @@ class RolloutCollector:
         rewards_PG = torch.zeros_like(found.rewards_PG)
         for rollout in fresh:
             rewards_PG[rollout.group, rollout.member] = rollout.reward
-        shared = self._processes.total(rewards_PG.to(self._sum_device)).cpu()
+        shared = self._processes.total(rewards_PG.to(self._processes.device)).cpu()
         found.rewards_PG[groups] = shared[groups]
-
-    @property
-    def _sum_device(self) -> torch.device:
-        return self._processes.device if self._processes.count > 1 else torch.device("cpu")
 
     def _decode(
         self, groups: dict[int, int], asked: dict[int, TrainingQuestion]
@@ -193,11 +189,6 @@ def reward(verdict: Verdict, config: TrainConfig) -> float:
     if verdict.correct:
         return config.reward_correct
     return config.reward_none if verdict.status == "no_answer" else config.reward_boxed
-
-
-def boxed(rollouts: Sequence[Rollout]) -> int:
-    """How many hold a boxed answer, right or wrong."""
-    return sum(r.verdict.status != "no_answer" for r in rollouts)
 
 
 @dataclass(frozen=True)

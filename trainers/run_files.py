@@ -23,10 +23,9 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from softeval.errors import UserError
-from softeval.files import beside, write_bytes, write_json
+from softeval.files import LOCK, beside, write_bytes, write_json
 from softeval.runs.rundir import differing_fields
 from softeval.trainers.config import TrainConfig
-from softeval.trainers.lock import LOCK
 from softeval.trainers.metrics import Metrics
 
 RECORD = "train.json"
@@ -118,6 +117,25 @@ def _step(line: bytes) -> int | None:
         return int(json.loads(line)["step"]) if line.endswith(b"\n") else None
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def tracking(names: Sequence[str], folder: Path, on_cpu: bool) -> Any:
+    """Accelerate's Accelerator with these trackers.
+
+    Raises:
+        UserError: one is unknown or not installed.
+    """
+    from accelerate import Accelerator
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    known = sorted(LOGGER_TYPE_TO_CLASS)
+    installed = {str(getattr(t, "value", t)) for t in get_available_trackers()}
+    for name in names:
+        if name not in known:
+            raise UserError(f"--report-to {name}: none of {', '.join(known)}, none")
+        if name not in installed:
+            raise UserError(f"--report-to {name}: not installed; pip install {name}, or name none")
+    return Accelerator(cpu=on_cpu, log_with=list(names) or None, project_dir=str(folder))
 
 
 class Trackers:

@@ -24,12 +24,14 @@ from torch import Tensor
 from softeval.decoding.decoder import Decoder
 from softeval.decoding.rows import Limits
 from softeval.errors import UserError
+from softeval.files import locked, recover
+from softeval.model.checkpoint import torch_device
 from softeval.model.language_model import BUNDLED_CHECKPOINT, weights_hash
 from softeval.modes import mode_record
+from softeval.processes import Processes
 from softeval.runs.environment import package_versions
 from softeval.trainers import run_files
 from softeval.trainers.algorithms import Algorithm, advantages
-from softeval.trainers.atomic import recover
 from softeval.trainers.checkpoints import (
     Progress,
     SavedState,
@@ -43,7 +45,6 @@ from softeval.trainers.checkpoints import (
     save_state,
 )
 from softeval.trainers.config import TrainConfig
-from softeval.trainers.lock import locked
 from softeval.trainers.memory import GIB, check_context, check_memory
 from softeval.trainers.metrics import (
     Metrics,
@@ -55,7 +56,6 @@ from softeval.trainers.metrics import (
     rollout_sums,
     time_metrics,
 )
-from softeval.trainers.processes import Processes
 from softeval.trainers.progress import TrainProgress, make_progress
 from softeval.trainers.questions import DataOrder, QuestionSet, fingerprint, load_questions
 from softeval.trainers.rollout import (
@@ -106,15 +106,18 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str = "") -> Tra
         Stopped: Ctrl-C or termination; the state is saved and the same call continues.
     """
     folder = Path(config.output_path or default_path(config)).expanduser()
-    processes = Processes(config.device, config.report_to, folder)
-    if config.sequences < processes.count:
-        raise UserError(f"{processes.count} processes for {config.sequences} sequences; use fewer")
+    device = torch_device(config.device)
+    processes = Processes.joined(device)
+    accelerator = run_files.tracking(config.report_to, folder, device.type == "cpu")
+    if config.sequences < processes.size:
+        raise UserError(f"{processes.size} processes for {config.sequences} sequences; use fewer")
     try:
-        with full_disk(folder), locked(folder, processes.is_main):
+        held = locked(folder, "training") if processes.is_main else nullcontext()
+        with full_disk(folder), held:
             processes.wait()  # nobody reads a state that another run may still be writing
-            return Trainer(config, folder, processes, quiet, command).run()
+            return Trainer(config, folder, processes, accelerator, quiet, command).run()
     finally:
-        processes.close()
+        accelerator.end_training()  # its trackers, and the group of processes
 
 
 def default_path(config: TrainConfig) -> Path:
@@ -131,12 +134,19 @@ class Trainer:
         config: the run.
         folder: its directory.
         processes: this process and its peers.
+        accelerator: accelerate's, with the trackers.
         quiet: show nothing.
         command: what was typed.
     """
 
     def __init__(
-        self, config: TrainConfig, folder: Path, processes: Processes, quiet: bool, command: str
+        self,
+        config: TrainConfig,
+        folder: Path,
+        processes: Processes,
+        accelerator: Any,
+        quiet: bool,
+        command: str,
     ) -> None:
         self.config = config
         self.folder = folder
@@ -144,13 +154,14 @@ class Trainer:
         self.command = command
         _seed_everything(config.seed)
         state = load_state(folder / run_files.STATES)
+        assert processes.device is not None
         lm = load_for_training(config, processes.device)
         base = weights_hash(lm.model) if processes.is_main else ""
         if state is not None:
             keep_embedding_size(lm, state.progress.embedding_rms)
         self.questions: QuestionSet = load_questions(config, lm.vocabulary.encode)
         lengths = check_context(config, lm, self.questions)
-        needed = check_memory(config, lm, lengths, processes.count)
+        needed = check_memory(config, lm, lengths, processes.size)
         self.trainee = make_trainee(config, lm)
         self.progress = Progress(embedding_rms=lm.embedding.rms)
         self._saved_step = 0 if state is None else state.progress.step
@@ -170,9 +181,7 @@ class Trainer:
             self.display.note(f"{name} is torn; continuing from step {self.progress.step}")
         self._settle_best()
         self._tell_missing_metrics()
-        self.trackers = run_files.Trackers(
-            processes.accelerator, config, folder, self.progress.step, run_id
-        )
+        self.trackers = run_files.Trackers(accelerator, config, folder, self.progress.step, run_id)
 
     def run(self) -> TrainResult:
         """Train from where the run stands to its end.
@@ -262,8 +271,7 @@ class Trainer:
             keep_first=processes.is_main and bool((found_PG == 0).all()),
         )
         result = self.passes.run([r.generation for r in drawn.local], found_B, plan)
-        trainee.weights.fill_missing()
-        processes.sum_gradients(trainee.weights.masters)
+        trainee.weights.reduce(processes.total)
         local = {**result.sums, **rollout_sums(drawn.local), **drawn.drawn_sums}
         sums = processes.totals(local)
         noisy = trainee.policy.mode.is_gaussian

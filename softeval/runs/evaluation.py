@@ -212,7 +212,7 @@ def _run(evaluation: Evaluation) -> Outcome:
             _begin(evaluation, journal.damaged)
             for cell in evaluation.cells:
                 _run_cell_safely(evaluation, cell, journal, judge)
-            processes.barrier()
+            processes.wait()
             missing = 0
             if processes.is_main:
                 evaluation.display.note("writing tables")
@@ -229,7 +229,7 @@ def _run(evaluation: Evaluation) -> Outcome:
 def _begin(evaluation: Evaluation, damaged: int) -> None:
     """Tell the display how much there is to do, and what differs from the first start."""
     shares = [
-        len(evaluation.processes.share(len(cell.documents))) * cell.num_samples
+        len(evaluation.processes.share(list(cell.documents))) * cell.num_samples
         for cell in evaluation.cells
         if cell.mode is not None
     ]
@@ -295,8 +295,7 @@ def _run_cell(evaluation: Evaluation, cell: Cell, journal: Journal, judge: Score
 
 def _cell_size(cell: Cell, processes: Processes) -> int:
     """Requests of this process in a cell."""
-    documents = list(cell.documents.values())
-    chosen = (documents[place] for place in processes.share(len(documents)))
+    chosen = processes.share(list(cell.documents.values()))
     return sum(len(doc.get("choices", ())) or cell.num_samples for doc in chosen)
 
 
