@@ -1,22 +1,124 @@
-"""What a running evaluation shows as it goes.
+"""What a command shows as it goes, and how other libraries are kept out of that.
 
-On a terminal a live bar, elsewhere a plain line now and then; always on the stream it is given
-(stderr), so that stdout stays for results. Text that a model wrote is never read as markup, and its
-control characters are taken out. Knows nothing of models or files.
+On a terminal a live bar, elsewhere a plain line now and then; always on stderr, so that stdout stays
+for results. Text that a model wrote is never read as markup, and its control characters are taken out.
+Knows nothing of models or files.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol, Self, TextIO
+from typing import Any, Self, TextIO
 
 from softeval.terminal import clean
 
 PLAIN_INTERVAL = 30.0
 """Seconds between two plain lines."""
+
+
+class Screen:
+    """Shows nothing; the base of the two that do."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+    def note(self, message: str) -> None:
+        """Say something once, above the progress."""
+
+    def show(self, title: str, done: int, total: int, state: str, stays: bool = False) -> None:
+        """Show how far something is.
+
+        Args:
+            title: what is under way; may be empty.
+            done: how many of its parts are.
+            total: how many there are.
+            state: the same in words.
+            stays: show it now, as a line that stays.
+        """
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Show a table of texts, where there is room for it."""
+
+
+class PlainScreen(Screen):
+    """A line every `PLAIN_INTERVAL` seconds."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = stream
+        self._clock = clock
+        self._shown_at = clock()
+
+    def show(self, title: str, done: int, total: int, state: str, stays: bool = False) -> None:
+        if stays or self._clock() - self._shown_at >= PLAIN_INTERVAL:
+            self._shown_at = self._clock()
+            self.note(_line(title, state))
+
+    def note(self, message: str) -> None:
+        print(clean(message), file=self._stream, flush=True)
+
+
+class LiveScreen(Screen):
+    """A bar, redrawn in place below what stays."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+
+        self._console = Console(file=stream, highlight=False, emoji=False)
+        # markup=False: a task's name is text, whatever brackets it holds.
+        self._progress = Progress(
+            TextColumn("{task.fields[title]}", markup=False),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[state]}", markup=False),
+            console=self._console,
+            transient=True,
+        )
+        self._bar = self._progress.add_task("", total=None, title="", state="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def show(self, title: str, done: int, total: int, state: str, stays: bool = False) -> None:
+        self._progress.update(
+            self._bar, completed=done, total=total, title=clean(title), state=clean(state)
+        )
+        if stays:
+            self.note(_line(title, state))
+
+    def note(self, message: str) -> None:
+        self._console.print(clean(message), markup=False, soft_wrap=True)
+
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(*columns)
+        for row in rows:
+            table.add_row(*(Text(clean(cell)[:200]) for cell in row))
+        self._console.print(table)
+
+
+def make_screen(quiet: bool = False, stream: TextIO | None = None) -> Screen:
+    """The screen that fits the stream: live on a terminal, plain lines elsewhere."""
+    shown: TextIO = stream or sys.stderr
+    if quiet:
+        return Screen()
+    return LiveScreen(shown) if shown.isatty() else PlainScreen(shown)
+
+
+def _line(title: str, state: str) -> str:
+    return f"{title}: {state}" if title else state
 
 
 @dataclass
@@ -100,140 +202,39 @@ class Meter:
         return pace * (self.run.total - self.run.done)
 
 
-class Display(Protocol):
-    """What the evaluation tells as it goes."""
+class Display:
+    """What an evaluation tells as it goes: counts, and a screen that shows them."""
 
-    meter: Meter
+    def __init__(self, screen: Screen | None = None, meter: Meter | None = None) -> None:
+        self.meter = meter or Meter()
+        self._screen = screen or Screen()
+        self.note = self._screen.note
 
-    def __enter__(self) -> Self: ...
-    def __exit__(self, *error: object) -> None: ...
+    def __enter__(self) -> Self:
+        self._screen.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._screen.__exit__(*error)
+
     def enter(self, title: str, total: int, samples: bool = True) -> None:
         """A cell begins; see `Meter.enter`."""
-        ...
+        self.meter.enter(title, total, samples)
 
-    def update(self) -> None:
+    def update(self, stays: bool = False) -> None:
         """The meter has changed."""
-        ...
+        meter = self.meter
+        state = progress_state(meter)
+        self._screen.show(meter.title, meter.cell.done, meter.cell.total, state, stays)
 
     def leave(self) -> None:
         """The cell is done."""
-        ...
-
-    def note(self, message: str) -> None:
-        """Say something once, above the progress."""
-        ...
-
-
-class QuietDisplay:
-    """Counts, and shows nothing."""
-
-    def __init__(self) -> None:
-        self.meter = Meter()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        return None
-
-    def enter(self, title: str, total: int, samples: bool = True) -> None:
-        self.meter.enter(title, total, samples)
-
-    def update(self) -> None:
-        return None
-
-    def leave(self) -> None:
-        return None
-
-    def note(self, message: str) -> None:
-        return None
-
-
-class PlainDisplay:
-    """A line every `PLAIN_INTERVAL` seconds, and one at the end of each cell."""
-
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
-        self.meter = Meter(clock)
-        self._stream = stream
-        self._shown_at = clock()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        return None
-
-    def enter(self, title: str, total: int, samples: bool = True) -> None:
-        self.meter.enter(title, total, samples)
-
-    def update(self) -> None:
-        if self.meter.clock() - self._shown_at >= PLAIN_INTERVAL:
-            self.leave()
-
-    def leave(self) -> None:
-        self._shown_at = self.meter.clock()
-        self.note(f"{self.meter.title}: {progress_state(self.meter)}")
-
-    def note(self, message: str) -> None:
-        print(clean(message), file=self._stream, flush=True)
-
-
-class LiveDisplay:
-    """A bar for the cell, redrawn in place; a line for each cell that is done."""
-
-    def __init__(self, stream: TextIO) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn
-
-        self.meter = Meter()
-        self._console = Console(file=stream, highlight=False, emoji=False)
-        # markup=False: a task's name is text, whatever brackets it holds.
-        self._progress = Progress(
-            TextColumn("{task.fields[title]}", markup=False),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[state]}", markup=False),
-            console=self._console,
-            transient=True,
-        )
-        self._bar = self._progress.add_task("", total=None, title="", state="")
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
-
-    def enter(self, title: str, total: int, samples: bool = True) -> None:
-        self.meter.enter(title, total, samples)
-        self.update()
-
-    def update(self) -> None:
-        cell = self.meter.cell
-        self._progress.update(
-            self._bar,
-            completed=cell.done,
-            total=cell.total,
-            title=clean(self.meter.title),
-            state=progress_state(self.meter),
-        )
-
-    def leave(self) -> None:
-        self.update()
-        cell = self.meter.cell
-        score = f", {cell.score}" if cell.scored else ""
-        self.note(f"{self.meter.title}: {cell.done} done{score}")
-
-    def note(self, message: str) -> None:
-        self._console.print(clean(message), markup=False, soft_wrap=True)
+        self.update(stays=True)
 
 
 def make_display(quiet: bool = False, stream: TextIO | None = None) -> Display:
-    """The display that fits the stream: live on a terminal, plain lines elsewhere."""
-    shown: TextIO = stream or sys.stderr
-    if quiet:
-        return QuietDisplay()
-    return LiveDisplay(shown) if shown.isatty() else PlainDisplay(shown)
+    """An evaluation's display on the screen that fits the stream."""
+    return Display(make_screen(quiet, stream))
 
 
 def progress_state(meter: Meter) -> str:
@@ -254,3 +255,24 @@ def duration(seconds: float | None) -> str:
     minutes, rest = divmod(int(seconds + 0.5), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """No tqdm bar is drawn inside.
+
+    lm-eval and transformers offer no switch for some of theirs, and tqdm's own is read when it is
+    imported, which may be long before.
+    """
+    from tqdm.std import tqdm
+
+    real = tqdm.__init__
+
+    def quiet(self: Any, *arguments: Any, **options: Any) -> None:
+        real(self, *arguments, **{**options, "disable": True})
+
+    tqdm.__init__ = quiet  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        tqdm.__init__ = real  # type: ignore[method-assign]

@@ -14,7 +14,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -77,7 +77,7 @@ class Processes:
 
             PartialState().wait_for_everyone()
 
-    def from_main(self, value: T) -> T:
+    def from_main(self, value: Any) -> Any:
         """The main process's value, in every process."""
         if self.size == 1:
             return value

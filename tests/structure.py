@@ -20,7 +20,7 @@ FOLDERS = ("softeval", "tasks", "trainers", "reports")
 # Lowest first. A room may import those above it in this list, never those below it.
 FLOORS = (
     {"errors", "files", "terminal"},
-    {"modes", "statistics", "progress_bars", "processes"},
+    {"modes", "statistics", "processes"},
     {"records", "display"},
     {"scoring.grading"},
     {"scoring"},

@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 
 from softeval.cli.score_table import markdown_lines, print_tables, score_tables
 from softeval.display import (
-    LiveDisplay,
+    Display,
+    LiveScreen,
     Meter,
-    PlainDisplay,
-    QuietDisplay,
+    PlainScreen,
+    Screen,
     clean,
     duration,
     make_display,
+    make_screen,
     progress_state,
 )
 
@@ -83,7 +85,7 @@ def test_log_likelihood_requests_do_not_count_for_the_run() -> None:
 
 def test_plain_lines_come_now_and_then() -> None:
     clock, stream = Clock(), io.StringIO()
-    display = PlainDisplay(stream, clock)
+    display = Display(PlainScreen(stream, clock), Meter(clock))
     display.meter.begin(100)
     display.enter("gsm8k|soft_sample", 100)
     for _ in range(100):
@@ -98,15 +100,15 @@ def test_plain_lines_come_now_and_then() -> None:
     assert "100/100" in lines[-1]
 
 
-def test_the_display_fits_the_stream() -> None:
-    assert isinstance(make_display(True, Terminal()), QuietDisplay)
-    assert isinstance(make_display(False, Terminal()), LiveDisplay)
-    assert isinstance(make_display(False, io.StringIO()), PlainDisplay)
+def test_the_screen_fits_the_stream() -> None:
+    assert type(make_screen(True, Terminal())) is Screen
+    assert isinstance(make_screen(False, Terminal()), LiveScreen)
+    assert isinstance(make_screen(False, io.StringIO()), PlainScreen)
 
 
 def test_the_live_display_shows_titles_as_text() -> None:
     stream = Terminal()
-    with LiveDisplay(stream) as display:
+    with make_display(False, stream) as display:
         display.meter.begin(2)
         display.enter("[bold]odd[/bold]\x1b]0;title\x07", 2)
         display.meter.count(done=2, fresh=2, tokens=5)

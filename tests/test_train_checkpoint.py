@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from train_cases import tiny_config
 
+from softeval.display import make_screen
 from softeval.errors import UserError
 from softeval.files import replacing_directory
 from softeval.processes import Processes
@@ -27,9 +28,9 @@ from softeval.trainers.checkpoints import (
     save_state,
     saved_states,
 )
-from softeval.trainers.progress import PlainProgress
 from softeval.trainers.run_files import (
     Trackers,
+    TrainProgress,
     append_line,
     missing_metrics,
     open_directory,
@@ -215,7 +216,7 @@ def test_processes_wait_for_a_slow_disk(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_progress_line_says_how_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
-    progress = PlainProgress(40, 10)
+    progress = TrainProgress(make_screen(), 40, 10)
     metrics = {
         "reward/success": 1.0,
         "reward/mean": 71.25,

@@ -17,11 +17,13 @@ import signal
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from softeval.display import Screen, duration
 from softeval.errors import UserError
 from softeval.files import LOCK, beside, write_bytes, write_json
 from softeval.runs.rundir import differing_fields
@@ -117,6 +119,74 @@ def _step(line: bytes) -> int | None:
         return int(json.loads(line)["step"]) if line.endswith(b"\n") else None
     except (ValueError, KeyError, TypeError):
         return None
+
+
+RUNNING = 20
+"""Updates over which the mean success is taken: one update has a few questions only."""
+_COLUMNS = ("question", "chain of thought", "answer", "label", "reward", "advantage")
+
+
+class TrainProgress:
+    """What is shown of a training run as it goes.
+
+    Args:
+        screen: where.
+        steps: updates of the whole run.
+        done: those done before this start.
+    """
+
+    def __init__(self, screen: Screen, steps: int, done: int = 0) -> None:
+        self.steps = steps
+        self.note = screen.note
+        self._screen = screen
+        self._first = done
+        self._started = time.monotonic()
+        self._successes: deque[float] = deque(maxlen=RUNNING)
+        self._last = self._best = (done, float("nan"))
+
+    def step(self, step: int, metrics: Metrics) -> None:
+        """Update `step` is done."""
+        self._successes.append(metrics["reward/success"] or 0.0)
+        ends = step in (self._first + 1, self.steps)
+        self._screen.show("", step, self.steps, self._line(step, metrics), stays=ends)
+
+    def validated(self, step: int, success: float) -> None:
+        """A validation after `step` updates accepted this share of answers."""
+        if not success <= self._best[1]:
+            self._best = (step, success)
+        self._last = (step, success)
+        best = f" (best {100 * self._best[1]:.1f} % at step {self._best[0]})"
+        self.note(f"validation at step {step}: {100 * success:.1f} %{best if step else ''}")
+
+    def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Show a table of rollouts."""
+        texts = [(row["question"], row["cot"], row["answer"] or "–", row["target"]) for row in rows]
+        numbers = [(f"{row['reward']:g}", f"{row['advantage']:+.1f}") for row in rows]
+        self._screen.table(_COLUMNS, [(*t, *n) for t, n in zip(texts, numbers, strict=True)])
+
+    def _line(self, step: int, metrics: Metrics) -> str:
+        """One line about an update."""
+        pace = (time.monotonic() - self._started) / max(1, step - self._first)
+        running = sum(self._successes) / max(1, len(self._successes))
+        shown = {
+            "reward": ("reward/mean", "{:.1f}"),
+            "entropy": ("rollout/entropy", "{:.3f}"),
+            "KL": ("kl/tokens", "{:.2g}"),
+            "grad": ("gradient/norm", "{:.3g}"),
+            "χ²/d": ("health/chi_square", "{:.3f}"),
+            "lr": ("optimizer/learning_rate", "{:.1e}"),
+        }
+        success = f"success {100 * (metrics['reward/success'] or 0):.0f} %"
+        parts = [f"step {step}/{self.steps}", f"{success}, mean {100 * running:.0f} %"]
+        parts += [
+            f"{name} {form.format(metrics[key])}"
+            for name, (key, form) in shown.items()
+            if metrics.get(key) is not None
+        ]
+        if self._last[1] == self._last[1]:  # no number before the first validation
+            parts.append(f"validation {100 * self._last[1]:.1f} %")
+        parts.append(f"{metrics['time/tokens_per_second']:.0f} tok/s")
+        return " | ".join([*parts, f"{duration(pace * (self.steps - step))} left"])
 
 
 def tracking(names: Sequence[str], folder: Path, on_cpu: bool) -> Any:

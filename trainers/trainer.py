@@ -23,6 +23,7 @@ from torch import Tensor
 
 from softeval.decoding.decoder import Decoder
 from softeval.decoding.rows import Limits
+from softeval.display import make_screen
 from softeval.errors import UserError
 from softeval.files import locked, recover
 from softeval.model.checkpoint import torch_device
@@ -56,7 +57,6 @@ from softeval.trainers.metrics import (
     rollout_sums,
     time_metrics,
 )
-from softeval.trainers.progress import TrainProgress, make_progress
 from softeval.trainers.questions import DataOrder, QuestionSet, fingerprint, load_questions
 from softeval.trainers.rollout import (
     RECORDED_TOP,
@@ -174,7 +174,8 @@ class Trainer:
         processes.wait()
         self._restore(state)
         quiet = quiet or not processes.is_main
-        self.display: TrainProgress = make_progress(config.max_steps, self.progress.step, quiet)
+        self.screen = make_screen(quiet)
+        self.display = run_files.TrainProgress(self.screen, config.max_steps, self.progress.step)
         told = needed if isinstance(needed, str) else f"about {needed.peak / GIB:.1f} GiB"
         self.display.note(f"memory needed on each device: {told}")
         for name in () if state is None else state.torn:
@@ -189,8 +190,8 @@ class Trainer:
         Raises:
             Stopped: Ctrl-C or termination, after the update under way was finished and saved.
         """
-        with self.display as display, Interruption(display.note) as interruption:
-            display.note(f"{self.folder}: {self.questions.summary()}")
+        with self.screen as screen, Interruption(screen.note) as interruption:
+            screen.note(f"{self.folder}: {self.questions.summary()}")
             if self.progress.step == 0:
                 self._finish_step(self._validated({}), 0)
                 self._export(run_files.BEST)  # the base; nothing but itself is needed to redo it

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -52,10 +50,10 @@ def diagnose_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Measure exact KL to the base model along a run's prefixes, for the report's KL section."""
-    from softeval.progress_bars import no_progress_bars
+    from softeval.display import make_screen, no_progress_bars
     from softeval.runs.diagnose import diagnose
 
-    with no_progress_bars():
+    with no_progress_bars(), make_screen() as screen:
         found = diagnose(
             run,
             base,
@@ -68,7 +66,9 @@ def diagnose_command(
             dtype=dtype,
             self_check=self_check,
             overwrite=overwrite,
-            tell=_Progress(),
+            tell=lambda what, done, total: screen.show(
+                what, done, total, f"{done}/{total} prefixes", stays=done == total
+            ),
         )
     if as_json:
         say_json(asdict(found))
@@ -83,16 +83,3 @@ def diagnose_command(
     for task in found.missing_gold:
         say(f"{task} has no reference solutions; no gold prefixes for it.")
     say(f"Written: {run / 'kl.parquet'}")
-
-
-class _Progress:
-    """A line on stderr every few seconds."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - self._last > 10 or (done == total and sys.stderr.isatty()):
-            self._last = now
-            say(f"{what}: {done}/{total} prefixes", err=True)

@@ -9,6 +9,7 @@ import typer
 
 from softeval.cli.main import INTERRUPTED
 from softeval.cli.options import with_options
+from softeval.display import make_display
 from softeval.runs.config import RunConfig, make_config
 from softeval.terminal import calm_libraries, say, say_json
 
@@ -68,7 +69,6 @@ def run(
     if dry_run:
         return _print_plan(resolved, as_json, overwrite)
     from softeval.api import load_run
-    from softeval.display import make_display
     from softeval.runs.evaluation import run_evaluation
 
     try:

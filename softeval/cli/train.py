@@ -58,14 +58,13 @@ def train(
     from environment variables such as SOFTEVAL_TRAIN_MAX_STEPS. Several processes: torchrun.
     """
     resolved = make_config(given, read_recipes(config or []))
+    calm_libraries(bars=False)
     if dry_run:
         say_json(resolved.model_dump(mode="json"))
-        calm_libraries(bars=False)
         from softeval.trainers.memory import plan_memory
 
         say("\n".join(plan_memory(resolved)), err=True)
         return 0
-    calm_libraries(bars=False)
     from softeval.trainers.run_files import Stopped
     from softeval.trainers.trainer import train as run_training
 

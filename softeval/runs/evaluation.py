@@ -17,12 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from softeval.display import Display, QuietDisplay
+from softeval.display import Display, no_progress_bars
 from softeval.errors import UserError
 from softeval.files import write_json, write_text
 from softeval.modes import Mode
 from softeval.processes import Processes
-from softeval.progress_bars import no_progress_bars
 from softeval.runs import rundir
 from softeval.runs.cells import Cell, load_cells
 from softeval.runs.config import RunConfig
@@ -107,7 +106,7 @@ def run_evaluation(
         OSError: the disk filled up; finished samples stay, and the same call continues.
     """
     processes = Processes.here()
-    display = display if display is not None and processes.is_main else QuietDisplay()
+    display = display if display is not None and processes.is_main else Display()
     modes = config.selected_modes()
     checkpoint = lm or examine(config)
     check_template(config, checkpoint)
