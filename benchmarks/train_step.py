@@ -207,7 +207,7 @@ def our_steps(lm: Any, method: str, naive: bool = False) -> Iterator[dict[str, f
     from softeval.decoding.rows import Limits
     from softeval.model.output_head import output_head
     from softeval.modes import get_mode
-    from softeval.trainers.algorithms import leave_one_out
+    from softeval.trainers.algorithms import RLOO
     from softeval.trainers.losses import Policy
     from softeval.trainers.optimization import MasterWeights, Optimization, Schedule
     from softeval.trainers.training_pass import PassPlan, TrainingPass
@@ -227,7 +227,7 @@ def our_steps(lm: Any, method: str, naive: bool = False) -> Iterator[dict[str, f
         clock = Clock()
         rollouts = list(decoder.run([Question("b", p, i, samples) for p, i in enumerate(ids)]))
         decoded = clock.read()
-        advantages = leave_one_out(torch.rand(PROMPTS, GROUP, dtype=torch.float64)).flatten()
+        advantages = RLOO().advantages(torch.rand(PROMPTS, GROUP, dtype=torch.float64)).flatten()
         if naive:
             naive_pass(lm, rollouts, advantages, policy.sigma)
         else:

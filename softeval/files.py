@@ -1,4 +1,4 @@
-"""Files and directories that appear whole or not at all, and the lock on a run's directory.
+"""Files and directories that appear whole or not at all; locks; room on the disk.
 
 What is written lies beside its place, is flushed, then renamed. A reader never sees half of it, a
 full disk or a kill leaves the earlier one, and what is renamed has reached the disk. Knows nothing of
@@ -7,6 +7,7 @@ what the files hold.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ PARTIAL = ".partial"
 """Suffix of what is still being written; it may be removed once its writer is gone."""
 
 
+GB = 10**9
 LOCK = ".lock"
 LOCK_PATIENCE = 0.2
 """Seconds after which a lock is somebody else's: its holder may be just removing the file."""
@@ -143,6 +145,43 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
         lock.release()
         with suppress(OSError):
             folder.rmdir()  # nothing was written: the request was refused
+
+
+def check_space(folder: Path, wanted: int) -> None:
+    """Refuse a directory that cannot hold so many bytes, those that it holds already counted.
+
+    Raises:
+        UserError: naming both numbers.
+    """
+    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    free = shutil.disk_usage(folder).free
+    if held + free < wanted:
+        raise UserError(
+            f"states and checkpoints take about {wanted / GB:.1f} GB in {folder}, where "
+            f"{(held + free) / GB:.1f} GB can be had; free some, or give another --output-path"
+        )
+
+
+@contextmanager
+def full_disk(folder: Path) -> Iterator[None]:
+    """Turn a write for which there is no room into one line.
+
+    Raises:
+        UserError: the disk is full, or a quota is.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        # safetensors names the system's error in its text only.
+        number = getattr(error, "errno", None)
+        if number not in (errno.ENOSPC, errno.EDQUOT) and "No space left" not in str(error):
+            raise
+        raise UserError(
+            f"no space is left for {folder}; free some, and the same command continues from the last "
+            "state"
+        ) from error
 
 
 def sync(path: Path) -> None:

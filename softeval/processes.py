@@ -1,9 +1,13 @@
-"""The processes of one run under torchrun, or the only one there is.
+"""The processes of one run under torchrun, or the only one there is, and the signals that stop them.
 
 Rank and size come from torchrun's environment, before anything is loaded; talking to each other needs
 the group of processes, which is accelerate's: training joins it here, an evaluation through lm-eval's
 adapter. Weights are replicated and gradients summed explicitly, once an update, so no wrapper stands
 between a trainer and its model; fully sharded training is not supported.
+
+Ctrl-C and termination let the update under way be finished and its state saved. A second signal ends
+the run at once; what launches several processes sends a signal on to each of them within moments, so
+one that follows the first closely is the same.
 
 Knows nothing of what is computed.
 """
@@ -11,10 +15,14 @@ Knows nothing of what is computed.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -108,3 +116,58 @@ class Processes:
             from accelerate import PartialState
 
             PartialState().destroy_process_group()
+
+
+SAME = 1.0
+"""Seconds within which two signals are one request."""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(KeyboardInterrupt):
+    """A run ended on request, its state saved.
+
+    Args:
+        step: updates done.
+        number: of the signal.
+    """
+
+    def __init__(self, step: int, number: int) -> None:
+        super().__init__(f"stopped at step {step}; the same command continues")
+        self.exit_code = 128 + number
+
+
+class Interruption:
+    """Catches the two signals while it is entered; elsewhere than in the main thread none.
+
+    Args:
+        say: told once, when the first one comes.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.number = 0
+        self._say = say
+        self._first = 0.0
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._former = {n: signal.signal(n, self._receive) for n in _SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if not self.number:
+            self.number, self._first = number, now
+            self._say("stopping after this update; a second signal stops at once, without saving")
+        elif now - self._first > SAME:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)

@@ -10,13 +10,13 @@ import pytest
 import torch
 import yaml
 from tiny import CONFIGS
-from train_cases import METHODS, run, same, weights
+from train_cases import METHODS, record, run, same, weights
 from transformers import AutoModelForCausalLM, MixtralConfig
 
 from softeval.errors import UserError
 from softeval.model.language_model import BUNDLED_CHECKPOINT, load_model
 from softeval.trainers import setup, trainer
-from softeval.trainers.checkpoints import TrainingRecord, model_card
+from softeval.trainers.checkpoints import model_card
 from softeval.trainers.config import make_config
 from softeval.trainers.demo_base import build_tokenizer
 from softeval.trainers.setup import Adapters
@@ -131,25 +131,6 @@ def test_what_is_exported_is_what_was_validated_and_the_adapter_lies_beside_it(
         assert torch.allclose(merged[name].float(), tensor.float(), rtol=2e-2, atol=1e-4), name
     card = (tmp_path / "run" / "last" / "README.md").read_text()
     assert "adapters of rank 2 and alpha 32, merged" in card
-
-
-def record(**changes: Any) -> TrainingRecord:
-    values: dict[str, Any] = {
-        "method": "soft",
-        "dataset": "gsm8k",
-        "train_seed": 0,
-        "base": "Qwen/Qwen2.5-3B-Instruct",
-        "step": 3,
-        "mode": {"name": "soft_sample", "temperature": 0.5, "noise_scale": 0.33, "sigma": 0.1},
-        "logits_dtype": "model",
-        "validation": [{"step": 0.0, "success": 0.5}],
-        "selected": "best",
-        "command": "softeval train",
-        "config": {},
-        "data": {},
-        "versions": {},
-    }
-    return TrainingRecord(**(values | changes))
 
 
 def test_the_model_card_has_what_the_hub_reads(tmp_path: Path) -> None:

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from train_cases import tiny_config
+from train_cases import read_metrics, run, tiny_config
 
 from softeval.errors import UserError
 from softeval.scoring.boxed import closing_brace
 from softeval.scoring.judge import ScoreKind, reward, scorer
-from softeval.trainers.algorithms import Algorithm, advantages, leave_one_out, uninformative
+from softeval.trainers import rollout
+from softeval.trainers.algorithms import ALGORITHMS, RLOO, Algorithm, uninformative
+from softeval.trainers.config import make_config
 from softeval.trainers.rollout import reward as configured_reward
 
 
 def test_leave_one_out_by_hand() -> None:
     rewards = torch.tensor([[100.0, 10.0, 0.0], [10.0, 10.0, 100.0]])
     expected = torch.tensor([[95.0, -40.0, -55.0], [-45.0, -45.0, 90.0]])
-    assert torch.equal(advantages(rewards, Algorithm.RLOO), expected)
+    assert torch.equal(ALGORITHMS["rloo"].advantages(rewards), expected)
 
 
 @given(st.lists(st.sampled_from([0.0, 10.0, 100.0]), min_size=2, max_size=32))
 def test_leave_one_out_is_the_definition_and_sums_to_zero(rewards: list[float]) -> None:
     group = torch.tensor([rewards], dtype=torch.float64)
-    found = leave_one_out(group)[0]
+    found = RLOO().advantages(group)[0]
     for b, own in enumerate(rewards):
         others = rewards[:b] + rewards[b + 1 :]
         assert float(found[b]) == pytest.approx(own - sum(others) / len(others))
@@ -36,14 +41,50 @@ def test_leave_one_out_is_the_definition_and_sums_to_zero(rewards: list[float]) 
 def test_equal_rewards_have_advantages_of_exactly_zero(value: float, size: int) -> None:
     rewards = torch.full((2, size), value, dtype=torch.float64)
     rewards[1, 0] += 1
-    found = leave_one_out(rewards)
+    found = RLOO().advantages(rewards)
     assert (found[0] == 0).all()
     assert uninformative(rewards).tolist() == [True, False]
 
 
 def test_a_group_of_one_is_refused() -> None:
-    with pytest.raises(UserError, match="--group-size"):
-        leave_one_out(torch.zeros(2, 1))
+    with pytest.raises(UserError, match="--group-size 2"):
+        make_config({"num_generations": 1})
+
+
+def test_an_unknown_algorithm_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UserError, match=r"rlo.*none of rloo.*did you mean"):
+        make_config({"algorithm": "rlo"})
+
+
+@pytest.mark.slow
+def test_an_algorithm_that_is_added_is_a_choice_and_makes_the_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One class and one entry: rewards less their mean, a token's weight one over its length."""
+
+    class Centred(Algorithm):
+        def advantages(self, rewards_PG: torch.Tensor) -> torch.Tensor:
+            return rewards_PG - rewards_PG.mean(1, keepdim=True)
+
+        def loss(
+            self,
+            log_prob_N: torch.Tensor,
+            advantages_B: torch.Tensor,
+            row_N: torch.Tensor,
+            sequences: int,
+        ) -> torch.Tensor:
+            length_B = torch.bincount(row_N, minlength=len(advantages_B)).clamp_min(1)
+            return super().loss(log_prob_N, advantages_B / length_B, row_N, sequences)
+
+    monkeypatch.setitem(ALGORITHMS, "centred", Centred())
+    losses = {}
+    for name in ("rloo", "centred"):
+        rewards = cycle([100.0, 10.0, 0.0])
+        monkeypatch.setattr(rollout, "reward", lambda *_, rewards=rewards: next(rewards))
+        run(tmp_path / name, algorithm=name, max_steps=1, eval_steps=1)
+        losses[name] = read_metrics(tmp_path / name)[1]
+    assert losses["rloo"]["reward/mean"] == losses["centred"]["reward/mean"]
+    assert losses["rloo"]["gradient/norm"] > 2 * losses["centred"]["gradient/norm"] > 0
 
 
 @pytest.mark.parametrize(

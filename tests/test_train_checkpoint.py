@@ -13,23 +13,21 @@ import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError
-from train_cases import tiny_config
+from train_cases import record, tiny_config
 
+from softeval import files
 from softeval.display import make_screen
 from softeval.errors import UserError
-from softeval.files import replacing_directory
+from softeval.files import check_space, full_disk, replacing_directory
 from softeval.processes import Processes
-from softeval.trainers import checkpoints
 from softeval.trainers.checkpoints import (
-    Progress,
-    check_space,
-    full_disk,
+    TrainerState,
     load_state,
     save_state,
     saved_states,
 )
 from softeval.trainers.run_files import (
-    Trackers,
+    Log,
     TrainProgress,
     append_line,
     missing_metrics,
@@ -76,11 +74,11 @@ def test_a_torn_state_is_seen_and_the_one_before_it_used(
     tmp_path: Path, damage: Callable[[Path], None]
 ) -> None:
     for step in (5, 10):
-        save_state(tmp_path, Progress(step=step), {"weight.a": torch.full((3,), step)}, keep=2)
+        save_state(tmp_path, TrainerState(step=step), {"weight.a": torch.full((3,), step)}, keep=2)
     damage(saved_states(tmp_path)[-1])
     found = load_state(tmp_path)
     assert found is not None
-    assert found.progress.step == 5 and found.torn == ("step-000010",)
+    assert found.state.step == 5 and found.torn == ("step-000010",)
     assert found.tensors["weight.a"].tolist() == [5, 5, 5]
     damage(saved_states(tmp_path)[0])
     with pytest.raises(UserError, match=r"every state .* is torn"):
@@ -95,17 +93,17 @@ def test_nothing_saved_is_no_state(tmp_path: Path) -> None:
 
 def test_old_states_are_dropped_by_their_number(tmp_path: Path) -> None:
     for step in (9, 10, 100, 1000000):
-        save_state(tmp_path, Progress(step=step), {}, keep=2)
+        save_state(tmp_path, TrainerState(step=step), {}, keep=2)
     assert [path.name for path in saved_states(tmp_path)] == ["step-000100", "step-1000000"]
 
 
-def test_progress_and_random_states_come_back(tmp_path: Path) -> None:
-    progress = Progress(3, 17, 0.123456789, 2, 0.75, 8, [{"step": 2.0, "success": 0.75}])
-    save_state(tmp_path, progress, {"x": torch.arange(3)}, keep=2)
+def test_state_and_random_generators_come_back(tmp_path: Path) -> None:
+    state = TrainerState(3, 17, 0.123456789, 2, 0.75, 8, [{"step": 2.0, "success": 0.75}])
+    save_state(tmp_path, state, {"x": torch.arange(3)}, keep=2)
     drawn = [random.random(), float(np.random.rand()), float(torch.rand(1))]
-    state = load_state(tmp_path)
-    assert state is not None and state.progress == progress
-    state.restore_random()
+    saved = load_state(tmp_path)
+    assert saved is not None and saved.state == state
+    saved.restore_random()
     assert drawn == [random.random(), float(np.random.rand()), float(torch.rand(1))]
 
 
@@ -158,8 +156,8 @@ def test_a_full_disk_is_one_line_and_gets_its_room_back(tmp_path: Path) -> None:
 def test_a_disk_too_small_is_refused_beforehand(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = type(checkpoints.shutil.disk_usage("/"))
-    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda path: usage(10**12, 0, 10**9))
+    usage = type(files.shutil.disk_usage("/"))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage(10**12, 0, 10**9))
     check_space(tmp_path, 10**9)
     with pytest.raises(UserError, match=r"about 2\.0 GB in .*, where 1\.0 GB can be had; free"):
         check_space(tmp_path, 2 * 10**9)
@@ -173,6 +171,7 @@ def test_the_run_is_the_same_one_among_trackers(tmp_path: Path) -> None:
             tables.append((name, table))
 
     class Accelerator:
+        is_main_process = True
         trackers = (Tables(), object())
 
         def init_trackers(self, project: str, config: Any, init_kwargs: Any) -> None:
@@ -182,11 +181,12 @@ def test_the_run_is_the_same_one_among_trackers(tmp_path: Path) -> None:
     tables: list[Any] = []
     config = tiny_config(report_to=("wandb", "trackio", "tensorboard"))
     folder = tmp_path / "soft-1"
-    record = {"fingerprints": dict.fromkeys(("base", "train", "validation"), "")}
-    ids = [open_directory(folder, config, record) for _ in range(2)]
+    prints = dict.fromkeys(("base", "train", "validation"), "")
+    made = record()
+    ids = [open_directory(folder, config, prints, made) for _ in range(2)]
     assert ids[0] == ids[1] and len(ids[0]) == 12
     for step in (0, 7):
-        trackers = Trackers(Accelerator(), config, folder, step, ids[0])
+        trackers = Log(Accelerator(), config, folder, step, ids[0])
         (folder / "softeval" / "1").mkdir(parents=True, exist_ok=True)
         (folder / "softeval" / "1" / "hparams.yml").write_text("")
     for _, _, options in begun:
@@ -198,7 +198,7 @@ def test_the_run_is_the_same_one_among_trackers(tmp_path: Path) -> None:
     row = dict.fromkeys(("question", "cot", "answer", "target", "reward", "advantage"), 1)
     trackers.samples([row], 7)
     assert tables[0][0] == "samples" and tables[0][1]["data"] == [[1] * 6]
-    assert open_directory(tmp_path / "other", config, record) != ids[0]
+    assert open_directory(tmp_path / "other", config, prints, made) != ids[0]
 
 
 def test_processes_wait_for_a_slow_disk(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,14 +226,16 @@ def test_the_progress_line_says_how_it_stands(capsys: pytest.CaptureFixture[str]
         "optimizer/learning_rate": 6e-6,
         "time/tokens_per_second": 12.0,
     }
-    progress.validated(0, 0.62)
+    curve = [{"step": 0, "success": 0.62}, {"step": 12, "success": 0.5}]
+    progress.validated(curve[:1])
     progress.step(11, metrics | {"reward/success": 0.0, "kl/tokens": None})
-    progress.validated(12, 0.5)
+    progress.validated(curve)
     progress.step(40, metrics)
     shown = capsys.readouterr().err.splitlines()
     assert shown[0] == "validation at step 0: 62.0 %"
     assert "KL" not in shown[1] and "success 0 %, mean 0 %" in shown[1]
     assert shown[2] == "validation at step 12: 50.0 % (best 62.0 % at step 0)"
+    assert shown[3].startswith("validation success fell from 0.62 to 0.50; the learning rate")
     for part in ("success 100 %, mean 50 %", "reward 71.2", "entropy 0.081", "KL 0.0031"):
-        assert part in shown[3]
-    assert "lr 6.0e-06" in shown[3] and "validation 50.0 %" in shown[3]
+        assert part in shown[4]
+    assert "lr 6.0e-06" in shown[4] and "validation 50.0 %" in shown[4]

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 from conftest import SHARED
-from train_cases import save_tiny
+from train_cases import read_metrics, save_tiny
 
 from softeval.cli.main import run
 from softeval.trainers.config import TrainConfig
-from softeval.trainers.run_files import read_metrics
 
 SMALL = ["--steps", "1", "-C", "demo_soft", "--prompts-per-step", "1", "--group-size", "2"]
 SMALL += ["--limit", "12", "--validation-size", "2", "--report-to", "none", "--device", "cpu"]

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from train_cases import tiny_config
 
+from softeval.cli.recipes import read_recipes, shipped_recipes
 from softeval.errors import UserError
 from softeval.trainers.config import METHODS, TrainConfig, make_config
-from softeval.trainers.recipe_files import read_recipes, shipped_recipes
 from softeval.trainers.rollout import greedy_mode
+from softeval.trainers.run_files import identity_of
 
 RATES = {"llama-3.2-3b": 6e-6, "llama-3.1-8b": 3e-6, "qwen-2.5-3b": 8e-6}
 CAPS = {"gsm8k": 128, "math": 512, "deepscaler": 512}
@@ -157,9 +158,9 @@ def test_lists_are_texts_too() -> None:
 
 def test_identity_leaves_out_what_changes_no_number() -> None:
     one, other = tiny_config(), tiny_config(output_path="elsewhere", save_steps=7)
-    assert one.identity() == other.identity()
-    assert one.identity() != tiny_config(seed=1).identity()
-    assert one.identity() != tiny_config(micro_batch_size=3).identity()
+    assert identity_of(one) == identity_of(other)
+    assert identity_of(one) != identity_of(tiny_config(seed=1))
+    assert identity_of(one) != identity_of(tiny_config(micro_batch_size=3))
 
 
 def test_modes_follow_the_overrides() -> None:

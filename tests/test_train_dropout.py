@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from train_cases import METHODS, run, save_tiny, tiny_lm
+from train_cases import METHODS, read_metrics, run, save_tiny, tiny_lm
 from transformers import (
     AutoModelForCausalLM,
     BioGptConfig,
@@ -28,7 +28,6 @@ from softeval.model.output_head import last_hidden
 from softeval.trainers import training_pass
 from softeval.trainers.demo_base import build_tokenizer
 from softeval.trainers.metrics import noise_band, noise_fault
-from softeval.trainers.run_files import read_metrics
 from softeval.trainers.training_pass import (
     check_training_pass,
     disable_dropout,

@@ -23,9 +23,9 @@ from softeval.trainers.losses import (
     Reduction,
     Reference,
     collate,
-    drift,
     log_probs,
     policy_hidden,
+    policy_kl,
     policy_losses,
 )
 
@@ -240,10 +240,10 @@ def test_drift_from_itself_is_zero_and_from_another_is_exact() -> None:
     batch = batch_of(lm, rollouts(lm, mode), policy)
     hidden = policy_hidden(lm, batch)
     found = log_probs(lm, head, batch, policy, hidden)
-    itself = drift(hidden, head, found, batch, policy, Reference(lm, head))
+    itself = policy_kl(hidden, head, found, batch, policy, Reference(lm, head))
     assert itself.gaussian_N is not None
     assert itself.tokens.abs().max() < 1e-5 and itself.gaussian_N.max() == 0
-    moved = drift(hidden, head, found, batch, policy, Reference(other, output_head(other)))
+    moved = policy_kl(hidden, head, found, batch, policy, Reference(other, output_head(other)))
     own, theirs = (
         torch.cat(policy_hidden(m, batch)) @ m.model.lm_head.weight.T for m in (lm, other)
     )

@@ -15,6 +15,7 @@ from train_cases import save_tiny, tiny_config
 from transformers import DynamicCache, LlamaConfig, Qwen2Config
 
 from softeval.cli.main import run
+from softeval.cli.recipes import find_recipe, read_recipes
 from softeval.errors import UserError
 from softeval.model.output_head import last_hidden
 from softeval.trainers import memory
@@ -28,7 +29,6 @@ from softeval.trainers.memory import (
     require_memory,
 )
 from softeval.trainers.meta_model import meta_model, position_bytes, saved_bytes
-from softeval.trainers.recipe_files import find_recipe, read_recipes
 
 PUBLISHED: dict[str, Any] = {
     "llama-3.2-3b": lambda: LlamaConfig(

@@ -21,7 +21,7 @@ from softeval.model.output_head import (
     keep_float32_head_live,
     output_head,
 )
-from softeval.trainers.chunked import divergences, mixtures, token_log_probs
+from softeval.trainers.chunked import mixtures, reference_kl, token_log_probs
 
 N, D, V, PADDED = 23, 8, 40, 48
 
@@ -115,7 +115,7 @@ def test_token_log_probs_equal_plain_autograd(
 def test_divergences_equal_plain_autograd(chunk: int) -> None:
     case, other = Case(chunk=chunk), Case(chunk=chunk)
     other.hidden = torch.randn(N, D, dtype=torch.float64)
-    found = divergences(case.hidden, case.head, other.hidden, other.head)
+    found = reference_kl(case.hidden, case.head, other.hidden, other.head)
     own, reference = case.logits().log_softmax(-1), other.logits().log_softmax(-1).detach()
     expected = (own.exp() * (own - reference)).sum(-1)
     assert torch.allclose(found, expected)
@@ -123,7 +123,7 @@ def test_divergences_equal_plain_autograd(chunk: int) -> None:
     wanted = gradients(expected, case.parameters[:3])
     for got, want in zip(gradients(found, case.parameters[:3]), wanted, strict=True):
         assert got is not None and want is not None and torch.allclose(got, want)
-    itself = divergences(case.hidden, case.head, case.hidden.detach(), case.head)
+    itself = reference_kl(case.hidden, case.head, case.hidden.detach(), case.head)
     assert itself.abs().max() < 1e-12
 
 
@@ -207,7 +207,7 @@ def test_no_tensor_of_positions_times_vocabulary_is_ever_made(kind: str) -> None
         elif kind == "token":
             token_log_probs(hidden, torch.arange(n), head).sum().backward()
         else:
-            divergences(hidden, head, hidden.detach() + 1, head).sum().backward()
+            reference_kl(hidden, head, hidden.detach() + 1, head).sum().backward()
     assert largest.elements <= max(chunk * v, v * D)
 
 

@@ -24,6 +24,7 @@ from train_cases import (
     MOVING,
     moved_apart,
     own_questions,
+    read_metrics,
     run,
     same,
     save_tiny,
@@ -32,13 +33,13 @@ from train_cases import (
     weights,
 )
 
-from softeval import files
+from softeval import files, processes
 from softeval.errors import UserError
 from softeval.model.language_model import load_model
+from softeval.processes import Interruption
 from softeval.trainers import run_files, trainer
 from softeval.trainers.optimization import MasterWeights, Optimization
 from softeval.trainers.rollout import RolloutCollector, Validation
-from softeval.trainers.run_files import Interruption, read_metrics
 from softeval.trainers.trainer import train
 
 pytestmark = pytest.mark.slow
@@ -369,7 +370,7 @@ def test_processes_that_are_told_at_different_moments_stop_at_one_step(tmp_path:
 
 def test_a_second_signal_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(run_files, "SAME", 0.0)
+    monkeypatch.setattr(processes, "SAME", 0.0)
     with Interruption(said.append) as caught:
         signal.raise_signal(signal.SIGTERM)
         assert caught.number == signal.SIGTERM and len(said) == 1

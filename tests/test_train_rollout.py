@@ -207,7 +207,7 @@ def split_pass(beta: float, answer: bool, kl: bool) -> tuple[dict[str, float], l
     )
     made = [made_generation(lm, sample=n) for n in range(2)]
     advantages = torch.tensor([1.0, -0.5]) * (1.0 if answer else 0.0)
-    found = passes.run(made, advantages, PassPlan(2, measure_drift=kl, split=True))
+    found = passes.run(made, advantages, PassPlan(2, measure_kl=kl, split=True))
     return split_norms(weights, found.parts), [m.grad.clone() for m in weights.masters]
 
 
@@ -242,14 +242,14 @@ def test_the_answers_norm_is_no_rounding_of_the_cots() -> None:
 
 def test_a_kl_that_is_only_looked_at_is_not_differentiated(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
-    plain = training_pass.drift
+    plain = training_pass.policy_kl
 
     def watched(*args: Any) -> Any:
         found = plain(*args)
         seen.append(found.tokens.requires_grad)
         return found
 
-    monkeypatch.setattr(training_pass, "drift", watched)
+    monkeypatch.setattr(training_pass, "policy_kl", watched)
     for beta in (0.0, 0.5):
         split_pass(beta, answer=True, kl=True)
     assert seen == [False, False, True, True]

@@ -15,6 +15,7 @@ from train_cases import (
     MOVING,
     moved_apart,
     own_questions,
+    read_metrics,
     run,
     same,
     save_tiny,
@@ -28,9 +29,8 @@ from softeval.decoding.generate import generate
 from softeval.errors import UserError
 from softeval.model.language_model import load_model
 from softeval.scoring.judge import Verdict
-from softeval.trainers import rollout, trainer
+from softeval.trainers import rollout, run_files, training_pass
 from softeval.trainers.config import TrainConfig
-from softeval.trainers.run_files import read_metrics
 
 
 @pytest.mark.parametrize(
@@ -342,7 +342,7 @@ def test_bfloat16_runs_keep_chi_square_and_resume(tmp_path: Path) -> None:
 def test_nan_stops_with_the_step_and_keeps_the_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = trainer.TrainingPass.run
+    plain = training_pass.TrainingPass.run
     calls = iter(range(10))
 
     def poisoned(self: Any, *args: Any) -> Any:
@@ -351,7 +351,7 @@ def test_nan_stops_with_the_step_and_keeps_the_batch(
             result.sums["loss_cot"] = float("nan")
         return result
 
-    monkeypatch.setattr(trainer.TrainingPass, "run", poisoned)
+    monkeypatch.setattr(training_pass.TrainingPass, "run", poisoned)
     with pytest.raises(UserError, match=r"step 2: .*lower --learning-rate"):
         run(tmp_path, **METHODS["soft"])
     place = tmp_path / "failed-step-000002-rank0"
@@ -422,7 +422,9 @@ def test_tensorboard_gets_the_metrics(tmp_path: Path) -> None:
 def test_methods_train_from_the_same_rollout_noise() -> None:
     """The default output directory keeps methods and seeds apart."""
     names = {
-        str(trainer.default_path(TrainConfig(method=m, seed=s))) for m in METHODS for s in range(2)
+        str(run_files.default_path(TrainConfig(method=m, seed=s)))
+        for m in METHODS
+        for s in range(2)
     }
     assert len(names) == 6
 

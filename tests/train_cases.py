@@ -14,8 +14,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from softeval.model.language_model import LanguageModel, wrap_model
 from softeval.records import AnswerStop, Generation, SampleKey, StopReason
+from softeval.trainers.checkpoints import TrainingRecord
 from softeval.trainers.config import TrainConfig, make_config
-from softeval.trainers.run_files import read_metrics
+from softeval.trainers.run_files import METRICS
 from softeval.trainers.trainer import TrainResult, train
 
 
@@ -48,6 +49,32 @@ def tiny_lm(
     tokenizer = build_tokenizer()
     model = tiny_llama(vocab=len(tokenizer), **changes).to(dtype)
     return wrap_model(model, tokenizer, "tiny", logits_dtype=logits_dtype)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Lines of a run's metrics.jsonl, in order."""
+    text = (folder / METRICS).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def record(**changes: Any) -> TrainingRecord:
+    values: dict[str, Any] = {
+        "method": "soft",
+        "dataset": "gsm8k",
+        "train_seed": 0,
+        "base": "Qwen/Qwen2.5-3B-Instruct",
+        "step": 3,
+        "mode": {"name": "soft_sample", "temperature": 0.5, "noise_scale": 0.33, "sigma": 0.1},
+        "logits_dtype": "model",
+        "validation": [{"step": 0.0, "success": 0.5}],
+        "selected": "best",
+        "command": "softeval train",
+        "config": {},
+        "data": {},
+        "self_check": "passed",
+        "versions": {},
+    }
+    return TrainingRecord(**(values | changes))
 
 
 def made_generation(

@@ -1,53 +1,59 @@
-"""Advantages of grouped rewards.
+"""Algorithms of policy-gradient training: how rewards become advantages, and advantages a loss.
 
-Each algorithm is one case here; nothing else in the trainer knows which is in use.
+An algorithm is one class here and its entry in `ALGORITHMS`, of which the configuration takes its
+choices; nothing else in the trainer knows which is in use. Every rollout serves one update of the
+weights that made it, so no ratio of probabilities stands in a loss.
 
-Shapes: P prompts, G samples of each.
+Shapes: P prompts, G samples of each; B sequences, N choices of all of them.
 """
 
 from __future__ import annotations
 
-from enum import StrEnum
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-
-from softeval.errors import UserError
-
-
-class Algorithm(StrEnum):
-    """How rewards become advantages."""
-
-    RLOO = "rloo"
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def advantages(rewards_PG: Tensor, algorithm: Algorithm) -> Tensor:
-    """(P, G) advantages.
+class Algorithm(ABC):
+    """The base of all: its loss is REINFORCE's, the mean over sequences of -A·log π."""
 
-    Raises:
-        UserError: groups too small for the algorithm.
-    """
-    match algorithm:
-        case Algorithm.RLOO:
-            return leave_one_out(rewards_PG)
+    smallest_group: ClassVar[int] = 1
+    """Samples of one question that it needs."""
+
+    @abstractmethod
+    def advantages(self, rewards_PG: Tensor) -> Tensor:
+        """(P, G) advantages; exactly zero in a group that teaches nothing."""
+
+    def loss(
+        self, log_prob_N: Tensor, advantages_B: Tensor, row_N: Tensor, sequences: int
+    ) -> Tensor:
+        """What some choices add to the loss of an update.
+
+        Args:
+            log_prob_N: their log-probabilities, nats.
+            advantages_B: A of each sequence, without gradient.
+            row_N: sequence of each choice, from which its length follows.
+            sequences: sequences of the whole update, of which the B may be a part.
+        """
+        return -(advantages_B[row_N].to(log_prob_N.dtype) * log_prob_N).sum() / sequences
 
 
-def leave_one_out(rewards_PG: Tensor) -> Tensor:
-    """Reward less the mean reward of the group's other samples (RLOO; paper appendix A).
+class RLOO(Algorithm):
+    """Reward less the mean reward of the group's other samples (paper appendix A)."""
 
-    A group of equal rewards has advantages of exactly zero.
+    smallest_group = 2
 
-    Raises:
-        UserError: a group of one has no others.
-    """
-    size = rewards_PG.shape[1]
-    if size < 2:
-        raise UserError("RLOO needs at least two samples a prompt; set --group-size 2 or more")
-    others_PG = (rewards_PG.sum(1, keepdim=True) - rewards_PG) / (size - 1)
-    # Rounding must not turn a group that teaches nothing into one that does.
-    return (rewards_PG - others_PG).masked_fill(uninformative(rewards_PG)[:, None], 0.0)
+    def advantages(self, rewards_PG: Tensor) -> Tensor:
+        others_PG = (rewards_PG.sum(1, keepdim=True) - rewards_PG) / (rewards_PG.shape[1] - 1)
+        # Rounding must not turn a group that teaches nothing into one that does.
+        return (rewards_PG - others_PG).masked_fill(uninformative(rewards_PG)[:, None], 0.0)
+
+
+ALGORITHMS: dict[str, Algorithm] = {"rloo": RLOO()}
 
 
 def uninformative(rewards_PG: Tensor) -> Tensor:
     """(P,) whether all rewards of a group are equal, so that it teaches nothing."""
-    return torch.all(rewards_PG == rewards_PG[:, :1], dim=1)
+    return (rewards_PG == rewards_PG[:, :1]).all(1)

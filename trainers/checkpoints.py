@@ -16,21 +16,19 @@ Knows nothing of how updates are made.
 
 from __future__ import annotations
 
-import errno
 import json
 import random
 import re
 import shutil
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -40,7 +38,9 @@ from softeval.model.language_model import LanguageModel
 from softeval.runs.record_shape import TRAINING_FILE
 from softeval.tasks.catalogue import task_catalogue
 from softeval.trainers.rollout import Rollout
-from softeval.trainers.setup import Adapters
+
+if TYPE_CHECKING:
+    from softeval.trainers.setup import Adapters
 
 TENSORS = "tensors.safetensors"
 PROGRESS = "progress.json"
@@ -50,7 +50,7 @@ _NAME = re.compile(r"step-(\d+)")
 
 
 @dataclass
-class Progress:
+class TrainerState:
     """Where a run stands.
 
     Attributes:
@@ -72,14 +72,14 @@ class Progress:
     curve: list[dict[str, float]] = field(default_factory=list)
 
 
-def save_state(folder: Path, progress: Progress, tensors: dict[str, Tensor], keep: int) -> Path:
-    """Write the state after `progress.step` updates and drop the oldest beyond `keep`."""
-    place = folder / f"step-{progress.step:06d}"
+def save_state(folder: Path, state: TrainerState, tensors: dict[str, Tensor], keep: int) -> Path:
+    """Write the state after `state.step` updates and drop the oldest beyond `keep`."""
+    place = folder / f"step-{state.step:06d}"
 
     with replacing_directory(place) as partial:
         host = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         save_file(host | _random_tensors(), str(partial / TENSORS))
-        record = {"progress": asdict(progress), "random": _random_numbers()}
+        record = {"progress": asdict(state), "random": _random_numbers()}
         (partial / PROGRESS).write_text(json.dumps(record) + "\n", encoding="utf-8")
         manifest = {name: _fingerprint(partial / name) for name in (TENSORS, PROGRESS)}
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -93,12 +93,12 @@ class SavedState:
     """A state read back.
 
     Attributes:
-        progress: where the run stood.
+        state: where the run stood.
         tensors: weights and optimizer, by name.
         torn: states that were newer but not whole.
     """
 
-    progress: Progress
+    state: TrainerState
     tensors: dict[str, Tensor]
     torn: tuple[str, ...]
     random: dict[str, Any]
@@ -128,7 +128,7 @@ def load_state(folder: Path) -> SavedState | None:
             record = json.loads((place / PROGRESS).read_text(encoding="utf-8"))
             tensors = load_file(str(place / TENSORS))
             return SavedState(
-                Progress(**record["progress"]), tensors, tuple(torn), record["random"]
+                TrainerState(**record["progress"]), tensors, tuple(torn), record["random"]
             )
         torn.append(place.name)
     if torn:
@@ -165,6 +165,13 @@ def saved_states(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))
 
 
+def seed_everything(seed: int) -> None:
+    """Seed every random generator of which a state is kept."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
 def _random_tensors() -> dict[str, Tensor]:
     states = {f"{_RANDOM}torch": torch.get_rng_state()}
     if torch.cuda.is_available():
@@ -190,30 +197,32 @@ class TrainingRecord:
         dataset: name of the training set.
         train_seed: seed of the run.
         base: what was trained.
-        step: updates done.
         mode: the CoT mode of training with every option, and σ where it has noise.
         logits_dtype: precision of the logits in training.
-        validation: greedy validation success at every time it was taken.
-        selected: "best" or "last".
         command: what was typed.
         config: the whole configuration.
         data: where the questions came from and what was dropped.
+        self_check: what it found at load.
         versions: of the packages.
+        step: updates done.
+        validation: greedy validation success at every time it was taken.
+        selected: "best" or "last".
     """
 
     method: str
     dataset: str
     train_seed: int
     base: str
-    step: int
     mode: dict[str, Any]
     logits_dtype: str
-    validation: Sequence[dict[str, float]]
-    selected: str
     command: str
     config: dict[str, Any]
     data: dict[str, Any]
+    self_check: str
     versions: dict[str, str]
+    step: int = 0
+    validation: Sequence[dict[str, float]] = ()
+    selected: str = ""
 
 
 def export_checkpoint(
@@ -355,41 +364,3 @@ def save_failure(place: Path, rollouts: Sequence[Rollout], advantages: Sequence[
         ]
         text = json.dumps(rows, indent=2, ensure_ascii=False)
         (partial / "batch.json").write_text(text + "\n", encoding="utf-8")
-
-
-GB = 10**9
-
-
-def check_space(folder: Path, wanted: int) -> None:
-    """Refuse a directory that cannot hold so many bytes, those that it holds already counted.
-
-    Raises:
-        UserError: naming both numbers.
-    """
-    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    free = shutil.disk_usage(folder).free
-    if held + free < wanted:
-        raise UserError(
-            f"states and checkpoints take about {wanted / GB:.1f} GB in {folder}, where "
-            f"{(held + free) / GB:.1f} GB can be had; free some, or give another --output-path"
-        )
-
-
-@contextmanager
-def full_disk(folder: Path) -> Iterator[None]:
-    """Turn a write for which there is no room into one line.
-
-    Raises:
-        UserError: the disk is full, or a quota is.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        # safetensors names the system's error in its text only.
-        number = getattr(error, "errno", None)
-        if number not in (errno.ENOSPC, errno.EDQUOT) and "No space left" not in str(error):
-            raise
-        raise UserError(
-            f"no space is left for {folder}; free some, and the same command continues from the last "
-            "state"
-        ) from error

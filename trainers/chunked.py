@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from softeval.decoding.kl import exact_kl
 from softeval.model.embedding import InputEmbedding
 from softeval.model.output_head import HeadGradient, HeadRule, OutputHead, accumulate
 
@@ -73,7 +74,7 @@ def token_log_probs(
     )
 
 
-def divergences(
+def reference_kl(
     hidden_ND: Tensor, head: OutputHead, reference_ND: Tensor, reference_head: OutputHead
 ) -> Tensor:
     """(N,) exact KL(p ‖ p_reference) over the vocabulary at temperature 1, in nats.
@@ -85,7 +86,7 @@ def divergences(
         hidden_ND.split(head.rule.chunk), reference_ND.split(head.rule.chunk), strict=True
     ):
         arguments = (own_nD, head, other_nD, reference_head)
-        parts.append(checkpoint(_divergence, *arguments, use_reentrant=False))
+        parts.append(checkpoint(_kl_of_chunk, *arguments, use_reentrant=False))
     return torch.cat(parts) if parts else hidden_ND.new_zeros(0)
 
 
@@ -250,11 +251,11 @@ def _pull_back_chosen(
     return softmax.pull_back(grad_nV, capped_nV, hidden_nD, head)
 
 
-def _divergence(own_nD: Tensor, head: OutputHead, other_nD: Tensor, other: OutputHead) -> Tensor:
+def _kl_of_chunk(own_nD: Tensor, head: OutputHead, other_nD: Tensor, other: OutputHead) -> Tensor:
     own_nV = _log_softmax(own_nD, head)
     with torch.no_grad():
         other_nV = _log_softmax(other_nD, other)
-    return (own_nV.exp() * (own_nV - other_nV)).sum(-1)
+    return exact_kl(own_nV, other_nV)
 
 
 def _log_softmax(hidden_nD: Tensor, head: OutputHead) -> Tensor:

@@ -19,8 +19,8 @@ from softeval.errors import UserError, suggest
 from softeval.modes import Mode, get_mode, load_mode_file
 from softeval.runs.config import DEFAULT_MAX_COT_TOKENS
 from softeval.runs.fields import BatchSize, Pairs, explain, option, split_list
-from softeval.scoring.judge import Rules, rules_name
 from softeval.tasks.local_data import is_jsonl
+from softeval.trainers.algorithms import ALGORITHMS
 
 METHODS = ("hard", "soft", "fuzzy")
 """The paper's methods: each trains with the sampled mode of the family of that name."""
@@ -133,7 +133,9 @@ class TrainConfig(BaseModel):
     )
     max_answer_tokens: int = option(32, "Cap on the answer.", panel=_POLICY, ge=1)
 
-    algorithm: Literal["rloo"] = option("rloo", "How rewards become advantages.", panel=_LOSS)
+    algorithm: str = option(
+        "rloo", f"How rewards become a loss: {', '.join(ALGORITHMS)}.", panel=_LOSS
+    )
     reward_correct: float = option(100.0, "Reward of an accepted answer.", panel=_LOSS)
     reward_boxed: float = option(10.0, "Reward of any other boxed answer.", panel=_LOSS)
     reward_none: float = option(0.0, "Reward of a sample without a boxed answer.", panel=_LOSS)
@@ -272,31 +274,28 @@ class TrainConfig(BaseModel):
         names = split_list(value)
         return None if names is None else tuple(name for name in names if name != "none")
 
-    @field_validator("dataset")
+    @field_validator("algorithm", "dataset")
     @classmethod
-    def _known_dataset(cls, value: str) -> str:
-        if value in DATASETS or is_jsonl(value):
+    def _known(cls, value: str, info: Any) -> str:
+        is_data = info.field_name == "dataset"
+        known = DATASETS if is_data else tuple(ALGORITHMS)
+        if value in known or (is_data and is_jsonl(value)):
             return value
-        names = ", ".join(DATASETS)
-        raise ValueError(
-            f"{value!r} is none of {names}, nor a .jsonl file{suggest(value, DATASETS)}"
-        )
-
-    @field_validator("validation_size")
-    @classmethod
-    def _validated(cls, value: int) -> int:
-        if value < 1:
-            raise ValueError(
-                f"{value} leaves no validation data, which chooses the best checkpoint; hold out 1 or more"
-            )
-        return value
+        file = ", nor a .jsonl file" if is_data else ""
+        raise ValueError(f"{value!r} is none of {', '.join(known)}{file}{suggest(value, known)}")
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
-        if self.algorithm == "rloo" and self.num_generations < 2:
+        smallest = ALGORITHMS[self.algorithm].smallest_group
+        if self.num_generations < smallest:
             raise ValueError(
-                "--num-generations 1: RLOO compares a sample with the others of its question; "
-                "set --group-size 2 or more"
+                f"--num-generations {self.num_generations}: {self.algorithm} compares a sample with "
+                f"the others of its question; set --group-size {smallest} or more"
+            )
+        if self.validation_size < 1:
+            raise ValueError(
+                f"--validation-size {self.validation_size} leaves no validation data, which chooses "
+                "the best checkpoint; hold out 1 or more"
             )
         mode = self._usable_mode()
         if self.num_iterations > 1:
@@ -366,40 +365,8 @@ class TrainConfig(BaseModel):
         """`score_error` with its default; None where the mode adds no Gaussian noise."""
         return (self.score_error or "recorded") if self.mode.is_gaussian else None
 
-    def identity(self) -> dict[str, Any]:
-        """What must agree when a run is continued: all fields but those that change no number."""
-        fields = self.model_dump(mode="json", exclude=COSMETIC_FIELDS)
-        rules = rules_name(Rules(self.scorer))
-        return {**fields, "score_error": self.soft_score_error, "scorer": rules}
-
-
-COSMETIC_FIELDS = {
-    "self_check",
-    "output_path",
-    "data_dir",
-    "include_path",
-    "device",
-    "device_memory",
-    "decode_batch_size",
-    "save_steps",
-    "save_total_limit",
-    "log_completions_steps",
-    "num_completions",
-    "report_to",
-}
 
 _LORA = ("lora_rank", "lora_alpha", "lora_target_modules")
-
-
-def field_name(key: str) -> str:
-    """Name of the field that a recipe's key means: its own or one of its flags, `-` for `_`."""
-    name = key.replace("-", "_")
-    for field, info in TrainConfig.model_fields.items():
-        extra = info.json_schema_extra
-        flags = extra.get("flags") if isinstance(extra, dict) else None
-        if isinstance(flags, list) and "--" + name.replace("_", "-") in flags:
-            return field
-    return name
 
 
 def make_config(

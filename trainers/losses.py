@@ -32,7 +32,8 @@ from softeval.model.language_model import LanguageModel
 from softeval.model.output_head import OutputHead, last_hidden
 from softeval.modes import Draws, Fused, Mode, Randomness, Seen, Taken
 from softeval.records import Generation
-from softeval.trainers.chunked import divergences, mixtures, token_log_probs
+from softeval.trainers.algorithms import ALGORITHMS, Algorithm
+from softeval.trainers.chunked import mixtures, reference_kl, token_log_probs
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,21 +282,24 @@ def log_probs(
 
 
 def policy_losses(
-    found: LogProbs, batch: Batch, advantages_B: Tensor, sequences: int
+    found: LogProbs,
+    batch: Batch,
+    advantages_B: Tensor,
+    sequences: int,
+    algorithm: Algorithm = ALGORITHMS["rloo"],
 ) -> tuple[Tensor, Tensor]:
-    """CoT and answer term of -1/sequences · Σ_b A_b · log π(h̃_b, a_b); their sum is the loss.
+    """CoT and answer term of the algorithm's loss; their sum is the loss.
 
     Args:
         found: log-probabilities of the batch.
         batch: the rollouts.
         advantages_B: A, without gradient.
         sequences: sequences of the whole step, of which the batch may be a part.
+        algorithm: makes the loss.
     """
-    cot = (
-        advantages_B[batch.cot.row_N].to(found.cot.log_prob_N.dtype) * found.cot.log_prob_N
-    ).sum()
-    answer = (advantages_B[batch.answer.row_N].to(found.answer_M.dtype) * found.answer_M).sum()
-    return -cot / sequences, -answer / sequences
+    cot = algorithm.loss(found.cot.log_prob_N, advantages_B, batch.cot.row_N, sequences)
+    answer = algorithm.loss(found.answer_M, advantages_B, batch.answer.row_N, sequences)
+    return cot, answer
 
 
 @dataclass(frozen=True, eq=False)
@@ -314,7 +318,7 @@ class Reference:
 
 
 @dataclass(frozen=True, eq=False)
-class Drift:
+class ReferenceKL:
     """Divergence from the reference model, given the same prefixes.
 
     Attributes:
@@ -326,14 +330,14 @@ class Drift:
     gaussian_N: Tensor | None
 
 
-def drift(
+def policy_kl(
     hidden: tuple[Tensor, Tensor],
     head: OutputHead,
     found: LogProbs,
     batch: Batch,
     policy: Policy,
     reference: Reference,
-) -> Drift:
+) -> ReferenceKL:
     """KL to a reference model; `tokens` is differentiable in the policy's hidden states and head."""
     initial, initial_head = reference.lm, reference.head
     with torch.no_grad(), reference.active():
@@ -345,5 +349,5 @@ def drift(
             assert other.mixed_ND is not None and found.cot.sigma is not None
             moved_ND = found.cot.mixed_ND - other.mixed_ND
             gaussian_N = moved_ND.square().sum(-1) / (2 * found.cot.sigma**2)
-    tokens = divergences(torch.cat(hidden), head, torch.cat([own_ND, own_MD]), initial_head)
-    return Drift(tokens, gaussian_N)
+    tokens = reference_kl(torch.cat(hidden), head, torch.cat([own_ND, own_MD]), initial_head)
+    return ReferenceKL(tokens, gaussian_N)

@@ -72,14 +72,14 @@ def rollout_metrics(sums: dict[str, float], drawn: StepRollouts) -> Metrics:
     }
 
 
-def pass_metrics(sums: dict[str, float], width: int, noisy: bool, drifted: bool) -> Metrics:
+def pass_metrics(sums: dict[str, float], width: int, noisy: bool, with_kl: bool) -> Metrics:
     """Loss terms and health of an update's training pass over all processes.
 
     Args:
         sums: of `TrainingPass`.
         width: D.
         noisy: whether the CoT was soft or fuzzy.
-        drifted: whether the KL was measured.
+        with_kl: whether the KL was measured.
     """
     found: Metrics = {
         "loss/total": sums["loss_cot"] + sums["loss_answer"] + sums["loss_kl"],
@@ -91,8 +91,8 @@ def pass_metrics(sums: dict[str, float], width: int, noisy: bool, drifted: bool)
         "health/outliers": 1 - sums["near"] / sums["steps"] if noisy else None,
         "health/ties": sums["ties"] / sums["steps"] if noisy else None,
         "health/mixture_mismatch": sums["mismatches"] / sums["steps"] if noisy else None,
-        "kl/tokens": sums["kl"] / sums["choices"] if drifted else None,
-        "kl/gaussian": sums["kl_gaussian"] / sums["steps"] if drifted and noisy else None,
+        "kl/tokens": sums["kl"] / sums["choices"] if with_kl else None,
+        "kl/gaussian": sums["kl_gaussian"] / sums["steps"] if with_kl and noisy else None,
     }
     return found
 

@@ -14,7 +14,8 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -70,6 +71,22 @@ class QuestionSet:
     repeated: int = 0
     unlabelled: int = 0
     too_long: int = 0
+
+    def fingerprints(self) -> dict[str, str]:
+        """Hashes of both sets, which must agree when a run is continued."""
+        return {"train": fingerprint(self.train), "validation": fingerprint(self.validation)}
+
+    def counts(self) -> dict[str, Any]:
+        """Source and numbers, for the record."""
+        return {
+            **asdict(self.source),
+            "train": len(self.train),
+            "validation": len(self.validation),
+            "overlaps": self.overlaps,
+            "repeated": self.repeated,
+            "unlabelled": self.unlabelled,
+            "too_long": self.too_long,
+        }
 
     def summary(self) -> str:
         """One line of counts."""

@@ -208,6 +208,20 @@ class Validation:
     stopped: float
 
 
+def training_decoder(config: TrainConfig, lm: LanguageModel) -> Decoder:
+    """The decoder of the rollouts: it keeps what it feeds, where that is no token."""
+    size = config.decode_batch_size
+    return Decoder(
+        lm,
+        config.mode,
+        Limits(config.cot_cap, config.max_answer_tokens),
+        seed=config.seed,
+        batch_size=None if size == "auto" else size,
+        answer_temperature=config.answer_temperature,
+        keep_inputs=not config.mode.feeds_tokens,
+    )
+
+
 def greedy_mode(config: TrainConfig) -> Mode:
     """The method's mode without randomness (method section 3, selection), hard where it has none."""
     return config.mode.greedy() or get_mode("hard_greedy")

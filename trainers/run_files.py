@@ -1,4 +1,4 @@
-"""A training run as seen from outside: its files, its trackers, and the signals that stop it.
+"""A training run as seen from outside: its files, its trackers, its progress.
 
     DIR/train.json      configuration, data, versions
     DIR/metrics.jsonl   one line an update; those with a validation carry validation/success
@@ -13,20 +13,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import signal
-import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any
 
 from softeval.display import Screen, duration
 from softeval.errors import UserError
 from softeval.files import LOCK, beside, write_bytes, write_json
 from softeval.runs.rundir import differing_fields
+from softeval.scoring.judge import Rules, rules_name
+from softeval.trainers.checkpoints import TrainingRecord
 from softeval.trainers.config import TrainConfig
 from softeval.trainers.metrics import Metrics
 
@@ -37,32 +36,73 @@ PROJECT = "softeval"
 STATES = "state"
 BEST = "best"
 LAST = "last"
+COSMETIC_FIELDS = {
+    "self_check",
+    "output_path",
+    "data_dir",
+    "include_path",
+    "device",
+    "device_memory",
+    "decode_batch_size",
+    "save_steps",
+    "save_total_limit",
+    "log_completions_steps",
+    "num_completions",
+    "report_to",
+}
 
 
-def open_directory(folder: Path, config: TrainConfig, record: Mapping[str, Any]) -> str:
+def default_path(config: TrainConfig) -> Path:
+    """Where a run goes that names no directory; the same for the same method, data and seed."""
+    model = Path(config.model or "bundled").name
+    dataset = Path(config.dataset).name.split(".")[0]
+    return Path("runs") / f"train-{model}-{dataset}-{config.method}-seed{config.seed}"
+
+
+def identity_of(config: TrainConfig) -> dict[str, Any]:
+    """What must agree when a run is continued: all fields but those that change no number."""
+    fields = config.model_dump(mode="json", exclude=COSMETIC_FIELDS)
+    rules = rules_name(Rules(config.scorer))
+    return {**fields, "score_error": config.soft_score_error, "scorer": rules}
+
+
+def open_directory(
+    folder: Path, config: TrainConfig, fingerprints: Mapping[str, str], record: TrainingRecord
+) -> str:
     """Make the directory of a run, or check that it holds this one; the run's id among trackers.
+
+    Args:
+        folder: the directory.
+        config: must agree when the run is continued, but for what changes no number.
+        fingerprints: hashes of base and questions, which must agree too.
+        record: also written to train.json.
 
     Raises:
         UserError: another configuration, base or data, foreign files, or no permission.
     """
     path = folder / RECORD
-    identity = config.identity()
+    identity = identity_of(config)
     if path.is_file():
         found = _read(path)
         _check(folder, identity, _with_former_defaults(found["identity"]))
-        _check_fingerprints(folder, record["fingerprints"], found.get("fingerprints", {}))
+        _check_fingerprints(folder, fingerprints, found.get("fingerprints", {}))
         return str(found.get("run_id") or _path_id(folder))
     if folder.exists() and (not folder.is_dir() or _has_foreign_content(folder)):
         raise UserError(f"{folder} is not empty and no training run; give another --output-path")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         run_id = uuid.uuid4().hex[:12]
-        write_json(path, {"identity": identity, "run_id": run_id, **record})
+        said = {name: getattr(record, name) for name in _IN_RECORD}
+        content = {"identity": identity, "run_id": run_id, "fingerprints": fingerprints, **said}
+        write_json(path, content)
     except OSError as error:
         raise UserError(
             f"cannot write to {folder} ({error.strerror}); give another --output-path"
         ) from None
     return run_id
+
+
+_IN_RECORD = ("config", "command", "data", "mode", "self_check", "versions")
 
 
 def _path_id(folder: Path) -> str:
@@ -96,12 +136,6 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
     """Add one JSON line; it reaches the disk's cache at once."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Lines of a run's metrics.jsonl, in order."""
-    text = (folder / METRICS).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def missing_metrics(folder: Path, last_step: int) -> int:
@@ -142,7 +176,7 @@ class TrainProgress:
         self._first = done
         self._started = time.monotonic()
         self._successes: deque[float] = deque(maxlen=RUNNING)
-        self._last = self._best = (done, float("nan"))
+        self._last: float | None = None
 
     def step(self, step: int, metrics: Metrics) -> None:
         """Update `step` is done."""
@@ -150,13 +184,18 @@ class TrainProgress:
         ends = step in (self._first + 1, self.steps)
         self._screen.show("", step, self.steps, self._line(step, metrics), stays=ends)
 
-    def validated(self, step: int, success: float) -> None:
-        """A validation after `step` updates accepted this share of answers."""
-        if not success <= self._best[1]:
-            self._best = (step, success)
-        self._last = (step, success)
-        best = f" (best {100 * self._best[1]:.1f} % at step {self._best[0]})"
-        self.note(f"validation at step {step}: {100 * success:.1f} %{best if step else ''}")
+    def validated(self, curve: Sequence[Mapping[str, float]]) -> None:
+        """All validations so far, of which the last is new."""
+        first, last = curve[0]["success"], curve[-1]["success"]
+        step, self._last = int(curve[-1]["step"]), last
+        top = max(curve, key=lambda point: point["success"])
+        best = f" (best {100 * top['success']:.1f} % at step {int(top['step'])})"
+        self.note(f"validation at step {step}: {100 * last:.1f} %{best if step else ''}")
+        if last < first - 0.1:
+            self.note(
+                f"validation success fell from {first:.2f} to {last:.2f}; the learning rate may be "
+                "too high for this method"
+            )
 
     def samples(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Show a table of rollouts."""
@@ -183,8 +222,8 @@ class TrainProgress:
             for name, (key, form) in shown.items()
             if metrics.get(key) is not None
         ]
-        if self._last[1] == self._last[1]:  # no number before the first validation
-            parts.append(f"validation {100 * self._last[1]:.1f} %")
+        if self._last is not None:
+            parts.append(f"validation {100 * self._last:.1f} %")
         parts.append(f"{metrics['time/tokens_per_second']:.0f} tok/s")
         return " | ".join([*parts, f"{duration(pace * (self.steps - step))} left"])
 
@@ -208,8 +247,10 @@ def tracking(names: Sequence[str], folder: Path, on_cpu: bool) -> Any:
     return Accelerator(cpu=on_cpu, log_with=list(names) or None, project_dir=str(folder))
 
 
-class Trackers:
-    """TensorBoard and the like, through accelerate; a continued run is the same run there.
+class Log:
+    """metrics.jsonl, samples.jsonl and trackers; a continued run is the same run there.
+
+    Only the main process writes.
 
     Args:
         accelerator: accelerate's.
@@ -223,9 +264,10 @@ class Trackers:
         self, accelerator: Any, config: TrainConfig, folder: Path, step: int, run_id: str
     ) -> None:
         self._accelerator = accelerator
+        self._folder = folder
         if not config.report_to:
             return
-        shown = {k: v for k, v in config.identity().items() if isinstance(v, str | int | float)}
+        shown = {k: v for k, v in identity_of(config).items() if isinstance(v, str | int | float)}
         name = folder.resolve().name
         options = {
             "tensorboard": {"purge_step": step + 1},
@@ -239,12 +281,19 @@ class Trackers:
             init_kwargs={kind: options.get(kind, {}) for kind in config.report_to},
         )
 
-    def log(self, metrics: Metrics, step: int) -> None:
-        """Send an update's numbers."""
+    def metrics(self, metrics: Metrics, step: int) -> None:
+        """Keep an update's numbers."""
+        if not self._accelerator.is_main_process:
+            return
+        append_line(self._folder / METRICS, {"step": step, **metrics})
         self._accelerator.log({k: v for k, v in metrics.items() if v is not None}, step=step)
 
     def samples(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:
-        """Send a table of rollouts to the trackers that have tables."""
+        """Keep a table of rollouts, also with the trackers that have tables."""
+        if not self._accelerator.is_main_process:
+            return
+        for row in rows:
+            append_line(self._folder / SAMPLES, {"step": step, **row})
         columns = ["question", "cot", "answer", "target", "reward", "advantage"]
         data = [[row[name] for name in columns] for row in rows]
         for tracker in self._accelerator.trackers:
@@ -299,58 +348,3 @@ def _check(folder: Path, identity: Mapping[str, Any], found: Mapping[str, Any]) 
             f"{folder} holds a run with another configuration ({'; '.join(differing)}); "
             "give another --output-path"
         )
-
-
-SAME = 1.0
-"""Seconds within which two signals are one request."""
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class Stopped(KeyboardInterrupt):
-    """A run ended on request, its state saved.
-
-    Args:
-        step: updates done.
-        number: of the signal.
-    """
-
-    def __init__(self, step: int, number: int) -> None:
-        super().__init__(f"stopped at step {step}; the same command continues")
-        self.exit_code = 128 + number
-
-
-class Interruption:
-    """Catches the two signals while it is entered; elsewhere than in the main thread none.
-
-    Args:
-        say: told once, when the first one comes.
-    """
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.number = 0
-        self._say = say
-        self._first = 0.0
-        self._former: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            self._former = {n: signal.signal(n, self._receive) for n in _SIGNALS}
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if not self.number:
-            self.number, self._first = number, now
-            self._say("stopping after this update; a second signal stops at once, without saving")
-        elif now - self._first > SAME:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)

@@ -24,10 +24,16 @@ from softeval.errors import UserError
 from softeval.model.embedding import InputEmbedding
 from softeval.model.language_model import BUNDLED_CHECKPOINT, LanguageModel, LogitsDtype, load_model
 from softeval.model.output_head import OutputHead, keep_float32_head_live, output_head
+from softeval.modes import Mode, mode_record
+from softeval.runs.environment import package_versions
+from softeval.trainers.algorithms import ALGORITHMS
+from softeval.trainers.checkpoints import TrainingRecord
 from softeval.trainers.config import TrainConfig
 from softeval.trainers.losses import Policy, Reduction, Reference
 from softeval.trainers.optimization import MasterWeights, Optimization, Schedule
+from softeval.trainers.questions import QuestionSet
 from softeval.trainers.training_pass import (
+    TrainingPass,
     check_training_pass,
     disable_dropout,
     recompute_activations,
@@ -39,12 +45,17 @@ class Trainee:
     """The model in training and all that belongs to it."""
 
     lm: LanguageModel
-    head: OutputHead
-    policy: Policy
+    mode: Mode
     weights: MasterWeights
+    passes: TrainingPass
     optimization: Optimization
     adapters: Adapters | None
-    reference: Reference | None
+
+    @property
+    def bytes_on_disk(self) -> tuple[int, int]:
+        """Of a state and of a checkpoint."""
+        state = 3 * sum(m.numel() * m.element_size() for m in self.weights.masters)
+        return state, sum(t.numel() * t.element_size() for t in self.lm.model.parameters())
 
 
 def load_for_training(config: TrainConfig, device: torch.device) -> LanguageModel:
@@ -112,14 +123,37 @@ def make_trainee(config: TrainConfig, lm: LanguageModel) -> Trainee:
     lm.model.eval()  # adapters come in training mode
     check_training_pass(lm)
     weights = MasterWeights(lm.model, config.master_weights)
-    return Trainee(
+    passes = TrainingPass(
         lm,
         head,
-        policy,
         weights,
-        _optimization(config, weights),
-        adapters,
-        _reference(config, lm, head, adapters),
+        policy,
+        micro_batch=None if config.micro_batch_size == "auto" else config.micro_batch_size,
+        reference=_reference(config, lm, head, adapters),
+        beta=config.beta,
+        skip_zero=config.skip_zero_advantage,
+        algorithm=ALGORITHMS[config.algorithm],
+    )
+    return Trainee(lm, config.mode, weights, passes, _optimization(config, weights), adapters)
+
+
+def training_record(
+    config: TrainConfig, trainee: Trainee, questions: QuestionSet, command: str
+) -> TrainingRecord:
+    """What is said of the run in train.json and beside each checkpoint."""
+    mode = trainee.mode
+    return TrainingRecord(
+        method=config.method,
+        dataset=config.dataset,
+        train_seed=config.seed,
+        base=config.model or f"softeval:{Path(BUNDLED_CHECKPOINT).name}",
+        mode=mode_record(mode) | mode.facts(trainee.lm.embedding),
+        logits_dtype=config.logits_dtype,
+        command=command,
+        config=config.model_dump(mode="json"),
+        data=questions.counts(),
+        self_check=trainee.lm.self_check,
+        versions=package_versions(),
     )
 
 

@@ -28,15 +28,16 @@ from softeval.errors import UserError
 from softeval.model.language_model import LanguageModel
 from softeval.model.output_head import OutputHead, last_hidden
 from softeval.records import Generation
+from softeval.trainers.algorithms import ALGORITHMS, Algorithm
 from softeval.trainers.losses import (
     Batch,
     LogProbs,
     Policy,
     Reference,
     collate,
-    drift,
     log_probs,
     policy_hidden,
+    policy_kl,
     policy_losses,
 )
 from softeval.trainers.metrics import noise_band
@@ -67,13 +68,13 @@ class PassPlan:
 
     Attributes:
         sequences: sequences of the update over all processes; the loss is their mean.
-        measure_drift: also measure the KL to the reference, on every sequence.
+        measure_kl: also measure the KL to the reference, on every sequence.
         split: also measure the gradient's CoT, answer and KL parts.
         keep_first: pass over the first sequence even if every advantage is zero, for its χ².
     """
 
     sequences: int
-    measure_drift: bool = False
+    measure_kl: bool = False
     split: bool = False
     keep_first: bool = False
 
@@ -109,6 +110,7 @@ class TrainingPass:
         reference: the initial model, where its KL is wanted.
         beta: coefficient of that KL.
         skip_zero: leave out sequences of advantage zero.
+        algorithm: makes the loss.
     """
 
     def __init__(
@@ -122,6 +124,7 @@ class TrainingPass:
         reference: Reference | None = None,
         beta: float = 0.0,
         skip_zero: bool = True,
+        algorithm: Algorithm = ALGORITHMS["rloo"],
     ) -> None:
         self.lm = lm
         self.head = head
@@ -132,18 +135,19 @@ class TrainingPass:
         self.reference = reference
         self.beta = beta
         self.skip_zero = skip_zero
+        self.algorithm = algorithm
 
     def run(
         self, rollouts: Sequence[Generation], advantages_B: Tensor, plan: PassPlan
     ) -> PassResult:
-        """Add the gradient of -1/sequences · Σ A·log π to the masters.
+        """Add the gradient of the loss to the masters.
 
         Args:
             rollouts: this process's sequences.
             advantages_B: their advantages.
             plan: what else to do.
         """
-        every = plan.measure_drift or self.beta > 0 or not self.skip_zero
+        every = plan.measure_kl or self.beta > 0 or not self.skip_zero
         chosen = [b for b in range(len(rollouts)) if every or advantages_B[b] != 0]
         if not chosen and plan.keep_first:
             chosen = [0]
@@ -190,14 +194,14 @@ class TrainingPass:
         """One micro-batch, forward and backward."""
         hidden = policy_hidden(self.lm, batch)
         found = log_probs(self.lm, self.head, batch, self.policy, hidden)
-        cot, answer = policy_losses(found, batch, advantages_B, plan.sequences)
+        cot, answer = policy_losses(found, batch, advantages_B, plan.sequences, self.algorithm)
         result.sums["loss_cot"] += float(cot.detach())
         result.sums["loss_answer"] += float(answer.detach())
         terms = {"answer": answer}
-        if plan.measure_drift or self.beta > 0:
+        if plan.measure_kl or self.beta > 0:
             # Without β the KL is looked at only; a gradient of zeros costs as much as any other.
             with torch.set_grad_enabled(self.beta > 0):
-                kl = self._drift_loss(hidden, found, batch, plan, result)
+                kl = self._kl_loss(hidden, found, batch, plan, result)
             if self.beta > 0:
                 terms["kl"] = kl
         for name, term in terms.items():
@@ -209,7 +213,7 @@ class TrainingPass:
         self.weights.collect()
         _count(found, batch, result.sums)
 
-    def _drift_loss(
+    def _kl_loss(
         self,
         hidden: tuple[Tensor, Tensor],
         found: LogProbs,
@@ -218,7 +222,7 @@ class TrainingPass:
         result: PassResult,
     ) -> Tensor:
         assert self.reference is not None, "the KL needs the initial model"
-        moved = drift(hidden, self.head, found, batch, self.policy, self.reference)
+        moved = policy_kl(hidden, self.head, found, batch, self.policy, self.reference)
         loss = self.beta * moved.tokens.sum() / plan.sequences
         result.sums["loss_kl"] += float(loss.detach())
         result.sums["kl"] += float(moved.tokens.detach().sum())
@@ -248,6 +252,7 @@ def split_norms(
     weights: MasterWeights,
     parts: Mapping[str, Sequence[Tensor]],
     total: Callable[[Tensor], Tensor] = lambda tensor: tensor,
+    names: Sequence[str] = (),
 ) -> dict[str, float]:
     """Norm of each part of the gradient and, as "cot", of what is left without them.
 
@@ -257,13 +262,17 @@ def split_norms(
         weights: hold the whole gradient, summed over all processes.
         parts: those of `PassResult`.
         total: sums a tensor over the processes.
+        names: of all parts, where this process may have none of one; default: what it has.
     """
-    squares = dict.fromkeys((*parts, "cot"), 0.0)
+    names = names or tuple(parts)
+    squares = dict.fromkeys((*names, "cot"), 0.0)
     for number, master in enumerate(weights.masters):
         assert master.grad is not None
         rest = master.grad.clone()
-        for name, part in parts.items():
-            gradient = total(part[number].to(master.device))
+        for name in names:
+            part = parts.get(name)
+            own = torch.zeros_like(master) if part is None else part[number].to(master.device)
+            gradient = total(own)
             rest -= gradient
             squares[name] += gradient_norm([gradient]) ** 2
         squares["cot"] += gradient_norm([rest]) ** 2

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from softeval.cli.options import with_options
+from softeval.cli.recipes import read_recipes
 from softeval.terminal import calm_libraries, say, say_json
 from softeval.trainers.config import TrainConfig, make_config
-from softeval.trainers.recipe_files import read_recipes
 
 OUTPUT: dict[str, Any] = {"rich_help_panel": "Output", "show_envvar": False}
 
@@ -65,7 +65,7 @@ def train(
 
         say("\n".join(plan_memory(resolved)), err=True)
         return 0
-    from softeval.trainers.run_files import Stopped
+    from softeval.processes import Stopped
     from softeval.trainers.trainer import train as run_training
 
     command = shlex.join(["softeval", *sys.argv[1:]])

@@ -72,7 +72,7 @@ class Comparison:
         base_TD = self._through_base(prefix, mode, own_TD, hidden_TD)
         base_hidden_TD = self.base.hidden(prefix, base_TD)
         parts = [
-            _kl(log_p_nV, log_q_nV)
+            (exact_kl(log_p_nV, log_q_nV), exact_kl(log_q_nV, log_p_nV))
             for log_p_nV, log_q_nV in zip(
                 self.checkpoint.log_probs(hidden_TD),
                 self.base.log_probs(base_hidden_TD),
@@ -80,8 +80,8 @@ class Comparison:
             )
         ]
         return PositionKL(
-            forward=torch.cat([forward for _, forward in parts]).cpu().numpy(),
-            reverse=torch.cat([reverse for reverse, _ in parts]).cpu().numpy(),
+            forward=_cut(torch.cat([forward for _, forward in parts])).cpu().numpy(),
+            reverse=_cut(torch.cat([reverse for reverse, _ in parts])).cpu().numpy(),
         )
 
     @torch.inference_mode()
@@ -97,7 +97,7 @@ class Comparison:
             alone = self.base.log_probs(self.base.hidden(prefix, inputs_TD))
             batched = self.base.log_probs(batched_TD)
             pairs = zip(alone, batched, strict=True)
-            floor.append(torch.cat([_kl(p, q)[0] for p, q in pairs]).cpu().numpy())
+            floor.append(_cut(torch.cat([exact_kl(p, q) for p, q in pairs])).cpu().numpy())
         return floor
 
     def _through_base(
@@ -162,9 +162,11 @@ class _Replayer:
             yield logits_nV.float().log_softmax(-1)
 
 
-def _kl(log_p_nV: Tensor, log_q_nV: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(p‖q) and KL(q‖p), (n,) nats; rounding below zero is cut off."""
-    gap_nV = log_p_nV - log_q_nV
-    p_to_q = (log_p_nV.exp() * gap_nV).sum(-1)
-    q_to_p = -(log_q_nV.exp() * gap_nV).sum(-1)
-    return p_to_q.clamp_min(0) + 0.0, q_to_p.clamp_min(0) + 0.0  # no negative zero
+def exact_kl(log_p_nV: Tensor, log_q_nV: Tensor) -> Tensor:
+    """(n,) KL(p‖q) over the vocabulary, nats; rounding may leave it just below zero."""
+    return (log_p_nV.exp() * (log_p_nV - log_q_nV)).sum(-1)
+
+
+def _cut(kl_n: Tensor) -> Tensor:
+    """Without rounding below zero, and without a negative zero."""
+    return kl_n.clamp_min(0) + 0.0

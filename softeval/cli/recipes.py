@@ -4,7 +4,7 @@ A recipe names options and may `include` others, which it overrides. Recipes are
 for those that ship in `trainers/recipes/`, by name; `a+b` is a, then b over it. So a paper run is
 `llama-3.2-3b+gsm8k+fuzzy`, and what is common to all 27 stands in one file.
 
-Knows nothing of what the options mean.
+Knows the options' names and flags, not what they mean.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from softeval.errors import UserError, suggest
 from softeval.runs.fields import read_options
-from softeval.trainers.config import field_name
+from softeval.trainers.config import TrainConfig
 
 
 def read_recipes(names: Sequence[str]) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def find_recipe(name: str) -> Path:
 def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if path in above:
         raise UserError(f"recipe {path.name} includes itself; remove it from its `include`")
-    content = {field_name(k): v for k, v in read_options(path, "recipe").items()}
+    content = {_field(k): v for k, v in read_options(path, "recipe").items()}
     included = content.pop("include", [])
     options: dict[str, Any] = {}
     for name in [included] if isinstance(included, str) else included:
@@ -66,6 +66,17 @@ def _read(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         target = beside if beside.is_file() else find_recipe(str(name))
         options |= _read(target, (*above, path))
     return options | content
+
+
+def _field(key: str) -> str:
+    """Name of the field that a recipe's key means: its own or one of its flags, `-` for `_`."""
+    name = key.replace("-", "_")
+    for field, info in TrainConfig.model_fields.items():
+        extra = info.json_schema_extra
+        flags = extra.get("flags") if isinstance(extra, dict) else None
+        if isinstance(flags, list) and "--" + name.replace("_", "-") in flags:
+            return field
+    return name
 
 
 def _is_file(name: str) -> bool:
