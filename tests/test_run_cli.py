@@ -30,6 +30,7 @@ from softeval.runs.identity import bundled_checkpoint
 from softeval.runs.journal import Journal
 from softeval.runs.tables import prompt_hash
 from softeval.scoring.grading import RULES
+from softeval.scoring.judge import scorer
 
 pytest_plugins = ("command_line_fixtures",)
 
@@ -554,10 +555,12 @@ def test_evaluate_takes_a_loaded_model(elsewhere: None) -> None:
     from softeval import load_model
 
     lm = load_model(device="cpu")
+    judged_before = sum(scorer().counts.values())
     run = evaluate(
         lm=lm, limit=2, num_samples=2, max_cot_tokens=40, modes=["hard_sample"], output_path="run"
     )
     assert len(run.samples()) == 4
+    assert sum(scorer().counts.values()) == judged_before + 4, "each sample is judged once"
     again = evaluate(
         limit=2, num_samples=2, max_cot_tokens=40, modes="hard_sample", output_path="x"
     )
