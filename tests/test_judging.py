@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from synthetic import make_generation
 
-from softeval.display import QuietDisplay
+from softeval.display import Display
 from softeval.records import SampleKey
 from softeval.runs.journal import Journal
 from softeval.runs.judging import JudgedJournal, judge_name, judged
@@ -43,7 +43,7 @@ def make(doc_id: int, answer: str = "7") -> Any:
 def run_cell(folder: Path, judge: Scorer, made: Sequence[Any]) -> list[Verdict]:
     """Store what is not stored yet, as the adapter does; the verdicts on all."""
     journal = Journal(folder)
-    with JudgedJournal(journal, QuietDisplay(), judge, QUESTIONS) as store:
+    with JudgedJournal(journal, Display(), judge, QUESTIONS) as store:
         for generation in made:
             if store.get(generation.key, MODE) is None:
                 store.add(generation, "q")
@@ -90,7 +90,7 @@ def test_what_a_kill_left_without_a_verdict_is_judged(tmp_path: Path) -> None:
 def test_a_slow_verdict_does_not_hold_up_the_decoder(tmp_path: Path) -> None:
     judge = Counting()
     judge.open.clear()
-    journal, display = Journal(tmp_path), QuietDisplay()
+    journal, display = Journal(tmp_path), Display()
     with JudgedJournal(journal, display, judge, QUESTIONS) as store:
         for doc_id in range(9):
             store.add(make(doc_id), "q")

@@ -6,12 +6,11 @@ import math
 from pathlib import Path
 
 import pytest
-from train_cases import run, tiny_config
+from train_cases import read_metrics, run, tiny_config
 
 from softeval.errors import UserError
 from softeval.modes import ALL, MODES, get_mode
 from softeval.trainers.rollout import greedy_mode
-from softeval.trainers.run_files import read_metrics
 
 SAMPLED = sorted(name for name in set(MODES) - set(ALL) if not MODES[name].is_greedy)
 
