@@ -12,6 +12,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A text that takes long on a busy machine is no failure.
+settings.register_profile("no clock", deadline=None)
+settings.load_profile("no clock")
 
 # What one session's models were found to be is nobody else's, and never lands in the user's folder.
 _CACHE = tempfile.TemporaryDirectory(prefix="softeval-tests-")

@@ -104,7 +104,7 @@ def test_pairs_of_the_review(shared: Path) -> None:
     assert len(wrong) <= 0.04 * sum(row["right"] for row in rows)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(max_size=60), st.text(max_size=20))
 def test_any_text_has_a_verdict(answer: str, label: str) -> None:
     assert same_answer(answer, label) in (True, False)

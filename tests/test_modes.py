@@ -149,7 +149,7 @@ def test_mixture_is_the_expectation_of_embeddings():
     torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     weights=st.lists(st.sampled_from([0.0, 0.1, 0.5, 2.0]), min_size=2, max_size=9).filter(any),
     uniform=st.floats(0, 1, exclude_max=True),

@@ -96,7 +96,7 @@ def test_the_cheap_comparison_agrees_with_math_verify() -> None:
     numbers = st.integers(-(10**7), 10**7) | st.integers(-3, 3)
     written = st.tuples(numbers, st.sampled_from(["{}", "{:,}", "{:+}", "{:08}"]))
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(written, written)
     def agrees(left: tuple[int, str], right: tuple[int, str]) -> None:
         answer, target = left[1].format(left[0]), right[1].format(right[0])
@@ -200,13 +200,13 @@ def test_the_length_limit_is_above_every_label_and_inclusive(judge: Scorer) -> N
     assert judge.score("0" + longest, "5") == REJECTED
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from(LATEX_TOKENS.split()), max_size=12).map(" ".join))
 def test_scrambled_latex_is_judged(judge: Scorer, answer: str) -> None:
     assert judge.score(answer, r"\frac{271}{3}").status in {"ok", "no_answer", "timeout"}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.text(max_size=30))
 def test_any_text_is_judged(judge: Scorer, answer: str) -> None:
     assert judge.score(answer, r"\frac{271}{3}").correct is False
