@@ -15,8 +15,9 @@ import numpy as np
 
 from softeval.errors import UserError, suggest
 from softeval.reports.contrasts import Metric, Side, compare_sides, scored, shared_scores
-from softeval.reports.measured.arms import Arm, Arms, measure, refuse_other_data
+from softeval.reports.measured.arms import Arm, Arms, measure
 from softeval.reports.measured.cells import cell_order
+from softeval.reports.measured.refusals import refuse_other_data
 from softeval.reports.measured.scores import HEADLINE_K, Floats, Ints, usual_n
 from softeval.reports.notes import rules_notes, setting_notes
 from softeval.statistics.contrast import Contrast, compare_methods

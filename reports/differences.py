@@ -1,14 +1,14 @@
 """Difference of two pass@k curves on the same problems, and where it changes sign.
 
 "Training wins at small k, the base model at large k" is a claim about D(k) and never about two
-curves looked at. Knows nothing of how it is shown.
+curves looked at.
 
 Shape letters: S training seeds, M problems, K values of k.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from softeval.reports.contrasts import (
 from softeval.reports.measured.arms import Arms
 from softeval.reports.measured.recorded import REFERENCE
 from softeval.reports.measured.scores import Ints, complete_curve, curve_ks, shared, usual_n
+from softeval.reports.tables import Table, TableCell, on_questions, points
 from softeval.statistics.curves import (
     Band,
     Crossing,
@@ -149,3 +150,48 @@ def _curve_pairs(arms: Arms) -> Iterator[tuple[Side, Side, str]]:
                 sides = mode_sides(arms, arm, (task, mode), (task, other))
                 if sides is not None and not mode.is_greedy:
                     yield *sides, task
+
+
+ORDER_WORDS = {
+    "a leads": "A leads",
+    "b leads": "B leads",
+    "cross": "they cross",
+    "coincide": "they coincide",
+    "undecided": "not told apart",
+}
+
+
+def crossing_table(differences: Sequence[CurveDifference], label: str) -> Iterator[Table]:
+    """Who leads, where D(k) changes sign, and how many problems carry it; nothing for no curves."""
+    if not differences:
+        return
+    largest = max(d.n for d in differences)
+    columns = ("curves", "D at k = 1", f"D at k = {largest}", "order", "sign changes at k")
+    columns += ("resamples without such a change", "only A / only B solves")
+    yield Table(
+        "The difference D(k) in points. Order: what its simultaneous band leaves of it; A leads"
+        " where the band excludes 0 on that side, the curves cross where it does so on both. Then"
+        " where D(k) first changes sign, with the middle 95 % of such changes in resamples, which"
+        f" alone is no crossing; beyond k = {largest} nothing can be seen. Last: problems that one"
+        " side solves at least once and the other never.",
+        columns,
+        tuple(_crossing_row(d, largest) for d in differences),
+        label,
+    )
+
+
+def _crossing_row(d: CurveDifference, largest: int) -> tuple[TableCell, ...]:
+    c = d.crossing
+    span = "" if np.isnan(c.low) else f"[{c.low:.0f}, {c.high:.0f}]"
+    span += f" again at {', '.join(map(str, c.again))}" if c.again else ""
+    notes = [] if d.a.mode != d.b.mode else [d.a.mode.replace("_", " ")]
+    notes += [on_questions(d.band.problems, d.questions)] if d.band.problems < d.questions else []
+    return (
+        TableCell(f"{d.a.name} − {d.b.name}", ", ".join(notes)),
+        TableCell(points(d.band.mean[0], sign=True)),
+        TableCell(points(d.band.mean[-1], sign=True), "" if d.n == largest else f"k = {d.n}"),
+        TableCell(ORDER_WORDS[d.order.word]),
+        TableCell("none" if c.k is None else str(c.k), span),
+        TableCell(f"{100 * c.p_no_crossing:.0f} %"),
+        TableCell(f"{d.evidence.only_a} / {d.evidence.only_b}"),
+    )

@@ -90,7 +90,7 @@ def test_a_figure_that_fails_is_one_line_and_a_warning(tmp_path, monkeypatch):
 
     run = write_checkpoint(tmp_path / "run", positions=6, **SMALL)
     monkeypatch.setattr(curves, "draw_curves", broken)
-    monkeypatch.setattr("softeval.reports.sections.entropy.summaries", broken)
+    monkeypatch.setattr("softeval.reports.sections.entropy.crossed_mean", broken)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         page = build_report([run])

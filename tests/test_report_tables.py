@@ -25,7 +25,6 @@ from softeval.reports.measured.scores import arm_score, curve_ks
 from softeval.reports.paper import paper_model, paper_out_of_domain, paper_pass_at_k
 from softeval.reports.sections.comparisons import comparison_table
 from softeval.reports.sections.curves import curve_block, find_curves
-from softeval.reports.sections.entropy import EntropySummary, entropy_tables
 from softeval.reports.sections.out_of_domain import OutOfDomainScore, table_row
 from softeval.reports.sections.results import main_tables
 from softeval.reports.sections.verdict import verdict_sentences
@@ -243,7 +242,7 @@ def test_each_panel_names_what_it_is_measured_against(tmp_path):
     folders = [write_checkpoint(tmp_path / "base", modes=modes[:1], **options)]
     folders += [write_checkpoint(tmp_path / m, m, modes=modes, **options) for m in ("hard", "soft")]
     arms = measure([(None, folder) for folder in folders], positions=False)
-    (figure,) = find_curves(arms, find_differences(arms, 50), 50)
+    (figure,) = find_curves(arms, find_differences(arms, 50))
     assert [panel.baseline for panel in figure.panels] == ["base", "hard", "hard"]
     block = curve_block(figure, 0)
     assert "from base (hard inference) and hard (fuzzy inference, soft inference)" in block.caption
@@ -302,9 +301,6 @@ def test_the_paper_is_matched_only_where_its_settings_were_used(tmp_path, change
 def test_an_interval_of_what_is_never_negative_starts_at_zero():
     interval = Interval(0.01, -0.004, 0.027, 0.95, float("nan"), 3, 4)
     mean = SimpleNamespace(interval=interval, mean=0.01, sd=float("nan"))
-    summary = EntropySummary("a", "t", "hard_sample", 0.01, mean, 0.01, 0.0, 3.0)
-    (entropies,) = entropy_tables([summary])
-    assert entropies.rows[0][1].note.startswith("[0.000, 0.027]")
     score = OutOfDomainScore(_paper_arm("x", "base", None), "a", "arc", mean, mean, None, 4)
     assert table_row(score, False)[2].note == "[0.000, 0.027]"
 

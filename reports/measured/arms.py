@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePath
-from typing import Any
 
 import numpy as np
 
@@ -21,6 +20,12 @@ from softeval.reports.measured.kl import KLSums, read_kl
 from softeval.reports.measured.likelihoods import Likelihoods, read_likelihoods
 from softeval.reports.measured.positions import EntropySums, choose_groups, read_positions
 from softeval.reports.measured.recorded import RecordedMode, RecordedRun, mode_order, open_run
+from softeval.reports.measured.refusals import (
+    refuse_other_data,
+    refuse_other_modes,
+    refuse_repeats,
+    refuse_same_seed,
+)
 from softeval.runs.cells import question_count
 
 BASE = "base"
@@ -216,6 +221,14 @@ class Arms:
         return groups
 
     @property
+    def named_groups(self) -> list[tuple[str, tuple[Arm, ...]]]:
+        """The groups with their names, for headings."""
+        return [
+            (f"{family}, trained on {dataset}" if dataset else family, group)
+            for (family, dataset), group in self.groups.items()
+        ]
+
+    @property
     def families(self) -> tuple[str, ...]:
         """Base models."""
         return tuple(dict.fromkeys(arm.family for arm in self.arms))
@@ -261,16 +274,11 @@ def measure(named: Sequence[tuple[str | None, str | Path]], positions: bool = Tr
         for cell in run.cells.values():
             by_task.setdefault(cell.task, []).append(cell)
     groups = {task: choose_groups(cells) for task, cells in by_task.items()}
-    return _gather(
-        [
-            replace(
-                draft,
-                positions=read_positions(draft, draft.cells, groups),
-                kl=read_kl(draft),
-            )
-            for draft in drafts
-        ]
-    )
+    whole = [
+        replace(draft, positions=read_positions(draft, draft.cells, groups), kl=read_kl(draft))
+        for draft in drafts
+    ]
+    return _gather(whole)
 
 
 def _gather(runs: Sequence[MeasuredRun]) -> Arms:
@@ -289,7 +297,7 @@ def _gather(runs: Sequence[MeasuredRun]) -> Arms:
 
 
 def _checkpoint(runs: tuple[MeasuredRun, ...], labelled: bool) -> Checkpoint:
-    _refuse_repeats(runs)
+    refuse_repeats(runs)
     first = runs[0]
     training = first.training
     method = first.label or training.get("method") or BASE
@@ -309,8 +317,8 @@ def _arm(key: tuple[str, str, str | None], checkpoints: Iterable[Checkpoint]) ->
     unknown = -1
     order = sorted(checkpoints, key=lambda c: unknown if c.train_seed is None else c.train_seed)
     arm = Arm(*key, checkpoints=tuple(order))
-    _refuse_same_seed(arm)
-    _refuse_other_modes(arm)
+    refuse_same_seed(arm)
+    refuse_other_modes(arm)
     return arm
 
 
@@ -324,84 +332,6 @@ def _arm_order(arm: Arm) -> tuple[str, bool, str, int, str]:
     return arm.family, not arm.is_base, arm.dataset or "", rank, arm.method
 
 
-def _refuse_repeats(runs: Sequence[MeasuredRun]) -> None:
-    """One checkpoint, task and mode may come from one run only: decoding seeds are not seeds."""
-    seen: dict[Key | str, MeasuredRun] = {}
-    for run in runs:
-        for key in [*run.cells, *run.likelihoods]:
-            if key in seen:
-                what = key if isinstance(key, str) else f"{key[0]} under {key[1]}"
-                raise UserError(
-                    f"{seen[key].path} and {run.path} both evaluate {what} with the"
-                    " same weights; give one of them (more samples: one run, larger --num-samples)"
-                )
-            seen[key] = run
-
-
-def _refuse_same_seed(arm: Arm) -> None:
-    seeds = [c.train_seed for c in arm.checkpoints]
-    for index, seed in enumerate(seeds):
-        if index and (seed in seeds[:index] or None in seeds):
-            folders = ", ".join(str(c.runs[0].path) for c in arm.checkpoints)
-            raise UserError(
-                f"{folders}: different weights but the same method and training seed;"
-                " name them apart, LABEL=RUN"
-            )
-
-
-def _refuse_other_modes(arm: Arm) -> None:
-    """Seeds that were evaluated at other temperatures or noise scales are not averaged."""
-    seen: dict[str, tuple[MeasuredRun, Mapping[str, Any]]] = {}
-    for run in (run for c in arm.checkpoints for run in c.runs):
-        for name, mode in run.modes.items():
-            first, there = seen.setdefault(name, (run, mode.options))
-            for knob in {**there, **mode.options}:
-                if there.get(knob) != mode.options.get(knob):
-                    raise UserError(
-                        f"{first.path} has {name} with {knob} {there.get(knob)},"
-                        f" {run.path} with {mode.options.get(knob)}; name them apart, LABEL=RUN"
-                    )
-
-
-def refuse_other_data(runs: Sequence[MeasuredRun]) -> None:
-    """Refuse runs in which the same task does not mean the same questions and labels.
-
-    Raises:
-        UserError: with what differs.
-    """
-    seen: dict[str, tuple[MeasuredRun, Mapping[str, Any]]] = {}
-    for run in runs:
-        for task, source in run.datasets().items():
-            first, there = seen.setdefault(task, (run, source))
-            for name in ("sha256", "split"):
-                if there.get(name) != source.get(name):
-                    raise UserError(
-                        f"{first.path} and {run.path} have different data for {task}:"
-                        f" {name} {_brief(there.get(name))} and {_brief(source.get(name))};"
-                        " report them apart"
-                    )
-    _refuse_other_labels(runs)
-
-
-def _refuse_other_labels(runs: Sequence[MeasuredRun]) -> None:
-    seen: dict[tuple[str, int], tuple[MeasuredRun, str]] = {}
-    for run in runs:
-        for cell in run.cells.values():
-            for doc, target in zip(cell.doc_M.tolist(), cell.target_M.tolist(), strict=True):
-                first, there = seen.setdefault((cell.task, doc), (run, target))
-                if there != target:
-                    raise UserError(
-                        f"{first.path} and {run.path} have different labels for"
-                        f" {cell.task}, question {doc}: {_brief(there)} and {_brief(target)};"
-                        " report them apart"
-                    )
-
-
 def _last_part(path: object) -> str:
     """``Llama-3.2-3B`` of ``meta-llama/Llama-3.2-3B``; ``base`` of ``softeval:base``."""
     return PurePath(str(path).rsplit(":", 1)[-1]).name if path else "model"
-
-
-def _brief(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 24 else text[:20] + "…" + text[-1]

@@ -112,8 +112,7 @@ def find_beyond(arms: Arms, largest: int | None) -> list[BeyondFigure]:
     if largest is None:
         return []
     figures = []
-    for (family, dataset), group in arms.groups.items():
-        name = f"{family}, trained on {dataset}" if dataset else family
+    for name, group in arms.named_groups:
         for task in arms.tasks:
             panels = {
                 lane.title: _panel(arms, group, (task, lane.sampled), largest)

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
 from markupsafe import Markup
 
 from softeval.reports.contrasts import mode_arms
-from softeval.reports.differences import REPLICATES, CurveDifference
+from softeval.reports.differences import REPLICATES, CurveDifference, crossing_table
 from softeval.reports.drawing import (
     INK,
     MUTED,
@@ -44,7 +43,7 @@ from softeval.reports.measured.arms import Arm, Arms
 from softeval.reports.measured.recorded import RecordedMode
 from softeval.reports.measured.scores import ArmScore, arm_score, complete_curve, curve_ks, usual_n
 from softeval.reports.sections.beyond import Lane, beyond_parts, lanes
-from softeval.reports.tables import Table, TableCell, on_questions, points, simple_table
+from softeval.reports.tables import Table, on_questions, points, simple_table
 from softeval.statistics.curves import Band, curve_band
 
 if TYPE_CHECKING:
@@ -139,38 +138,29 @@ class CurveFigure:
         return found
 
 
-def find_curves(
-    arms: Arms, differences: Sequence[CurveDifference], replicates: int = REPLICATES
-) -> list[CurveFigure]:
+def find_curves(arms: Arms, differences: Sequence[CurveDifference]) -> list[CurveFigure]:
     """The pass@k figures of a report, one for each group of arms and task."""
     figures = []
-    for (family, dataset), group in arms.groups.items():
-        name = f"{family}, trained on {dataset}" if dataset else family
+    for name, group in arms.named_groups:
         for task in arms.tasks:
             by_mode = [arm for arm in group if arm in mode_arms(arms)]
             if len(group) > 1 or not by_mode:
-                panels = _panels_of_arms(arms, group, task, differences, replicates)
+                panels = _panels_of_arms(arms, group, task, differences)
                 figures.append(CurveFigure(name, task, tuple(panels), arms.questions(task)))
             for arm in by_mode:
-                panels = _panels_of_modes(arms, arm, task, differences, replicates)
+                panels = _panels_of_modes(arms, arm, task, differences)
                 shown = name if len(arms.arms) == 1 else arms.name(arm)
                 figures.append(CurveFigure(shown, task, tuple(panels), arms.questions(task)))
     return [figure for figure in figures if figure.panels]
 
 
 def _panels_of_arms(
-    arms: Arms,
-    group: Sequence[Arm],
-    task: str,
-    differences: Sequence[CurveDifference],
-    replicates: int,
+    arms: Arms, group: Sequence[Arm], task: str, differences: Sequence[CurveDifference]
 ) -> list[Panel]:
     panels = []
     for lane in lanes(arms):
         curves = [
-            curve
-            for arm in group
-            if (curve := _curve(arm, task, lane, arms.name(arm), replicates)) is not None
+            curve for arm in group if (curve := _curve(arm, task, lane, arms.name(arm))) is not None
         ]
         names = {curve.name for curve in curves}
         mine = [
@@ -184,12 +174,10 @@ def _panels_of_arms(
 
 
 def _panels_of_modes(
-    arms: Arms, arm: Arm, task: str, differences: Sequence[CurveDifference], replicates: int
+    arms: Arms, arm: Arm, task: str, differences: Sequence[CurveDifference]
 ) -> list[Panel]:
     curves = [
-        curve
-        for lane in lanes(arms)
-        if (curve := _curve(arm, task, lane, lane.title, replicates)) is not None
+        curve for lane in lanes(arms) if (curve := _curve(arm, task, lane, lane.title)) is not None
     ]
     mine = tuple(
         d
@@ -199,7 +187,7 @@ def _panels_of_modes(
     return [Panel("", tuple(curves), mine)] if curves else []
 
 
-def _curve(arm: Arm, task: str, lane: Lane, name: str, replicates: int) -> Curve | None:
+def _curve(arm: Arm, task: str, lane: Lane, name: str) -> Curve | None:
     score = None if lane.greedy is None else arm_score(arm, (task, lane.greedy), 1)
     checkpoints = () if lane.sampled is None else arm.having((task, lane.sampled))
     if lane.sampled is None or not checkpoints:
@@ -208,7 +196,7 @@ def _curve(arm: Arm, task: str, lane: Lane, name: str, replicates: int) -> Curve
     n = usual_n(checkpoint.cells[sampled] for checkpoint in checkpoints)
     doc_M, x_SMK = complete_curve(checkpoints, sampled, curve_ks(n))
     enough = len(doc_M) > 1 and n > 1
-    band = curve_band(x_SMK, curve_ks(n), replicates=replicates) if enough else None
+    band = curve_band(x_SMK, curve_ks(n), replicates=REPLICATES) if enough else None
     return Curve(name, lane.sampled, band, score, n)
 
 
@@ -226,7 +214,8 @@ def _parts(material: Material) -> Iterator[Part]:
         heading = f"{figure.task} · {figure.name}"
         yield Heading(heading)
         yield curve_block(figure, index)
-        yield from _crossing_table(figure, f"{heading}: crossings")
+        shown = [d for panel in figure.panels for d in panel.differences]
+        yield from crossing_table(shown, f"{heading}: crossings")
     if not figures:
         yield Paragraph(NOTHING_SAMPLED)
 
@@ -296,51 +285,6 @@ def _curve_numbers(curves: CurveFigure, label: str) -> Table:
             rows.append([name, greedy, *(points(found.get(k, float("nan"))) for k in ks)])
     columns = ["", "greedy", *map(str, ks)]
     return simple_table("Problems solved, percent.", columns, rows, label)
-
-
-ORDER_WORDS = {
-    "a leads": "A leads",
-    "b leads": "B leads",
-    "cross": "they cross",
-    "coincide": "they coincide",
-    "undecided": "not told apart",
-}
-
-
-def _crossing_table(curves: CurveFigure, label: str) -> Iterator[Table]:
-    differences = [d for panel in curves.panels for d in panel.differences]
-    if not differences:
-        return
-    largest = max(d.n for d in differences)
-    columns = ("curves", "D at k = 1", f"D at k = {largest}", "order", "sign changes at k")
-    columns += ("resamples without such a change", "only A / only B solves")
-    yield Table(
-        "The difference D(k) in points. Order: what its simultaneous band leaves of it; A leads"
-        " where the band excludes 0 on that side, the curves cross where it does so on both. Then"
-        " where D(k) first changes sign, with the middle 95 % of such changes in resamples, which"
-        f" alone is no crossing; beyond k = {largest} nothing can be seen. Last: problems that one"
-        " side solves at least once and the other never.",
-        columns,
-        tuple(_crossing_row(d, largest) for d in differences),
-        label,
-    )
-
-
-def _crossing_row(d: CurveDifference, largest: int) -> tuple[TableCell, ...]:
-    c = d.crossing
-    span = "" if np.isnan(c.low) else f"[{c.low:.0f}, {c.high:.0f}]"
-    span += f" again at {', '.join(map(str, c.again))}" if c.again else ""
-    notes = [] if d.a.mode != d.b.mode else [d.a.mode.replace("_", " ")]
-    notes += [on_questions(d.band.problems, d.questions)] if d.band.problems < d.questions else []
-    return (
-        TableCell(f"{d.a.name} − {d.b.name}", ", ".join(notes)),
-        TableCell(points(d.band.mean[0], sign=True)),
-        TableCell(points(d.band.mean[-1], sign=True), "" if d.n == largest else f"k = {d.n}"),
-        TableCell(ORDER_WORDS[d.order.word]),
-        TableCell("none" if c.k is None else str(c.k), span),
-        TableCell(f"{100 * c.p_no_crossing:.0f} %"),
-        TableCell(f"{d.evidence.only_a} / {d.evidence.only_b}"),
-    )
 
 
 # Drawing -------------------------------------------------------------------------------------

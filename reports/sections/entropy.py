@@ -7,7 +7,7 @@ relative progress and the last positions. Entropies are of the distribution at t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -49,7 +49,7 @@ from softeval.reports.tables import (
     points,
     simple_table,
 )
-from softeval.statistics.crossed import CrossedMean, crossed_mean
+from softeval.statistics.crossed import crossed_mean
 from softeval.statistics.positions import PositionSums
 from softeval.statistics.profiles import Profile, position_profile
 
@@ -84,18 +84,8 @@ TERCILE_LOOKS = {
     "middle": Look("green", (5, 2), "D"),
     "long": Look("blue", "", "o"),
 }
-X_LABELS = {
-    "progress": "share of the CoT, %",
-    "end": "positions before the end",
-}
-
-
-@dataclass(frozen=True, eq=False)
-class Trace:
-    """One line of an entropy panel."""
-
-    name: str
-    profile: Profile
+NOT_EVALUATED = TableCell("–", detail="not evaluated")
+X_LABELS = {"progress": "share of the CoT, %", "end": "positions before the end"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +96,7 @@ class EntropyFigure:
         name: of the group of arms.
         task: the task.
         view: one of `VIEWS`.
-        panels: by mode, its lines.
+        panels: by mode, its lines by name.
         cohort: shortest CoT of the fixed cohort, tokens.
         width: positions in a bin.
         split: arms whose CoTs the view of terciles splits, one or more over the panels.
@@ -116,97 +106,66 @@ class EntropyFigure:
     name: str
     task: str
     view: str
-    panels: dict[str, tuple[Trace, ...]]
+    panels: dict[RecordedMode, dict[str, Profile]]
     cohort: int
     width: int
-    split: tuple[str, ...] = ()
-    absent: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class EntropySummary:
-    """Entropy of an arm on a task under a mode, as numbers.
-
-    Attributes:
-        name: of the arm.
-        task: the task.
-        mode: the mode.
-        token_weighted: mean over all CoT tokens, nats.
-        sequence: mean over problems of the mean over CoTs of each one's token mean, with interval.
-        mode_entropy: mean over tokens at the mode's own temperature.
-        exp: exp of the sequence mean: the number of equally likely tokens it amounts to.
-        truncated: share of CoTs that ended at the cap: censored, not finished.
-        mean_length: CoT tokens.
-    """
-
-    name: str
-    task: str
-    mode: str
-    token_weighted: float
-    sequence: CrossedMean
-    mode_entropy: float
-    truncated: float
-    mean_length: float
+    split: tuple[str, ...]
+    absent: tuple[str, ...]
 
     @property
-    def exp(self) -> float:
-        """How many equally likely tokens the mean entropy amounts to."""
-        return float(np.exp(self.sequence.mean))
+    def lines(self) -> list[tuple[str, RecordedMode, Profile]]:
+        """(name, mode, profile) of every line."""
+        return [(n, mode, line) for mode, panel in self.panels.items() for n, line in panel.items()]
 
 
 def find_entropy(arms: Arms, views: Sequence[str] = tuple(VIEWS)) -> list[EntropyFigure]:
     """Every entropy figure of a report."""
-    figures = []
-    for (family, dataset), group in arms.groups.items():
-        name = f"{family}, trained on {dataset}" if dataset else family
-        for task in arms.tasks:
-            sums = [
-                s for arm in group for key in arms.keys if key[0] == task for s in _sums(arm, key)
-            ]
-            if not sums:
-                continue
-            width, cohort = bin_width(max(one.longest for one in sums)), sums[0].groups.cohort
-            for view in views:
-                every = {
-                    mode: _traces(arms, group, (task, mode), view, width) for mode in arms.modes
-                }
-                absent = [
-                    f"{why} under {mode.replace('_', ' ')}"
-                    for mode, traces in every.items()
-                    for why in _not_drawn(arms, group, (task, mode), traces)
-                ]
-                drawn = {mode: tuple(filter(_drawn, traces)) for mode, traces in every.items()}
-                panels = {mode: traces for mode, traces in drawn.items() if traces}
-                split = dict.fromkeys(arms.name(_split_arm(group, (task, mode))) for mode in panels)
-                figures.append(
-                    EntropyFigure(
-                        name, task, view, panels, cohort, width, tuple(split), tuple(absent)
-                    )
-                )
-    return figures
+    return [
+        _figure(arms, name, group, task, view)
+        for name, group in arms.named_groups
+        for task in arms.tasks
+        if any(_sums(arm, key) for arm in group for key in arms.keys if key[0] == task)
+        for view in views
+    ]
 
 
-def _drawn(trace: Trace) -> bool:
-    """Whether a line has any point."""
-    return bool(np.isfinite(trace.profile.mean).any())
+def _figure(arms: Arms, name: str, group: Sequence[Arm], task: str, view: str) -> EntropyFigure:
+    """One view of a group and task that has positions."""
+    every = [s for arm in group for mode in arms.modes for s in _sums(arm, (task, mode))]
+    width = bin_width(max(one.longest for one in every))
+    panels, absent, split = {}, [], []
+    for mode in arms.modes:
+        having = [arm for arm in group if _sums(arm, (task, mode))]
+        found = _lines(arms, having, (task, mode), view, width)
+        reasons = _not_drawn(arms, having, (task, mode), found)
+        absent += [f"{why} under {mode.replace('_', ' ')}" for why in reasons]
+        drawn = {n: line for n, line in found.items() if np.isfinite(line.mean).any()}
+        if drawn:
+            panels[mode] = drawn
+            split.append(arms.name(having[-1]))
+    return EntropyFigure(
+        name=name,
+        task=task,
+        view=view,
+        panels=panels,
+        cohort=every[0].groups.cohort,
+        width=width,
+        split=tuple(dict.fromkeys(split)),
+        absent=tuple(absent),
+    )
 
 
 def _not_drawn(
-    arms: Arms, group: Sequence[Arm], key: Key, traces: Sequence[Trace]
+    arms: Arms, group: Sequence[Arm], key: Key, found: Mapping[str, Profile]
 ) -> Iterator[str]:
     """Why lines, or parts of them, cannot be drawn."""
-    for trace in traces:
-        if not (trace.profile.at_risk > 0).any():
-            yield f"no chain of thought of {trace.name} is long enough"
+    for name, profile in found.items():
+        if not (profile.at_risk > 0).any():
+            yield f"no chain of thought of {name} is long enough"
     for arm in group:
         unfit = sum(one.unfit for one in _sums(arm, key))
         if unfit:
             yield f"{unfit:,} entropies of {arms.name(arm)} are not finite"
-
-
-def _split_arm(group: Sequence[Arm], key: Key) -> Arm:
-    """The group's last arm with positions: the one whose CoTs are split in terciles."""
-    return [arm for arm in group if _sums(arm, key)][-1]
 
 
 def bin_width(longest: int) -> int:
@@ -217,32 +176,16 @@ def bin_width(longest: int) -> int:
     return width
 
 
-def summaries(arms: Arms) -> list[EntropySummary]:
-    """One row an arm, task and mode that has positions of some problem for every seed."""
-    return [
-        summary
-        for arm in arms.arms
-        for key in arms.keys
-        if _sums(arm, key) and (summary := _summary(arms.name(arm), key, arm)) is not None
-    ]
-
-
 def _sums(arm: Arm, key: Key) -> list[EntropySums]:
     return [c.positions[key] for c in arm.checkpoints if key in c.positions]
 
 
-def _traces(arms: Arms, group: Sequence[Arm], key: Key, view: str, width: int) -> tuple[Trace, ...]:
+def _lines(arms: Arms, group: Sequence[Arm], key: Key, view: str, width: int) -> dict[str, Profile]:
     """One line an arm; in the view of terciles three, of the group's last arm only."""
-    present = [arm for arm in group if _sums(arm, key)]
     if view == "terciles":
-        present = [_split_arm(group, key)] if present else []
-        parts = [("short", "short"), ("middle", "middle"), ("long", "long")]
-        return tuple(
-            Trace(label, _profile(_sums(arm, key), part, width))
-            for arm in present
-            for label, part in parts
-        )
-    return tuple(Trace(arms.name(arm), _profile(_sums(arm, key), view, width)) for arm in present)
+        sums = [_sums(arm, key) for arm in group[-1:]]
+        return {part: _profile(one, part, width) for one in sums for part in TERCILE_LOOKS}
+    return {arms.name(arm): _profile(_sums(arm, key), view, width) for arm in group}
 
 
 def _profile(sums: Sequence[EntropySums], view: str, width: int) -> Profile:
@@ -252,28 +195,6 @@ def _profile(sums: Sequence[EntropySums], view: str, width: int) -> Profile:
     if view not in ("progress", "end"):
         laid_out = [one.binned(width) for one in laid_out]
     return position_profile(laid_out)
-
-
-def _summary(name: str, key: Key, arm: Arm) -> EntropySummary | None:
-    sums = _sums(arm, key)
-    cells = [c.cells[key] for c in arm.checkpoints if key in c.positions]
-    doc_M = np.unique(np.concatenate([one.doc_M for one in sums]))
-    x_SM = np.full((len(sums), len(doc_M)), np.nan)
-    for row, one in enumerate(sums):
-        x_SM[row, np.searchsorted(doc_M, one.doc_M)] = one.sequence_mean_M
-    if np.isnan(x_SM).any(axis=0).all():
-        return None
-    tokens = sum(one.tokens for one in sums)
-    return EntropySummary(
-        name=name,
-        task=key[0],
-        mode=key[1],
-        token_weighted=sum(one.token_weighted * one.tokens for one in sums) / max(tokens, 1),
-        sequence=crossed_mean(x_SM, bounded=False),
-        mode_entropy=sum(one.mode_sum for one in sums) / max(tokens, 1),
-        truncated=float(np.mean([cell.truncated_R.mean() for cell in cells])),
-        mean_length=float(np.mean([cell.length_R.mean() for cell in cells])),
-    )
 
 
 # Layout --------------------------------------------------------------------------------------
@@ -297,17 +218,13 @@ def _figures(material: Material) -> Iterator[Part]:
         )
 
 
-def _tables(material: Material) -> list[Table]:
-    return entropy_tables(summaries(material.arms))
-
-
 def entropy_block(entropy: EntropyFigure, index: int = 0) -> FigureBlock:
+    """The figure of one view, with its numbers."""
     title = f"Entropy on {entropy.task}: {VIEWS[entropy.view].lower()}"
     told = []
-    for mode, traces in entropy.panels.items():
-        for trace in traces:
-            first, last = _ends(trace.profile.mean, trace.profile.grey)
-            told.append(f"{mode.replace('_', ' ')} {trace.name} from {first} to {last} nats")
+    for name, mode, profile in entropy.lines:
+        first, last = _ends(profile.mean, profile.grey)
+        told.append(f"{mode.replace('_', ' ')} {name} from {first} to {last} nats")
     caption = CAPTIONS[entropy.view].format(cohort=entropy.cohort, arm=" or ".join(entropy.split))
     if entropy.absent and entropy.panels:
         caption += f" Not drawn: {'; '.join(entropy.absent)}."
@@ -323,13 +240,12 @@ def _ends(mean_T: np.ndarray, grey_T: np.ndarray) -> tuple[str, str]:
 
 def _numbers(entropy: EntropyFigure, label: str) -> Table:
     """At most sixteen positions of every line."""
-    lines = [(m, t) for m, traces in entropy.panels.items() for t in traces]
-    longest = max((t.profile for _, t in lines), key=lambda profile: len(profile.start))
+    longest = max((profile for *_, profile in entropy.lines), key=lambda one: len(one.start))
     shown = np.unique(np.linspace(0, len(longest.start) - 1, 16).round().astype(int))
     starts = [str(longest.start[at]) for at in shown]
     rows = [
-        [f"{trace.name}, {mode.replace('_', ' ')}", *_at(trace.profile.mean, shown)]
-        for mode, trace in lines
+        [f"{name}, {mode.replace('_', ' ')}", *_at(profile.mean, shown)]
+        for name, mode, profile in entropy.lines
     ]
     return simple_table("Entropy in nats by position.", ["", *starts], rows, label)
 
@@ -338,34 +254,52 @@ def _at(mean_T: np.ndarray, shown: np.ndarray) -> list[str]:
     return [number(float(mean_T[at]) if at < len(mean_T) else float("nan"), 2) for at in shown]
 
 
-def entropy_tables(summaries: Sequence[EntropySummary]) -> list[Table]:
+def mean_tables(material: Material) -> Iterator[Table]:
     """Rows arms, columns modes; one table a task."""
-    tables = []
-    for task in dict.fromkeys(s.task for s in summaries):
-        mine = {(s.name, s.mode): s for s in summaries if s.task == task}
-        modes = list(dict.fromkeys(mode for _, mode in mine))
+    arms = material.arms
+    for task in arms.tasks:
+        modes = [mode for mode in arms.modes if any(_sums(arm, (task, mode)) for arm in arms.arms)]
+        cells = {arm: [_mean_cell(arm, (task, mode)) for mode in modes] for arm in arms.arms}
         rows = [
-            (TableCell(name), *(_entropy_cell(mine.get((name, mode))) for mode in modes))
-            for name in dict.fromkeys(name for name, _ in mine)
+            (TableCell(arms.name(arm)), *(cell or NOT_EVALUATED for cell in row))
+            for arm, row in cells.items()
+            if any(row)
         ]
         caption = (
             f"{task}: mean entropy of a CoT at temperature 1, nats, with its 95 % interval over"
             " problems; below, weighted by tokens."
         )
-        columns = ("", *(mode.replace("_", " ") for mode in modes))
-        tables.append(Table(caption, columns, tuple(rows), "Mean entropies"))
-    return tables
+        if rows:
+            columns = ("", *(mode.replace("_", " ") for mode in modes))
+            yield Table(caption, columns, tuple(rows), "Mean entropies")
 
 
-def _entropy_cell(s: EntropySummary | None) -> TableCell:
-    if s is None:
-        return TableCell("–", detail="not evaluated")
-    interval = s.sequence.interval
+def _mean_cell(arm: Arm, key: Key) -> TableCell | None:
+    """None where no problem has positions for every seed.
+
+    The mean is over problems, of the mean over a problem's CoTs of each one's token mean.
+    """
+    sums = _sums(arm, key)
+    if not sums:
+        return None
+    doc_M = np.unique(np.concatenate([one.doc_M for one in sums]))
+    x_SM = np.full((len(sums), len(doc_M)), np.nan)
+    for row, one in enumerate(sums):
+        x_SM[row, np.searchsorted(doc_M, one.doc_M)] = one.sequence_mean_M
+    if np.isnan(x_SM).any(axis=0).all():
+        return None
+    found = crossed_mean(x_SM, bounded=False).interval
+    cells = [c.cells[key] for c in arm.checkpoints if key in c.positions]
+    tokens = max(sum(one.tokens for one in sums), 1)
+    by_token = sum(one.token_weighted * one.tokens for one in sums) / tokens
+    at_mode = sum(one.mode_sum for one in sums) / tokens
+    truncated = float(np.mean([cell.truncated_R.mean() for cell in cells]))
+    length = float(np.mean([cell.length_R.mean() for cell in cells]))
     return TableCell(
-        nats(interval.mean),
-        f"{not_negative(interval.low, interval.high)}\n{nats(s.token_weighted)} by token",
-        detail=f"at the mode's temperature {number(s.mode_entropy, 2)}; exp {number(s.exp)};"
-        f" {s.mean_length:.0f} CoT tokens, {points(s.truncated)} % truncated",
+        nats(found.mean),
+        f"{not_negative(found.low, found.high)}\n{nats(by_token)} by token",
+        detail=f"at the mode's temperature {number(at_mode, 2)}; exp {number(np.exp(found.mean))};"
+        f" {length:.0f} CoT tokens, {points(truncated)} % truncated",
     )
 
 
@@ -393,15 +327,12 @@ def draw_entropy(entropy: EntropyFigure) -> Figure:
         step = 2 if strips else 1
         for row, modes in enumerate(grid):
             for column in range(columns):
-                panel = axes[row * step][column]
-                strip = axes[row * step + 1][column] if strips else None
-                mode = modes[column] if column < len(modes) else None
-                if mode is None:
-                    panel.set_axis_off()
-                    if strip is not None:
-                        strip.set_axis_off()
-                    continue
-                _draw_panel(panel, strip, mode, entropy, named)
+                cells = list(axes[row * step : (row + 1) * step, column])
+                if column < len(modes):
+                    _draw_panel(cells, modes[column], entropy, named)
+                else:
+                    for cell in cells:
+                        cell.set_axis_off()
         _share_y(axes[::step])
         for axis in axes[-1]:
             axis.set_xlabel(X_LABELS.get(entropy.view, "CoT position"))
@@ -421,24 +352,25 @@ def _grid(modes: list[RecordedMode]) -> list[list[RecordedMode]]:
 def _looks(entropy: EntropyFigure) -> Looks:
     if entropy.view == "terciles":
         return TERCILE_LOOKS
-    return looks([trace.name for traces in entropy.panels.values() for trace in traces])
+    return looks([name for name, *_ in entropy.lines])
 
 
 def _draw_panel(
-    panel: Axes, strip: Axes | None, mode: str, entropy: EntropyFigure, named: Looks
+    cells: list[Axes], mode: RecordedMode, entropy: EntropyFigure, named: Looks
 ) -> None:
+    """A panel, and below it, where there is a place, the strip of what is still running."""
+    panel, *strips = cells
     panel.set_title(mode.replace("_", " "))
-    drawn = [(t.name, _x(entropy, t.profile), t.profile) for t in entropy.panels[mode]]
+    drawn = [(name, _x(entropy, line), line) for name, line in entropy.panels[mode].items()]
     profiles(panel, drawn, named)
-    if strip is not None:
-        for name, x, profile in drawn:
-            look = named[name]
-            strip.plot(x, profile.at_risk, color=look.colour, ls=look.line, lw=1)
     if entropy.view == "cohort":
         panel.axvline(entropy.cohort, color=MUTED, lw=0.8, ls=":")
     if entropy.view == "end":
         panel.set_xlim(END_POSITIONS + 1, 0)
-    if strip is not None:
+    for strip in strips:
+        for name, x, profile in drawn:
+            look = named[name]
+            strip.plot(x, profile.at_risk, color=look.colour, ls=look.line, lw=1)
         strip.set_ylim(0, 1.05)
         strip.set_yticks([0, 1], ["0", "100 %"], fontsize=7)
         strip.grid(False)
@@ -464,5 +396,5 @@ SECTION = Section(
     "entropy",
     "Entropy",
     "Entropy along the chain of thought",
-    {"Entropy": _figures, "Mean entropy": _tables},
+    {"Entropy": _figures, "Mean entropy": mean_tables},
 )
