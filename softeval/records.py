@@ -175,38 +175,25 @@ def position_rows_schema() -> pa.Schema:
     """One row a CoT position: the positions as `softeval.Run` gives them, and schema 1 had them."""
     import pyarrow as pa
 
-    return pa.schema(
-        [
-            ("task", pa.dictionary(pa.int16(), pa.string())),
-            ("doc_id", pa.int32()),
-            ("mode", pa.dictionary(pa.int16(), pa.string())),
-            ("sample", pa.int32()),
-            ("position", pa.int32()),
-            ("entropy", pa.float32()),
-            ("mode_entropy", pa.float32()),
-            ("top1_prob", pa.float32()),
-            ("shadow_id", pa.int32()),
-        ]
-    )
+    number = pa.float32()
+    values = [("entropy", number), ("mode_entropy", number), ("top1_prob", number)]
+    return _rows_schema([*values, ("shadow_id", pa.int32())])
 
 
 @cache
 def mixture_rows_schema() -> pa.Schema:
-    """One row a mixture entry, likewise."""
+    """One row a mixture entry, likewise; rank 0 is the largest of its position."""
     import pyarrow as pa
 
-    return pa.schema(
-        [
-            ("task", pa.dictionary(pa.int16(), pa.string())),
-            ("doc_id", pa.int32()),
-            ("mode", pa.dictionary(pa.int16(), pa.string())),
-            ("sample", pa.int32()),
-            ("position", pa.int32()),
-            ("rank", pa.int8()),  # 0 is the largest
-            ("token_id", pa.int32()),
-            ("prob", pa.float32()),
-        ]
-    )
+    return _rows_schema([("rank", pa.int8()), ("token_id", pa.int32()), ("prob", pa.float32())])
+
+
+def _rows_schema(values: list[tuple[str, pa.DataType]]) -> pa.Schema:
+    import pyarrow as pa
+
+    name, number = pa.dictionary(pa.int16(), pa.string()), pa.int32()
+    keys = [("task", name), ("doc_id", number), ("mode", name), ("sample", number)]
+    return pa.schema([*keys, ("position", number), *values])
 
 
 @cache
