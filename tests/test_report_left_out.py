@@ -85,7 +85,7 @@ def test_no_number_of_a_file_costs_the_page(tmp_path, strict, table, column, val
 
 @pytest.mark.slow
 def test_a_figure_that_fails_is_one_line_and_a_warning(tmp_path, monkeypatch):
-    def broken(*_args):
+    def broken(*_args, **_options):
         raise RuntimeError("no such luck\nat all")
 
     run = write_checkpoint(tmp_path / "run", positions=6, **SMALL)
