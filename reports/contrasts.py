@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from softeval.errors import UserError
 from softeval.reports.measured.arms import Arm, Arms, Checkpoint, MeasuredRun
 from softeval.reports.measured.cells import Key
-from softeval.reports.measured.recorded import REFERENCE, RecordedMode
 from softeval.reports.measured.scores import Floats, Ints, headline_k, shared, table_scores
 from softeval.runs.config import parse_contrast
+from softeval.runs.run import REFERENCE, RecordedMode
 from softeval.statistics.contrast import Contrast, compare_methods
 from softeval.statistics.equivalence import MARGIN, Verdict, judge, judge_family
 

@@ -24,9 +24,9 @@ from softeval.reports.contrasts import (
     side,
 )
 from softeval.reports.measured.arms import Arms
-from softeval.reports.measured.recorded import REFERENCE
 from softeval.reports.measured.scores import Ints, complete_curve, curve_ks, shared, usual_n
 from softeval.reports.tables import Table, TableCell, on_questions, points
+from softeval.runs.run import REFERENCE
 from softeval.statistics.curves import (
     Band,
     Crossing,

@@ -26,7 +26,7 @@ def notes(arms: Arms) -> list[str]:
             found.append(f"{where} is not finished: {_progress(run)}.")
         if run.config.get("limit") is not None:
             found.append(f"{where} was limited to {run.config['limit']} questions a task.")
-        if not run.positions and run.cells:
+        if not run.entropy and run.cells:
             found.append(f"{where} has no per-position records: no entropy of it is shown.")
     return found + _prompt_notes(arms) + setting_notes(arms)
 
@@ -35,7 +35,7 @@ def _progress(run: MeasuredRun) -> str:
     """How far an unfinished run is, and how to finish it."""
     record, config = run.info, run.config
     again = f"the same command continues it ({record.get('command') or 'not recorded'})"
-    if run.cells or run.likelihoods:
+    if run.cells or run.answers:
         missing = (record.get("counts") or {}).get("missing")
         told = f" ({missing:,} missing)" if missing else ""
         return f"its numbers are of the samples there{told}; {again}"

@@ -61,7 +61,7 @@ def paper_pass_at_k(arm: Arm, task: str, mode: str, k: int) -> Reference | None:
 def paper_out_of_domain(arm: Arm, task: str, metric: str) -> Reference | None:
     """The paper's ``accuracy_percent`` or ``nll_correct_per_token``, or None."""
     for run in (run for c in arm.checkpoints for run in c.runs):
-        answered = run.likelihoods.get(task)
+        answered = run.answers.get(task)
         if answered is not None and not _is_whole(run, task, len(answered.doc_M)):
             return None
     model, paper_task, dataset, method = _arm_key(arm, LIKELIHOOD_TASKS.get(task, ""))

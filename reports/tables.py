@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from softeval.reports.escaping import visible
-from softeval.reports.measured.recorded import RecordedMode
+from softeval.runs.run import RecordedMode
 
 SPECIAL = {
     "\\": r"\textbackslash{}",

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from softeval.lmeval import register_when_imported
 
 if TYPE_CHECKING:
-    from softeval.api import Run, evaluate, load_run
     from softeval.decoding.generate import generate
     from softeval.errors import UserError
     from softeval.model.language_model import LanguageModel, load_model
     from softeval.modes import MODES, get_mode, register_mode
     from softeval.records import Generation
+    from softeval.runs.evaluation import evaluate
+    from softeval.runs.run import Run, load_run
     from softeval.scoring.judge import Verdict, score
 
 __version__ = "0.1.0"
@@ -44,14 +45,14 @@ _HOMES = {
     "MODES": "softeval.modes",
     "Generation": "softeval.records",
     "LanguageModel": "softeval.model.language_model",
-    "Run": "softeval.api",
+    "Run": "softeval.runs.run",
     "UserError": "softeval.errors",
     "Verdict": "softeval.scoring.judge",
-    "evaluate": "softeval.api",
+    "evaluate": "softeval.runs.evaluation",
     "generate": "softeval.decoding.generate",
     "get_mode": "softeval.modes",
     "load_model": "softeval.model.language_model",
-    "load_run": "softeval.api",
+    "load_run": "softeval.runs.run",
     "register_mode": "softeval.modes",
     "score": "softeval.scoring.judge",
 }

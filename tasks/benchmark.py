@@ -24,7 +24,7 @@ from softeval.records import StopReason
 from softeval.scoring.boxed import boxed_content
 from softeval.scoring.judge import Item, ScoreKind, Verdict, scorer
 from softeval.tasks.catalogue import LIKELIHOOD, Benchmark
-from softeval.tasks.data import load
+from softeval.tasks.data import Loaded, load
 from softeval.tasks.likelihood import choice_scores, normed_choice_scores, ratio
 from softeval.tasks.problems import Choice, Problem
 from softeval.tasks.prompts import paper_prompt
@@ -39,6 +39,7 @@ class BenchmarkTask(ConfigurableTask):
         config: the definition, or what lm-eval read of its YAML, which then names the file and the
             model arguments under ``metadata``.
         options: what the run asked for; with lm-eval they are among the model arguments.
+        loaded: the questions, where they are read already.
 
     Attributes:
         benchmark: the definition.
@@ -50,7 +51,10 @@ class BenchmarkTask(ConfigurableTask):
     """
 
     def __init__(
-        self, config: Mapping[str, Any] | Benchmark, options: Options | None = None
+        self,
+        config: Mapping[str, Any] | Benchmark,
+        options: Options | None = None,
+        loaded: Loaded | None = None,
     ) -> None:
         if not isinstance(config, Benchmark):
             metadata = config.get("metadata") or {}
@@ -58,11 +62,12 @@ class BenchmarkTask(ConfigurableTask):
             config = Benchmark.read(config, Path(metadata["config_source"]))
         self.benchmark = config
         self.options = options or Options()
+        self._loaded = loaded
         super().__init__(config=self._lm_eval_config())
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Read the questions; called by lm-eval while the task is made."""
-        loaded = load(self.benchmark, self.options.data_dir)
+        loaded = self._loaded or load(self.benchmark, self.options.data_dir)
         self.source = loaded.source
         documents = [
             {ROW: row, **self._document(asked, row)} for row, asked in enumerate(loaded.problems)

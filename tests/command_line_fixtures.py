@@ -13,8 +13,8 @@ import pytest
 from command_line import Ended
 
 from softeval import evaluate
-from softeval.api import Run
 from softeval.cli import main as cli
+from softeval.runs.run import Run
 
 
 @pytest.fixture

@@ -31,7 +31,6 @@ FLOORS = (
     {"runs"},
     {"reports.measured"},
     {"trainers", "reports.sections", "reports"},
-    {"api"},
     {"cli"},
     {"__init__", "__main__"},
 )
@@ -40,6 +39,7 @@ FLOORS = (
 LAZY = {
     ("lmeval", "__init__"): "__version__",
     ("cli", "__init__"): "__version__",
+    ("runs", "reports"): "Run draws, compares and reports itself for Python users",
 }
 
 

@@ -16,7 +16,7 @@ import transformers.utils.chat_template_utils as clock
 from command_line import SMALL, Ended
 
 from softeval import load_run
-from softeval.runs.identity import bundled_checkpoint
+from softeval.model import BUNDLED_CHECKPOINT
 
 pytest_plugins = ("command_line_fixtures",)
 
@@ -30,7 +30,7 @@ DATED = (
 
 def checkpoint(template: str, **settings: str) -> str:
     """The bundled checkpoint with a chat template, in ./m."""
-    shutil.copytree(bundled_checkpoint(), "m", dirs_exist_ok=True)
+    shutil.copytree(BUNDLED_CHECKPOINT, "m", dirs_exist_ok=True)
     file = Path("m/tokenizer_config.json")
     content = json.loads(file.read_text()) | {"chat_template": template} | settings
     file.write_text(json.dumps(content))

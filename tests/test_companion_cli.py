@@ -11,8 +11,8 @@ import pytest
 from command_line import Ended
 from synthetic import make_generation, write_run
 
-from softeval.api import Run
 from softeval.records import SampleKey
+from softeval.runs.run import Run
 from softeval.runs.tables import PromptRow, ScoredSample, TableWriter
 
 pytest_plugins = ("command_line_fixtures",)

@@ -13,13 +13,12 @@ from typing import Any
 import pytest
 from synthetic import make_generation, write_run
 
-from softeval.api import load_run
 from softeval.errors import UserError
 from softeval.records import SampleKey
-from softeval.reports.measured.recorded import open_run
 from softeval.runs.journal import GenerationName, Journal, Likelihood
 from softeval.runs.parquet_files import sequences
 from softeval.runs.rescore import rescore
+from softeval.runs.run import load_run
 from softeval.scoring.judge import Scorer, Verdict
 
 Read = Callable[[Path], Any]
@@ -112,7 +111,7 @@ def run_content(folder: Path) -> Any:
 
 def report_content(folder: Path) -> Any:
     """The tables as the report reads them: streamed."""
-    run = open_run(folder)
+    run = load_run(folder)
     groups = [
         table.to_pandas().to_json()
         for table in sequences(run.table_path("positions"), ["doc_id"], ["entropy"])

@@ -11,13 +11,13 @@ import pytest
 from test_divergence import moved
 from tiny import tiny_tokenizer
 
-from softeval.api import evaluate
 from softeval.errors import UserError
 from softeval.model.language_model import BUNDLED_CHECKPOINT, load_model
 from softeval.reports.measured.kl import read_kl
-from softeval.reports.measured.recorded import open_run
 from softeval.runs import rundir
 from softeval.runs.diagnose import diagnose
+from softeval.runs.evaluation import evaluate
+from softeval.runs.run import load_run
 from softeval.tasks.catalogue import find_benchmarks
 from softeval.tasks.data import gold_solutions
 
@@ -123,7 +123,7 @@ def test_a_later_diagnosis_keeps_the_other_prefix_sets(run):
     assert len(set(after.query("prefix_set == 'base'")["doc_id"].tolist())) == 1
     record = json.loads((run.path / "run.json").read_text())
     assert record["diagnose"]["sets"] == ["own", "base"]
-    assert read_kl(open_run(run.path))
+    assert read_kl(load_run(run.path))
     with pytest.raises(UserError, match="nothing to replay for --sets gold"):
         diagnose(run.path, BUNDLED_CHECKPOINT, sets=["gold"], device="cpu")
     assert pd.read_parquet(run.path / "kl.parquet").equals(after)

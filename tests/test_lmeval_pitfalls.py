@@ -100,7 +100,7 @@ def test_a_context_that_does_not_fit_is_refused_not_cut(data_dir: str) -> None:
     lm = adapter("hard_greedy", 1)
     lm.configure(limits=Limits(2000, 6))
     wanted = request("x" * 100, {"until": [], "max_gen_toks": 2006})
-    with pytest.raises(UserError, match=r"foreign question 0: .* the context has 2048"):
+    with pytest.raises(UserError, match=r"foreign question 0 .* exceeds the context of 2048"):
         lm.generate_until([wanted])
 
 

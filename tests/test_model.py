@@ -19,7 +19,8 @@ from transformers import (
 
 from softeval.decoding.batch_size import auto_batch_size, row_bytes
 from softeval.errors import UserError
-from softeval.model.language_model import load_model, weights_hash, wrap_model
+from softeval.model.language_model import load_model, wrap_model
+from softeval.model.weights import weights_hash
 
 
 @pytest.fixture

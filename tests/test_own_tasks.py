@@ -13,7 +13,7 @@ from command_line import Ended
 
 from softeval import UserError, load_run
 from softeval.lmeval.adapter import SoftEvalLM
-from softeval.runs.identity import bundled_checkpoint
+from softeval.model import BUNDLED_CHECKPOINT
 from softeval.tasks.benchmark import BenchmarkTask
 from softeval.tasks.catalogue import find_benchmarks, task_catalogue
 from softeval.tasks.data import load
@@ -266,7 +266,7 @@ def test_a_task_of_ones_own_gets_everything(
     assert "Find $n$ with" in softeval("show", "a", "--task", "my_aime", "--doc", "2").out
     scored = softeval("score", "a")
     assert scored.code == 0 and "9 samples scored" in scored.out
-    base = str(bundled_checkpoint())
+    base = BUNDLED_CHECKPOINT
     diagnosed = softeval("diagnose", "a", "--base", base, "--sets", "gold", "--device", "cpu")
     assert diagnosed.code == 0, diagnosed.err
     assert not load_run("a").info["diagnose"]["missing_gold"]

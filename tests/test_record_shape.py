@@ -13,8 +13,8 @@ from softeval.errors import UserError
 from softeval.reports.compare import compare_runs
 from softeval.reports.page import build_report
 from softeval.runs import rundir
+from softeval.runs.record import read_training
 from softeval.runs.rescore import rescore
-from softeval.runs.run_record import read_training
 from softeval.scoring.judge import scorer
 
 TRAINING = {"method": "soft", "dataset": "gsm8k", "base": "b"}

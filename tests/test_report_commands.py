@@ -11,11 +11,9 @@ import typer
 from conftest import ROOT
 from report_runs import keep_documents, write_checkpoint, write_family, write_training
 
-from softeval.api import load_run
 from softeval.errors import UserError
 from softeval.reports.compare import compare_runs, comparison_frame
 from softeval.reports.measured.cells import read_cells
-from softeval.reports.measured.recorded import open_run
 from softeval.reports.notebook import write_notebook
 from softeval.reports.plots import (
     plot_comparisons,
@@ -26,6 +24,7 @@ from softeval.reports.plots import (
     plot_training,
 )
 from softeval.reports.sections.training import is_training, read_training
+from softeval.runs.run import load_run
 from softeval.statistics import pass_at_k
 from softeval.statistics.paired import mcnemar
 
@@ -113,7 +112,7 @@ def test_compare_says_on_how_many_questions_it_stands(app, folders, tmp_path):
 
 def test_compare_equals_the_statistics_on_the_files(folders):
     found = {(c.mode, c.k): c for c in compare_runs([folders[1]], [folders[0]]) if c.mode}
-    a, b = (read_cells(open_run(f)) for f in (folders[1], folders[0]))
+    a, b = (read_cells(load_run(f)) for f in (folders[1], folders[0]))
     for (mode, k), one in found.items():
         cells = a["arithmetic", mode], b["arithmetic", mode]
         x, y = (pass_at_k(c.n_M, c.c_M, [k])[:, 0] for c in cells)

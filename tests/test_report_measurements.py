@@ -11,17 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 from report_runs import keep_documents, write_checkpoint, write_family, write_kl
 
-from softeval.api import load_run
 from softeval.errors import UserError
 from softeval.reports.measured.arms import measure
 from softeval.reports.measured.cells import read_cells
 from softeval.reports.measured.chunks import read_chunks
 from softeval.reports.measured.kl import read_kl
 from softeval.reports.measured.positions import LengthGroups, read_positions
-from softeval.reports.measured.recorded import open_run
 from softeval.reports.notes import notes
 from softeval.reports.sections.validity import find_validity
 from softeval.runs import rundir
+from softeval.runs.run import load_run
 from softeval.statistics.profiles import position_profile
 
 GROUPS = {"arithmetic": LengthGroups((20, 30), 25)}
@@ -36,7 +35,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cells(folder):
-    return read_cells(open_run(folder))
+    return read_cells(load_run(folder))
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +58,7 @@ def test_counts_are_those_of_the_samples(folder, cells):
 
 
 def test_sums_by_problem_and_position(folder, cells, rows):
-    sums = read_positions(open_run(folder), cells, GROUPS)
+    sums = read_positions(load_run(folder), cells, GROUPS)
     for key, found in sums.items():
         mine = rows[(rows["task"] == key[0]) & (rows["mode"] == key[1])]
         sum_MT, count_MT = _grouped(mine, found.doc_M, found.longest)
@@ -77,7 +76,7 @@ def test_sums_by_problem_and_position(folder, cells, rows):
 )
 def test_length_views_hold_the_samples_of_those_lengths(folder, cells, rows, view, low, high):
     key = ("arithmetic", "hard_sample")
-    found = read_positions(open_run(folder), cells, GROUPS)[key]
+    found = read_positions(load_run(folder), cells, GROUPS)[key]
     mine = rows[rows["mode"] == key[1]]
     length = mine.groupby(["doc_id", "sample"])["position"].transform("size")
     kept = mine[(length >= low) & (length < high)]
@@ -90,7 +89,7 @@ def test_length_views_hold_the_samples_of_those_lengths(folder, cells, rows, vie
 
 def test_progress_and_end_views(folder, cells, rows):
     key = ("arithmetic", "soft_sample")
-    found = read_positions(open_run(folder), cells, GROUPS)[key]
+    found = read_positions(load_run(folder), cells, GROUPS)[key]
     mine = rows[rows["mode"] == key[1]]
     progress = _means(found.view("progress", found.doc_M, found.longest))
     end = found.view("end", found.doc_M, found.longest)
@@ -112,7 +111,7 @@ def test_progress_and_end_views(folder, cells, rows):
 
 def test_sequence_mean_and_peak(folder, cells, rows):
     key = ("arithmetic", "hard_sample")
-    found = read_positions(open_run(folder), cells, GROUPS)[key]
+    found = read_positions(load_run(folder), cells, GROUPS)[key]
     samples = rows[rows["mode"] == key[1]].groupby(["doc_id", "sample"])["entropy"]
     np.testing.assert_allclose(found.mean_R, samples.mean(), rtol=1e-5)
     np.testing.assert_allclose(found.max_R, samples.max(), rtol=1e-6)
@@ -121,11 +120,11 @@ def test_sequence_mean_and_peak(folder, cells, rows):
 
 
 def test_row_groups_change_nothing(folder, cells, tmp_path):
-    whole = read_positions(open_run(folder), cells, GROUPS)
+    whole = read_positions(load_run(folder), cells, GROUPS)
     table = pq.read_table(folder / "positions.parquet")
     other = _copy(folder, tmp_path / "run")
     pq.write_table(table, other / "positions.parquet", row_group_size=3)
-    cut = read_positions(open_run(other), cells, GROUPS)
+    cut = read_positions(load_run(other), cells, GROUPS)
     for key in whole:
         np.testing.assert_allclose(cut[key].sum_MGT, whole[key].sum_MGT, atol=1e-9)
         np.testing.assert_array_equal(cut[key].max_R, whole[key].max_R)
@@ -139,12 +138,12 @@ def test_positions_of_other_samples_are_refused(folder, cells, tmp_path):
     table = table.set_column(1, table.schema.field("doc_id"), doc)
     pq.write_table(table, other / "positions.parquet")
     with pytest.raises(UserError, match="hold different samples"):
-        read_positions(open_run(other), cells, GROUPS)
+        read_positions(load_run(other), cells, GROUPS)
 
 
 def test_mean_curve_equals_a_plain_computation(folder, cells, rows):
     key = ("arithmetic", "hard_sample")
-    found = read_positions(open_run(folder), cells, GROUPS)[key]
+    found = read_positions(load_run(folder), cells, GROUPS)[key]
     profile = position_profile(found.view("all", found.doc_M, found.longest))
     mine = rows[rows["mode"] == key[1]]
     expected = mine.groupby("position")["entropy"].mean()  # every problem has the same samples
@@ -157,7 +156,7 @@ def test_kl_by_sequence_and_position(folder):
     table = pq.read_table(folder / "kl.parquet").to_pandas().explode(["forward", "reverse"])
     table = table.astype({"forward": float, "reverse": float})
     table["position"] = table.groupby(["task", "prefix_set", "doc_id"]).cumcount()
-    for (task, mode, prefix_set), kl in read_kl(open_run(folder)).items():
+    for (task, mode, prefix_set), kl in read_kl(load_run(folder)).items():
         mine = table[(table["task"] == task) & (table["prefix_set"] == prefix_set)]
         assert mode == "hard_sample"
         for direction in ("forward", "reverse"):
@@ -170,7 +169,7 @@ def test_kl_by_sequence_and_position(folder):
 
 
 def test_chunks_hold_whole_samples_of_one_cell(folder):
-    for chunk in read_chunks(open_run(folder), "positions", ("entropy",)):
+    for chunk in read_chunks(load_run(folder), "positions", ("entropy",)):
         assert chunk.length_R.sum() == len(chunk.values["entropy"])
         assert (np.diff(chunk.start_R) == chunk.length_R[:-1]).all()
 
@@ -302,6 +301,6 @@ def _copy(folder, target):
 
 def test_kl_is_read_only_where_it_was_measured(tmp_path):
     folder = write_checkpoint(tmp_path / "a", questions=4, samples=2, positions=8)
-    assert read_kl(open_run(folder)) == {}
+    assert read_kl(load_run(folder)) == {}
     write_kl(folder, "soft", ("arithmetic",), 4)
-    assert {key[2] for key in read_kl(open_run(folder))} == {"base", "own"}
+    assert {key[2] for key in read_kl(load_run(folder))} == {"base", "own"}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from softeval.api import load_run
+from softeval.runs.run import load_run
 from softeval.runs.rundir import SHARDS
 from softeval.runs.tables import SCHEMAS
 

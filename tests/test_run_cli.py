@@ -21,13 +21,13 @@ import pytest
 from command_line import SMALL, Ended
 
 from softeval import evaluate, load_run
-from softeval.api import Run
+from softeval.model import BUNDLED_CHECKPOINT
 from softeval.modes import ALL
 from softeval.records import SCHEMA_VERSION
 from softeval.runs import rundir
 from softeval.runs.config import RunConfig
-from softeval.runs.identity import bundled_checkpoint
 from softeval.runs.journal import Journal
+from softeval.runs.run import Run
 from softeval.runs.tables import prompt_hash
 from softeval.scoring.grading import RULES
 from softeval.scoring.judge import scorer
@@ -218,7 +218,7 @@ def test_environment_below_command_line_above_file(
 
 @pytest.mark.slow
 def test_the_chat_template_is_applied(softeval: Callable[..., Ended]) -> None:
-    copy = shutil.copytree(bundled_checkpoint(), "with-template")
+    copy = shutil.copytree(BUNDLED_CHECKPOINT, "with-template")
     settings = json.loads((Path(copy) / "tokenizer_config.json").read_text())
     settings["chat_template"] = "User: {{ messages[0]['content'] }} Assistant:"
     (Path(copy) / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -232,17 +232,22 @@ def test_the_chat_template_is_applied(softeval: Callable[..., Ended]) -> None:
 def test_the_rest_reaches_the_loader(
     softeval: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from softeval.lmeval import loading
+    from softeval.model import checkpoint, language_model
 
     asked: dict[str, Any] = {}
-    real = loading.load_model
+    read, load = checkpoint.read_checkpoint, language_model.load_checkpoint
 
-    def load(path: str, **options: Any) -> Any:
+    def reading(path: str, **options: Any) -> Any:
         asked.update(options, path=path)
-        return real(path)
+        return read(path)
 
-    monkeypatch.setattr(loading, "load_model", load)
-    model = str(bundled_checkpoint())
+    def loading(found: Any, dtype: Any, device: Any, *further: Any) -> Any:
+        asked.update(device=device)
+        return load(found, dtype, device, *further)
+
+    monkeypatch.setattr(checkpoint, "read_checkpoint", reading)
+    monkeypatch.setattr(language_model, "load_checkpoint", loading)
+    model = BUNDLED_CHECKPOINT
     extra = ["--model-args", f"pretrained={model},revision=v1", "--trust-remote-code"]
     small_run(softeval, "run", *extra, mode="hard_greedy")
     assert asked["path"] == model and asked["revision"] == "v1"
@@ -334,7 +339,7 @@ def test_a_bare_call_shows_the_help(softeval: Callable[..., Ended]) -> None:
 
 def test_broken_checkpoints(softeval: Callable[..., Ended]) -> None:
     Path("no-tokenizer").mkdir()
-    shutil.copy(bundled_checkpoint() / "config.json", "no-tokenizer")
+    shutil.copy(Path(BUNDLED_CHECKPOINT) / "config.json", "no-tokenizer")
     ended = softeval("run", *SMALL, "--model", "no-tokenizer")
     assert ended.code == 2 and "no tokenizer" in ended.err
     assert len(ended.err.strip().splitlines()) == 1
@@ -393,7 +398,7 @@ def test_the_rules_of_a_run_are_asked_for_recorded_and_not_mixed(
 @pytest.mark.slow
 def test_a_mistake_with_overwrite_costs_nothing(softeval: Callable[..., Ended]) -> None:
     small_run(softeval, "run", mode="hard_greedy")
-    shutil.copytree(bundled_checkpoint(), "broken")
+    shutil.copytree(BUNDLED_CHECKPOINT, "broken")
     Path("broken/model.safetensors").write_bytes(b"no weights")
     ended = softeval("run", *SMALL, "--model", "broken", "-o", "run", "--overwrite")
     assert ended.code == 2, ended.err
@@ -428,7 +433,7 @@ def test_two_calls_at_once_are_kept_apart(softeval: Callable[..., Ended]) -> Non
 def test_another_checkpoint_is_another_run(softeval: Callable[..., Ended]) -> None:
     from safetensors.numpy import load_file, save_file
 
-    shutil.copytree(bundled_checkpoint(), "model")
+    shutil.copytree(BUNDLED_CHECKPOINT, "model")
     small_run(softeval, "run", "--model", "model", mode="hard_greedy")
     weights = load_file("model/model.safetensors")
     name = min(weights)
@@ -570,7 +575,7 @@ def test_evaluate_takes_a_loaded_model(elsewhere: None) -> None:
 
 @pytest.mark.slow
 def test_the_default_cap_fits_the_context(softeval: Callable[..., Ended]) -> None:
-    copy = Path(shutil.copytree(bundled_checkpoint(), "short"))
+    copy = Path(shutil.copytree(BUNDLED_CHECKPOINT, "short"))
     settings = json.loads((copy / "config.json").read_text())
     run = small_run(softeval, "probe", mode="hard_greedy")
     longest = max(len(ids) for ids in _prompt_ids(run))
@@ -587,7 +592,7 @@ def test_the_default_cap_fits_the_context(softeval: Callable[..., Ended]) -> Non
 
 @pytest.mark.slow
 def test_a_trained_checkpoint_says_how(softeval: Callable[..., Ended]) -> None:
-    shutil.copytree(bundled_checkpoint(), "trained")
+    shutil.copytree(BUNDLED_CHECKPOINT, "trained")
     training = {"method": "soft", "dataset": "arithmetic", "train_seed": 3}
     Path("trained/softeval_training.json").write_text(json.dumps(training))
     run = small_run(softeval, "run", "--model", "trained", mode="hard_greedy")

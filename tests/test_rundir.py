@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from synthetic import make_generation, write_run
 
-from softeval.api import load_run
 from softeval.errors import UserError
 from softeval.modes import get_mode, mode_record
 from softeval.records import (
@@ -22,6 +21,7 @@ from softeval.records import (
     position_rows_schema,
 )
 from softeval.runs import rundir
+from softeval.runs.run import load_run
 from softeval.runs.tables import SCHEMAS, LikelihoodRow, ScoredSample, TableWriter, read_table
 
 

@@ -12,7 +12,6 @@ import pytest
 from report_runs import write_checkpoint
 from schema_1 import as_schema_1
 
-from softeval.api import Run, load_run
 from softeval.errors import UserError
 from softeval.records import SampleKey
 from softeval.reports.compare import compare_runs, comparison_frame
@@ -21,6 +20,7 @@ from softeval.reports.page import build_report
 from softeval.runs.diagnose import recorded_shadows
 from softeval.runs.kl_file import Measured, write_kl
 from softeval.runs.rescore import rescore
+from softeval.runs.run import Run, load_run
 from softeval.scoring.judge import Scorer
 
 TABLES = ("samples", "positions", "mixtures", "prompts", "tokens", "likelihoods")

@@ -18,6 +18,7 @@ from softeval.cli.main import run
 from softeval.cli.recipes import find_recipe, read_recipes
 from softeval.errors import UserError
 from softeval.model.output_head import last_hidden
+from softeval.model.weights import meta_model
 from softeval.trainers import memory
 from softeval.trainers.config import METHODS, TrainConfig, make_config
 from softeval.trainers.memory import (
@@ -28,7 +29,7 @@ from softeval.trainers.memory import (
     plan_memory,
     require_memory,
 )
-from softeval.trainers.meta_model import meta_model, position_bytes, saved_bytes
+from softeval.trainers.meta_model import position_bytes, saved_bytes
 
 PUBLISHED: dict[str, Any] = {
     "llama-3.2-3b": lambda: LlamaConfig(

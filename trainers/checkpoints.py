@@ -35,7 +35,7 @@ from torch import Tensor
 from softeval.errors import UserError
 from softeval.files import replacing_directory
 from softeval.model.language_model import LanguageModel
-from softeval.runs.record_shape import TRAINING_FILE
+from softeval.runs.rundir import TRAINING_FILE
 from softeval.tasks.catalogue import task_catalogue
 from softeval.trainers.rollout import Rollout
 

@@ -20,8 +20,9 @@ from softeval.model.checkpoint import read_config, torch_device
 from softeval.model.language_model import BUNDLED_CHECKPOINT, LanguageModel
 from softeval.model.output_head import CHUNK_ELEMENTS
 from softeval.model.stopping import Stopper
+from softeval.model.weights import meta_model
 from softeval.trainers.config import TrainConfig
-from softeval.trainers.meta_model import meta_model, position_bytes, saved_bytes, tensors_of
+from softeval.trainers.meta_model import position_bytes, saved_bytes, tensors_of
 from softeval.trainers.questions import QuestionSet
 from softeval.trainers.setup import Adapters
 from softeval.trainers.training_pass import recompute_activations

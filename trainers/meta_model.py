@@ -20,23 +20,6 @@ from softeval.model.output_head import last_hidden
 _ATTENTION = "softeval_memory"
 
 
-def meta_model(config: Any, dtype: torch.dtype, trust_remote_code: bool = False) -> nn.Module:
-    """A model without storage, in evaluation mode.
-
-    Args:
-        config: transformers' configuration.
-        dtype: of its weights.
-        trust_remote_code: run code that comes with the checkpoint.
-    """
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, trust_remote_code=trust_remote_code
-        )
-    return model.eval()
-
-
 def tensors_of(model: nn.Module) -> Iterator[Tensor]:
     yield from model.parameters()
     yield from model.buffers()

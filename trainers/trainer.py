@@ -23,7 +23,7 @@ from softeval.display import make_screen
 from softeval.errors import UserError
 from softeval.files import check_space, full_disk, locked, recover
 from softeval.model.checkpoint import torch_device
-from softeval.model.language_model import weights_hash
+from softeval.model.weights import weights_hash
 from softeval.processes import Interruption, Processes, Stopped
 from softeval.trainers import run_files
 from softeval.trainers.algorithms import ALGORITHMS

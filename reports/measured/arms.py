@@ -19,7 +19,6 @@ from softeval.reports.measured.cells import Cell, Key, cell_order, read_cells
 from softeval.reports.measured.kl import KLSums, read_kl
 from softeval.reports.measured.likelihoods import Likelihoods, read_likelihoods
 from softeval.reports.measured.positions import EntropySums, choose_groups, read_positions
-from softeval.reports.measured.recorded import RecordedMode, RecordedRun, mode_order, open_run
 from softeval.reports.measured.refusals import (
     refuse_other_data,
     refuse_other_modes,
@@ -27,26 +26,27 @@ from softeval.reports.measured.refusals import (
     refuse_same_seed,
 )
 from softeval.runs.cells import question_count
+from softeval.runs.run import RecordedMode, Run, load_run, mode_order
 
 BASE = "base"
 METHODS = (BASE, "hard", "fuzzy", "soft")  # in the order of the paper's tables
 
 
 @dataclass(frozen=True, eq=False)
-class MeasuredRun(RecordedRun):
+class MeasuredRun(Run):
     """A run directory with everything the report needs of it, reduced.
 
     Attributes:
         cells: samples by (task, mode).
-        positions: entropy sums by (task, mode); empty where none were recorded.
-        likelihoods: log-likelihood results by task.
+        entropy: sums by (task, mode); empty where none were recorded.
+        answers: log-likelihood results by task.
         kl: KL to the base model by (task, mode, prefix set); empty without `diagnose`.
         label: the arm's name where the user gave one.
     """
 
     cells: Mapping[Key, Cell]
-    positions: Mapping[Key, EntropySums]
-    likelihoods: Mapping[str, Likelihoods]
+    entropy: Mapping[Key, EntropySums]
+    answers: Mapping[str, Likelihoods]
     kl: Mapping[tuple[str, str, str], KLSums]
     label: str | None = None
 
@@ -98,12 +98,12 @@ class Checkpoint:
     @cached_property
     def positions(self) -> dict[Key, EntropySums]:
         """Entropy sums of all runs by (task, mode)."""
-        return {key: sums for run in self.runs for key, sums in run.positions.items()}
+        return {key: sums for run in self.runs for key, sums in run.entropy.items()}
 
     @cached_property
     def likelihoods(self) -> dict[str, Likelihoods]:
         """Log-likelihood results of all runs by task."""
-        return {task: table for run in self.runs for task, table in run.likelihoods.items()}
+        return {task: table for run in self.runs for task, table in run.answers.items()}
 
     @cached_property
     def kl(self) -> dict[tuple[str, str, str], KLSums]:
@@ -261,7 +261,7 @@ def measure(named: Sequence[tuple[str | None, str | Path]], positions: bool = Tr
     """
     if not named:
         raise UserError("no run directory given; `softeval ls runs` lists them")
-    opened = [(label, open_run(folder)) for label, folder in named]
+    opened = [(label, load_run(folder)) for label, folder in named]
     drafts = [
         MeasuredRun(run.path, run.info, read_cells(run), {}, read_likelihoods(run), {}, label)
         for label, run in opened
@@ -275,7 +275,7 @@ def measure(named: Sequence[tuple[str | None, str | Path]], positions: bool = Tr
             by_task.setdefault(cell.task, []).append(cell)
     groups = {task: choose_groups(cells) for task, cells in by_task.items()}
     whole = [
-        replace(draft, positions=read_positions(draft, draft.cells, groups), kl=read_kl(draft))
+        replace(draft, entropy=read_positions(draft, draft.cells, groups), kl=read_kl(draft))
         for draft in drafts
     ]
     return _gather(whole)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from softeval.reports.measured.recorded import RecordedMode, RecordedRun, mode_order
+from softeval.runs.run import RecordedMode, Run, mode_order
 from softeval.runs.tables import doubled_row
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Cell:
         return 1.0 - len(np.unique(pairs, axis=0)) / len(pairs)
 
 
-def read_cells(run: RecordedRun) -> dict[Key, Cell]:
+def read_cells(run: Run) -> dict[Key, Cell]:
     """Every cell of a run, in the order of tasks, then of the modes as the paper lists them.
 
     Raises:

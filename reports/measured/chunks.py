@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from softeval.reports.measured.recorded import RecordedRun
 from softeval.runs.parquet_files import sequences
+from softeval.runs.run import Run
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,7 +45,7 @@ class Chunk:
 
 
 def read_chunks(
-    run: RecordedRun, table: str, values: Sequence[str], cell: Sequence[str] = CELL
+    run: Run, table: str, values: Sequence[str], cell: Sequence[str] = CELL
 ) -> Iterator[Chunk]:
     """Sequences of a table, cell by cell, about a row group at a time.
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softeval.reports.measured.chunks import Chunk, read_chunks
-from softeval.reports.measured.recorded import RecordedRun
+from softeval.runs.run import Run
 
 Floats = NDArray[np.float64]
 KLKey = tuple[str, str, str]  # (task, mode, prefix set)
@@ -47,7 +47,7 @@ class KLSums:
     tokens: int
 
 
-def read_kl(run: RecordedRun) -> dict[KLKey, KLSums]:
+def read_kl(run: Run) -> dict[KLKey, KLSums]:
     """KL of each task, mode and prefix set; empty where `softeval diagnose` was not run.
 
     Raises:
@@ -62,7 +62,7 @@ def read_kl(run: RecordedRun) -> dict[KLKey, KLSums]:
     return {key: _sums(chunks) for key, chunks in sorted(parts.items())}
 
 
-def noise_floor(run: RecordedRun) -> float | None:
+def noise_floor(run: Run) -> float | None:
     """KL(base‖base) at another batch size, nats per token; None where it was not measured."""
     block: Any = run.info.get("diagnose") or {}
     floor = block.get("noise_floor")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from softeval.reports.measured.recorded import RecordedRun
+from softeval.runs.run import Run
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class Likelihoods:
     nll_M: NDArray[np.float64]
 
 
-def read_likelihoods(run: RecordedRun) -> dict[str, Likelihoods]:
+def read_likelihoods(run: Run) -> dict[str, Likelihoods]:
     """Results of each log-likelihood task; empty where the run had none.
 
     Raises:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from softeval.errors import UserError
 from softeval.reports.measured.cells import Cell, Key
 from softeval.reports.measured.chunks import Chunk, read_chunks
-from softeval.reports.measured.recorded import RecordedRun
+from softeval.runs.run import Run
 from softeval.statistics.positions import Align, PositionSums
 
 Floats = NDArray[np.float64]
@@ -176,7 +176,7 @@ class EntropySums:
 
 
 def read_positions(
-    run: RecordedRun, cells: Mapping[Key, Cell], groups: Mapping[str, LengthGroups]
+    run: Run, cells: Mapping[Key, Cell], groups: Mapping[str, LengthGroups]
 ) -> dict[Key, EntropySums]:
     """Entropy sums of each cell; empty where the run recorded no positions.
 

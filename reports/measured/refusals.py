@@ -16,7 +16,7 @@ def refuse_repeats(runs: Sequence[MeasuredRun]) -> None:
     """One checkpoint, task and mode may come from one run only: decoding seeds are not seeds."""
     seen: dict[Key | str, MeasuredRun] = {}
     for run in runs:
-        for key in [*run.cells, *run.likelihoods]:
+        for key in [*run.cells, *run.answers]:
             if key in seen:
                 what = key if isinstance(key, str) else f"{key[0]} under {key[1]}"
                 raise UserError(

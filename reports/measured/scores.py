@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from softeval.reports.measured.arms import Arm, Arms, Checkpoint
 from softeval.reports.measured.cells import Cell, Key
-from softeval.reports.measured.recorded import RecordedMode
+from softeval.runs.run import RecordedMode
 from softeval.statistics import TooFewSamples, pass_at_k, se_within
 from softeval.statistics.crossed import CrossedMean, crossed_mean
 

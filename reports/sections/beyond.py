@@ -29,9 +29,9 @@ from softeval.reports.layout import Heading, Part, figure_block
 from softeval.reports.material import Material
 from softeval.reports.measured.arms import Arm, Arms
 from softeval.reports.measured.cells import Key
-from softeval.reports.measured.recorded import RecordedMode
 from softeval.reports.measured.scores import Floats, Ints, complete_curve, curve_ks, usual_n
 from softeval.reports.tables import points
+from softeval.runs.run import RecordedMode
 from softeval.statistics.extrapolation import FARTHEST, OUTSIDE, Extrapolation, extrapolate
 
 if TYPE_CHECKING:

@@ -40,10 +40,10 @@ from softeval.reports.layout import (
 )
 from softeval.reports.material import Material
 from softeval.reports.measured.arms import Arm, Arms
-from softeval.reports.measured.recorded import RecordedMode
 from softeval.reports.measured.scores import ArmScore, arm_score, complete_curve, curve_ks, usual_n
 from softeval.reports.sections.beyond import Lane, beyond_parts, lanes
 from softeval.reports.tables import Table, on_questions, points, simple_table
+from softeval.runs.run import RecordedMode
 from softeval.statistics.curves import Band, curve_band
 
 if TYPE_CHECKING:

@@ -39,7 +39,6 @@ from softeval.reports.material import Material
 from softeval.reports.measured.arms import Arm, Arms
 from softeval.reports.measured.cells import Key
 from softeval.reports.measured.positions import END_POSITIONS, PROGRESS_BINS, EntropySums
-from softeval.reports.measured.recorded import RecordedMode
 from softeval.reports.tables import (
     Table,
     TableCell,
@@ -49,6 +48,7 @@ from softeval.reports.tables import (
     points,
     simple_table,
 )
+from softeval.runs.run import RecordedMode
 from softeval.statistics.crossed import crossed_mean
 from softeval.statistics.positions import PositionSums
 from softeval.statistics.profiles import Profile, position_profile

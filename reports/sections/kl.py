@@ -32,9 +32,9 @@ from softeval.reports.left_out import NothingToShow
 from softeval.reports.material import Material
 from softeval.reports.measured.arms import Arm, Arms
 from softeval.reports.measured.kl import DIRECTIONS, KLKey, KLSums, noise_floor
-from softeval.reports.measured.recorded import mode_order
 from softeval.reports.sections.entropy import bin_width
 from softeval.reports.tables import Table, TableCell, number
+from softeval.runs.run import mode_order
 from softeval.statistics.crossed import crossed_mean
 from softeval.statistics.interval import Interval
 from softeval.statistics.positions import PositionSums

@@ -18,9 +18,9 @@ from numpy.typing import ArrayLike
 
 from softeval.reports.escaping import clip, script_json, visible
 from softeval.reports.measured.arms import Arms
-from softeval.reports.measured.recorded import REFERENCE, RecordedMode
 from softeval.reports.sections.sample_texts import SampleText
 from softeval.reports.sections.selection import ChosenProblem, Source
+from softeval.runs.run import REFERENCE, RecordedMode
 
 SCALE = 12.0
 """Entropy and KL bytes hold 255·√(nats / 12), finer near zero; 12 nats and more are 255."""

@@ -14,7 +14,6 @@ from softeval.reports.layout import QUIET, Details, Heading, Own, Paragraph, Par
 from softeval.reports.material import Material
 from softeval.reports.measured.arms import Arm, Arms, Checkpoint
 from softeval.reports.measured.cells import Key
-from softeval.reports.measured.recorded import RecordedMode
 from softeval.reports.measured.scores import ArmScore, Floats, arm_score, metrics
 from softeval.reports.paper import paper_out_of_domain, paper_pass_at_k
 from softeval.reports.tables import (
@@ -26,6 +25,7 @@ from softeval.reports.tables import (
     points,
     to_latex,
 )
+from softeval.runs.run import RecordedMode
 from softeval.statistics.equivalence import not_distinguishable_from_best
 
 
@@ -260,7 +260,7 @@ def _data_address(kind: str, text: str) -> str:
 
 
 def _no_results(arms: Arms) -> str:
-    if any(not (run.cells or run.likelihoods or run.complete) for run in arms.runs):
+    if any(not (run.cells or run.answers or run.complete) for run in arms.runs):
         return "There is no table yet: the run is not finished, see above."
     return "These runs hold no generative task."
 

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softeval.reports.measured.arms import MeasuredRun
-from softeval.reports.measured.recorded import RecordedRun
 from softeval.reports.sections.selection import ChosenProblem, ChosenSample
 from softeval.runs.parquet_files import row_groups, sequences
+from softeval.runs.run import Run
 from softeval.runs.tables import mixtures_place
 
 if TYPE_CHECKING:
@@ -103,9 +103,7 @@ def _key(sample: ChosenSample) -> SampleKey:
     return *sample.key, int(cell.doc_R[sample.row]), int(cell.sample_R[sample.row])
 
 
-def _read_fields(
-    run: RecordedRun, keys: Mapping[SampleKey, Any]
-) -> dict[SampleKey, dict[str, Any]]:
+def _read_fields(run: Run, keys: Mapping[SampleKey, Any]) -> dict[SampleKey, dict[str, Any]]:
     groups = row_groups(run.table_path("samples"), (*KEY, *TEXTS), _docs(keys))
     return {
         key: {name: value.as_py() for name, value in row.items()}
@@ -137,7 +135,7 @@ def _lists(
         yield key, lists | {name: row[name].as_py() for name in more}
 
 
-def _token_texts(run: RecordedRun) -> dict[int, str]:
+def _token_texts(run: Run) -> dict[int, str]:
     if not run.table_path("tokens").is_file():
         return {}
     texts: dict[int, str] = {}
@@ -147,7 +145,7 @@ def _token_texts(run: RecordedRun) -> dict[int, str]:
 
 
 def _read_positions(
-    run: RecordedRun, texts: Mapping[SampleKey, SampleText], names: Mapping[int, str]
+    run: Run, texts: Mapping[SampleKey, SampleText], names: Mapping[int, str]
 ) -> None:
     """Shadow tokens and per-token values."""
     if not run.has("positions"):
@@ -159,7 +157,7 @@ def _read_positions(
 
 
 def _read_mixtures(
-    run: RecordedRun, texts: Mapping[SampleKey, SampleText], names: Mapping[int, str]
+    run: Run, texts: Mapping[SampleKey, SampleText], names: Mapping[int, str]
 ) -> None:
     """Largest mixture entries of each position, where they were recorded."""
     path, ids, probs = mixtures_place(run.path)
@@ -177,7 +175,7 @@ def _read_mixtures(
         ]
 
 
-def _read_kl(run: RecordedRun, texts: Mapping[SampleKey, SampleText]) -> None:
+def _read_kl(run: Run, texts: Mapping[SampleKey, SampleText]) -> None:
     """KL(base‖checkpoint) along the sample itself, where `softeval diagnose` replayed it."""
     if not run.table_path("kl").is_file():
         return

@@ -14,7 +14,7 @@ from softeval.runs.config import RunConfig, make_config
 from softeval.terminal import calm_libraries, say, say_json
 
 if TYPE_CHECKING:
-    from softeval.api import Run
+    from softeval.runs.run import Run
 
 MISSING_SAMPLES = 3
 
@@ -68,8 +68,8 @@ def run(
     calm_libraries()
     if dry_run:
         return _print_plan(resolved, as_json, overwrite)
-    from softeval.api import load_run
     from softeval.runs.evaluation import run_evaluation
+    from softeval.runs.run import load_run
 
     try:
         outcome = run_evaluation(resolved, make_display(quiet), overwrite=overwrite)
@@ -84,7 +84,7 @@ def run(
 def _print_run(run: Run, as_json: bool) -> None:
     scores: list[dict[str, Any]] = run.scores().to_dict("records")  # type: ignore[assignment]
     if as_json:
-        from softeval.runs.results import serialisable
+        from softeval.runs.record import serialisable
 
         result = {
             "path": str(run.path.resolve()),

@@ -12,7 +12,7 @@ from softeval.errors import UserError
 from softeval.terminal import clean, say_json
 
 if TYPE_CHECKING:
-    from softeval.api import Run
+    from softeval.runs.run import Run
 
 
 def register(app: typer.Typer) -> None:
@@ -31,7 +31,7 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print a question with its samples."""
-    from softeval.api import load_run
+    from softeval.runs.run import load_run
 
     opened = load_run(run)
     found = find_samples(opened, task, doc, mode, sample)

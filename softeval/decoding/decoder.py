@@ -20,7 +20,7 @@ from torch import Tensor
 
 from softeval.decoding.batch_size import auto_batch_size
 from softeval.decoding.randomness import NoiseFeed, SampleRandomness, Stream
-from softeval.decoding.rows import Limits, Row
+from softeval.decoding.rows import Limits, Row, check_context
 from softeval.decoding.trace import Trace, measure
 from softeval.errors import UserError
 from softeval.model.feeding import Prefilled, RowFeeder, tiled
@@ -89,12 +89,12 @@ class Decoder:
             UserError: a question's prompt and caps together exceed the context, or a model whose
                 logits are not finite.
         """
-        for question in questions:
-            self._check_context(question)
+        lengths = [(len(q.prompt_ids), q.task, q.doc_id) for q in questions]
+        check_context(lengths, self.limits, self.lm)
         total = sum(len(q.samples) for q in questions)
         if total == 0:
             return
-        longest = max(len(q.prompt_ids) for q in questions) + self._room
+        longest = max(lengths)[0] + self.limits.room(self.lm)
         size = self.batch_size or auto_batch_size(self.lm.model, longest)
         batch = _Batch(self, min(size, total), longest)
         waiting = _Waiting(questions)
@@ -103,22 +103,6 @@ class Decoder:
             if not batch.rows:
                 return
             yield from batch.step()
-
-    @property
-    def _room(self) -> int:
-        limits = self.limits
-        return limits.max_cot_tokens + self.stopper.longest_prefill + limits.max_answer_tokens
-
-    def _check_context(self, question: Question) -> None:
-        needed = len(question.prompt_ids) + self._room
-        if not question.prompt_ids:
-            raise UserError(f"{question.task} question {question.doc_id}: the prompt has no token")
-        if needed > self.lm.max_length:
-            raise UserError(
-                f"{question.task} question {question.doc_id}: prompt ({len(question.prompt_ids)}) "
-                f"and caps ({self._room}) need {needed} positions, the context has "
-                f"{self.lm.max_length}; lower --max-cot-tokens or --max-answer-tokens"
-            )
 
 
 class _Waiting:

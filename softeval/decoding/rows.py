@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from softeval.decoding.randomness import SampleRandomness
+from softeval.errors import UserError
 from softeval.model.stopping import Stopper
 from softeval.records import AnswerStop, SampleKey, StopReason
+
+if TYPE_CHECKING:
+    from softeval.model.checkpoint import Checkpoint
+    from softeval.model.language_model import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,45 @@ class Limits:
 
     max_cot_tokens: int = 512
     max_answer_tokens: int = 32
+
+    def room(self, model: LanguageModel | Checkpoint) -> int:
+        """Positions that a sample can take beside its prompt."""
+        prefill = model.stopper.longest_prefill
+        return self.max_cot_tokens + prefill + self.max_answer_tokens
+
+
+def check_context(
+    lengths: Sequence[tuple[int, str, int]], limits: Limits, model: LanguageModel | Checkpoint
+) -> None:
+    """Refuse caps that do not leave the longest prompt its place in the context.
+
+    Args:
+        lengths: (tokens, task, doc_id) of each prompt.
+        limits: the caps.
+        model: what decodes them.
+
+    Raises:
+        UserError: naming the question and the remedy; or a prompt without a token.
+    """
+    if not lengths:
+        return
+    shortest, task, doc_id = min(lengths)
+    if not shortest:
+        raise UserError(f"{task} question {doc_id}: the prompt has no token")
+    longest, task, doc_id = max(lengths)
+    spare = model.max_length - longest - limits.room(model)
+    if spare < 0:
+        fits = limits.max_cot_tokens + spare
+        remedy = (
+            f"lower --max-cot-tokens to at most {fits}"
+            if fits > 0
+            else "take a checkpoint with a longer context"
+        )
+        raise UserError(
+            f"{task} question {doc_id} has {longest} prompt tokens; with {limits.max_cot_tokens} CoT"
+            f" and {limits.max_answer_tokens} answer tokens it exceeds the context of"
+            f" {model.max_length}; {remedy}"
+        )
 
 
 @dataclass(eq=False)

@@ -39,8 +39,9 @@ from softeval.lmeval.requests import (
     stored_score,
 )
 from softeval.model.chat import render_chat
-from softeval.model.language_model import BUNDLED_CHECKPOINT, LanguageModel, weights_hash
+from softeval.model.language_model import BUNDLED_CHECKPOINT, LanguageModel
 from softeval.model.rotary import long_rope_limit
+from softeval.model.weights import weights_hash
 from softeval.modes import Mode, mode_record
 from softeval.records import Generation, SampleKey
 

@@ -27,10 +27,10 @@ def loaded_model(pretrained: str | LanguageModel, arguments: Mapping[str, Any]) 
         for name in ("dtype", "logits_dtype", "revision", "trust_remote_code", "self_check")
         if arguments.get(name) is not None
     }
-    return load_model(str(pretrained), device=_device(arguments.get("device")), **options)
+    return load_model(str(pretrained), device=device_here(arguments.get("device")), **options)
 
 
-def _device(device: str | None) -> str:
+def device_here(device: str | None) -> str:
     """Where to load: each of several processes on a machine takes a GPU of its own."""
     local = os.environ.get("LOCAL_RANK")
     if device not in (None, "auto", "cuda") or local is None:

@@ -6,13 +6,11 @@ cannot work is refused here with its remedy.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from softeval.errors import UserError
+from softeval.model import BUNDLED_CHECKPOINT
 from softeval.model.check_cache import refuse_non_finite
 from softeval.model.checkpoint import (
     ATTENTION,
+    Checkpoint,
     check_config,
     max_length,
     read_checkpoint,
@@ -34,8 +34,6 @@ from softeval.model.experts import tile_experts
 from softeval.model.rotary import choose_factors_by_row
 from softeval.model.stopping import Stopper
 from softeval.model.vocabulary import Vocabulary
-
-BUNDLED_CHECKPOINT = str(files("softeval") / "checkpoints" / "base")
 
 NEVER = -65504.0
 """Logit of an id that the tokenizer does not know: probability 0 at every temperature, and a number
@@ -142,11 +140,21 @@ def load_model(
     """
     place, precision = torch_device(device), torch_dtype(dtype)
     checkpoint = read_checkpoint(str(path), revision=revision, trust_remote_code=trust_remote_code)
-    model = checkpoint.load(precision, place)
+    return load_checkpoint(checkpoint, precision, place, logits_dtype, self_check)
+
+
+def load_checkpoint(
+    checkpoint: Checkpoint,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    logits_dtype: str = "model",
+    self_check: bool = True,
+) -> LanguageModel:
+    """The same for a checkpoint whose config and tokenizer are read already."""
     lm = wrap_model(
-        model,
+        checkpoint.load(torch_dtype(dtype), torch_device(device)),
         checkpoint.tokenizer,
-        str(path),
+        checkpoint.path,
         logits_dtype=logits_dtype,
         notes=checkpoint.notes,
         self_check=False,
@@ -212,16 +220,6 @@ def _check(lm: LanguageModel, *, remembered: bool) -> None:
     name = lm.path or type(lm.model).__name__
     found = self_check(lm.model, lm.embedding, lm.max_length, name, remembered=remembered)
     lm.self_check, lm.batch_invariant = found
-
-
-def weights_hash(model: nn.Module) -> str:
-    """sha256 over names, shapes, dtypes and bytes of all parameters and persistent buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
-        flat = tensor.detach().cpu().contiguous().flatten()
-        digest.update(memoryview(flat.view(torch.uint8).numpy()))
-    return digest.hexdigest()
 
 
 def _check_loaded(model: Any) -> None:

@@ -15,10 +15,10 @@ from typing import Any
 
 from softeval.errors import UserError
 from softeval.modes import Mode
-from softeval.runs.config import DEFAULT_MAX_COT_TOKENS, RunConfig
+from softeval.runs.config import RunConfig
 from softeval.scoring.judge import Rules
-from softeval.tasks.catalogue import Benchmark, find_benchmarks
-from softeval.tasks.data import DatasetSource
+from softeval.tasks.catalogue import LIKELIHOOD, Benchmark, find_benchmarks
+from softeval.tasks.data import DatasetSource, Loaded, load
 
 Document = Mapping[str, Any]
 
@@ -77,37 +77,30 @@ def question_count(available: int, limit: float | None) -> int:
 
 
 def load_cells(
-    config: RunConfig,
-    modes: Sequence[Mode],
-    max_cot_tokens: int = DEFAULT_MAX_COT_TOKENS,
-    benchmarks: Sequence[Benchmark] | None = None,
+    config: RunConfig, modes: Sequence[Mode], benchmarks: Sequence[Benchmark] | None = None
 ) -> list[Cell]:
     """The cells of a run: log-likelihood tasks first, then each task under each mode.
 
-    Modes that take equally many samples share a task object, so that its data is read once.
+    Data are read once a benchmark. Modes that take equally many samples share a task object.
 
     Args:
         config: of the run.
         modes: of the run.
-        max_cot_tokens: cap on the CoT, for models that are not ours.
         benchmarks: only these; None takes all that the run names.
 
     Raises:
         UserError: an unknown task, or data that cannot be read.
     """
-    benchmarks = chosen_benchmarks(config) if benchmarks is None else benchmarks
-    counts = {mode.name: 1 if mode.is_greedy else config.num_samples for mode in modes}
-    loaded = {
-        n: _load(benchmarks, config, n, max_cot_tokens) for n in dict.fromkeys(counts.values())
-    }
+    counts = {mode: 1 if mode.is_greedy else config.num_samples for mode in modes}
     likelihood, generative = [], []
-    for name, task in next(iter(loaded.values())).items():
-        if is_likelihood(task):
+    for benchmark in chosen_benchmarks(config) if benchmarks is None else benchmarks:
+        loaded = load(benchmark, config.data_dir)
+        if benchmark.kind == LIKELIHOOD:
+            task = _task(benchmark, loaded, config, 1)
             likelihood.append(Cell(task, None, 1, config.limit))
             continue
-        for mode in modes:
-            count = counts[mode.name]
-            generative.append(Cell(loaded[count][name], mode, count, config.limit))
+        tasks = {n: _task(benchmark, loaded, config, n) for n in sorted(set(counts.values()))}
+        generative += [Cell(tasks[n], mode, n, config.limit) for mode, n in counts.items()]
     return [*likelihood, *generative]
 
 
@@ -123,23 +116,14 @@ def chosen_benchmarks(config: RunConfig) -> list[Benchmark]:
     return found
 
 
-def is_likelihood(task: Any) -> bool:
-    """Whether a task compares the log-likelihoods of given answers."""
-    return task.OUTPUT_TYPE != "generate_until"
-
-
-def _load(
-    benchmarks: Sequence[Benchmark], config: RunConfig, num_samples: int, max_cot_tokens: int
-) -> dict[str, Any]:
-    from softeval.decoding.rows import Limits
+def _task(benchmark: Benchmark, loaded: Loaded, config: RunConfig, num_samples: int) -> Any:
     from softeval.lmeval.options import Options
     from softeval.tasks.benchmark import BenchmarkTask
 
     options = Options(
-        limits=Limits(max_cot_tokens, config.max_answer_tokens),
         num_samples=num_samples,
         pass_at=tuple(k for k in config.ks if k <= num_samples) or None,
         data_dir=config.data_dir,
         scorer=Rules(config.scorer),
     )
-    return {benchmark.task: BenchmarkTask(benchmark, options) for benchmark in benchmarks}
+    return BenchmarkTask(benchmark, options, loaded)

@@ -11,36 +11,36 @@ import errno
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from softeval.display import Display, no_progress_bars
+from softeval.display import Display, make_display, no_progress_bars
 from softeval.errors import UserError
 from softeval.files import write_json, write_text
-from softeval.modes import Mode
 from softeval.processes import Processes
 from softeval.runs import rundir
 from softeval.runs.cells import Cell, load_cells
-from softeval.runs.config import RunConfig
-from softeval.runs.context import check_template, examine, settled_cot_cap
-from softeval.runs.identity import Request, choose_folder, settle_folder, with_chat_date
+from softeval.runs.config import RunConfig, make_config
 from softeval.runs.journal import Journal, check_idle
 from softeval.runs.judging import JudgedJournal, compact
-from softeval.runs.results import CellResult, merge_results, run_facts, serialisable
-from softeval.runs.run_record import (
+from softeval.runs.record import (
+    CellResult,
     finished_record,
+    merge_results,
     new_record,
-    refuse_other_scorer,
     resumed_record,
+    run_facts,
+    serialisable,
 )
+from softeval.runs.request import Request, examine, settle
+from softeval.runs.run import Run, load_run
 from softeval.scoring.judge import Scorer, scorer
 
 if TYPE_CHECKING:
     from softeval.lmeval.adapter import SoftEvalLM
-    from softeval.model.checkpoint import Checkpoint
     from softeval.model.language_model import LanguageModel
 
 
@@ -64,8 +64,7 @@ class Evaluation:
     """Everything an evaluation under way needs.
 
     Attributes:
-        request: what is asked for, and what must agree to continue it.
-        cells: in the order in which they run.
+        request: what is asked for.
         lm: the adapter around the loaded checkpoint.
         processes: this process among those of the run.
         display: what is shown.
@@ -76,7 +75,6 @@ class Evaluation:
     """
 
     request: Request
-    cells: Sequence[Cell]
     lm: SoftEvalLM
     processes: Processes
     display: Display
@@ -84,6 +82,26 @@ class Evaluation:
     record: dict[str, Any]
     results: dict[str, CellResult] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+
+
+def evaluate(**options: Any) -> Run:
+    """Evaluate a checkpoint: what `softeval run` does, with the same options as keywords.
+
+    Args:
+        **options: fields of `softeval.runs.config.RunConfig`, and ``overwrite``, ``quiet`` (default
+            true) and ``lm`` (a loaded `LanguageModel` to use in place of ``model``).
+
+    Returns:
+        The run; one that is complete already is returned without computing anything.
+
+    Raises:
+        UserError: an option that cannot be used; it names the remedy.
+    """
+    overwrite = bool(options.pop("overwrite", False))
+    display = make_display(quiet=bool(options.pop("quiet", True)))
+    lm = options.pop("lm", None)
+    given = {name: value for name, value in options.items() if value is not None}
+    return load_run(run_evaluation(make_config(given), display, overwrite=overwrite, lm=lm).path)
 
 
 def run_evaluation(
@@ -109,95 +127,64 @@ def run_evaluation(
     display = display if display is not None and processes.is_main else Display()
     modes = config.selected_modes()
     checkpoint = lm or examine(config)
-    check_template(config, checkpoint)
     display.note("reading questions")
     cells = load_cells(config, modes)
-    request = with_chat_date(Request.of(config, modes, cells), overwrite)
-    config = request.config
-    folder = choose_folder(request, overwrite) if processes.is_main else Path()
-    cells, request = _fit_context(config, modes, cells, request, checkpoint)
+    request = settle(config, cells, checkpoint, overwrite)
+    if request.is_finished:
+        if processes.is_main:
+            _tidy_up(request.folder)
+        display.note("finished before, shown again; --overwrite starts anew")
+        return Outcome(request.folder, 0, processes.is_main)
+    if processes.is_main:
+        rundir.prepare(request.folder)
     display.note("loading the checkpoint")
-    adapter = _load_adapter(config, modes[0], lm)
+    adapter = _load_adapter(request)
     try:
-        request = request.with_model(adapter.language_model)
-        folder, record = processes.from_main(_open_run(request, folder, overwrite, processes))
-        if record["status"] == rundir.COMPLETE:
-            display.note("finished before, shown again; --overwrite starts anew")
-            return Outcome(folder, 0, processes.is_main)
-        evaluation = Evaluation(request, cells, adapter, processes, display, folder, record)
-        return _run(evaluation)
+        opened = _open_run(request, adapter.language_model) if processes.is_main else None
+        folder, record = processes.from_main(opened)
+        return _run(Evaluation(request, adapter, processes, display, folder, record))
     finally:
         if sys.exc_info()[0] is None:
             processes.leave()
 
 
-def _load_adapter(config: RunConfig, mode: Mode, lm: LanguageModel | None) -> SoftEvalLM:
+def _load_adapter(request: Request) -> SoftEvalLM:
     from softeval.lmeval.adapter import SoftEvalLM
-    from softeval.model.language_model import BUNDLED_CHECKPOINT
 
-    options: dict[str, Any] = {} if lm is not None else _loading_options(config)
-    path = config.model or BUNDLED_CHECKPOINT
+    config = request.config
     # A download from the hub shows its own bar: it can take long, and we cannot measure it.
-    bars = no_progress_bars() if Path(path).expanduser().exists() else nullcontext()
-    with bars:
+    is_local = Path(request.weights.checkpoint.path).expanduser().exists()
+    with no_progress_bars() if is_local else nullcontext():
         # pyright does not see that HFLM implements loglikelihood_rolling.
         return SoftEvalLM(  # pyright: ignore[reportAbstractUsage]
-            lm if lm is not None else path,
-            mode=mode,
+            request.weights.load(),
+            mode=request.modes[0],
             batch_size=config.batch_size,
-            **options,
+            revision=config.revision,
         )
 
 
-def _loading_options(config: RunConfig) -> dict[str, Any]:
-    return {
-        "dtype": config.dtype,
-        "device": config.device,
-        "logits_dtype": config.logits_dtype,
-        "revision": config.revision,
-        "trust_remote_code": config.trust_remote_code,
-        "self_check": config.self_check,
-    }
+def _tidy_up(folder: Path) -> None:
+    """Remove what a finished run that was killed at its very end has left of its shards."""
+    if (folder / rundir.SHARDS).is_dir():
+        check_idle(folder / rundir.SHARDS)
+        rundir.remove_shards(folder)
 
 
-def _fit_context(
-    config: RunConfig,
-    modes: Sequence[Mode],
-    cells: Sequence[Cell],
-    request: Request,
-    checkpoint: Checkpoint | LanguageModel,
-) -> tuple[Sequence[Cell], Request]:
-    """Settle the cap on the CoT; tasks are read again where it is not the default one."""
-    cap = settled_cot_cap(config, cells, checkpoint)
-    if cap != request.default_cot_cap and any(cell.mode is not None for cell in cells):
-        cells = load_cells(config, modes, cap)
-    return cells, request.with_cot_cap(cap)
-
-
-def _open_run(
-    request: Request, folder: Path, overwrite: bool, processes: Processes
-) -> tuple[Path, dict[str, Any]] | None:
-    """In the main process: the directory that is settled on, and its record, written there."""
-    if not processes.is_main:
-        return None
-    folder, old = settle_folder(request, folder, overwrite)
-    if old is not None and old["status"] == rundir.COMPLETE:
-        refuse_other_scorer(old, request.config.scorer, folder)
-    (folder / rundir.SHARDS).mkdir(exist_ok=True)
-    check_idle(folder / rundir.SHARDS)
-    if old is None:
+def _open_run(request: Request, lm: LanguageModel) -> tuple[Path, dict[str, Any]]:
+    """The directory, and its record, written there."""
+    folder, shards = request.folder, request.folder / rundir.SHARDS
+    shards.mkdir(exist_ok=True)
+    check_idle(shards)
+    if request.found is None:
         # Only now, with the checkpoint loaded, may an earlier run go.
         rundir.clear(folder)
-        (folder / rundir.SHARDS).mkdir()
-        record = new_record(request)
+        shards.mkdir()
+        record = new_record(request, lm)
         write_text(folder / rundir.CONFIG_FILE, request.as_yaml())
-        rundir.write_record(folder, record)
-    elif old["status"] == rundir.COMPLETE:
-        rundir.remove_shards(folder)
-        record = old
     else:
-        record = resumed_record(old, request)
-        rundir.write_record(folder, record)
+        record = resumed_record(request.found, request)
+    rundir.write_record(folder, record)
     return folder, record
 
 
@@ -209,7 +196,7 @@ def _run(evaluation: Evaluation) -> Outcome:
     try:
         with _status_on_error(evaluation, started), evaluation.display:
             _begin(evaluation, journal.damaged)
-            for cell in evaluation.cells:
+            for cell in evaluation.request.cells:
                 _run_cell_safely(evaluation, cell, journal, judge)
             processes.wait()
             missing = 0
@@ -229,7 +216,7 @@ def _begin(evaluation: Evaluation, damaged: int) -> None:
     """Tell the display how much there is to do, and what differs from the first start."""
     shares = [
         len(evaluation.processes.share(list(cell.documents))) * cell.num_samples
-        for cell in evaluation.cells
+        for cell in evaluation.request.cells
         if cell.mode is not None
     ]
     evaluation.display.meter.begin(sum(shares))
@@ -271,9 +258,11 @@ def _run_cell(evaluation: Evaluation, cell: Cell, journal: Journal, judge: Score
         if config.chat_date is not None:
             lm.configure(chat_date=config.chat_date)
         if cell.mode is not None:
+            limits = Limits(evaluation.request.max_cot_tokens, config.max_answer_tokens)
+            cell.task.use_limits(limits)
             lm.configure(
                 mode=cell.mode,
-                limits=Limits(evaluation.request.max_cot_tokens, config.max_answer_tokens),
+                limits=limits,
                 seed=config.seed,
                 num_samples=cell.num_samples,
                 record_top=config.record_top,
@@ -305,7 +294,7 @@ def _finish(evaluation: Evaluation, journal: Journal, judge: Scorer, started: fl
     def token_text(token_id: int) -> str:
         return tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
 
-    compacted = compact(evaluation.folder, journal, evaluation.cells, judge, token_text)
+    compacted = compact(evaluation.folder, journal, evaluation.request.cells, judge, token_text)
     results = merge_results(evaluation.results) | run_facts(evaluation.lm, evaluation.request)
     write_json(evaluation.folder / rundir.RESULTS_FILE, serialisable(results))
     record = finished_record(

@@ -14,8 +14,7 @@ from softeval.modes import Mode, mode_record
 from softeval.runs import rundir
 from softeval.runs.cells import Cell, chosen_benchmarks, load_cells, question_count
 from softeval.runs.config import DEFAULT_MAX_COT_TOKENS, RunConfig
-from softeval.runs.context import check_template, examine, settled_cot_cap
-from softeval.runs.identity import Request, choose_folder, default_folder
+from softeval.runs.request import default_folder, examine, settle, settled_cot_cap
 from softeval.tasks.catalogue import LIKELIHOOD, Benchmark
 
 if TYPE_CHECKING:
@@ -35,17 +34,21 @@ def make_plan(config: RunConfig, overwrite: bool = False) -> dict[str, Any]:
     modes = config.selected_modes()
     tasks = chosen_benchmarks(config)
     checkpoint = _examined(config)
-    if checkpoint is not None:
-        check_template(config, checkpoint)
     cells = _cells_at_hand(config, tasks, modes)
-    cap = _cot_cap(config, cells, checkpoint)
+    if checkpoint is not None and {cell.name for cell in cells} == {task.task for task in tasks}:
+        request = settle(config, cells, checkpoint, overwrite)
+        folder, cap = request.folder, request.max_cot_tokens
+    else:
+        folder = Path(config.output_path or default_folder(config)).expanduser()
+        rundir.check_place(folder)
+        cap = _cot_cap(config, cells, checkpoint)
     rows = {task.task: _task_plan(task, config, modes, cells, cap) for task in tasks}
     resolved = config.model_dump(mode="json") | {
         "tasks": [task.task for task in tasks],
         "modes": {mode.name: mode_record(mode) for mode in modes},
         "pass_at": list(config.ks),
         "max_cot_tokens": cap,
-        "output_path": str(_folder(config, modes, cells, len(tasks), overwrite)),
+        "output_path": str(folder),
     }
     return {
         "config": resolved,
@@ -94,21 +97,6 @@ def _cot_cap(config: RunConfig, cells: Sequence[Cell], checkpoint: Checkpoint | 
         return config.max_cot_tokens or DEFAULT_MAX_COT_TOKENS
     cap = settled_cot_cap(config, cells, checkpoint)
     return config.max_cot_tokens or min(cap, checkpoint.max_length)
-
-
-def _folder(
-    config: RunConfig,
-    modes: tuple[Mode, ...],
-    cells: Sequence[Cell],
-    tasks: int,
-    overwrite: bool,
-) -> Path:
-    """Where the run would go; with all questions at hand also whether it may."""
-    if len({cell.name for cell in cells}) == tasks:
-        return choose_folder(Request.of(config, modes, cells), overwrite, probe=False)
-    folder = Path(config.output_path or default_folder(config)).expanduser()
-    rundir.check_place(folder)
-    return folder
 
 
 def _task_plan(

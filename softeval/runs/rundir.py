@@ -1,4 +1,4 @@
-"""A run directory: its run.json, what must agree to continue it, and where its parts lie.
+"""A run directory: its run.json and the shape of it, what must agree to continue it, and where its parts lie.
 
 Every file but the shards appears whole or not at all (`softeval.files`). Knows nothing of models,
 tasks or how samples are made.
@@ -15,16 +15,19 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from softeval.errors import UserError
 from softeval.files import PARTIAL as BEING_WRITTEN
 from softeval.files import beside, write_json
 from softeval.records import SCHEMA_VERSION
-from softeval.runs.record_shape import check_run
 
 RUN_FILE = "run.json"
 RESULTS_FILE = "results.json"
 CONFIG_FILE = "config.yaml"
 SHARDS = "shards"
+TRAINING_FILE = "softeval_training.json"
+"""Beside the weights of a trained checkpoint; a run copies it into its record."""
 
 RUNNING = "running"
 PARTIAL = "partial"
@@ -34,6 +37,75 @@ _CRC = "crc32"
 
 UNSET = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 """Filters as they were before hard sampling had any."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+
+class TrainingRecord(_Part):
+    """How a checkpoint was trained; also the content of its softeval_training.json."""
+
+    method: str | None = None
+    dataset: str | None = None
+    base: str | None = None
+    train_seed: int | None = None
+
+
+class _Dataset(_Part):
+    name: str
+    task: str | None = None
+    rows: int | None = None
+    split: str | None = None
+    sha256: str | None = None
+
+
+class _Mode(_Part):
+    name: str
+
+
+class _Model(_Part):
+    path: str | None = None
+    weights_hash: str | None = None
+
+
+class _Config(_Part):
+    model: str | None = None
+    tasks: list[str] | None = None
+    modes: list[str] | None = None
+    num_samples: int | None = None
+    pass_at: list[int] | None = None
+    limit: float | None = None
+    max_cot_tokens: int | None = None
+    primary: list[str] | None = None
+
+
+class _Counts(_Part):
+    missing: int | None = None
+    verdicts: dict[str, int] | None = None
+
+
+class RunRecord(_Part):
+    """Content of a run.json."""
+
+    status: str | None = None
+    command: str | None = None
+    started: str | None = None
+    seconds: float | None = None
+    config: _Config | None = None
+    identity: dict[str, Any] | None = None
+    model: _Model | None = None
+    modes: list[_Mode] | None = None
+    datasets: list[_Dataset] | None = None
+    training: TrainingRecord | None = None
+    versions: dict[str, Any] | None = None
+    hardware: dict[str, Any] | None = None
+    scorer: dict[str, Any] | None = None
+    counts: _Counts | None = None
+    failures: dict[str, str] | None = None
+    diagnose: dict[str, Any] | None = None
+    scorings: list[dict[str, Any]] | None = None
+    sessions: list[dict[str, Any]] | None = None
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -61,7 +133,7 @@ def read_record(folder: Path) -> dict[str, Any]:
             f"{path} is not as softeval wrote it ({_CRC} does not agree);"
             f' restore it, or remove its line "{_CRC}" to take it as it is'
         )
-    check_run(path, record)
+    check_shape(path, record, RunRecord)
     return record
 
 
@@ -88,6 +160,28 @@ def _crc(record: Mapping[str, Any]) -> str:
     """CRC-32 of a record's other content, however it is laid out as text."""
     rest = {name: value for name, value in record.items() if name != _CRC}
     return f"{zlib.crc32(json.dumps(rest, sort_keys=True).encode()):08x}"
+
+
+def check_shape(path: Path, record: Mapping[str, Any], shape: type[BaseModel]) -> None:
+    """Refuse a record whose fields are not what they should be.
+
+    Everything that some reader relies on has its type in `shape`; fields may be absent ("not
+    recorded") and others may be there.
+
+    Raises:
+        UserError: naming the file and the field.
+    """
+    try:
+        shape.model_validate(record)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        said, given = problem["msg"], repr(problem["input"])
+        given = given if len(given) <= 40 else f"{given[:37]}…"
+        raise UserError(
+            f"{path} is damaged: {where} is {given} ({said[0].lower()}{said[1:]}); restore the file,"
+            " or mend that field"
+        ) from None
 
 
 def is_run(folder: Path) -> bool:
@@ -117,16 +211,23 @@ def differing_fields(ours: Any, theirs: Any, prefix: str = "") -> Iterator[tuple
         yield prefix, ours, theirs
 
 
+def identity_differences(
+    identity: Mapping[str, Any], record: Mapping[str, Any]
+) -> list[tuple[str, Any, Any]]:
+    """(name, our value, its value) of everything in which a request and a run's record differ."""
+    # Through JSON, as the record was: a tuple is a list there.
+    ours, theirs = json.loads(json.dumps([identity, record.get("identity") or {}]))
+    _add_new_options(ours, theirs)
+    return [*_other_names(ours, theirs), *differing_fields(ours, theirs)]
+
+
 def check_identity(folder: Path, identity: Mapping[str, Any], record: Mapping[str, Any]) -> None:
     """Refuse to continue a run that was started with other arguments.
 
     Raises:
         UserError: naming each field that differs, there and now.
     """
-    # Through JSON, as the record was: a tuple is a list there.
-    ours, theirs = json.loads(json.dumps([identity, record.get("identity", {})]))
-    _add_new_options(ours, theirs)
-    differing = [*_other_names(ours, theirs), *differing_fields(ours, theirs)]
+    differing = identity_differences(identity, record)
     if differing:
         named = "; ".join(
             f"{name}: {_short(old)} there, {_short(new)} now" for name, new, old in differing

@@ -1,6 +1,9 @@
-"""Content of run.json: what was asked, with what, on what, and how it went.
+"""Content of run.json and results.json: what was asked, with what, on what, and how it went.
 
-docs/results-schema.md describes the fields.
+results.json is what lm-eval reports on each cell, as one file in lm-eval's own shape: a generative
+task has one entry for each mode, named ``task@mode``; a log-likelihood task keeps its name.
+
+docs/results-schema.md describes the fields of both.
 """
 
 from __future__ import annotations
@@ -9,8 +12,9 @@ import json
 import os
 import shlex
 import sys
+import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,19 +22,21 @@ from typing import TYPE_CHECKING, Any
 from softeval.errors import UserError
 from softeval.modes import mode_record
 from softeval.runs import environment, rundir
-from softeval.runs.identity import Request, absolute
-from softeval.runs.record_shape import TRAINING_FILE, check_training
+from softeval.runs.request import Request, absolute
 
 if TYPE_CHECKING:
+    from softeval.lmeval.adapter import SoftEvalLM
+    from softeval.model.language_model import LanguageModel
     from softeval.runs.judging import Compacted
 
+# Keys of lm-eval's results that hold one entry a task.
+PER_TASK = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
 
-def new_record(request: Request) -> dict[str, Any]:
+
+def new_record(request: Request, lm: LanguageModel) -> dict[str, Any]:
     """The record at a run's first start."""
     from softeval.scoring.judge import scorer, scorer_identity
 
-    lm = request.lm
-    assert lm is not None, "the record names the checkpoint"
     session = _session()
     record: dict[str, Any] = {
         "status": rundir.RUNNING,
@@ -39,7 +45,7 @@ def new_record(request: Request) -> dict[str, Any]:
         "identity": request.identity,
         "model": {
             "path": absolute(lm.path),
-            "weights_hash": request.weights_hash,
+            "weights_hash": request.identity["weights"],
             "tokenizer_hash": request.identity["tokenizer"],
             "architecture": type(lm.model).__name__,
             "parameters": sum(p.numel() for p in lm.model.parameters()),
@@ -91,21 +97,6 @@ def resumed_record(old: Mapping[str, Any], request: Request) -> dict[str, Any]:
     }
 
 
-def refuse_other_scorer(record: Mapping[str, Any], rules: str, folder: Path) -> None:
-    """Refuse to take up a finished run that other rules have judged.
-
-    Raises:
-        UserError: with the command that judges it again.
-    """
-    from softeval.scoring.judge import rules_of
-
-    if rules_of(record) != rules:
-        raise UserError(
-            f"{folder} is finished and judged by {rules_of(record)};"
-            f" `softeval score {folder} --scorer {rules}` judges it again"
-        )
-
-
 def finished_record(
     record: Mapping[str, Any], compacted: Compacted, failures: Mapping[str, str], seconds: float
 ) -> dict[str, Any]:
@@ -138,15 +129,77 @@ def read_training(path: str) -> dict[str, Any] | None:
     Raises:
         UserError: the file is there and cannot be read.
     """
-    file = Path(path).expanduser() / TRAINING_FILE
+    file = Path(path).expanduser() / rundir.TRAINING_FILE
     if not file.is_file():
         return None
     try:
         training = dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{file} cannot be read ({error}); restore or remove it") from None
-    check_training(file, training)
+    rundir.check_shape(file, training, rundir.TrainingRecord)
     return training
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What lm-eval returned on one cell.
+
+    Attributes:
+        task: name of the task.
+        result: of ``lm_eval.evaluate``.
+        facts: the adapter's ``mode_facts`` under this cell's mode.
+    """
+
+    task: str
+    result: Mapping[str, Any]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def merge_results(cells: Mapping[str, CellResult]) -> dict[str, Any]:
+    """One results file from those of the cells, by title."""
+    merged: dict[str, Any] = {key: {} for key in PER_TASK}
+    for title, cell in cells.items():
+        for key in PER_TASK:
+            if cell.task in cell.result.get(key, {}):
+                merged[key][title] = cell.result[key][cell.task]
+        merged["results"][title] = {**merged["results"][title], "alias": title}
+    merged["groups"] = {}
+    merged["group_subtasks"] = {title: [] for title in cells}
+    merged["modes"] = {title: dict(cell.facts) for title, cell in cells.items() if cell.facts}
+    return merged
+
+
+def run_facts(lm: SoftEvalLM, request: Request) -> dict[str, Any]:
+    """What lm-eval's own results files say beside the scores: model, machine, date, tokenizer."""
+    from lm_eval.loggers.utils import add_tokenizer_info, get_commit_from_path
+
+    config = request.config
+    versions = environment.package_versions()
+    facts: dict[str, Any] = {
+        "config": {
+            "model": "softeval",
+            "model_args": {"pretrained": lm.pretrained},
+            **{k: v for k, v in lm.get_model_info().items() if k not in lm.mode_facts},
+            "batch_size": config.batch_size,
+            "device": str(lm.device),
+            "limit": config.limit,
+            "gen_kwargs": None,
+        },
+        "git_hash": get_commit_from_path(Path.cwd()),
+        "date": time.time(),
+        # lm-eval asks pip, git and nvidia-smi here, for seconds; this is what we know already.
+        "pretty_env_info": environment.describe(versions, environment.hardware()),
+        "transformers_version": versions.get("transformers", "N/A"),
+        "lm_eval_version": versions.get("lm-eval", "N/A"),
+        "upper_git_hash": get_commit_from_path(Path.cwd().parent),
+    }
+    add_tokenizer_info(facts, lm)
+    return facts
+
+
+def serialisable(value: Any) -> Any:
+    """Values as JSON has them: not-a-number becomes null, an unknown object its text."""
+    return json.loads(json.dumps(_finite(value), default=str))
 
 
 def _command() -> str:
@@ -168,3 +221,13 @@ def _session() -> dict[str, Any]:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return value

@@ -1,22 +1,26 @@
-"""`Run`: a run directory as tables and scores, for Python users and notebooks.
+"""`Run`: a run directory, opened for reading: its record, its tables and its scores.
 
-Reads what `softeval run` wrote; nothing here loads a model.
+Tables come as pandas rows, or in batches, so that none has to fit in memory. Reads what `softeval
+run` wrote; nothing here loads a model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softeval.errors import UserError
-from softeval.reports.measured.recorded import RecordedRun
+from softeval.modes import recorded_modes
 from softeval.runs import rundir
+from softeval.runs.parquet_files import damage_named, open_parquet
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
     from matplotlib.figure import Figure
 
 GREEDY_PASS = "greedy pass@1"
@@ -25,16 +29,129 @@ ACCURACY = "accuracy"
 NLL_PER_TOKEN = "nll_per_token"
 
 SCORE_COLUMNS = ["task", "mode", "metric", "k", "n", "questions", "value", "low", "high"]
+BATCH_ROWS = 65_536
 
 
-@dataclass(frozen=True, repr=False)
-class Run(RecordedRun):
+class RecordedMode(str):
+    """A mode's name in a run, with what the run recorded of the mode.
+
+    It compares as its name does. Nothing in a report tells a mode by how its name is spelt.
+
+    Attributes:
+        family: modes that are shown together.
+        is_greedy: whether every sample of a question is the same, so that pass@k is only pass@1.
+        feeds_tokens: whether ordinary tokens are fed, no mixture.
+        options: every option with its value.
+    """
+
+    family: str
+    is_greedy: bool
+    feeds_tokens: bool
+    options: dict[str, Any]
+
+    @classmethod
+    def of(cls, name: str, entry: Mapping[str, Any]) -> RecordedMode:
+        """From the entry of `softeval.modes.recorded_modes`; empty for a mode not recorded."""
+        mode = cls(name)
+        mode.family = str(entry.get("family", name))
+        mode.is_greedy = bool(entry.get("is_greedy", False))
+        mode.feeds_tokens = bool(entry.get("feeds_tokens", False))
+        mode.options = {k: v for k, v in entry.items() if k not in _NO_OPTION}
+        return mode
+
+
+_NO_OPTION = ("name", "family", "is_greedy", "feeds_tokens", "facts", "sigma")
+REFERENCE = "hard"
+"""The family that others are compared with: ordinary tokens."""
+# The paper's families as its tables list them; others follow.
+FAMILY_ORDER = ("hard", "fuzzy", "soft")
+
+
+def mode_order(mode: RecordedMode) -> tuple[int, str, bool, str]:
+    """Sort key: by family, greedy modes first."""
+    known = mode.family in FAMILY_ORDER
+    rank = FAMILY_ORDER.index(mode.family) if known else len(FAMILY_ORDER)
+    return rank, mode.family, not mode.is_greedy, str(mode)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
     """One run directory.
 
     Attributes:
         path: the directory.
         info: content of its run.json.
     """
+
+    path: Path
+    info: Mapping[str, Any]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every sample that was asked for is there."""
+        return self.info.get("status") == rundir.COMPLETE
+
+    @property
+    def training(self) -> Mapping[str, Any]:
+        """How the checkpoint was trained; empty for a checkpoint that softeval did not train."""
+        return self.info.get("training") or {}
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """Path, weights hash, dtype, device and size of the checkpoint."""
+        return self.info.get("model") or {}
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The resolved configuration."""
+        return self.info.get("config") or {}
+
+    def datasets(self) -> dict[str, Mapping[str, Any]]:
+        """Where the questions of each task came from."""
+        return {d.get("task") or d["name"]: d for d in self.info.get("datasets") or ()}
+
+    @cached_property
+    def modes(self) -> dict[str, RecordedMode]:
+        """The CoT modes by name."""
+        return {
+            name: RecordedMode.of(name, entry) for name, entry in recorded_modes(self.info).items()
+        }
+
+    def mode(self, name: str) -> RecordedMode:
+        """A mode by name, also where the record does not list it."""
+        return self.modes.get(name) or RecordedMode.of(name, {})
+
+    def table_path(self, table: str) -> Path:
+        """Where a table lies, or would lie."""
+        return self.path / f"{table}.parquet"
+
+    def has(self, table: str) -> bool:
+        """Whether the table is there and holds at least one row.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        return (
+            self.table_path(table).is_file()
+            and open_parquet(self.table_path(table)).metadata.num_rows > 0
+        )
+
+    def has_column(self, table: str, column: str) -> bool:
+        """Whether the table holds a column; UserError where the file is damaged."""
+        return column in open_parquet(self.table_path(table)).schema_arrow.names
+
+    def batches(
+        self, table: str, columns: Sequence[str], rows: int = BATCH_ROWS
+    ) -> Iterator[pa.RecordBatch]:
+        """The table's columns, a batch of rows at a time, in the order of the file.
+
+        Raises:
+            UserError: the file is missing, damaged, or lacks a column.
+        """
+        path = self.table_path(table)
+        parquet = open_parquet(path, columns)
+        with damage_named(path):
+            yield from parquet.iter_batches(batch_size=rows, columns=list(columns))
 
     def samples(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """One row a generation (`records.samples_schema`), sorted by task, mode, doc_id, sample."""
@@ -186,39 +303,17 @@ class Run(RecordedRun):
 def load_run(path: str | Path) -> Run:
     """Open a run directory.
 
+    A run that was stopped before its tables were written has none: it is partial, not an error.
+
     Raises:
         UserError: not a run, or one written by a newer softeval, or one with a sample in two rows.
     """
     folder = Path(path).expanduser()
     if not folder.exists():
         raise UserError(f"no run at {folder}; `softeval ls runs` lists those in runs/")
-    from softeval.runs.tables import refuse_doubled, table_path
+    from softeval.runs.tables import refuse_doubled
 
     run = Run(folder, rundir.read_record(folder))
-    if (samples := table_path(folder, "samples")).is_file():
-        refuse_doubled(samples)
+    if run.table_path("samples").is_file():
+        refuse_doubled(run.table_path("samples"))
     return run
-
-
-def evaluate(**options: Any) -> Run:
-    """Evaluate a checkpoint: what `softeval run` does, with the same options as keywords.
-
-    Args:
-        **options: fields of `softeval.runs.config.RunConfig`, and ``overwrite``, ``quiet`` (default
-            true) and ``lm`` (a loaded `LanguageModel` to use in place of ``model``).
-
-    Returns:
-        The run; one that is complete already is returned without computing anything.
-
-    Raises:
-        UserError: an option that cannot be used; it names the remedy.
-    """
-    from softeval.display import make_display
-    from softeval.runs.config import make_config
-    from softeval.runs.evaluation import run_evaluation
-
-    overwrite = bool(options.pop("overwrite", False))
-    display = make_display(quiet=bool(options.pop("quiet", True)))
-    lm = options.pop("lm", None)
-    given = {name: value for name, value in options.items() if value is not None}
-    return load_run(run_evaluation(make_config(given), display, overwrite=overwrite, lm=lm).path)

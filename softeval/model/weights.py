@@ -1,0 +1,148 @@
+"""The hash of a checkpoint's weights, of a loaded model or beforehand from its files.
+
+Both give the same: sha256 over names, shapes, dtypes and bytes of all parameters and persistent
+buffers as they are once the model is loaded. From files that takes a model without storage, which
+tells the names, and no memory but for one tensor at a time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from softeval.model.checkpoint import Checkpoint
+
+
+class StoredWeights(NamedTuple):
+    """What a checkpoint's weights will be once loaded.
+
+    Attributes:
+        sha256: their `weights_hash`.
+        dtype: that of the embedding.
+    """
+
+    sha256: str
+    dtype: torch.dtype
+
+
+def weights_hash(model: nn.Module) -> str:
+    """sha256 over names, shapes, dtypes and bytes of all parameters and persistent buffers."""
+    return _hash(sorted(model.state_dict().items()))
+
+
+def stored_weights(checkpoint: Checkpoint, dtype: str | torch.dtype) -> StoredWeights | None:
+    """What `Checkpoint.load` would give, from the files; they are downloaded where need be.
+
+    Args:
+        checkpoint: of a directory or hub id.
+        dtype: precision in which it would be loaded; "auto" is the checkpoint's own.
+
+    Returns:
+        None where the files alone do not tell: quantised weights, code that comes with the
+        checkpoint, weights that are renamed, merged or kept in another precision as they are
+        loaded, and files that cannot be read, of which loading says why.
+    """
+    config = checkpoint.config
+    precision = config.dtype if dtype == "auto" else dtype
+    quantised = getattr(config.get_text_config(), "quantization_config", None) is not None
+    remote = checkpoint.options["trust_remote_code"]
+    if quantised or remote or not isinstance(precision, torch.dtype):
+        return None
+    model: Any = meta_model(config, precision)
+    if model._get_dtype_plan(precision):
+        return None
+    try:
+        places = _tensor_files(checkpoint)
+        names = _stored_names(model, places)
+        sha256 = _hash(_as_loaded(model, names, places))
+    except (OSError, ValueError, LookupError, SafetensorError):
+        return None
+    return StoredWeights(sha256, model.get_input_embeddings().weight.dtype)
+
+
+def meta_model(config: Any, dtype: torch.dtype, trust_remote_code: bool = False) -> nn.Module:
+    """A model without storage (torch's meta device), in evaluation mode.
+
+    Args:
+        config: transformers' configuration.
+        dtype: of its weights.
+        trust_remote_code: run code that comes with the checkpoint.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, trust_remote_code=trust_remote_code
+        )
+    return model.eval()
+
+
+def _hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in tensors:
+        digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|".encode())
+        flat = tensor.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _tensor_files(checkpoint: Checkpoint) -> dict[str, Path]:
+    """The file of each tensor by its name there; OSError where there are none."""
+    single = _file(checkpoint, "model.safetensors")
+    if single is not None:
+        with safe_open(single, framework="pt") as content:
+            return dict.fromkeys(content.keys(), single)
+    index = _file(checkpoint, "model.safetensors.index.json")
+    if index is None:
+        raise FileNotFoundError(f"{checkpoint.path} holds no model.safetensors")
+    shard_of = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    shards = {name: _file(checkpoint, name) for name in sorted(set(shard_of.values()))}
+    return {name: place for name, shard in shard_of.items() if (place := shards[shard])}
+
+
+def _file(checkpoint: Checkpoint, name: str) -> Path | None:
+    from transformers.utils.hub import cached_file
+
+    options = {k: v for k, v in checkpoint.options.items() if k != "trust_remote_code"}
+    missing_is_none = {"_raise_exceptions_for_missing_entries": False}
+    found = cached_file(checkpoint.path, name, **options, **missing_is_none)
+    return None if found is None else Path(found)
+
+
+def _stored_names(model: nn.Module, places: Mapping[str, Path]) -> dict[str, str]:
+    """The name in the files of each of a model's tensors; LookupError where it is not just one.
+
+    Tensors that share their storage, as tied embeddings do, are stored once.
+    """
+    tied: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        tied.setdefault(id(tensor), []).append(name)
+    found: dict[str, str] = {}
+    for names in tied.values():
+        stored = [name for name in names if name in places]
+        if len(stored) != 1:
+            raise LookupError(f"{names[0]} is stored {len(stored)} times")
+        found |= dict.fromkeys(names, stored[0])
+    return found
+
+
+def _as_loaded(
+    model: nn.Module, names: Mapping[str, str], places: Mapping[str, Path]
+) -> Iterator[tuple[str, Tensor]]:
+    """Names and stored tensors in the order and the precision of the loaded model."""
+    with ExitStack() as stack:
+        files = {
+            place: stack.enter_context(safe_open(place, framework="pt"))
+            for place in set(places.values())
+        }
+        for name, like in sorted(model.state_dict().items()):
+            tensor = files[places[names[name]]].get_tensor(names[name])
+            yield name, tensor.to(like.dtype)

@@ -1,0 +1,343 @@
+"""What a run is asked to do, settled before its weights are loaded.
+
+Everything that can be refused is refused here: the device, the checkpoint's config and tokenizer, the
+chat template, questions that do not fit the context, and a run directory that holds something else.
+`softeval run --dry-run` asks the same.
+
+The identity is what must agree for two calls to give the same samples. Batch size, number of
+processes and package versions do not belong to it: they change no sample, or should not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from softeval.errors import UserError
+from softeval.model import BUNDLED_CHECKPOINT
+from softeval.model.chat import example_hash, render_chat
+from softeval.modes import Mode, mode_record
+from softeval.runs import rundir
+from softeval.runs.cells import Cell
+from softeval.runs.config import DEFAULT_MAX_COT_TOKENS, RunConfig
+from softeval.scoring.judge import rules_of
+from softeval.tasks.data import DatasetSource
+from softeval.tasks.local_data import is_jsonl, task_name
+
+if TYPE_CHECKING:
+    from softeval.model.checkpoint import Checkpoint
+    from softeval.model.language_model import LanguageModel
+
+RUNS = Path("runs")
+SHORTEST_DEFAULT_CAP = 64
+"""A default cap is never below this; questions that then do not fit are an error that names one."""
+_LONGEST_NAME = 80
+
+
+class Weights:
+    """The checkpoint of a run: what names it, read from its files, and the loaded model.
+
+    Args:
+        config: of the run.
+        checkpoint: as `examine` gives it, or a loaded model.
+    """
+
+    def __init__(self, config: RunConfig, checkpoint: Checkpoint | LanguageModel) -> None:
+        self.config = config
+        self.checkpoint = checkpoint
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """Hashes of weights and tokenizer, precision and device; the identity's part of them.
+
+        Where the files alone do not tell, the checkpoint is loaded for it.
+        """
+        from softeval.model.checkpoint import Checkpoint, torch_device, torch_dtype
+        from softeval.model.weights import stored_weights, weights_hash
+
+        stored, device = None, torch_device(self.config.device)
+        if isinstance(self.checkpoint, Checkpoint):
+            stored = stored_weights(self.checkpoint, torch_dtype(self.config.dtype))
+        if stored is None:
+            lm = self.load()
+            stored, device = (weights_hash(lm.model), lm.dtype), lm.device
+        sha256, dtype = stored
+        return {
+            "weights": sha256,
+            "tokenizer": tokenizer_hash(self.checkpoint.tokenizer),
+            "dtype": str(dtype).removeprefix("torch."),
+            "device": device.type,
+        }
+
+    def load(self) -> LanguageModel:
+        """The loaded model, the same one each time."""
+        from softeval.lmeval.loading import device_here
+        from softeval.model.checkpoint import Checkpoint
+        from softeval.model.language_model import load_checkpoint
+
+        found, config = self.checkpoint, self.config
+        if isinstance(found, Checkpoint):
+            device = device_here(config.device)
+            found = load_checkpoint(
+                found, config.dtype, device, config.logits_dtype, config.self_check
+            )
+            self.checkpoint = found
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """An evaluation as asked for, with nothing left open.
+
+    Attributes:
+        config: the configuration; the cap on the CoT and the chat template's date are in place.
+        modes: with every option.
+        cells: in the order in which they run.
+        weights: the checkpoint.
+        folder: where the run goes.
+        found: record of the run that is continued there; None for a new one.
+    """
+
+    config: RunConfig
+    modes: tuple[Mode, ...]
+    cells: Sequence[Cell]
+    weights: Weights
+    folder: Path
+    found: Mapping[str, Any] | None
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What must agree for two calls to give the same samples."""
+        config = self.config
+        known: dict[str, Any] = {
+            "tasks": {name: source.sha256 for name, source in sorted(self.sources.items())},
+            "modes": {mode.name: mode_record(mode) for mode in self.modes},
+            "num_samples": config.num_samples,
+            "limit": config.limit,
+            "seed": config.seed,
+            "max_cot_tokens": config.max_cot_tokens,
+            "max_answer_tokens": config.max_answer_tokens,
+            "apply_chat_template": config.apply_chat_template,
+            "record_top": config.record_top,
+            "logits_dtype": config.logits_dtype,
+        }
+        if config.chat_date is not None:
+            known["chat_date"] = config.chat_date.isoformat()
+            tokenizer = self.weights.checkpoint.tokenizer
+            known["chat_example"] = example_hash(tokenizer, config.chat_date)
+        return known | self.weights.names
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every sample is there already."""
+        return self.found is not None and self.found.get("status") == rundir.COMPLETE
+
+    @property
+    def max_cot_tokens(self) -> int:
+        """The cap on the CoT."""
+        assert self.config.max_cot_tokens is not None, "settled"
+        return self.config.max_cot_tokens
+
+    @property
+    def sources(self) -> dict[str, DatasetSource]:
+        """Where the questions of each task came from."""
+        return {cell.name: cell.source for cell in self.cells}
+
+    @property
+    def resolved_config(self) -> dict[str, Any]:
+        """Every field of the configuration with the value in use."""
+        resolved = self.config.model_dump(mode="json")
+        for name in ("model", "data_dir", "include_path"):
+            if resolved[name] is not None:
+                resolved[name] = absolute(resolved[name])
+        files = {task_name(t): absolute(t) for t in self.config.tasks if is_jsonl(t)}
+        return resolved | {
+            "tasks": [files.get(name, name) for name in self.sources],
+            "modes": [mode.name for mode in self.modes],
+            "pass_at": list(self.config.ks),
+        }
+
+    def as_yaml(self) -> str:
+        """The configuration as a file for --config; it repeats the run."""
+        import yaml
+
+        fields = {k: v for k, v in self.resolved_config.items() if k != "output_path"}
+        return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
+
+
+def examine(config: RunConfig, *, local_files_only: bool = False) -> Checkpoint:
+    """The checkpoint that a run names, without its weights.
+
+    Args:
+        config: of the run.
+        local_files_only: download nothing.
+
+    Raises:
+        UserError: a device that is not there, or a checkpoint that cannot be decoded.
+    """
+    from softeval.lmeval.loading import known_tokenizer
+    from softeval.model.checkpoint import read_checkpoint, torch_device
+
+    torch_device(config.device)
+    checkpoint = read_checkpoint(
+        config.model or BUNDLED_CHECKPOINT,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+        local_files_only=local_files_only,
+    )
+    known_tokenizer(checkpoint)
+    return checkpoint
+
+
+def settle(
+    config: RunConfig,
+    cells: Sequence[Cell],
+    checkpoint: Checkpoint | LanguageModel,
+    overwrite: bool = False,
+) -> Request:
+    """Settle what is still open: cap, date, identity, folder, and the run that is continued.
+
+    Without --output-path an earlier run of the same arguments is taken up, whatever its date. Only
+    reads, so that every process of a run can ask before they know each other.
+
+    Args:
+        config: of the run.
+        cells: its tasks and modes, with their questions.
+        checkpoint: as `examine` gives it, or a loaded model.
+        overwrite: a run that is there may go.
+
+    Raises:
+        UserError: a prompt that does not fit, or a folder that is no place for this run.
+    """
+    modes, weights = config.selected_modes(), Weights(config, checkpoint)
+
+    @cache
+    def on(day: date | None) -> RunConfig:
+        dated = config.model_copy(update={"chat_date": day})
+        cap = settled_cot_cap(dated, cells, checkpoint)
+        return dated.model_copy(update={"max_cot_tokens": cap})
+
+    def at(folder: Path, found: Mapping[str, Any] | None) -> Request:
+        return Request(on(_chat_date(config, found)), modes, cells, weights, folder, found)
+
+    if config.output_path is None and not overwrite:
+        for folder, record in _earlier_runs(config):
+            request = at(folder, record)
+            if not any(rundir.identity_differences(request.identity, record)):
+                return _continued(request)
+    folder = Path(config.output_path or default_folder(config)).expanduser()
+    rundir.check_place(folder)
+    there = rundir.is_run(folder) and not overwrite
+    return _continued(at(folder, rundir.read_record(folder) if there else None))
+
+
+def settled_cot_cap(
+    config: RunConfig, cells: Sequence[Cell], checkpoint: Checkpoint | LanguageModel
+) -> int:
+    """The cap on the CoT: as given, else the paper's, or what the context leaves.
+
+    Raises:
+        UserError: a prompt that the template or the embedding does not take, or one that with the
+            caps exceeds the context.
+    """
+    from softeval.decoding.rows import Limits, check_context
+
+    if config.apply_chat_template:
+        example_hash(checkpoint.tokenizer, config.chat_date)
+    lengths = list(_prompt_lengths(config, cells, checkpoint))
+    cap = config.max_cot_tokens
+    if cap is None and lengths:
+        room = checkpoint.max_length - Limits(0, config.max_answer_tokens).room(checkpoint)
+        longest = max(lengths)[0]
+        cap = min(DEFAULT_MAX_COT_TOKENS, max(room - longest, SHORTEST_DEFAULT_CAP))
+    limits = Limits(cap or DEFAULT_MAX_COT_TOKENS, config.max_answer_tokens)
+    check_context(lengths, limits, checkpoint)
+    return limits.max_cot_tokens
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """sha256 over what turns texts into ids and back, and the chat template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    template = str(getattr(tokenizer, "chat_template", None))
+    return hashlib.sha256(f"{text}\n{template}".encode()).hexdigest()
+
+
+def absolute(path: str) -> str:
+    """A path as it is found from every folder; a hub id stays one."""
+    local = Path(path).expanduser()
+    return str(local.resolve()) if path and local.exists() else path
+
+
+def default_folder(config: RunConfig) -> Path:
+    """runs/<date>-<model>-<tasks>."""
+    return RUNS / f"{date.today():%Y-%m-%d}-{_name(config)}"
+
+
+def _chat_date(config: RunConfig, found: Mapping[str, Any] | None) -> date | None:
+    """What chat templates are told: as given, else as the run to continue was, else today."""
+    if not config.apply_chat_template or config.chat_date is not None:
+        return config.chat_date
+    told = ((found or {}).get("identity") or {}).get("chat_date")
+    return date.today() if told is None else date.fromisoformat(told)
+
+
+def _continued(request: Request) -> Request:
+    """The request, once the run that is there is known to be the same.
+
+    Raises:
+        UserError: it has other arguments, is finished under other rules, or contrasts are declared
+            after its first sample.
+    """
+    found, wanted = request.found, request.config.primary
+    if found is None:
+        return request
+    rundir.check_identity(request.folder, request.identity, found)
+    rules = request.config.scorer
+    if request.is_finished and rules_of(found) != rules:
+        raise UserError(
+            f"{request.folder} is finished and judged by {rules_of(found)};"
+            f" `softeval score {request.folder} --scorer {rules}` judges it again"
+        )
+    declared = list((found.get("config") or {}).get("primary") or ())
+    if wanted is not None and list(wanted) != declared:
+        raise UserError(
+            f"{request.folder} was started with --primary {','.join(declared) or 'not given'}: what"
+            " was not declared before the first sample cannot be declared now; leave it out and"
+            " choose it with `softeval report --contrast`, or give another --output-path"
+        )
+    return request
+
+
+def _prompt_lengths(
+    config: RunConfig, cells: Sequence[Cell], checkpoint: Checkpoint | LanguageModel
+) -> Iterator[tuple[int, str, int]]:
+    """(tokens, task, doc_id) of each prompt of the generative tasks."""
+    tasks = {cell.name: cell for cell in cells if cell.mode is not None}
+    for name, cell in tasks.items():
+        for doc_id, document in cell.documents.items():
+            text = document["prompt"]
+            if config.apply_chat_template:
+                messages = [{"role": "user", "content": text}]
+                text = render_chat(checkpoint.tokenizer, messages, day=config.chat_date)
+            yield len(checkpoint.vocabulary.encode(text)), name, doc_id
+
+
+def _earlier_runs(config: RunConfig) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Default run directories of this model and these tasks, the newest first."""
+    named = re.compile(rf"\d{{4}}-\d\d-\d\d-{re.escape(_name(config))}")
+    for folder in rundir.find_runs(RUNS):
+        if named.fullmatch(folder.name):
+            yield folder, rundir.read_record(folder)
+
+
+def _name(config: RunConfig) -> str:
+    model = Path(config.model or BUNDLED_CHECKPOINT).expanduser().resolve().name
+    name = f"{model}-{'+'.join(map(task_name, config.tasks))}"
+    return re.sub(r"[^A-Za-z0-9._+-]+", "_", name)[:_LONGEST_NAME]
