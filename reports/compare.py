@@ -21,7 +21,7 @@ from softeval.reports.measured.refusals import refuse_other_data
 from softeval.reports.measured.scores import HEADLINE_K, Floats, Ints, usual_n
 from softeval.reports.notes import rules_notes, setting_notes
 from softeval.statistics.contrast import Contrast, compare_methods
-from softeval.statistics.equivalence import MARGIN, Verdict, holm, judge
+from softeval.statistics.equivalence import MARGIN, EquivalenceVerdict, holm, judge
 from softeval.statistics.passk import within_problem_variance
 from softeval.statistics.power import Needs, Plan, needs, plan_from
 
@@ -54,7 +54,7 @@ class ComparedMetric:
     k: int
     questions: int
     contrast: Contrast
-    verdict: Verdict
+    verdict: EquivalenceVerdict
     warning: str
 
     @property
@@ -263,7 +263,7 @@ def _side(label: str, folders: Sequence[str | Path]) -> Arm:
     return first
 
 
-def _judged(entry: Entry, margin: float, p: float) -> Verdict:
+def _judged(entry: Entry, margin: float, p: float) -> EquivalenceVerdict:
     nll = entry[2] == NLL
     return judge(entry[-1], NLL_MARGIN if nll else margin, p=p, lower_is_better=nll)
 

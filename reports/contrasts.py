@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softeval.errors import UserError
-from softeval.reports.measured.arms import Arm, Arms, Checkpoint, MeasuredRun
+from softeval.reports.measured.arms import Arm, Arms, MeasuredCheckpoint, MeasuredRun
 from softeval.reports.measured.cells import Key
 from softeval.reports.measured.scores import Floats, Ints, headline_k, shared, table_scores
 from softeval.runs.config import parse_contrast
 from softeval.runs.run import REFERENCE, RecordedMode
 from softeval.statistics.contrast import Contrast, compare_methods
-from softeval.statistics.equivalence import MARGIN, Verdict, judge, judge_family
+from softeval.statistics.equivalence import MARGIN, EquivalenceVerdict, judge, judge_family
 
 CHOSEN = "chosen when this report was made"
 
@@ -52,7 +52,7 @@ class Side:
     """
 
     name: str
-    checkpoints: tuple[Checkpoint, ...]
+    checkpoints: tuple[MeasuredCheckpoint, ...]
     mode: RecordedMode
 
     def key(self, task: str) -> Key:
@@ -82,7 +82,7 @@ class Comparison:
     metric: Metric
     origin: str
     contrast: Contrast
-    verdict: Verdict
+    verdict: EquivalenceVerdict
 
     @property
     def primary(self) -> bool:

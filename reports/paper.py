@@ -21,7 +21,7 @@ from softeval.runs.config import DEFAULT_MAX_COT_TOKENS
 
 
 @dataclass(frozen=True)
-class Reference:
+class PublishedScore:
     """A number of the paper: mean and standard deviation over its three seeds.
 
     Attributes:
@@ -47,7 +47,7 @@ TASKS = {"gsm8k": "gsm8k", "math500": "math500", "olympiadbench": "olympiadbench
 LIKELIHOOD_TASKS = {"hellaswag": "hellaswag", "arc": "arc", "arc_challenge": "arc", "mmlu": "mmlu"}
 
 
-def paper_pass_at_k(arm: Arm, task: str, mode: str, k: int) -> Reference | None:
+def paper_pass_at_k(arm: Arm, task: str, mode: str, k: int) -> PublishedScore | None:
     """The paper's pass@k for this arm, or None where it printed none or measured otherwise."""
     for run in (run for c in arm.checkpoints for run in c.runs):
         cell = run.cells.get((task, mode))
@@ -58,7 +58,7 @@ def paper_pass_at_k(arm: Arm, task: str, mode: str, k: int) -> Reference | None:
     return _pass_at_k().get((*_arm_key(arm, TASKS.get(task, "")), mode, k))
 
 
-def paper_out_of_domain(arm: Arm, task: str, metric: str) -> Reference | None:
+def paper_out_of_domain(arm: Arm, task: str, metric: str) -> PublishedScore | None:
     """The paper's ``accuracy_percent`` or ``nll_correct_per_token``, or None."""
     for run in (run for c in arm.checkpoints for run in c.runs):
         answered = run.answers.get(task)
@@ -100,7 +100,7 @@ def _arm_key(arm: Arm, task: str) -> tuple[str, str, str, str]:
 
 
 @cache
-def _pass_at_k() -> dict[PassKey, Reference]:
+def _pass_at_k() -> dict[PassKey, PublishedScore]:
     return {
         (
             row["model"],
@@ -109,13 +109,13 @@ def _pass_at_k() -> dict[PassKey, Reference]:
             row["train_method"],
             row["mode"],
             int(row["k"]),
-        ): Reference(float(row["mean_percent"]), _spread(row, "std_percent"), row["source"])
+        ): PublishedScore(float(row["mean_percent"]), _spread(row, "std_percent"), row["source"])
         for row in _rows("pass_at_k.csv")
     }
 
 
 @cache
-def _out_of_domain() -> dict[tuple[str, str, str, str, str], Reference]:
+def _out_of_domain() -> dict[tuple[str, str, str, str, str], PublishedScore]:
     return {
         (
             row["model"],
@@ -123,7 +123,7 @@ def _out_of_domain() -> dict[tuple[str, str, str, str, str], Reference]:
             row["train_dataset"],
             row["train_method"],
             row["metric"],
-        ): Reference(float(row["mean"]), _spread(row, "std"), row["source"])
+        ): PublishedScore(float(row["mean"]), _spread(row, "std"), row["source"])
         for row in _rows("out_of_domain.csv")
     }
 

@@ -60,7 +60,7 @@ _FIRST_VALUES = (10, 60)
 
 
 @dataclass(frozen=True)
-class Problem:
+class ArithmeticProblem:
     """A chain of operations; every running value lies in 2..99, whatever the style of the steps.
 
     Attributes:
@@ -102,7 +102,7 @@ def sloppy_probability(value: int) -> float:
     return SLOPPY_PROBABILITIES[value % len(SLOPPY_PROBABILITIES)]
 
 
-def draw_problem(rng: Random) -> Problem:
+def draw_problem(rng: Random) -> ArithmeticProblem:
     """Draw one problem."""
     n_steps = STEP_COUNTS[_uniform(rng, 0, len(STEP_COUNTS) - 1)]
     start = careful = sloppiest = _uniform(rng, *_FIRST_VALUES)
@@ -116,10 +116,10 @@ def draw_problem(rng: Random) -> Problem:
         operations.append((sign, operand))
         careful = apply_operation(careful, sign, operand)
         sloppiest = apply_operation(sloppiest, sign, operand) + 1
-    return Problem(start, tuple(operations))
+    return ArithmeticProblem(start, tuple(operations))
 
 
-def worked_solution(problem: Problem, rng: Random) -> str:
+def worked_solution(problem: ArithmeticProblem, rng: Random) -> str:
     """Draw a completion of the prompt: the steps in mixed style, then the boxed answer.
 
     The text starts with the space that follows ``Assistant:`` and ends with the closing brace.
@@ -134,7 +134,7 @@ def worked_solution(problem: Problem, rng: Random) -> str:
     return text + rf" The final answer is: \boxed{{{value}}}"
 
 
-def draw_splits(seed: int = SPLIT_SEED) -> dict[str, list[Problem]]:
+def draw_splits(seed: int = SPLIT_SEED) -> dict[str, list[ArithmeticProblem]]:
     """Draw the splits: no question stands twice, within a split or across splits."""
     problems = _distinct_problems(Random(seed))
     return {name: [next(problems) for _ in range(n)] for name, n in SPLIT_SIZES.items()}
@@ -166,7 +166,7 @@ def _uniform(rng: Random, low: int, high: int) -> int:
     return low + int(rng.random() * (high - low + 1))
 
 
-def _distinct_problems(rng: Random) -> Iterator[Problem]:
+def _distinct_problems(rng: Random) -> Iterator[ArithmeticProblem]:
     seen: set[str] = set()
     while True:
         problem = draw_problem(rng)

@@ -73,6 +73,14 @@ def imports() -> list[Import]:
     return [found for module in known for found in _imports_of(module, known)]
 
 
+def definitions() -> Iterator[tuple[Module, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Every class and function of every product file, nested ones too."""
+    for module in modules():
+        for node in ast.walk(ast.parse(module.path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                yield module, node
+
+
 def floor(room: str) -> int:
     """How high a room stands; ValueError where no floor holds it."""
     return next(i for i, rooms in enumerate(FLOORS) if room in rooms)

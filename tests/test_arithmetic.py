@@ -12,7 +12,7 @@ from softeval.tasks.arithmetic import (
     LARGEST_VALUE,
     SLOPPY_PROBABILITIES,
     SPLIT_SIZES,
-    Problem,
+    ArithmeticProblem,
     draw_problem,
     draw_splits,
     sloppy_probability,
@@ -24,7 +24,7 @@ DATA = Path(__file__).parents[1] / "tasks" / "arithmetic"
 STEP = re.compile(r"(\d+)([+*-])(\d+)([=~])(\d+);")
 
 
-def problems(n: int, seed: int = 1) -> list[Problem]:
+def problems(n: int, seed: int = 1) -> list[ArithmeticProblem]:
     rng = Random(seed)
     return [draw_problem(rng) for _ in range(n)]
 
@@ -42,8 +42,10 @@ def test_answer_is_the_value_of_the_expression_in_the_question():
 
 
 def test_parentheses_only_where_they_change_the_value():
-    assert Problem(47, (("-", 28), ("*", 3), ("+", 12))).question == "What is (47-28)*3+12?"
-    assert Problem(19, (("*", 3), ("+", 12))).question == "What is 19*3+12?"
+    assert (
+        ArithmeticProblem(47, (("-", 28), ("*", 3), ("+", 12))).question == "What is (47-28)*3+12?"
+    )
+    assert ArithmeticProblem(19, (("*", 3), ("+", 12))).question == "What is 19*3+12?"
 
 
 def test_every_problem_has_two_to_four_operations_and_at_most_one_product():
@@ -112,7 +114,7 @@ def test_the_ideal_reader_is_neither_hopeless_nor_perfect():
     assert 0.8 < statistics.mean(1 - (1 - c) ** 32 for c in careful) < 0.95
 
 
-def _careful_solution(problem: Problem) -> str:
+def _careful_solution(problem: ArithmeticProblem) -> str:
     class NeverSloppy(Random):
         def random(self) -> float:
             return 1.0

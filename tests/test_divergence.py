@@ -10,7 +10,7 @@ import torch
 from tiny import tiny_lm, tiny_tokenizer
 
 from softeval.decoding.generate import generate
-from softeval.decoding.kl import Comparison, Prefix
+from softeval.decoding.kl import ModelComparison, Prefix
 from softeval.errors import UserError
 from softeval.model.language_model import LanguageModel, wrap_model
 from softeval.modes import MODES
@@ -67,7 +67,7 @@ def test_kl_is_that_of_a_plain_computation(family, mode):
     base = tiny_lm(family)
     lm = moved(base)
     prefix = prefix_of(lm, mode)
-    found = Comparison(lm, base).kl(prefix, MODES[mode])
+    found = ModelComparison(lm, base).kl(prefix, MODES[mode])
     forward, reverse = plain_kl(lm, base, prefix, mode)
     assert forward.max() > 1e-3  # the models do differ
     np.testing.assert_allclose(found.forward, forward, rtol=1e-3, atol=1e-5)
@@ -79,7 +79,7 @@ def test_kl_is_that_of_a_plain_computation(family, mode):
 def test_a_model_against_itself_is_at_most_the_floor(mode):
     lm = tiny_lm()
     twin = wrap_model(copy.deepcopy(lm.model), lm.tokenizer, "twin")
-    comparison = Comparison(lm, twin)
+    comparison = ModelComparison(lm, twin)
     prefix = prefix_of(lm, mode)
     found = comparison.kl(prefix, MODES[mode])
     floor = np.concatenate(comparison.noise_floor([prefix_of(lm, "hard_sample")] * 3))
@@ -93,7 +93,7 @@ def test_chunks_change_nothing(monkeypatch):
     base = tiny_lm()
     lm = moved(base)
     prefix = prefix_of(lm, "soft_sample")
-    whole, chunked = Comparison(lm, base), Comparison(lm, base)
+    whole, chunked = ModelComparison(lm, base), ModelComparison(lm, base)
     for replayer in (chunked.checkpoint, chunked.base):
         replayer._rule = replace(replayer._rule, chunk=5)
     a, b = (c.kl(prefix, MODES["soft_sample"]) for c in (whole, chunked))
@@ -104,7 +104,7 @@ def test_other_weights_mean_larger_kl():
     base = tiny_lm()
     prefix = prefix_of(base, "hard_sample")
     near, far = (
-        Comparison(moved(base, size), base).kl(prefix, MODES["hard_sample"]).forward.mean()
+        ModelComparison(moved(base, size), base).kl(prefix, MODES["hard_sample"]).forward.mean()
         for size in (0.01, 0.1)
     )
     assert 0 < near < far
@@ -115,4 +115,4 @@ def test_models_of_different_tokenizers_are_refused():
     other = copy.deepcopy(tiny_tokenizer())
     other.add_tokens(["<think>"])
     with pytest.raises(UserError, match="different tokenizers"):
-        Comparison(lm, wrap_model(lm.model, other, "other"))
+        ModelComparison(lm, wrap_model(lm.model, other, "other"))

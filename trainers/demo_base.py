@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from softeval.tasks.arithmetic import Problem, draw_problem, draw_splits, worked_solution
+from softeval.tasks.arithmetic import ArithmeticProblem, draw_problem, draw_splits, worked_solution
 from softeval.tasks.prompts import PAPER_PROMPT, paper_prompt
 
 INSTRUCTION = PAPER_PROMPT.split("QUESTION")[0]
@@ -77,7 +77,7 @@ class DemoBaseConfig:
 
 
 @dataclass(frozen=True)
-class Batch:
+class TextBatch:
     """One training batch.
 
     Attributes:
@@ -133,13 +133,13 @@ def build_model(config: DemoBaseConfig, tokenizer: Any) -> Any:
     return model
 
 
-def draw_batches(config: DemoBaseConfig, tokenizer: Any) -> Iterator[Batch]:
+def draw_batches(config: DemoBaseConfig, tokenizer: Any) -> Iterator[TextBatch]:
     """Draw batches without end; no question of the test and validation splits is ever drawn."""
     rng = Random(config.seed)
     splits = draw_splits()
     held_out = {p.question for name in ("test", "validation") for p in splits[name]}
     while True:
-        problems: list[Problem] = []
+        problems: list[ArithmeticProblem] = []
         while len(problems) < config.batch_size:
             problem = draw_problem(rng)
             if problem.question not in held_out:
@@ -149,7 +149,7 @@ def draw_batches(config: DemoBaseConfig, tokenizer: Any) -> Iterator[Batch]:
         yield collate(tokenizer, prompts, completions)
 
 
-def collate(tokenizer: Any, prompts: list[str], completions: list[str]) -> Batch:
+def collate(tokenizer: Any, prompts: list[str], completions: list[str]) -> TextBatch:
     """Tokenize prompts and completions apart, join them and pad on the right."""
     prompt_ids = tokenizer(prompts)["input_ids"]
     completion_ids = tokenizer(completions)["input_ids"]
@@ -159,7 +159,7 @@ def collate(tokenizer: Any, prompts: list[str], completions: list[str]) -> Batch
         for p, c in zip(prompt_ids, completion_ids, strict=True)
     ]
     pad = torch.nn.utils.rnn.pad_sequence
-    return Batch(
+    return TextBatch(
         input_ids_BT=pad(rows, batch_first=True, padding_value=tokenizer.pad_token_id),
         completion_BT=pad(marks, batch_first=True, padding_value=False),
     )
@@ -174,7 +174,7 @@ def noisy_inputs(
 
 
 def completion_loss(
-    model: Any, batch: Batch, largest_noise_scale: float, generator: torch.Generator
+    model: Any, batch: TextBatch, largest_noise_scale: float, generator: torch.Generator
 ) -> Tensor:
     """Mean cross-entropy (nats a token) of the completion under noisy completion inputs."""
     matrix_VD = model.get_input_embeddings().weight
@@ -224,7 +224,7 @@ def train(model: Any, tokenizer: Any, config: DemoBaseConfig) -> list[float]:
 
 
 @torch.inference_mode()
-def greedy_success(model: Any, tokenizer: Any, problems: list[Problem]) -> float:
+def greedy_success(model: Any, tokenizer: Any, problems: list[ArithmeticProblem]) -> float:
     """Share of problems whose boxed number is right under ordinary greedy decoding."""
     prompts = [paper_prompt(p.question) for p in problems]
     inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")

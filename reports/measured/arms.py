@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from softeval.errors import UserError
-from softeval.reports.measured.cells import Cell, Key, cell_order, read_cells
+from softeval.reports.measured.cells import Key, MeasuredCell, cell_order, read_cells
 from softeval.reports.measured.kl import KLSums, read_kl
 from softeval.reports.measured.likelihoods import Likelihoods, read_likelihoods
 from softeval.reports.measured.positions import EntropySums, choose_groups, read_positions
@@ -44,7 +44,7 @@ class MeasuredRun(Run):
         label: the arm's name where the user gave one.
     """
 
-    cells: Mapping[Key, Cell]
+    cells: Mapping[Key, MeasuredCell]
     entropy: Mapping[Key, EntropySums]
     answers: Mapping[str, Likelihoods]
     kl: Mapping[tuple[str, str, str], KLSums]
@@ -73,7 +73,7 @@ class MeasuredRun(Run):
 
 
 @dataclass(frozen=True, eq=False)
-class Checkpoint:
+class MeasuredCheckpoint:
     """One set of weights and all its runs.
 
     Attributes:
@@ -91,7 +91,7 @@ class Checkpoint:
     train_seed: int | None
 
     @cached_property
-    def cells(self) -> dict[Key, Cell]:
+    def cells(self) -> dict[Key, MeasuredCell]:
         """Samples of all runs by (task, mode)."""
         return {key: cell for run in self.runs for key, cell in run.cells.items()}
 
@@ -138,7 +138,7 @@ class Arm:
     family: str
     method: str
     dataset: str | None
-    checkpoints: tuple[Checkpoint, ...] = field(repr=False)
+    checkpoints: tuple[MeasuredCheckpoint, ...] = field(repr=False)
 
     @property
     def is_base(self) -> bool:
@@ -155,7 +155,7 @@ class Arm:
         """Whether its checkpoints were trained by softeval."""
         return any(checkpoint.trained for checkpoint in self.checkpoints)
 
-    def having(self, key: Key) -> tuple[Checkpoint, ...]:
+    def having(self, key: Key) -> tuple[MeasuredCheckpoint, ...]:
         """The checkpoints that were evaluated on this task and mode."""
         return tuple(c for c in self.checkpoints if key in c.cells)
 
@@ -269,7 +269,7 @@ def measure(named: Sequence[tuple[str | None, str | Path]], positions: bool = Tr
     arms = _gather(drafts)
     if not positions:
         return arms
-    by_task: dict[str, list[Cell]] = {}
+    by_task: dict[str, list[MeasuredCell]] = {}
     for run in drafts:
         for cell in run.cells.values():
             by_task.setdefault(cell.task, []).append(cell)
@@ -288,7 +288,7 @@ def _gather(runs: Sequence[MeasuredRun]) -> Arms:
         by_weights.setdefault((run.identity, run.label), []).append(run)
     labelled = any(run.label for run in runs)
     checkpoints = [_checkpoint(tuple(group), labelled) for group in by_weights.values()]
-    by_arm: dict[tuple[str, str, str | None], list[Checkpoint]] = {}
+    by_arm: dict[tuple[str, str, str | None], list[MeasuredCheckpoint]] = {}
     for one in checkpoints:
         by_arm.setdefault((one.family, one.method, one.dataset), []).append(one)
     arms = [_arm(key, group) for key, group in by_arm.items()]
@@ -296,7 +296,7 @@ def _gather(runs: Sequence[MeasuredRun]) -> Arms:
     return Arms(tuple(sorted(arms, key=order)), tuple(runs))
 
 
-def _checkpoint(runs: tuple[MeasuredRun, ...], labelled: bool) -> Checkpoint:
+def _checkpoint(runs: tuple[MeasuredRun, ...], labelled: bool) -> MeasuredCheckpoint:
     refuse_repeats(runs)
     first = runs[0]
     training = first.training
@@ -304,7 +304,7 @@ def _checkpoint(runs: tuple[MeasuredRun, ...], labelled: bool) -> Checkpoint:
     family = _last_part(training.get("base")) if training.get("base") else first.name
     dataset = training.get("dataset") if method != BASE else None
     seed = training.get("train_seed")
-    return Checkpoint(
+    return MeasuredCheckpoint(
         runs=runs,
         family="these runs" if labelled else family,
         method=str(method),
@@ -313,7 +313,7 @@ def _checkpoint(runs: tuple[MeasuredRun, ...], labelled: bool) -> Checkpoint:
     )
 
 
-def _arm(key: tuple[str, str, str | None], checkpoints: Iterable[Checkpoint]) -> Arm:
+def _arm(key: tuple[str, str, str | None], checkpoints: Iterable[MeasuredCheckpoint]) -> Arm:
     unknown = -1
     order = sorted(checkpoints, key=lambda c: unknown if c.train_seed is None else c.train_seed)
     arm = Arm(*key, checkpoints=tuple(order))

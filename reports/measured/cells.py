@@ -41,7 +41,7 @@ COLUMNS = (
 
 
 @dataclass(frozen=True, eq=False)
-class Cell:
+class MeasuredCell:
     """Samples of one run, task and mode, sorted by problem and sample index.
 
     Attributes:
@@ -90,7 +90,7 @@ class Cell:
         """(R,) index into `doc_M`."""
         return np.searchsorted(self.doc_M, self.doc_R)
 
-    def by_other_rules(self) -> Cell:
+    def by_other_rules(self) -> MeasuredCell:
         """The cell with the verdicts of the other rules; itself where none are recorded."""
         if self.other_R is None:
             return self
@@ -103,7 +103,7 @@ class Cell:
         return 1.0 - len(np.unique(pairs, axis=0)) / len(pairs)
 
 
-def read_cells(run: Run) -> dict[Key, Cell]:
+def read_cells(run: Run) -> dict[Key, MeasuredCell]:
     """Every cell of a run, in the order of tasks, then of the modes as the paper lists them.
 
     Raises:
@@ -178,7 +178,7 @@ def _hashes(batch: pa.RecordBatch, name: str) -> NDArray[np.int64]:
     return np.fromiter((hash(text) for text in batch.column(name).to_pylist()), np.int64)
 
 
-def _cell(path: Path, key: Key, parts: list[dict[str, np.ndarray]]) -> Cell:
+def _cell(path: Path, key: Key, parts: list[dict[str, np.ndarray]]) -> MeasuredCell:
     recorded = [name for name in parts[0] if all(name in part for part in parts)]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in recorded}
     order = np.lexsort((joined["sample_R"], joined["doc_R"]))
@@ -189,7 +189,7 @@ def _cell(path: Path, key: Key, parts: list[dict[str, np.ndarray]]) -> Cell:
         raise doubled_row(path, *key, int(doc_R[again[0]]), int(sample_R[again[0]]))
     target_R, prompt_R = joined.pop("target"), joined.pop("prompt")
     doc_M, first_M, n_M = np.unique(joined["doc_R"], return_index=True, return_counts=True)
-    return Cell(
+    return MeasuredCell(
         task=key[0],
         mode=key[1],
         doc_M=doc_M,

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softeval.errors import UserError
-from softeval.reports.measured.cells import Cell, Key
+from softeval.reports.measured.cells import Key, MeasuredCell
 from softeval.reports.measured.chunks import Chunk, read_chunks
 from softeval.runs.run import Run
 from softeval.statistics.positions import Align, PositionSums
@@ -51,7 +51,7 @@ class LengthGroups:
         return np.searchsorted(self.edges, length_R, "right") - 1
 
 
-def choose_groups(cells: Iterable[Cell]) -> LengthGroups:
+def choose_groups(cells: Iterable[MeasuredCell]) -> LengthGroups:
     """Terciles and median of the CoT lengths of all the cells."""
     length_R = np.concatenate([cell.length_R for cell in cells])
     first, second = (int(q) for q in np.quantile(length_R, [1 / 3, 2 / 3], method="higher"))
@@ -176,7 +176,7 @@ class EntropySums:
 
 
 def read_positions(
-    run: Run, cells: Mapping[Key, Cell], groups: Mapping[str, LengthGroups]
+    run: Run, cells: Mapping[Key, MeasuredCell], groups: Mapping[str, LengthGroups]
 ) -> dict[Key, EntropySums]:
     """Entropy sums of each cell; empty where the run recorded no positions.
 
@@ -203,7 +203,7 @@ def read_positions(
     return sums
 
 
-def _empty(cell: Cell, groups: LengthGroups) -> EntropySums:
+def _empty(cell: MeasuredCell, groups: LengthGroups) -> EntropySums:
     """Sums of zero, with the counts that follow from the CoT lengths alone."""
     group_R = groups.group(cell.length_R)
     shape = (len(cell.doc_M), len(groups.edges), int(cell.length_R.max(initial=0)))
@@ -222,7 +222,7 @@ def _empty(cell: Cell, groups: LengthGroups) -> EntropySums:
     )
 
 
-def _at_risk(cell: Cell, group_R: Ints, shape: tuple[int, int, int]) -> NDArray[np.int32]:
+def _at_risk(cell: MeasuredCell, group_R: Ints, shape: tuple[int, int, int]) -> NDArray[np.int32]:
     """Samples of each problem and group whose CoT is longer than t."""
     problems, groups, longest = shape
     ends_MGT = np.zeros((problems, groups, longest + 1), np.int32)
@@ -231,7 +231,7 @@ def _at_risk(cell: Cell, group_R: Ints, shape: tuple[int, int, int]) -> NDArray[
     return longer_MGT[:, :, 1:]
 
 
-def _rows(cell: Cell, chunk: Chunk) -> Ints | None:
+def _rows(cell: MeasuredCell, chunk: Chunk) -> Ints | None:
     """Row in the cell of each sample of the chunk; None where one is not there as recorded."""
     width = int(max(cell.sample_R.max(), chunk.sample_R.max())) + 1
     wanted_R = chunk.doc_R * width + chunk.sample_R

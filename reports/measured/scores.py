@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from softeval.reports.measured.arms import Arm, Arms, Checkpoint
-from softeval.reports.measured.cells import Cell, Key
+from softeval.reports.measured.arms import Arm, Arms, MeasuredCheckpoint
+from softeval.reports.measured.cells import Key, MeasuredCell
 from softeval.runs.run import RecordedMode
 from softeval.statistics import TooFewSamples, pass_at_k, se_within
 from softeval.statistics.crossed import CrossedMean, crossed_mean
@@ -53,7 +53,9 @@ class ArmScore:
     se_resampled: float
 
 
-def table_scores(checkpoints: Sequence[Checkpoint], key: Key, k: int) -> tuple[Ints, Floats]:
+def table_scores(
+    checkpoints: Sequence[MeasuredCheckpoint], key: Key, k: int
+) -> tuple[Ints, Floats]:
     """Problems and pass@k of each checkpoint on each of them.
 
     Returns:
@@ -64,7 +66,7 @@ def table_scores(checkpoints: Sequence[Checkpoint], key: Key, k: int) -> tuple[I
 
 
 def curve_scores(
-    checkpoints: Sequence[Checkpoint], key: Key, ks: Iterable[int]
+    checkpoints: Sequence[MeasuredCheckpoint], key: Key, ks: Iterable[int]
 ) -> tuple[Ints, Floats]:
     """The same for many k: (doc_M, x_SMK)."""
     cells = [checkpoint.cells[key] for checkpoint in checkpoints]
@@ -72,7 +74,7 @@ def curve_scores(
     return doc_M, np.stack([_aligned(cell, doc_M, list(ks)) for cell in cells])
 
 
-def _aligned(cell: Cell, doc_M: Ints, ks: list[int]) -> Floats:
+def _aligned(cell: MeasuredCell, doc_M: Ints, ks: list[int]) -> Floats:
     x_MK = np.full((len(doc_M), len(ks)), np.nan)
     with warnings.catch_warnings():
         # Problems with too few samples are counted and shown in the validity section.
@@ -81,7 +83,7 @@ def _aligned(cell: Cell, doc_M: Ints, ks: list[int]) -> Floats:
     return x_MK
 
 
-def usual_n(cells: Iterable[Cell]) -> int:
+def usual_n(cells: Iterable[MeasuredCell]) -> int:
     """The n that most problems reach: the median over problems, the smallest over cells."""
     return min(int(np.median(cell.n_M)) for cell in cells)
 
@@ -130,7 +132,7 @@ def arm_score(arm: Arm, key: Key, k: int) -> ArmScore | None:
     )
 
 
-def _se_resampled(cells: Sequence[Cell], k: int) -> float:
+def _se_resampled(cells: Sequence[MeasuredCell], k: int) -> float:
     """√(Σ SE²)/S over the seeds."""
     if cells[0].mode.is_greedy:
         return float("nan")
@@ -145,7 +147,7 @@ def shared(first: tuple[Ints, Floats], second: tuple[Ints, Floats]) -> tuple[Int
 
 
 def complete_curve(
-    checkpoints: Sequence[Checkpoint], key: Key, ks: Sequence[int]
+    checkpoints: Sequence[MeasuredCheckpoint], key: Key, ks: Sequence[int]
 ) -> tuple[Ints, Floats]:
     """Curve scores of the problems that have every k for every seed."""
     doc_M, x_SMK = curve_scores(checkpoints, key, ks)

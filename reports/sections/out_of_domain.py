@@ -21,7 +21,7 @@ from softeval.reports.drawing import (
 from softeval.reports.layout import Part, Section, figure_block
 from softeval.reports.left_out import NothingToShow
 from softeval.reports.material import Material
-from softeval.reports.measured.arms import Arm, Arms, Checkpoint
+from softeval.reports.measured.arms import Arm, Arms, MeasuredCheckpoint
 from softeval.reports.paper import paper_out_of_domain
 from softeval.reports.tables import Table, TableCell, nats, not_negative, number, points
 from softeval.statistics.contrast import Contrast, compare_methods
@@ -99,7 +99,7 @@ def _score(arms: Arms, arm: Arm, task: str) -> OutOfDomainScore | None:
     )
 
 
-def _documents(checkpoints: Sequence[Checkpoint], task: str) -> np.ndarray:
+def _documents(checkpoints: Sequence[MeasuredCheckpoint], task: str) -> np.ndarray:
     """Questions that all the checkpoints answered."""
     shared = checkpoints[0].likelihoods[task].doc_M
     for checkpoint in checkpoints[1:]:
@@ -108,7 +108,7 @@ def _documents(checkpoints: Sequence[Checkpoint], task: str) -> np.ndarray:
 
 
 def _table(
-    checkpoints: Sequence[Checkpoint], task: str, doc_M: np.ndarray, column: str
+    checkpoints: Sequence[MeasuredCheckpoint], task: str, doc_M: np.ndarray, column: str
 ) -> np.ndarray:
     tables = [checkpoint.likelihoods[task] for checkpoint in checkpoints]
     return np.stack([getattr(t, column)[np.searchsorted(t.doc_M, doc_M)] for t in tables])

@@ -12,7 +12,7 @@ import numpy as np
 
 from softeval.reports.layout import QUIET, Details, Heading, Own, Paragraph, Part, Section
 from softeval.reports.material import Material
-from softeval.reports.measured.arms import Arm, Arms, Checkpoint
+from softeval.reports.measured.arms import Arm, Arms, MeasuredCheckpoint
 from softeval.reports.measured.cells import Key
 from softeval.reports.measured.scores import ArmScore, Floats, arm_score, metrics
 from softeval.reports.paper import paper_out_of_domain, paper_pass_at_k
@@ -73,7 +73,7 @@ class MainTable:
         return Table(caption, self.table.columns, tuple(rows), label, groups=self.table.groups)
 
 
-def _seed_cell(score: ArmScore | None, checkpoint: Checkpoint, questions: int) -> TableCell:
+def _seed_cell(score: ArmScore | None, checkpoint: MeasuredCheckpoint, questions: int) -> TableCell:
     if score is None or checkpoint not in (having := score.arm.having(score.key)):
         return TableCell("–", detail="not evaluated")
     entered = score.mean.interval.m

@@ -13,8 +13,8 @@ from itertools import chain, zip_longest
 import numpy as np
 
 from softeval.reports.material import PROBLEMS
-from softeval.reports.measured.arms import Arms, Checkpoint
-from softeval.reports.measured.cells import Cell, Key
+from softeval.reports.measured.arms import Arms, MeasuredCheckpoint
+from softeval.reports.measured.cells import Key, MeasuredCell
 
 SHARES = {"discordant": 0.5, "high entropy": 0.25, "random": 0.25}
 SAMPLED_PER_CELL = 2
@@ -39,9 +39,9 @@ class Source:
     """
 
     name: str
-    checkpoints: tuple[Checkpoint, ...] = field(repr=False)
+    checkpoints: tuple[MeasuredCheckpoint, ...] = field(repr=False)
 
-    def having(self, key: Key) -> Checkpoint | None:
+    def having(self, key: Key) -> MeasuredCheckpoint | None:
         """The checkpoint that gives the samples of a task and mode."""
         return next((c for c in self.checkpoints if key in c.cells), None)
 
@@ -60,12 +60,12 @@ class ChosenSample:
 
     problem: int
     source: int
-    checkpoint: Checkpoint
+    checkpoint: MeasuredCheckpoint
     key: Key
     row: int
 
     @property
-    def cell(self) -> Cell:
+    def cell(self) -> MeasuredCell:
         """The cell it is from."""
         return self.checkpoint.cells[self.key]
 
@@ -136,7 +136,7 @@ def choose_samples(
                         yield ChosenSample(index, number, checkpoint, key, row)
 
 
-def _rows(cell: Cell, doc_id: int) -> list[int]:
+def _rows(cell: MeasuredCell, doc_id: int) -> list[int]:
     low, high = np.searchsorted(cell.doc_R, [doc_id, doc_id + 1])
     correct_R = cell.correct_R[low:high]
     if high - low <= SAMPLED_PER_CELL:

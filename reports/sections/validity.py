@@ -11,8 +11,8 @@ from typing import Any
 from softeval.reports.contrasts import Comparison, find_comparisons
 from softeval.reports.layout import QUIET, Details, Heading, Own, Paragraph, Part, Section
 from softeval.reports.material import Material
-from softeval.reports.measured.arms import Arm, Arms, Checkpoint, MeasuredRun
-from softeval.reports.measured.cells import Cell, Key
+from softeval.reports.measured.arms import Arm, Arms, MeasuredCheckpoint, MeasuredRun
+from softeval.reports.measured.cells import Key, MeasuredCell
 from softeval.reports.notes import AMBER, rules_of_run
 from softeval.reports.tables import Table, TableCell, points
 from softeval.scoring.judge import Rules, rules_name
@@ -84,7 +84,7 @@ def find_validity(arms: Arms) -> list[CellValidity]:
     ]
 
 
-def _validity(arm: str, checkpoint: Checkpoint, key: Key) -> CellValidity:
+def _validity(arm: str, checkpoint: MeasuredCheckpoint, key: Key) -> CellValidity:
     cell = checkpoint.cells[key]
     seed = checkpoint.train_seed
     return CellValidity(
@@ -104,7 +104,7 @@ def _validity(arm: str, checkpoint: Checkpoint, key: Key) -> CellValidity:
     )
 
 
-def _missing(checkpoint: Checkpoint, cell: Cell) -> int:
+def _missing(checkpoint: MeasuredCheckpoint, cell: MeasuredCell) -> int:
     """Samples that the configuration asks for, also of problems never begun, less those recorded.
 
     Where the size of the data set was not recorded, of the problems seen.
@@ -155,7 +155,7 @@ def judged_by_other(arms: Arms) -> Arms:
     """The same runs with the verdicts of the other rules, where these are recorded."""
     runs = {id(run): _run_by_other(run) for run in arms.runs}
 
-    def checkpoint(one: Checkpoint) -> Checkpoint:
+    def checkpoint(one: MeasuredCheckpoint) -> MeasuredCheckpoint:
         return replace(one, runs=tuple(runs[id(run)] for run in one.runs))
 
     def arm(one: Arm) -> Arm:

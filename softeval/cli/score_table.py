@@ -23,7 +23,7 @@ _NAMES = ("task", "mode")
 
 
 @dataclass(frozen=True)
-class Cell:
+class ScoreCell:
     """One number of a table: its value and interval, as texts."""
 
     value: str
@@ -37,7 +37,7 @@ class ScoreTable:
 
     title: str
     header: tuple[str, ...]
-    rows: tuple[tuple[str | Cell, ...], ...]
+    rows: tuple[tuple[str | ScoreCell, ...], ...]
 
 
 def score_tables(scores: Sequence[Score]) -> list[ScoreTable]:
@@ -108,12 +108,12 @@ def _table(
     return ScoreTable(title, (*names, "n", *columns), tuple(rows))
 
 
-def _cell(score: Score, questions: int) -> Cell:
+def _cell(score: Score, questions: int) -> ScoreCell:
     """The number, marked where it stands on fewer questions than its row."""
     scale, digits = (1, 3) if score["metric"] == "nll_per_token" else (100, 1)
     value, low, high = (_number(scale * score[part], digits) for part in ("value", "low", "high"))
     fewer = f" ({score['questions']} of {questions})" if score["questions"] < questions else ""
-    return Cell(value + fewer, low, high)
+    return ScoreCell(value + fewer, low, high)
 
 
 def _number(value: float, digits: int) -> str:
@@ -121,8 +121,8 @@ def _number(value: float, digits: int) -> str:
     return "?" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def _markdown_text(part: str | Cell) -> str:
-    if isinstance(part, Cell):
+def _markdown_text(part: str | ScoreCell) -> str:
+    if isinstance(part, ScoreCell):
         return f"{part.value} [{part.low}, {part.high}]"
     return clean(part).replace("|", "\\|")
 
@@ -160,7 +160,7 @@ def _drawn(table: ScoreTable) -> Table:
     return drawn
 
 
-def _drawn_text(part: str | Cell) -> Any:
+def _drawn_text(part: str | ScoreCell) -> Any:
     """The interval goes below the value, so that six values of k fit 100 columns."""
     from rich.text import Text
 

@@ -48,7 +48,7 @@ class PositionKL:
     reverse: np.ndarray
 
 
-class Comparison:
+class ModelComparison:
     """A checkpoint beside its base model.
 
     Raises:

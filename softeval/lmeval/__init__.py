@@ -44,8 +44,8 @@ def register_when_imported() -> None:
     if "lm_eval.models" in sys.modules:
         register()
         return
-    if not any(isinstance(finder, _Waiting) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Waiting())
+    if not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterImport())
 
 
 def task_manager(**metadata: Any) -> TaskManager:
@@ -87,7 +87,7 @@ def load_tasks(names: list[str], **metadata: Any) -> dict[str, Any]:
     return dict(manager.load(list(dict.fromkeys(names))))
 
 
-class _Waiting(MetaPathFinder):
+class _AfterImport(MetaPathFinder):
     """Calls `register` at the end of the first import of lm-eval's models, whoever imports them.
 
     So ``import softeval`` can be followed by ``lm_eval.simple_evaluate(model="softeval")`` without

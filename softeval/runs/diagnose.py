@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from softeval.decoding.decoder import Decoder, Question
-from softeval.decoding.kl import Comparison, Prefix
+from softeval.decoding.kl import ModelComparison, Prefix
 from softeval.decoding.rows import Limits
 from softeval.errors import UserError
 from softeval.model.language_model import LanguageModel, load_model
@@ -111,7 +111,7 @@ def diagnose(
         "self_check": self_check,
     }
     checkpoint = _checkpoint(folder, record, model, options)
-    comparison = Comparison(checkpoint, load_model(base, **options))
+    comparison = ModelComparison(checkpoint, load_model(base, **options))
     data_dir = data_dir or record["config"].get("data_dir")
     session = _Session(folder, record, comparison, data_dir)
     if not overwrite:
@@ -175,7 +175,7 @@ class _Session:
 
     folder: Path
     record: dict[str, Any]
-    comparison: Comparison
+    comparison: ModelComparison
     data_dir: str | None
     result: Diagnosis = field(default_factory=Diagnosis)
     floor_batch: int = 0

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """How an evaluation ended.
 
     Attributes:
@@ -110,7 +110,7 @@ def run_evaluation(
     *,
     overwrite: bool = False,
     lm: LanguageModel | None = None,
-) -> Outcome:
+) -> RunOutcome:
     """Evaluate, or continue, or find finished what was asked for.
 
     Args:
@@ -134,7 +134,7 @@ def run_evaluation(
         if processes.is_main:
             _tidy_up(request.folder)
         display.note("finished before, shown again; --overwrite starts anew")
-        return Outcome(request.folder, 0, processes.is_main)
+        return RunOutcome(request.folder, 0, processes.is_main)
     if processes.is_main:
         rundir.prepare(request.folder)
     display.note("loading the checkpoint")
@@ -188,7 +188,7 @@ def _open_run(request: Request, lm: LanguageModel) -> tuple[Path, dict[str, Any]
     return folder, record
 
 
-def _run(evaluation: Evaluation) -> Outcome:
+def _run(evaluation: Evaluation) -> RunOutcome:
     processes, folder = evaluation.processes, evaluation.folder
     judge = scorer(evaluation.request.config.scorer)
     journal = Journal(folder / rundir.SHARDS, processes.rank)
@@ -209,7 +209,7 @@ def _run(evaluation: Evaluation) -> Outcome:
         journal.close()
     if processes.is_main and not missing:
         rundir.remove_shards(folder)
-    return Outcome(folder, missing, processes.is_main)
+    return RunOutcome(folder, missing, processes.is_main)
 
 
 def _begin(evaluation: Evaluation, damaged: int) -> None:

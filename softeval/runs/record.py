@@ -136,7 +136,7 @@ def read_training(path: str) -> dict[str, Any] | None:
         training = dict(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{file} cannot be read ({error}); restore or remove it") from None
-    rundir.check_shape(file, training, rundir.TrainingRecord)
+    rundir.check_shape(file, training, rundir.TrainingShape)
     return training
 
 

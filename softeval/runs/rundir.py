@@ -43,7 +43,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
 
-class TrainingRecord(_Part):
+class TrainingShape(_Part):
     """How a checkpoint was trained; also the content of its softeval_training.json."""
 
     method: str | None = None
@@ -85,7 +85,7 @@ class _Counts(_Part):
     verdicts: dict[str, int] | None = None
 
 
-class RunRecord(_Part):
+class RunShape(_Part):
     """Content of a run.json."""
 
     status: str | None = None
@@ -97,7 +97,7 @@ class RunRecord(_Part):
     model: _Model | None = None
     modes: list[_Mode] | None = None
     datasets: list[_Dataset] | None = None
-    training: TrainingRecord | None = None
+    training: TrainingShape | None = None
     versions: dict[str, Any] | None = None
     hardware: dict[str, Any] | None = None
     scorer: dict[str, Any] | None = None
@@ -133,7 +133,7 @@ def read_record(folder: Path) -> dict[str, Any]:
             f"{path} is not as softeval wrote it ({_CRC} does not agree);"
             f' restore it, or remove its line "{_CRC}" to take it as it is'
         )
-    check_shape(path, record, RunRecord)
+    check_shape(path, record, RunShape)
     return record
 
 

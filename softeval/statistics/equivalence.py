@@ -42,7 +42,7 @@ class Equivalence:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class EquivalenceVerdict:
     """What may be said of A against B.
 
     Attributes:
@@ -104,11 +104,11 @@ def judge(
     alpha: float = 0.05,
     p: float | None = None,
     lower_is_better: bool = False,
-) -> Verdict:
+) -> EquivalenceVerdict:
     """Turn a contrast into a word.
 
     A significant difference whose interval at 1 − alpha leaves out 0 is "better" or "worse" even
-    when it is surely smaller than the margin (`Verdict.within_margin` tells). The interval is asked
+    when it is surely smaller than the margin (`EquivalenceVerdict.within_margin` tells). The interval is asked
     too because an exact test of two checkpoints may reject where the guard of `unseen_variance`
     keeps 0 inside: many small gains, too few questions to exclude a rare loss. Otherwise the word is "equivalent" when TOST says so
     and "inconclusive" when it does not.
@@ -125,15 +125,17 @@ def judge(
     low, high = contrast.at_level(1.0 - alpha)
     if used <= alpha and not low <= 0.0 <= high:
         gain = (contrast.diff > 0) != lower_is_better
-        return Verdict("better" if gain else "worse", used, equivalence)
-    return Verdict("equivalent" if equivalence.equivalent else "inconclusive", used, equivalence)
+        return EquivalenceVerdict("better" if gain else "worse", used, equivalence)
+    return EquivalenceVerdict(
+        "equivalent" if equivalence.equivalent else "inconclusive", used, equivalence
+    )
 
 
 def judge_family(
     contrasts: Sequence[Contrast],
     margin: float = MARGIN,
     alpha: float = 0.05,
-) -> list[Verdict]:
+) -> list[EquivalenceVerdict]:
     """Verdicts of the declared primary contrasts, Holm-adjusted within the family."""
     adjusted = holm([contrast.p for contrast in contrasts])
     return [

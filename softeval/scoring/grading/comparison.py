@@ -17,11 +17,11 @@ from softeval.scoring.grading.forms import (
     Conditioned,
     Form,
     Formula,
-    Interval,
     Listing,
     Matrix,
     Numeral,
     Prose,
+    RealInterval,
     Relation,
     SetOperation,
     Words,
@@ -304,7 +304,7 @@ def _same_single(answer: Form, label: Form) -> bool:
             return _same_matrix(answer, label)
         case (Matrix(), Formula()) | (Formula(), Matrix()):
             return equal_expressions(_value_of(answer), _value_of(label))
-        case Interval(), Interval():
+        case RealInterval(), RealInterval():
             brackets = answer.opening == label.opening and answer.closing == label.closing
             ends = ((answer.left, label.left), (answer.right, label.right))
             return brackets and all(same_value(*pair) for pair in ends)

@@ -76,7 +76,7 @@ class Listing:
 
 
 @dataclass(frozen=True)
-class Interval:
+class RealInterval:
     """Two ends, each with its bracket; open ends are `(` and `)`."""
 
     left: Nodes
@@ -124,7 +124,7 @@ Form = (
     | Words
     | Prose
     | Listing
-    | Interval
+    | RealInterval
     | SetOperation
     | Relation
     | Matrix

@@ -15,11 +15,11 @@ from softeval.scoring.grading.forms import (
     Conditioned,
     Form,
     Formula,
-    Interval,
     Listing,
     Matrix,
     Numeral,
     Prose,
+    RealInterval,
     Relation,
     SetOperation,
     Words,
@@ -48,7 +48,7 @@ def read(nodes: Sequence[Node]) -> Form:
         main, rest = nodes[:condition], nodes[condition:]
         return Conditioned(read(main), (_prose_text(rest),))
     whole = _single(nodes)
-    if isinstance(whole, Quantity | Colon | Listing | Interval):
+    if isinstance(whole, Quantity | Colon | Listing | RealInterval):
         return whole
     pieces, joint = _pieces(nodes)
     if len(pieces) > 1:
@@ -282,7 +282,7 @@ def _bracketed(nodes: Nodes, plain: Nodes) -> Form | None:
     if len(members) == 1:
         return read(inside) if inner else Formula(nodes)
     if len(members) == 2 and (opening, closing) in (("(", "]"), ("[", ")"), ("[", "]")):
-        return Interval(members[0], members[1], opening, closing)
+        return RealInterval(members[0], members[1], opening, closing)
     items = tuple(_item(member) for member in members)
     return Listing(items, "[" if opening == "[" else "(")
 
@@ -314,7 +314,7 @@ def _french_interval(plain: Nodes) -> Form | None:
         return None
     opening = "(" if plain[0].text == "]" else "["
     left, right = members
-    return Interval(left, right, opening, ")" if plain[-1].text == "[" else "]")
+    return RealInterval(left, right, opening, ")" if plain[-1].text == "[" else "]")
 
 
 def _colon(nodes: Nodes, plain: Nodes) -> Form | None:

@@ -13,8 +13,8 @@ from sympy import Set
 from softeval.scoring.grading.forms import (
     Form,
     Formula,
-    Interval,
     Listing,
+    RealInterval,
     Relation,
     SetOperation,
 )
@@ -62,7 +62,7 @@ def region_of(form: Form) -> Region | None:
         UnsupportedError: an end is no formula.
     """
     match form:
-        case Interval(left, right, opening, closing):
+        case RealInterval(left, right, opening, closing):
             return Region(None, _between(left, right, opening == "(", closing == ")"))
         case Listing((Formula(left), Formula(right)), "("):
             return Region(None, _between(left, right, True, True))

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from softeval.scoring.grading.forms import Form, Formula, Interval, Relation, SetOperation, Words
+from softeval.scoring.grading.forms import (
+    Form,
+    Formula,
+    RealInterval,
+    Relation,
+    SetOperation,
+    Words,
+)
 from softeval.scoring.grading.tokens import Node
 from softeval.scoring.grading.vocabulary import NUMBER_WORDS, names
 
@@ -63,7 +70,7 @@ def is_set(form: Form) -> bool:
     """Whether a form may be read as a set of numbers."""
     if isinstance(form, Formula):
         return bool(form.nodes) and form.nodes[0].text in (r"\mathbb", r"\emptyset")
-    return isinstance(form, Interval | SetOperation | Relation | Words)
+    return isinstance(form, RealInterval | SetOperation | Relation | Words)
 
 
 def _blackboard(letter: str) -> Form:
