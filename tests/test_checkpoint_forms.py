@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM, PreTrained
 
 from softeval import UserError, generate, load_model
 from softeval.model.language_model import wrap_model
-from softeval.modes import MODES
+from softeval.modes import ALL
 
 pytest_plugins = ("command_line_fixtures",)
 
@@ -276,7 +276,7 @@ def test_an_eos_id_behind_a_gap_ends_the_chain_of_thought() -> None:
     tokenizer = gappy_tokenizer()
     lm = wrap_model(always(105), tokenizer)
     assert len(tokenizer) < lm.vocab == 108 and lm.eos_ids == {105}
-    for mode in MODES:
+    for mode in ALL:
         found = generate(lm, "1+1", mode, max_cot_tokens=6)[0][0]
         assert (found.stop_reason, list(found.shadow_ids)) == ("eos", [105])
 
@@ -292,7 +292,7 @@ def test_ids_in_a_gap_are_neither_chosen_nor_mixed_nor_measured() -> None:
     assert lm.embedding.rms == pytest.approx(float(table[:108][others].square().mean().sqrt()))
     with torch.no_grad():
         table[gaps] = 1e4  # would be seen at once
-    for mode in MODES:
+    for mode in ALL:
         found = generate(lm, "1+1", mode, max_cot_tokens=6, keep_inputs=True, record_top=120)[0][0]
         assert not set(found.shadow_ids) & set(gaps) and not set(found.answer_ids) & set(gaps)
         assert abs(found.inputs).max() < 1e2

@@ -176,3 +176,12 @@ def test_the_allowed_error_of_olympiadbench_reaches_the_scorer(shared: Path) -> 
     (document,) = [doc for doc in task.eval_docs if doc["error"] is not None]
     verdicts = verdicts_on(document, [r"\boxed{4.25}", r"\boxed{4.35}"])
     assert [verdict.correct for verdict in verdicts] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("answer", "correct"),
+    [(r"1,-1", True), (r"\{1,-1\}", True), (r"\{1,-1\}, 5", False), (r"5, \{1,-1\}", False)],
+)
+def test_both_signs_are_all_that_is_answered(answer: str, correct: bool) -> None:
+    """A list that begins with the right set says more than the set."""
+    assert same_answer(answer, r"\pm 1", None) is correct

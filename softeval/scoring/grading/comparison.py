@@ -134,17 +134,14 @@ def same(answer: Form, label: Form) -> bool:
 
 
 def _same_variants(ours: list[Form], theirs: list[Form]) -> bool:
-    if len(ours) == 1:
-        ours = _opened(_opened(ours, ("",)), ("{",))
-    if len(theirs) == 1:
-        theirs = _opened(theirs, ("", "{"))
-    return _same_unordered(ours, theirs)
+    ours = _opened(_opened(ours, ("",)), ("{",))
+    return _same_unordered(ours, _opened(theirs, ("", "{")))
 
 
 def _opened(forms: list[Form], brackets: tuple[str, ...]) -> list[Form]:
-    """The members of the first form where it is a list in such brackets, else the forms."""
-    first = forms[0]
-    return list(first.items) if isinstance(first, Listing) and first.brackets in brackets else forms
+    """The members of an only form that is a list in such brackets, else the forms."""
+    only = forms[0] if len(forms) == 1 else None
+    return list(only.items) if isinstance(only, Listing) and only.brackets in brackets else forms
 
 
 def _same_conditioned(answer: Form, label: Form) -> bool:
