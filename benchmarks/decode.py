@@ -25,9 +25,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from softeval.decoding.decoder import Decoder, Question
 from softeval.decoding.rows import Limits
+from softeval.environment import hardware
 from softeval.model.language_model import LanguageModel, wrap_model
 from softeval.modes import MODES
-from softeval.runs.environment import hardware
 
 SIZES = {
     "25m": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 8, "heads": 6},

@@ -19,7 +19,7 @@ FOLDERS = ("softeval", "tasks", "trainers", "reports")
 
 # Lowest first. A room may import those above it in this list, never those below it.
 FLOORS = (
-    {"errors", "files", "terminal"},
+    {"environment", "errors", "fields", "files", "terminal"},
     {"modes", "statistics", "processes"},
     {"records", "display"},
     {"scoring.grading"},
@@ -91,7 +91,7 @@ def lines(module: Module) -> int:
 
 
 def _module(path: Path) -> Module:
-    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
     parts = parts[1:] if parts[0] == "softeval" else parts
     is_package = parts[-1] == "__init__" and len(parts) > 1
     name = ".".join(("softeval", *(parts[:-1] if is_package else parts)))

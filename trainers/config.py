@@ -16,9 +16,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from softeval.errors import UserError, suggest
+from softeval.fields import BatchSize, Pairs, explain, option, split_list
 from softeval.modes import Mode, get_mode, load_mode_file
 from softeval.runs.config import DEFAULT_MAX_COT_TOKENS
-from softeval.runs.fields import BatchSize, Pairs, explain, option, split_list
 from softeval.tasks.local_data import is_jsonl
 from softeval.trainers.algorithms import ALGORITHMS
 

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from softeval.environment import package_versions
 from softeval.errors import UserError
 from softeval.model.embedding import InputEmbedding
 from softeval.model.language_model import BUNDLED_CHECKPOINT, LanguageModel, LogitsDtype, load_model
 from softeval.model.output_head import OutputHead, keep_float32_head_live, output_head
 from softeval.modes import Mode, mode_record
-from softeval.runs.environment import package_versions
 from softeval.trainers.algorithms import ALGORITHMS
 from softeval.trainers.checkpoints import TrainingRecord
 from softeval.trainers.config import TrainConfig

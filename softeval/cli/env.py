@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from softeval.runs import environment
+from softeval import environment
 from softeval.terminal import say, say_json
 
 

@@ -134,10 +134,11 @@ class SoftEvalLM(_HFLM):
         )
         done = self._generate(asks, show=options.progress and not disable_tqdm and self.rank == 0)
         texts: list[str] = [""] * len(requests)
+        store = options.store
         for ask in asks:
             for index, place in enumerate(ask.places):
                 key = SampleKey(ask.task, ask.doc_id, ask.sample_at(index))
-                judged = options.store and options.store.verdict(key, self.mode.name)
+                judged = None if store is None else store.verdict(key, self.mode.name)
                 texts[place] = GenText.of(done[key], ask.until, judged)
         return texts
 

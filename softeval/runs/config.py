@@ -24,8 +24,8 @@ from pydantic import (
 )
 
 from softeval.errors import UserError, suggest
+from softeval.fields import BatchSize, Pairs, explain, option, read_options, split_list
 from softeval.modes import MODES, Mode, load_mode_file, select_modes
-from softeval.runs.fields import BatchSize, Pairs, explain, option, read_options, split_list
 from softeval.tasks.local_data import is_jsonl
 
 DEFAULT_TASK = "arithmetic"

@@ -19,9 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from softeval import environment
 from softeval.errors import UserError
 from softeval.modes import mode_record
-from softeval.runs import environment, rundir
+from softeval.runs import rundir
 from softeval.runs.request import Request, absolute
 
 if TYPE_CHECKING:
