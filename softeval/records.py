@@ -259,3 +259,23 @@ def kl_schema() -> pa.Schema:
             ("reverse", _list(pa.float32())),  # KL(checkpoint‖base)
         ]
     )
+
+
+@cache
+def attribution_schema() -> pa.Schema:
+    """One row a replayed CoT, as `softeval attribute` decodes its answer."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("task", pa.string()),
+            ("doc_id", pa.int32()),
+            ("mode", pa.string()),
+            ("sample", pa.int32()),
+            ("intervention", pa.string()),  # what was changed; "unchanged" checks the replay
+            ("answer_text", pa.string()),
+            ("answer", pa.string()),  # null: no box was closed
+            ("changed", pa.bool_()),  # another answer than the recorded one
+            ("correct", pa.bool_()),
+        ]
+    )

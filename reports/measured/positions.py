@@ -27,6 +27,8 @@ Ints = NDArray[np.int64]
 
 PROGRESS_BINS = 20
 END_POSITIONS = 64
+SURE = np.float32(0.99)
+"""Largest probability from which on a step is nearly an ordinary token."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ class EntropySums:
         mean_R: token mean of each sample, in the order of the cell; NaN for an empty CoT.
         max_R: largest entropy of each sample; NaN for an empty CoT.
         mode_sum: entropy at the mode's own temperature, summed over all tokens.
+        effective_sum: effective number of tokens, exp of that entropy, summed likewise.
+        sure: tokens whose largest probability at temperature 1 is at least `SURE`.
         unfit: positions whose entropy is not finite.
     """
 
@@ -93,6 +97,8 @@ class EntropySums:
     mean_R: Floats
     max_R: Floats
     mode_sum: float = 0.0
+    effective_sum: float = 0.0
+    sure: int = 0
     unfit: int = 0
 
     def view(self, name: str, doc_M: Ints, longest: int) -> PositionSums:
@@ -191,7 +197,7 @@ def read_positions(
     if not run.has("positions"):
         return {}
     sums = {key: _empty(cell, groups[key[0]]) for key, cell in cells.items()}
-    for chunk in read_chunks(run, "positions", ("entropy", "mode_entropy")):
+    for chunk in read_chunks(run, "positions", ("entropy", "mode_entropy", "top1_prob")):
         key = (chunk.key[0], chunk.key[1])
         row_R = _rows(cells[key], chunk) if key in cells else None
         if row_R is None:
@@ -254,6 +260,9 @@ def _add(sums: EntropySums, row_R: Ints, chunk: Chunk) -> None:
     sums.mean_R[row_R] = (running_N[end_R] - running_N[chunk.start_R]) / chunk.length_R
     sums.max_R[row_R] = np.maximum.reduceat(entropy_N, chunk.start_R)
     sums.mode_sum += float(chunk.values["mode_entropy"].sum(dtype=np.float64))
+    with np.errstate(over="ignore"):
+        sums.effective_sum += float(np.exp(chunk.values["mode_entropy"], dtype=np.float64).sum())
+    sums.sure += int((chunk.values["top1_prob"] >= SURE).sum())
     _add_profile(sums, problem_R, chunk, entropy_N)
     _add_progress(sums, problem_R, chunk, running_N)
     _add_end(sums, problem_R, end_R, chunk.length_R, entropy_N)

@@ -4,6 +4,7 @@ To add one: write its file, which ends in a `SECTION`, and add that to `SECTIONS
 """
 
 from softeval.reports.layout import Section
+from softeval.reports.sections.attribution import SECTION as ATTRIBUTION
 from softeval.reports.sections.comparisons import SECTION as COMPARISONS
 from softeval.reports.sections.curves import SECTION as CURVES
 from softeval.reports.sections.entropy import SECTION as ENTROPY
@@ -23,6 +24,7 @@ SECTIONS: tuple[Section, ...] = (
     COMPARISONS,
     ENTROPY,
     KL,
+    ATTRIBUTION,
     OUT_OF_DOMAIN,
     TRAINING,
     VALIDITY,

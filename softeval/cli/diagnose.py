@@ -1,4 +1,4 @@
-"""`softeval diagnose`: KL of a run's checkpoint to its base model."""
+"""`softeval diagnose` and `softeval attribute`: what replaying a run's CoTs tells."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from softeval.terminal import say, say_json
 
 
 def register(app: typer.Typer) -> None:
-    """Add `diagnose`."""
+    """Add both."""
     app.command("diagnose")(diagnose_command)
+    app.command("attribute")(attribute_command)
 
 
 def diagnose_command(
@@ -83,3 +84,52 @@ def diagnose_command(
     for task in found.missing_gold:
         say(f"{task} has no reference solutions; no gold prefixes for it.")
     say(f"Written: {run / 'kl.parquet'}")
+
+
+def attribute_command(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Where the run's checkpoint is now, if it was moved."),
+    ] = None,
+    modes: Annotated[
+        str | None, typer.Option("--modes", help="Modes to replay; default: all of the run's.")
+    ] = None,
+    samples: Annotated[
+        int, typer.Option("--samples", help="Samples of each question and mode to replay.", min=1)
+    ] = 1,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Only the first questions of each task.", min=1)
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="Of the model.")] = "auto",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Let fewer answers replace more.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Change recorded CoTs (snapped, noise only, shuffled, swapped, cut) and decode the answers."""
+    from softeval.display import make_screen, no_progress_bars
+    from softeval.runs.attribute import NAME, attribute
+
+    with no_progress_bars(), make_screen() as screen:
+        found = attribute(
+            run,
+            model=model,
+            modes=None if modes is None else [name.strip() for name in modes.split(",")],
+            samples=samples,
+            limit=limit,
+            device=device,
+            overwrite=overwrite,
+            tell=lambda what, done, total: screen.show(
+                what, done, total, f"{done}/{total} changes", stays=done == total
+            ),
+        )
+    if as_json:
+        say_json(found)
+        return
+    for mode, check in found.items():
+        say(
+            f"{mode}: {check['replayed']} CoTs; {check['differing']} unchanged ones gave another"
+            " answer than recorded"
+        )
+    say(f"Written: {run / NAME}")

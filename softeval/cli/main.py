@@ -35,6 +35,10 @@ COMMANDS = {
         "diagnose",
         "Measure exact KL to the base model along a run's prefixes, for the report's KL section.",
     ),
+    "attribute": (
+        "diagnose",
+        "Change recorded CoTs (snapped, noise only, shuffled, swapped, cut) and decode the answers.",
+    ),
     "score": (
         "score",
         "Score the stored samples again, without the model; old verdicts are kept beside.",

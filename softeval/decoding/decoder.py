@@ -11,7 +11,7 @@ Shapes: N rows in use (with the tile's idle rows), V vocabulary, D width.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +56,7 @@ class Decoder:
             samples it at 1.
         record_top: how many of the mixture's largest entries to record at each position.
         keep_inputs: keep the vectors that were fed.
+        given: CoTs, with what was fed, that these samples take instead of thinking their own.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Decoder:
         answer_temperature: float = 0.0,
         record_top: int = 0,
         keep_inputs: bool = False,
+        given: Mapping[SampleKey, Generation] | None = None,
     ) -> None:
         _check_limits(limits, batch_size)
         self.lm = lm
@@ -79,6 +81,7 @@ class Decoder:
         self.answer_temperature = answer_temperature
         self.record_top = record_top
         self.keep_inputs = keep_inputs
+        self.given = given or {}
         self.stopper = lm.stopper
         self.head = output_head(lm) if mode.needs_head else None
 
@@ -158,7 +161,10 @@ class _Batch:
                 key = SampleKey(question.task, question.doc_id, sample)
                 random = SampleRandomness(self.decoder.seed, key)
                 position = len(question.prompt_ids) - 1
-                self.rows.append(Row(key, question.prompt_ids, random, position))
+                row = Row(key, question.prompt_ids, random, position)
+                if (given := self.decoder.given.get(key)) is not None:
+                    row.take_cot(given.shadow_ids.tolist(), given.stop_reason, self.decoder.stopper)
+                self.rows.append(row)
 
     def _prefilled(self, question: Question) -> Prefilled:
         """The prompt less its last token; the latest is kept for the question's other samples."""
@@ -210,6 +216,15 @@ class _Batch:
         self._fed_ND[: len(self.rows)] = fed_ND
         if step is not None and feed:
             self._fed_ND[feed] = step.inputs_ND[feed]
+        if self.decoder.given:
+            self._feed_given()
+
+    def _feed_given(self) -> None:
+        """Let rows that stand in a given CoT be fed its vectors."""
+        for index, row in enumerate(self.rows):
+            given, step = self.decoder.given.get(row.key), row.position - len(row.prompt_ids)
+            if given is not None and given.inputs is not None and step < len(given.inputs):
+                self._fed_ND[index] = given.inputs[step]
 
     def _think(self, seen: Seen, thinking: list[int]) -> Step:
         """A CoT step for all rows at once; recorded for those in their CoT."""

@@ -33,6 +33,8 @@ class Stream(IntEnum):
 
     COT = 0
     ANSWER = 1
+    SHUFFLE = 2
+    DONOR = 3
 
 
 class SampleRandomness:

@@ -127,6 +127,12 @@ class Row:
             self._end_cot(reason, stopper)
         return reason is not StopReason.MODE
 
+    def take_cot(self, shadow_ids: Sequence[int], reason: StopReason, stopper: Stopper) -> None:
+        """Take a whole CoT that is given; its vectors are fed in the place of these tokens."""
+        self.cot_ids.extend(shadow_ids)
+        self.queue.extend(shadow_ids)
+        self._end_cot(reason, stopper)
+
     def _end_cot(self, reason: StopReason, stopper: Stopper) -> None:
         self.stop_reason = reason
         self.in_cot = False

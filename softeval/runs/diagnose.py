@@ -110,13 +110,13 @@ def diagnose(
         "logits_dtype": record["model"]["logits_dtype"],
         "self_check": self_check,
     }
-    checkpoint = _checkpoint(folder, record, model, options)
+    checkpoint = run_checkpoint(folder, record, model, options)
     comparison = ModelComparison(checkpoint, load_model(base, **options))
     data_dir = data_dir or record["config"].get("data_dir")
     session = _Session(folder, record, comparison, data_dir)
     if not overwrite:
         check_kept(folder, record, session.block(sets, samples))
-    questions = session.questions(limit)
+    questions = run_questions(folder, checkpoint, limit)
     found: list[Measured] = []
     if "own" in sets:
         found += session.own(questions, samples, tell)
@@ -139,7 +139,7 @@ def diagnose(
     return result
 
 
-def _checkpoint(
+def run_checkpoint(
     folder: Path, record: dict[str, Any], moved_to: str | Path | None, options: dict[str, Any]
 ) -> LanguageModel:
     """The run's checkpoint in the precision asked for.
@@ -159,6 +159,17 @@ def _checkpoint(
             " restore it, say where it is with --model, or evaluate it anew"
         )
     return own if options["dtype"] == record["model"]["dtype"] else load_model(path, **options)
+
+
+def run_questions(folder: Path, checkpoint: LanguageModel, limit: int | None) -> list[Question]:
+    """The run's questions without samples, of each task the first `limit`."""
+    rows = read_table(folder, "prompts", ["task", "doc_id", "prompt"]).to_pylist()
+    tasks: dict[str, list[Question]] = {}
+    for row in rows:
+        ids = tuple(checkpoint.vocabulary.encode(row["prompt"]))
+        question = Question(row["task"], row["doc_id"], ids, ())
+        tasks.setdefault(row["task"], []).append(question)
+    return [question for found in tasks.values() for question in found[:limit]]
 
 
 class _Task(NamedTuple):
@@ -213,16 +224,6 @@ class _Session:
     def base_hash(self) -> str:
         """Of the base model's weights."""
         return weights_hash(self.comparison.base.lm.model)
-
-    def questions(self, limit: int | None) -> list[Question]:
-        """The run's questions, of each task the first `limit`."""
-        rows = read_table(self.folder, "prompts", ["task", "doc_id", "prompt"]).to_pylist()
-        tasks: dict[str, list[Question]] = {}
-        for row in rows:
-            ids = tuple(self.checkpoint.vocabulary.encode(row["prompt"]))
-            question = Question(row["task"], row["doc_id"], ids, ())
-            tasks.setdefault(row["task"], []).append(question)
-        return [question for found in tasks.values() for question in found[:limit]]
 
     def own(self, questions: list[Question], samples: int, tell: Tell) -> list[Measured]:
         """KL along the run's own CoTs, mode by mode."""

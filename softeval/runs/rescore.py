@@ -74,7 +74,7 @@ def rescore(folder: str | Path, scorer: Scorer) -> Rescored:
             f"{folder} is not finished, and finishing it writes its tables anew; start it again first"
         )
     refuse_doubled(source)
-    kinds = _score_kinds(record)
+    kinds = score_kinds(record)
     if (folder / rundir.RESULTS_FILE).is_file():
         rundir.read_json(folder / rundir.RESULTS_FILE)  # refused before anything is judged
     name = f"verdicts-{len(record.get('scorings') or []) + 1}.parquet"
@@ -95,7 +95,7 @@ def rescore(folder: str | Path, scorer: Scorer) -> Rescored:
     return Rescored(samples, gained, lost, statuses, kept)
 
 
-def _score_kinds(record: Mapping[str, Any]) -> dict[str, ScoreKind]:
+def score_kinds(record: Mapping[str, Any]) -> dict[str, ScoreKind]:
     """How the answers of each task are compared; old runs do not say it, but are of our tasks."""
     ours = {task: entry.content.get("scoring") for task, entry in task_catalogue().items()}
     kinds = {}

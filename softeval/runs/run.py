@@ -177,6 +177,19 @@ class Run:
         """One row a question of a log-likelihood task (`records.likelihoods_schema`)."""
         return self._table("likelihoods", columns)
 
+    def attribution(self) -> pd.DataFrame:
+        """One row a replayed CoT and change (`records.attribution_schema`).
+
+        Raises:
+            UserError: `softeval attribute` was not run.
+        """
+        from softeval.runs.parquet_files import read_parquet
+
+        path = self.table_path("attribution")
+        if not path.is_file():
+            raise UserError(f"{path} is missing; `softeval attribute {self.path}` makes it")
+        return read_parquet(path).to_pandas()
+
     def scores(self, ks: Sequence[int] | None = None) -> pd.DataFrame:
         """One row a task, mode and metric, with a 95 % interval over questions.
 

@@ -104,6 +104,7 @@ class RunShape(_Part):
     counts: _Counts | None = None
     failures: dict[str, str] | None = None
     diagnose: dict[str, Any] | None = None
+    attribution: dict[str, Any] | None = None
     scorings: list[dict[str, Any]] | None = None
     sessions: list[dict[str, Any]] | None = None
 

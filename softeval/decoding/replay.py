@@ -1,0 +1,124 @@
+"""Changes of a chain of thought (CoT) that is fed once more, each of one thing.
+
+What closed a CoT, the answer prefix or an end token, is the stop rule's and no thought: shuffling
+and noise leave it as it was fed. A cut CoT goes on as one that ended at the cap, with the whole
+answer prefix. The decoder feeds the result step by step, as it fed the CoT.
+
+Shapes: T CoT positions, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from softeval.decoding.randomness import BLOCK, SampleRandomness, Stream
+from softeval.model.language_model import LanguageModel
+from softeval.model.stopping import ANSWER_PREFIX, Stopper
+from softeval.modes import Mode
+from softeval.records import Generation, StopReason
+
+
+@dataclass(frozen=True, eq=False)
+class Surroundings:
+    """What a change may use besides the CoT, whose `inputs` were kept.
+
+    Attributes:
+        lm: the checkpoint.
+        mode: that the CoT was made under.
+        seed: the run's, also for keyed choices.
+        others: CoTs of the same task and mode, those of other questions among them.
+    """
+
+    lm: LanguageModel
+    mode: Mode
+    seed: int
+    others: Sequence[Generation] = ()
+
+
+Change = Callable[[Generation, Surroundings], Generation | None]
+
+
+def unchanged(cot: Generation, around: Surroundings) -> Generation:
+    """As it was: must give the recorded answer."""
+    return cot
+
+
+@torch.inference_mode()
+def top1(cot: Generation, around: Surroundings) -> Generation:
+    """Each vector snapped to the embedding of its shadow token."""
+    ids = torch.as_tensor(cot.shadow_ids, device=around.lm.device)
+    return replace(cot, inputs=around.lm.embedding.rows(ids))
+
+
+def noise_only(cot: Generation, around: Surroundings) -> Generation | None:
+    """Each vector less its mixture: σε of the keyed ε; None where no noise was fed."""
+    mode, embedding = around.mode, around.lm.embedding
+    if mode.is_greedy or not mode.is_gaussian:
+        return None
+    inputs_TD = _inputs(cot)
+    normal_TD = SampleRandomness(around.seed, cot.key).normals(*inputs_TD.shape)
+    noise_TD = mode.facts(embedding)["sigma"] * torch.from_numpy(normal_TD).to(inputs_TD.device)
+    body = len(inputs_TD) - closing(cot, around.lm.stopper)
+    return replace(cot, inputs=torch.cat([noise_TD[:body].to(inputs_TD), inputs_TD[body:]]))
+
+
+def shuffled(cot: Generation, around: Surroundings) -> Generation:
+    """The vectors in another order, keyed by seed and sample."""
+    steps = len(cot.shadow_ids)
+    body = steps - closing(cot, around.lm.stopper)
+    random = SampleRandomness(around.seed, cot.key)
+    drawn_T = random.uniform(0, Stream.SHUFFLE, width=-(-steps // BLOCK)).ravel()[:body]
+    order_T = np.concatenate([drawn_T.argsort(kind="stable"), np.arange(body, steps)])
+    return replace(cot, shadow_ids=cot.shadow_ids[order_T], inputs=_inputs(cot)[order_T])
+
+
+def donor(cot: Generation, around: Surroundings) -> Generation | None:
+    """The CoT of another question, of the same sample number, keyed; None where there is no other."""
+    key = cot.key
+    others = [o for o in around.others if o.key.doc_id != key.doc_id and o.key.sample == key.sample]
+    if not others:
+        return None
+    drawn = SampleRandomness(around.seed, key).uniform(0, Stream.DONOR)[0]
+    given = sorted(others, key=lambda o: o.key.doc_id)[int(drawn * len(others))]
+    return replace(given, key=key, prompt_ids=cot.prompt_ids)
+
+
+def cut(share: float, cot: Generation, around: Surroundings) -> Generation:
+    """The first positions only, at least one; what follows is as at the cap."""
+    kept = max(1, int(share * len(cot.shadow_ids)))
+    reason = cot.stop_reason if kept == len(cot.shadow_ids) else StopReason.LENGTH
+    inputs_TD = _inputs(cot)[:kept]
+    return replace(cot, shadow_ids=cot.shadow_ids[:kept], inputs=inputs_TD, stop_reason=reason)
+
+
+CHANGES: Mapping[str, Change] = {
+    "unchanged": unchanged,
+    "top1": top1,
+    "noise_only": noise_only,
+    "shuffled": shuffled,
+    "donor": donor,
+    "cut_25": partial(cut, 0.25),
+    "cut_50": partial(cut, 0.5),
+    "cut_75": partial(cut, 0.75),
+}
+"""Every change by name, as they are shown; `unchanged` is the check of the replay."""
+
+
+def closing(cot: Generation, stopper: Stopper) -> int:
+    """Last positions by which the stop rule ended a CoT: the answer prefix, or the end token."""
+    if cot.stop_reason is not StopReason.ANSWER_PREFIX:
+        return int(cot.stop_reason is StopReason.EOS)
+    ids = cot.shadow_ids.tolist()
+    tails = (n for n in range(1, len(ids)) if ANSWER_PREFIX in stopper.decode(ids[-n:]))
+    return next(tails, len(ids))
+
+
+def _inputs(cot: Generation) -> Tensor:
+    assert cot.inputs is not None, "a change needs what was fed"
+    return cot.inputs

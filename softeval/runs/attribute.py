@@ -1,0 +1,237 @@
+"""`softeval attribute`: is a run's chain of thought used, and what of it?
+
+Replays the CoTs of a run with one thing changed (`softeval.decoding.replay.CHANGES`), decodes the
+answer greedily again and judges it by the run's rules. What was fed is had by decoding the samples
+once more from their keyed random numbers; they are held against the recorded texts. Writes attribution.parquet into the run directory and an "attribution" block, an entry a mode, into
+its run.json. The same call gives the same file; modes that are not replayed keep what they have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from softeval.decoding.decoder import Decoder, Question
+from softeval.decoding.replay import CHANGES, Surroundings
+from softeval.decoding.rows import Limits
+from softeval.errors import UserError
+from softeval.files import replacing
+from softeval.model.language_model import LanguageModel
+from softeval.modes import Mode, load_mode_file, mode_from_record, recorded_modes
+from softeval.records import Generation, SampleKey, attribution_schema
+from softeval.runs import rundir
+from softeval.runs.diagnose import run_checkpoint, run_questions
+from softeval.runs.parquet_files import CheckedWriter, open_parquet, read_parquet
+from softeval.runs.rescore import score_kinds
+from softeval.runs.tables import table_path
+from softeval.scoring.judge import Item, Scorer, rules_of
+
+NAME = "attribution.parquet"
+KEYS = ("task", "mode", "intervention", "doc_id", "sample")
+RECORDED = ("task", "doc_id", "sample", "cot_text", "answer_text", "answer", "target", "correct",
+            "target_error")  # fmt: skip
+
+Row = dict[str, Any]
+Tell = Callable[[str, int, int], None]
+"""Told which mode is replayed, how many changes are done, how many there are."""
+
+
+def attribute(
+    run: str | Path,
+    *,
+    model: str | Path | None = None,
+    modes: Sequence[str] | None = None,
+    samples: int = 1,
+    limit: int | None = None,
+    device: str = "auto",
+    overwrite: bool = False,
+    tell: Tell = lambda what, done, total: None,
+) -> dict[str, dict[str, int]]:
+    """Decode the answers of changed CoTs.
+
+    Args:
+        run: run directory.
+        model: where the run's checkpoint is; None takes where it was.
+        modes: which of the run's modes; None takes all.
+        samples: how many samples of each question and mode.
+        limit: only the first questions of each task.
+        device: where to compute; elsewhere than the run did, CoTs may come out otherwise.
+        overwrite: let fewer CoTs replace more.
+        tell: called as answers are decoded.
+
+    Returns:
+        Of each mode the CoTs replayed, and those whose unchanged replay gave another answer text.
+
+    Raises:
+        UserError: no run, another checkpoint than the run's, a mode it does not have, CoTs that come
+            out otherwise, or an earlier table that would lose rows.
+    """
+    if samples < 1 or (limit is not None and limit < 1):
+        raise UserError("--samples and --limit count from 1; give a positive number")
+    folder, record = Path(run), rundir.read_record(Path(run))
+    if record["config"].get("mode_file"):
+        load_mode_file(record["config"]["mode_file"])
+    chosen = _chosen_modes(folder, record, modes)
+    options = {
+        "device": device,
+        "dtype": record["model"]["dtype"],
+        "logits_dtype": record["model"]["logits_dtype"],
+    }
+    lm = run_checkpoint(folder, record, model, options)
+    session = _Session(folder, record, lm, run_questions(folder, lm, limit), samples, tell)
+    found = {mode.name: session.rows(mode) for mode in chosen}
+    rows = [row for of_mode in found.values() for row in of_mode]
+    if not rows:
+        raise UserError(f"{folder} has no CoT to replay; choose other --modes, or evaluate more")
+    _write(folder, rows, list(found), overwrite)
+    checks = {name: _check(of_mode) for name, of_mode in found.items()}
+    entries = {name: {"samples": samples, "limit": limit, **c} for name, c in checks.items()}
+    before = record.get("attribution") or {}
+    rundir.write_record(folder, record | {"attribution": before | entries})
+    return checks
+
+
+def _chosen_modes(folder: Path, record: Row, names: Sequence[str] | None) -> list[Mode]:
+    known = recorded_modes(record)
+    lacking = [name for name in names or () if name not in known]
+    if lacking or names == []:
+        raise UserError(
+            f"--modes {','.join(names or ())}: {folder} has {', '.join(known)}; choose of these"
+        )
+    return [mode_from_record(known[name]) for name in names or known]
+
+
+@dataclass(frozen=True)
+class _Session:
+    """The run and its checkpoint."""
+
+    folder: Path
+    record: Row
+    lm: LanguageModel
+    questions: list[Question]
+    samples: int
+    tell: Tell
+
+    def rows(self, mode: Mode) -> list[Row]:
+        """One row a change and CoT."""
+        recorded = _recorded(self.folder, mode.name, self.samples)
+        asked = [
+            replace(q, samples=tuple(s for s in range(self.samples) if _key(q, s) in recorded))
+            for q in self.questions
+        ]
+        cots = self._cots(mode, asked, recorded)
+        rows: list[Row] = []
+        for index, (name, change) in enumerate(CHANGES.items()):
+            changed = (change(cot, self._around(mode, cots, cot)) for cot in cots.values())
+            given = {cot.key: cot for cot in changed if cot is not None}
+            questions = [
+                replace(q, samples=tuple(s for s in q.samples if _key(q, s) in given))
+                for q in asked
+            ]
+            found = self._decoder(mode, given=given).run(questions)
+            rows += [_row(name, made, recorded[made.key]) for made in found]
+            self.tell(mode.name, index + 1, len(CHANGES))
+        return self._judged(rows, recorded)
+
+    def _decoder(self, mode: Mode, **how: Any) -> Decoder:
+        config, seed = self.record["config"], int(self.record["seeds"]["samples"])
+        limits = Limits(config["max_cot_tokens"], config["max_answer_tokens"])
+        return Decoder(self.lm, mode, limits, seed=seed, **how)
+
+    def _cots(
+        self, mode: Mode, asked: list[Question], recorded: dict[SampleKey, Row]
+    ) -> dict[SampleKey, Generation]:
+        """The recorded samples once more, with what was fed."""
+        found = {}
+        for made in self._decoder(mode, keep_inputs=True).run(asked):
+            key = made.key
+            if made.cot_text != recorded[key]["cot_text"]:
+                raise UserError(
+                    f"{key.task} question {key.doc_id}, sample {key.sample} under {mode.name} comes"
+                    " out otherwise than recorded; attribute on the device that evaluated it"
+                )
+            assert made.inputs is not None
+            found[key] = replace(made, inputs=made.inputs.cpu())  # many wait for their turn
+        return found
+
+    def _around(
+        self, mode: Mode, cots: dict[SampleKey, Generation], cot: Generation
+    ) -> Surroundings:
+        keys = (SampleKey(q.task, q.doc_id, cot.key.sample) for q in self.questions)
+        others = [cots[key] for key in keys if key.task == cot.key.task and key in cots]
+        return Surroundings(self.lm, mode, int(self.record["seeds"]["samples"]), others)
+
+    def _judged(self, rows: list[Row], recorded: dict[SampleKey, Row]) -> list[Row]:
+        """With verdicts; the recorded one where the answer is the recorded one."""
+        kinds = score_kinds(self.record)
+        new = [row for row in rows if row["changed"]]
+        labels = (recorded[SampleKey(row["task"], row["doc_id"], row["sample"])] for row in new)
+        items = [
+            Item(row["answer"], label["target"], kinds[row["task"]], label.get("target_error"))
+            for row, label in zip(new, labels, strict=True)
+        ]
+        with Scorer(rules=rules_of(self.record)) as scorer:
+            for row, verdict in zip(new, scorer.score_many(items), strict=True):
+                row["correct"] = verdict.correct
+        return rows
+
+
+def _key(question: Question, sample: int) -> SampleKey:
+    return SampleKey(question.task, question.doc_id, sample)
+
+
+def _recorded(folder: Path, mode: str, samples: int) -> dict[SampleKey, Row]:
+    """The first samples of each question in a mode."""
+    path = table_path(folder, "samples")
+    with open_parquet(path) as parquet:
+        columns = [name for name in RECORDED if name in parquet.schema_arrow.names]
+    rows = read_parquet(path, columns, [("mode", "=", mode), ("sample", "<", samples)])
+    return {SampleKey(r["task"], r["doc_id"], r["sample"]): r for r in rows.to_pylist()}
+
+
+def _row(change: str, made: Generation, recorded: Row) -> Row:
+    return {
+        "task": made.key.task,
+        "doc_id": made.key.doc_id,
+        "mode": made.mode,
+        "sample": made.key.sample,
+        "intervention": change,
+        "answer_text": made.answer_text,
+        "answer": made.answer,
+        "changed": made.answer != recorded["answer"],
+        "correct": recorded["correct"],
+        "differs": made.answer_text != recorded["answer_text"],
+    }
+
+
+def _check(rows: list[Row]) -> dict[str, int]:
+    """CoTs replayed, and unchanged ones that gave another text than the recorded."""
+    same = [row["differs"] for row in rows if row["intervention"] == "unchanged"]
+    return {"replayed": len(same), "differing": sum(same)}
+
+
+def _write(folder: Path, rows: list[Row], modes: list[str], overwrite: bool) -> None:
+    """Replace the rows of these modes; those of others stay.
+
+    Raises:
+        UserError: rows would be lost.
+    """
+    import pyarrow as pa
+
+    path, schema = folder / NAME, attribution_schema()
+    before = read_parquet(path, schema.names).to_pylist() if path.is_file() else []
+    new = {tuple(row[name] for name in KEYS) for row in rows}
+    replaced = [row for row in before if row["mode"] in modes]
+    lost = sum(tuple(row[name] for name in KEYS) not in new for row in replaced)
+    if lost and not overwrite:
+        raise UserError(
+            f"{path} holds {lost} answers that this call would drop; raise --limit and --samples,"
+            " or give --overwrite"
+        )
+    kept = [row for row in before if row["mode"] not in modes]
+    columns = {name: [row[name] for row in (*kept, *rows)] for name in schema.names}
+    table = pa.table(columns, schema).sort_by([(name, "ascending") for name in KEYS])
+    with replacing(path) as partial, CheckedWriter(partial, schema) as writer:
+        writer.write(table)
