@@ -31,9 +31,9 @@ from softeval.reports.layout import Heading, Paragraph, Part, Section, figure_bl
 from softeval.reports.material import Material
 from softeval.reports.measured.arms import Arm, Arms, Checkpoint
 from softeval.reports.measured.cells import Key
-from softeval.reports.measured.recorded import RecordedMode
 from softeval.reports.tables import Table, TableCell, interval_text, number, points
 from softeval.runs.parquet_files import read_parquet
+from softeval.runs.run import RecordedMode
 from softeval.statistics.contrast import Contrast, compare_methods
 from softeval.statistics.crossed import crossed_mean
 from softeval.statistics.interval import Interval
