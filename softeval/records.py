@@ -261,6 +261,12 @@ def kl_schema() -> pa.Schema:
     )
 
 
+INTERVENTIONS = (
+    "unchanged", "top1", "noise_only", "shuffled", "donor", "cut_25", "cut_50", "cut_75",
+)  # fmt: skip
+"""What `softeval attribute` changes of a CoT, as it is shown; `unchanged` is the check of the replay."""
+
+
 @cache
 def attribution_schema() -> pa.Schema:
     """One row a replayed CoT, as `softeval attribute` decodes its answer."""
@@ -272,7 +278,7 @@ def attribution_schema() -> pa.Schema:
             ("doc_id", pa.int32()),
             ("mode", pa.string()),
             ("sample", pa.int32()),
-            ("intervention", pa.string()),  # what was changed; "unchanged" checks the replay
+            ("intervention", pa.string()),  # one of `INTERVENTIONS`
             ("answer_text", pa.string()),
             ("answer", pa.string()),  # null: no box was closed
             ("changed", pa.bool_()),  # another answer than the recorded one

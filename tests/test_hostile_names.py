@@ -76,6 +76,7 @@ def poisoned(value: Any) -> Any:
         (["compare", "RUN", "RUN", "--json"], 0),
         (["compare", "RUN", "RUN", "--task", "nope"], 2),
         (["diagnose", "RUN", "--base", "RUN"], 2),
+        (["attribute", "RUN"], 2),
         (["score", "RUN/samples.parquet"], 2),
     ],
 )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from markupsafe import Markup
 
+from softeval.records import INTERVENTIONS
 from softeval.reports.drawing import (
     Looks,
     dots,
@@ -29,7 +30,7 @@ from softeval.reports.drawing import (
 )
 from softeval.reports.layout import Heading, Paragraph, Part, Section, figure_block
 from softeval.reports.material import Material
-from softeval.reports.measured.arms import Arm, Arms, Checkpoint
+from softeval.reports.measured.arms import Arm, Arms, MeasuredCheckpoint
 from softeval.reports.measured.cells import Key
 from softeval.reports.tables import Table, TableCell, interval_text, number, points
 from softeval.runs.parquet_files import read_parquet
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-REFERENCE = "unchanged"
+REFERENCE = INTERVENTIONS[0]
 NOT_MEASURED = Markup(
     "Not measured. <code>softeval attribute RUN</code> changes the recorded CoTs in one thing, decodes"
     " the answers again and writes them beside the run; then report again."
@@ -88,7 +89,7 @@ def find_attribution(arms: Arms) -> list[Effect]:
     ]
 
 
-def _means(checkpoint: Checkpoint) -> pd.DataFrame | None:
+def _means(checkpoint: MeasuredCheckpoint) -> pd.DataFrame | None:
     """Share of changed and of right answers by task, mode, intervention and question."""
     import pandas as pd
 
@@ -110,8 +111,8 @@ def _effects(
     task, mode = key
     cells = [f.loc[(task, str(mode))] for f in frames if f is not None and (task, mode) in f.index]
     names = [set(cell.index.get_level_values("intervention")) for cell in cells]
-    changes = sorted(set.intersection(*names)) if names else []
-    for change in sorted(changes, key=lambda name: name != REFERENCE):
+    measured = set.intersection(*names) if names else set()
+    for change in (name for name in INTERVENTIONS if name in measured):
         sides = [cell.loc[name] for name in (change, REFERENCE) for cell in cells]
         shared = pd.concat(sides, axis=1, join="inner")
         if shared.empty:
@@ -163,7 +164,7 @@ def _what(effect: Effect) -> str:
 
 def _table(effects: Sequence[Effect], label: str) -> Table:
     """Rows modes and arms, columns changes."""
-    changes = list(dict.fromkeys(e.change for e in effects))
+    changes = [c for c in INTERVENTIONS if any(e.change == c for e in effects)]
     mine = {(e.name, e.key[1], e.change): e for e in effects}
     rows = [
         (
@@ -221,7 +222,7 @@ def draw_attribution(effects: Sequence[Effect]) -> Figure:
     with styled():
         modes = list(dict.fromkeys(e.key[1] for e in effects))
         named = looks([e.name for e in effects])
-        changes = [c for c in dict.fromkeys(e.change for e in effects) if c != REFERENCE]
+        changes = [c for c in INTERVENTIONS[1:] if any(e.change == c for e in effects)]
         figure = new_figure(0.8 + (0.4 + 0.24 * len(changes)) * len(modes))
         axes = figure.subplots(len(modes), 2, squeeze=False, sharex="col", sharey=True)
         for (left, right), mode in zip(axes, modes, strict=True):

@@ -21,7 +21,7 @@ from softeval.decoding.randomness import BLOCK, SampleRandomness, Stream
 from softeval.model.language_model import LanguageModel
 from softeval.model.stopping import ANSWER_PREFIX, Stopper
 from softeval.modes import Mode
-from softeval.records import Generation, StopReason
+from softeval.records import INTERVENTIONS, Generation, StopReason
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,17 +97,10 @@ def cut(share: float, cot: Generation, around: Surroundings) -> Generation:
     return replace(cot, shadow_ids=cot.shadow_ids[:kept], inputs=inputs_TD, stop_reason=reason)
 
 
-CHANGES: Mapping[str, Change] = {
-    "unchanged": unchanged,
-    "top1": top1,
-    "noise_only": noise_only,
-    "shuffled": shuffled,
-    "donor": donor,
-    "cut_25": partial(cut, 0.25),
-    "cut_50": partial(cut, 0.5),
-    "cut_75": partial(cut, 0.75),
-}
-"""Every change by name, as they are shown; `unchanged` is the check of the replay."""
+_CUTS = (partial(cut, share) for share in (0.25, 0.5, 0.75))
+CHANGES: Mapping[str, Change] = dict(
+    zip(INTERVENTIONS, (unchanged, top1, noise_only, shuffled, donor, *_CUTS), strict=True)
+)
 
 
 def closing(cot: Generation, stopper: Stopper) -> int:

@@ -80,8 +80,8 @@ def attribute(
         "logits_dtype": record["model"]["logits_dtype"],
     }
     lm = run_checkpoint(folder, record, model, options)
-    session = _Session(folder, record, lm, run_questions(folder, lm, limit), samples, tell)
-    found = {mode.name: session.rows(mode) for mode in chosen}
+    replay = _Replay(folder, record, lm, run_questions(folder, lm, limit), samples, tell)
+    found = {mode.name: replay.rows(mode) for mode in chosen}
     rows = [row for of_mode in found.values() for row in of_mode]
     if not rows:
         raise UserError(f"{folder} has no CoT to replay; choose other --modes, or evaluate more")
@@ -104,7 +104,7 @@ def _chosen_modes(folder: Path, record: Row, names: Sequence[str] | None) -> lis
 
 
 @dataclass(frozen=True)
-class _Session:
+class _Replay:
     """The run and its checkpoint."""
 
     folder: Path

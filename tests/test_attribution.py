@@ -1,0 +1,163 @@
+"""`softeval attribute` on a real little run, and what the report makes of its table."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from command_line import Ended
+from report_runs import write_checkpoint
+from scipy.stats import t
+
+from softeval.errors import UserError
+from softeval.model.language_model import BUNDLED_CHECKPOINT
+from softeval.records import INTERVENTIONS, attribution_schema
+from softeval.reports.measured.arms import measure
+from softeval.reports.page import build_report
+from softeval.reports.sections.attribution import find_attribution
+from softeval.runs import rundir
+from softeval.runs.attribute import attribute
+from softeval.runs.run import evaluate, load_run
+from softeval.scoring.judge import score
+
+MODES = ["hard_sample", "soft_sample", "soft_thinking"]
+KEY = ["doc_id", "mode", "sample"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of the bundled checkpoint, attributed whole."""
+    folder = tmp_path_factory.mktemp("attribution") / "run"
+    options = {"tasks": ["arithmetic"], "num_samples": 2, "limit": 3, "device": "cpu"}
+    evaluate(model=BUNDLED_CHECKPOINT, modes=MODES, output_path=str(folder), **options)
+    attribute(folder, samples=2, device="cpu")
+    return load_run(folder)
+
+
+@pytest.mark.slow
+def test_unchanged_cots_give_the_recorded_answers(run):
+    rows, samples = run.attribution(), run.samples().set_index(KEY).sort_index()
+    same = rows.query("intervention == 'unchanged'").set_index(KEY).sort_index()
+    pd.testing.assert_frame_equal(
+        same[["answer_text", "answer", "correct"]], samples[["answer_text", "answer", "correct"]]
+    )
+    assert not same["changed"].any()
+    block = rundir.read_record(run.path)["attribution"]
+    counted = samples.groupby("mode").size().to_dict()
+    assert {mode: entry["replayed"] for mode, entry in block.items()} == counted
+    assert {entry["differing"] for entry in block.values()} == {0}
+
+
+@pytest.mark.slow
+def test_every_change_is_there_where_it_is_defined_and_judged_like_a_sample(run):
+    rows = run.attribution()
+    found = rows.groupby("mode")["intervention"].agg(set).to_dict()
+    assert found.pop("soft_sample") == set(INTERVENTIONS)
+    assert set(map(frozenset, found.values())) == {frozenset(INTERVENTIONS) - {"noise_only"}}
+    hard = rows.query("mode == 'hard_sample' and intervention == 'top1'")
+    assert len(hard) == 6 and not hard["changed"].any()
+    targets = run.samples().drop_duplicates("doc_id").set_index("doc_id")["target"]
+    for row in rows.itertuples():
+        assert row.correct == score(row.answer, targets[row.doc_id]).correct
+    assert rows["changed"].mean() > 0.2
+
+
+@pytest.mark.slow
+def test_modes_and_limit_choose_and_fewer_never_replace_more_unasked(run, tmp_path):
+    folder = Path(shutil.copytree(run.path, tmp_path / "run"))
+    before = (folder / "attribution.parquet").read_bytes()
+    found = attribute(folder, modes=["hard_sample"], samples=2, device="cpu")
+    assert list(found) == ["hard_sample"]
+    assert (folder / "attribution.parquet").read_bytes() == before  # the same call, the same file
+    with pytest.raises(UserError, match=r"holds \d+ answers that this call would drop; .*overwr"):
+        attribute(folder, modes=["hard_sample"], samples=2, limit=2, device="cpu")
+    assert (folder / "attribution.parquet").read_bytes() == before
+    options = {"modes": ["hard_sample"], "limit": 2, "device": "cpu", "overwrite": True}
+    assert attribute(folder, **options)["hard_sample"]["replayed"] == 2
+    rows = load_run(folder).attribution()
+    assert set(rows.query("mode == 'hard_sample'")["doc_id"]) == {0, 1}
+    kept, whole = (table.query("mode != 'hard_sample'") for table in (rows, run.attribution()))
+    pd.testing.assert_frame_equal(kept.reset_index(drop=True), whole.reset_index(drop=True))
+    assert rundir.read_record(folder)["attribution"]["hard_sample"]["limit"] == 2
+
+
+@pytest.mark.slow
+def test_what_comes_out_otherwise_is_refused(run, tmp_path):
+    folder = Path(shutil.copytree(run.path, tmp_path / "run"))
+    table = pq.read_table(folder / "samples.parquet")
+    index = table.schema.get_field_index("cot_text")
+    texts = pa.array(["other"] * table.num_rows)
+    pq.write_table(table.set_column(index, "cot_text", texts), folder / "samples.parquet")
+    with pytest.raises(UserError, match="under soft_sample comes out otherwise than recorded"):
+        attribute(folder, modes=["soft_sample"], device="cpu")
+
+
+def test_mistakes_are_one_line(softeval, tmp_path):
+    folder = write_checkpoint(tmp_path / "run", questions=2, samples=1, positions=4)
+    for arguments, said in (
+        (["--modes", "mine"], "--modes mine: "),
+        (["--limit", "0"], "0 is not in the range"),
+        (["--model", str(tmp_path)], "config.json"),
+    ):
+        ended: Ended = softeval("attribute", str(folder), *arguments)
+        assert ended.code == 2 and said in ended.err and ended.err.count("\n") == 1, ended.err
+    with pytest.raises(UserError, match="count from 1"):
+        attribute(folder, samples=0)
+    with pytest.raises(UserError, match=r"`softeval attribute .*run` makes it"):
+        load_run(folder).attribution()
+
+
+# The report ----------------------------------------------------------------------------------
+
+
+def write_attribution(folder: Path, after: np.ndarray, before: np.ndarray, mode: str) -> None:
+    """attribution.parquet with one sample a question: right or wrong, unchanged and shuffled."""
+    rows = [
+        {"task": "arithmetic", "doc_id": doc, "mode": mode, "sample": 0, "intervention": name,
+         "answer_text": "1}", "answer": "1", "changed": bool(right != before[doc]),
+         "correct": bool(right)}
+        for name, side in (("unchanged", before), ("shuffled", after))
+        for doc, right in enumerate(side)
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows, attribution_schema()), folder / "attribution.parquet")
+
+
+def test_the_paired_interval_is_one_by_hand(tmp_path):
+    rng = np.random.default_rng(0)
+    before, after = rng.random(60) < 0.7, rng.random(60) < 0.4
+    folder = write_checkpoint(tmp_path / "run", questions=60, samples=2, positions=4)
+    write_attribution(folder, after, before, "soft_sample")
+    same, shuffled = find_attribution(measure([(None, folder)]))
+    assert (same.change, shuffled.change) == ("unchanged", "shuffled")
+    assert same.changed.mean == 0 and same.success.diff == 0
+    d_M = after.astype(float) - before.astype(float)
+    half = t.ppf(0.975, 59) * d_M.std(ddof=1) / np.sqrt(60)
+    found = shuffled.success
+    assert (found.low, found.high) == pytest.approx((d_M.mean() - half, d_M.mean() + half))
+    assert shuffled.changed.mean == pytest.approx(np.mean(after != before))
+    assert found.mean_a == pytest.approx(after.mean())
+
+
+def test_effective_tokens_are_those_of_the_positions(tmp_path):
+    folder = write_checkpoint(tmp_path / "run", questions=3, samples=2, positions=9)
+    (arm,) = measure([(None, folder)]).arms
+    rows = load_run(folder).positions().query("mode == 'soft_sample'")
+    sums = arm.checkpoints[0].positions["arithmetic", "soft_sample"]
+    assert sums.tokens == len(rows)
+    assert sums.effective_sum == pytest.approx(np.exp(rows["mode_entropy"].astype(float)).sum())
+    assert sums.sure == (rows["top1_prob"] >= 0.99).sum() < len(rows)
+
+
+@pytest.mark.slow
+def test_the_page_shows_it_or_says_how_to_get_it(tmp_path):
+    folder = write_checkpoint(tmp_path / "run", questions=8, samples=2, positions=4)
+    assert "<code>softeval attribute RUN</code>" in build_report([folder])
+    write_attribution(folder, np.zeros(8), np.ones(8), "soft_sample")
+    page = build_report([folder])
+    assert "<code>softeval attribute RUN</code>" not in page
+    assert "What answers on arithmetic rest on" in page and "100.0 % of answers of " in page
