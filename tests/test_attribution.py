@@ -22,7 +22,8 @@ from softeval.reports.page import build_report
 from softeval.reports.sections.attribution import find_attribution
 from softeval.runs import rundir
 from softeval.runs.attribute import attribute
-from softeval.runs.run import evaluate, load_run
+from softeval.runs.evaluation import evaluate
+from softeval.runs.run import load_run
 from softeval.scoring.judge import score
 
 MODES = ["hard_sample", "soft_sample", "soft_thinking"]

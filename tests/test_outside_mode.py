@@ -35,6 +35,10 @@ def test_an_outside_mode_goes_through_every_command(
     assert ended.code == 0, ended.err
     assert json.loads(Path("soft/run.json").read_text())["diagnose"]["differing"] == 0
 
+    ended = softeval("attribute", "soft", "--modes", "zwoelf", "--json")
+    assert ended.code == 0, ended.err
+    assert json.loads(ended.out) == {"zwoelf": {"replayed": 4, "differing": 0}}
+
     ended = softeval("compare", "soft", "base", "--mode", "zwoelf")
     assert ended.code == 0 and "zwoelf" in ended.out, ended.err
 

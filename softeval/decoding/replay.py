@@ -58,12 +58,13 @@ def top1(cot: Generation, around: Surroundings) -> Generation:
 
 def noise_only(cot: Generation, around: Surroundings) -> Generation | None:
     """Each vector less its mixture: σε of the keyed ε; None where no noise was fed."""
-    mode, embedding = around.mode, around.lm.embedding
-    if mode.is_greedy or not mode.is_gaussian:
+    mode = around.mode
+    sigma = mode.facts(around.lm.embedding).get("sigma")
+    if not mode.is_gaussian or not sigma:
         return None
     inputs_TD = _inputs(cot)
     normal_TD = SampleRandomness(around.seed, cot.key).normals(*inputs_TD.shape)
-    noise_TD = mode.facts(embedding)["sigma"] * torch.from_numpy(normal_TD).to(inputs_TD.device)
+    noise_TD = sigma * torch.from_numpy(normal_TD).to(inputs_TD.device)
     body = len(inputs_TD) - closing(cot, around.lm.stopper)
     return replace(cot, inputs=torch.cat([noise_TD[:body].to(inputs_TD), inputs_TD[body:]]))
 
