@@ -29,6 +29,7 @@ FLOORS = (
     {"lmeval"},
     {"tasks"},
     {"runs"},
+    {"replays"},
     {"reports.measured"},
     {"trainers", "reports.sections", "reports"},
     {"cli"},

@@ -17,11 +17,11 @@ from scipy.stats import t
 from softeval.errors import UserError
 from softeval.model.language_model import BUNDLED_CHECKPOINT
 from softeval.records import INTERVENTIONS, attribution_schema
+from softeval.replays.attribute import attribute
 from softeval.reports.measured.arms import measure
 from softeval.reports.page import build_report
 from softeval.reports.sections.attribution import find_attribution
 from softeval.runs import rundir
-from softeval.runs.attribute import attribute
 from softeval.runs.evaluation import evaluate
 from softeval.runs.run import load_run
 from softeval.scoring.judge import score

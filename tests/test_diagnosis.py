@@ -13,9 +13,9 @@ from tiny import tiny_tokenizer
 
 from softeval.errors import UserError
 from softeval.model.language_model import BUNDLED_CHECKPOINT, load_model
+from softeval.replays.diagnose import diagnose
 from softeval.reports.measured.kl import read_kl
 from softeval.runs import rundir
-from softeval.runs.diagnose import diagnose
 from softeval.runs.evaluation import evaluate
 from softeval.runs.run import load_run
 from softeval.tasks.catalogue import find_benchmarks

@@ -14,11 +14,11 @@ from schema_1 import as_schema_1
 
 from softeval.errors import UserError
 from softeval.records import SampleKey
+from softeval.replays.diagnose import recorded_shadows
+from softeval.replays.kl_file import Measured, write_kl
 from softeval.reports.compare import compare_runs, comparison_frame
 from softeval.reports.measured.arms import measure
 from softeval.reports.page import build_report
-from softeval.runs.diagnose import recorded_shadows
-from softeval.runs.kl_file import Measured, write_kl
 from softeval.runs.rescore import rescore
 from softeval.runs.run import Run, load_run
 from softeval.scoring.judge import Scorer

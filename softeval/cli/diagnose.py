@@ -52,7 +52,7 @@ def diagnose_command(
 ) -> None:
     """Measure exact KL to the base model along a run's prefixes, for the report's KL section."""
     from softeval.display import make_screen, no_progress_bars
-    from softeval.runs.diagnose import diagnose
+    from softeval.replays.diagnose import diagnose
 
     with no_progress_bars(), make_screen() as screen:
         found = diagnose(
@@ -109,7 +109,7 @@ def attribute_command(
 ) -> None:
     """Change recorded CoTs (snapped, noise only, shuffled, swapped, cut) and decode the answers."""
     from softeval.display import make_screen, no_progress_bars
-    from softeval.runs.attribute import NAME, attribute
+    from softeval.replays.attribute import NAME, attribute
 
     with no_progress_bars(), make_screen() as screen:
         found = attribute(

@@ -25,8 +25,8 @@ from softeval.model.language_model import LanguageModel, load_model
 from softeval.model.weights import weights_hash
 from softeval.modes import Mode, get_mode, load_mode_file, mode_from_record
 from softeval.records import PREFIX_SETS, SampleKey
+from softeval.replays.kl_file import Measured, check_kept, check_not_fewer, kept_sets, write_kl
 from softeval.runs import rundir
-from softeval.runs.kl_file import Measured, check_kept, check_not_fewer, kept_sets, write_kl
 from softeval.runs.parquet_files import sequences
 from softeval.runs.request import absolute
 from softeval.runs.tables import read_table, table_path

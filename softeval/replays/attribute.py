@@ -21,8 +21,8 @@ from softeval.files import replacing
 from softeval.model.language_model import LanguageModel
 from softeval.modes import Mode, load_mode_file, mode_from_record, recorded_modes
 from softeval.records import Generation, SampleKey, attribution_schema
+from softeval.replays.diagnose import run_checkpoint, run_questions
 from softeval.runs import rundir
-from softeval.runs.diagnose import run_checkpoint, run_questions
 from softeval.runs.parquet_files import CheckedWriter, open_parquet, read_parquet
 from softeval.runs.rescore import score_kinds
 from softeval.runs.tables import table_path

@@ -1,0 +1,1 @@
+"""Finished runs replayed: KL to the base model, and the answers after changed CoTs."""
