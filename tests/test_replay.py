@@ -175,6 +175,15 @@ def made_only(lm, mode, cots):
     return {**made(lm, mode), **cots}
 
 
+def test_a_cut_never_ends_within_the_answer_prefix():
+    lm, mode = tiny_lm(), MODES["hard_greedy"]
+    cot = next(iter(made(lm, mode).values()))
+    cot = ended(cot, "12+34=46 The final answer is: ", StopReason.ANSWER_PREFIX, lm)
+    cut = CHANGES["cut_75"](cot, Surroundings(lm, mode, SEED))
+    assert lm.stopper.decode(cut.shadow_ids.tolist()) == "12+34="
+    assert len(cut.inputs) == 6 and cut.stop_reason is StopReason.LENGTH
+
+
 def test_a_cut_of_one_step_is_the_step():
     lm, mode = tiny_lm(), MODES["hard_greedy"]
     cot = next(iter(made(lm, mode).values()))

@@ -1,8 +1,8 @@
 """Changes of a chain of thought (CoT) that is fed once more, each of one thing.
 
 What closed a CoT, the answer prefix or an end token, is the stop rule's and no thought: shuffling
-and noise leave it as it was fed. A cut CoT goes on as one that ended at the cap, with the whole
-answer prefix. The decoder feeds the result step by step, as it fed the CoT.
+and noise leave it as it was fed. Shares of a cut are of what precedes it; a cut CoT goes on as one
+that ended at the cap, with the whole answer prefix. The decoder feeds the result step by step, as it fed the CoT.
 
 Shapes: T CoT positions, D width.
 """
@@ -91,8 +91,8 @@ def donor(cot: Generation, around: Surroundings) -> Generation | None:
 
 
 def cut(share: float, cot: Generation, around: Surroundings) -> Generation:
-    """The first positions only, at least one; what follows is as at the cap."""
-    kept = max(1, int(share * len(cot.shadow_ids)))
+    """The first part of what was thought, at least one step; what follows is as at the cap."""
+    kept = max(1, int(share * (len(cot.shadow_ids) - closing(cot, around.lm.stopper))))
     reason = cot.stop_reason if kept == len(cot.shadow_ids) else StopReason.LENGTH
     inputs_TD = _inputs(cot)[:kept]
     return replace(cot, shadow_ids=cot.shadow_ids[:kept], inputs=inputs_TD, stop_reason=reason)
