@@ -9,7 +9,9 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import tempfile
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -32,3 +34,19 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"real test data absent: no {SHARED.name}/ beside the project")
     return SHARED
+
+
+def mostly_slow(cases: Iterable[Any], quick: Collection[Any]) -> list[Any]:
+    """Cases of a parametrisation that take one path: the `quick` ones stand for it in `make quick`.
+
+    A tuple is the values of several arguments. All the others run in `make slow`.
+    """
+    known = list(cases)
+    assert all(case in known for case in quick), "a quick case that is none of the cases"
+    return [
+        pytest.param(
+            *(case if isinstance(case, tuple) else (case,)),
+            marks=() if case in quick else pytest.mark.slow,
+        )
+        for case in known
+    ]

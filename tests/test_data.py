@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 import pytest
+from conftest import mostly_slow
 
 from softeval.errors import UserError
 from softeval.tasks.catalogue import Benchmark, find_benchmarks, task_catalogue
@@ -85,7 +86,9 @@ def test_the_bundled_dataset_needs_neither_hub_nor_directory() -> None:
         load_rows("arithmetic", split="dev")
 
 
-@pytest.mark.parametrize("name", ["hellaswag", "mmlu", "arc_challenge", "arc_easy"])
+@pytest.mark.parametrize(
+    "name", mostly_slow(["hellaswag", "mmlu", "arc_challenge", "arc_easy"], ["arc_challenge"])
+)
 def test_every_letter_names_the_correct_choice(name: str, shared: Path) -> None:
     """The answers of the log-likelihood task, whose right one the letter must name."""
     asked, scored = (

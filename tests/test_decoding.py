@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from conftest import mostly_slow
 from tiny import VOCAB, tiny_lm, tiny_tokenizer
 
 from softeval.decoding.decoder import Decoder, Question
@@ -71,13 +72,7 @@ def identity(sample: Generation) -> tuple:
     )
 
 
-@pytest.mark.parametrize(
-    "mode",
-    [
-        "soft_sample",
-        *(pytest.param(m, marks=pytest.mark.slow) for m in MODES if m != "soft_sample"),
-    ],
-)
+@pytest.mark.parametrize("mode", mostly_slow(MODES, ["soft_sample"]))
 def test_a_sample_is_bit_for_bit_the_same_in_any_batch(mode):
     lm = tiny_lm("llama")
     questions = [
@@ -117,7 +112,7 @@ def test_samples_differ_by_seed_task_question_and_sample():
     assert len(set(texts)) == len(texts)
 
 
-@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize("family", mostly_slow(KINDS, ["gemma3"]))
 @pytest.mark.parametrize("mode", ["soft_sample", "fuzzy_greedy", "hard_sample"])
 def test_recorded_inputs_replayed_without_a_cache_give_the_same_choices(family, mode):
     """Feed what was recorded through one plain forward pass: logits and entropies must agree."""
@@ -150,7 +145,7 @@ def test_recorded_inputs_replayed_without_a_cache_give_the_same_choices(family, 
         assert float(z.square().mean()) == pytest.approx(1, abs=0.25)
 
 
-@pytest.mark.parametrize("family", KINDS)
+@pytest.mark.parametrize("family", mostly_slow(KINDS, ["gemma3"]))
 def test_fuzzy_greedy_shadows_are_hard_greedy_tokens(family):
     """Wherever the top two logits differ by much more than the fuzzy temperature."""
     lm = tiny_lm(family)
@@ -288,7 +283,9 @@ def test_recorded_mixture_is_the_top_of_the_modes_distribution():
     assert (sample.top_probs.sum(1) <= 1 + 1e-5).all()
 
 
-@pytest.mark.parametrize("mode", [*ALL, "soft_thinking"])
+@pytest.mark.parametrize(
+    "mode", mostly_slow([*ALL, "soft_thinking"], ["hard_sample", "soft_thinking"])
+)
 def test_mode_entropy_is_that_of_the_modes_own_temperature(mode):
     lm = tiny_lm()
     ((sample,),) = generate(lm, PROMPTS[:1], mode, max_cot_tokens=16, max_answer_tokens=2)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from conftest import mostly_slow
 from mode_cases import numbers, random_logits, seen_of, take
 from scipy import stats
 from test_train_losses import batch_of, rollouts
@@ -159,7 +160,9 @@ def test_the_score_equals_finite_differences(name):
 # ---- in the trainer -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [*TRAINED, "release"])
+@pytest.mark.parametrize(
+    "name", mostly_slow([*TRAINED, "release"], ["dirichlet", "hidden_noise", "mixture_of_inputs"])
+)
 def test_the_trainers_chunks_give_the_modes_own_density_and_its_gradient(name):
     """At hidden states that carry a gradient; the head is read in chunks of three positions."""
     lm, mode = tiny_lm(), TRAINED.get(name, RELEASE)
@@ -175,7 +178,7 @@ def test_the_trainers_chunks_give_the_modes_own_density_and_its_gradient(name):
     assert (one.norm(dim=-1) > 0).any() and one.isfinite().all()
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", mostly_slow(TRAINED, ["gumbel", "hidden_noise", "multiplex"]))
 @torch.no_grad()
 def test_the_ratio_of_training_pass_and_rollout_is_one(name, monkeypatch):
     """With a cache step by step, and over the whole sequence at once."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import mostly_slow
 from scipy.stats import gamma
 from tiny import tiny_lm
 
@@ -191,7 +192,7 @@ def samples(family: str, name: str):
     return softeval.generate(tiny_lm(family), PROMPTS, chosen, 2, SEED, STEPS, 2, keep_inputs=True)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", mostly_slow(FAMILIES, ["gemma2"]))
 @pytest.mark.parametrize("name", ORACLES)
 @torch.inference_mode()
 def test_what_is_fed_is_what_the_definition_says(name: str, family: str) -> None:

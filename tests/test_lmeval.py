@@ -21,6 +21,7 @@ from adapter_cases import (
     texts,
     write_data,
 )
+from conftest import mostly_slow
 from lm_eval.models.huggingface import HFLM
 
 from softeval.decoding.generate import generate
@@ -42,7 +43,10 @@ def data_dir(tmp_path: Path) -> str:
 # Generation
 
 
-@pytest.mark.parametrize("mode", ["hard_greedy", "hard_sample", "soft_greedy", "fuzzy_sample"])
+@pytest.mark.parametrize(
+    "mode",
+    mostly_slow(["hard_greedy", "hard_sample", "soft_greedy", "fuzzy_sample"], ["fuzzy_sample"]),
+)
 def test_stock_evaluation_gives_what_generate_gives(mode: str, data_dir: str) -> None:
     lm = adapter(mode, 2, seed=7)
     found = texts(evaluate(lm, data_dir))

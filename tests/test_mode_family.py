@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from conftest import mostly_slow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mode_cases import Same, numbers, random_logits, seen_of, take
@@ -58,7 +59,7 @@ def test_all_means_the_six_of_the_paper():
     assert [mode.name for mode in select_modes(OTHERS)] == OTHERS
 
 
-@pytest.mark.parametrize("name", [*OTHERS, "hard_sample"])
+@pytest.mark.parametrize("name", mostly_slow([*OTHERS, "hard_sample"], ["coconut", "dirichlet"]))
 def test_batch_and_neighbours_change_no_bit(name):
     """Rows leave at different steps, so finished neighbours are among what must not matter."""
     filters = {"temperature": 0.8, "top_p": 0.9} if name == "hard_sample" else {}
@@ -80,7 +81,7 @@ def test_a_permutation_of_rows_permutes_the_step(name):
         assert torch.equal(one.record_NR[order], other.record_NR)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("family", mostly_slow(["llama", "gemma2"], ["gemma2"]))
 @pytest.mark.parametrize("name", [name for name in OTHERS if name != "coconut"])
 def test_where_the_model_is_certain_every_mixture_is_its_token_bit_for_bit(name, family):
     lm = tiny_lm(family)

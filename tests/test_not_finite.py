@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from conftest import mostly_slow
 from lm_eval.api.instance import Instance
 from tiny import tiny_lm, tiny_tokenizer
 from train_cases import tiny_config
@@ -69,7 +70,7 @@ class Counter:
         return None if self.left >= 0 else torch.full_like(out, self.value)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", mostly_slow(MODES, ["hard_sample", "soft_greedy", "coconut"]))
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_cot_stops_at_its_first_logits_that_are_not_finite(mode, value):
     lm = lm_with(Counter(4, value))
