@@ -125,7 +125,7 @@ def made_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run(folder, questions=3, samples=3, positions=6, likelihood_tasks=("arc",))
 
 
-@pytest.mark.parametrize("rounds", [20, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [20, pytest.param(100, marks=pytest.mark.slow)])
 def test_damage_of_a_journal_costs_samples_and_no_more(tmp_path: Path, rounds: int) -> None:
     shard = make_journal(tmp_path)
     content, rng = shard.read_bytes(), random.Random(rounds)
@@ -142,19 +142,19 @@ def test_damage_of_a_journal_costs_samples_and_no_more(tmp_path: Path, rounds: i
     assert min(kept) < 1 and sum(kept) / rounds > 0.75
 
 
-@pytest.mark.parametrize("name", ["samples.parquet", "positions.parquet", "run.json"])
+@pytest.mark.parametrize("name", ["samples.parquet", "run.json"])
 def test_no_damage_of_a_run_is_silent(made_run: Path, tmp_path: Path, name: str) -> None:
     folder = Path(shutil.copytree(made_run, tmp_path / "run"))
-    found = verdicts(folder / name, run_content, 25, seed=1)
-    assert not found.keys() - {"same", "named"} and found["named"] > 15, found
+    found = verdicts(folder / name, run_content, 12, seed=1)
+    assert not found.keys() - {"same", "named"} and found["named"] > 6, found
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["run.json", *(f"{table}.parquet" for table in TABLES)])
 def test_no_damage_of_any_file_is_silent(made_run: Path, tmp_path: Path, name: str) -> None:
     folder = Path(shutil.copytree(made_run, tmp_path / "run"))
-    found = verdicts(folder / name, run_content, 300, seed=2)
-    assert not found.keys() - {"same", "named"} and found["named"] > 150, found
+    found = verdicts(folder / name, run_content, 100, seed=2)
+    assert not found.keys() - {"same", "named"} and found["named"] > 50, found
 
 
 def test_a_record_changed_by_hand_says_how_to_take_it(made_run: Path, tmp_path: Path) -> None:
