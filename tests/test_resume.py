@@ -49,13 +49,13 @@ def test_killed_at_any_moment_the_samples_are_the_same(tmp_path: Path) -> None:
         "max_cot_tokens=60",
         "modes=hard_sample,soft_sample",
     ]
-    command = [sys.executable, str(TESTS / "kill_and_resume.py"), str(tmp_path), "14", *options]
+    command = [sys.executable, str(TESTS / "kill_and_resume.py"), str(tmp_path), "8", *options]
     done = subprocess.run(
         command, env=ENVIRONMENT, capture_output=True, text=True, timeout=280, check=False
     )
     assert done.returncode == 0, done.stderr
     amounts = {line for line in done.stderr.splitlines() if line.startswith("killed with")}
-    assert len(amounts) >= 5, "the kills must fall into the generation, not beside it"
+    assert len(amounts) >= 4, "the kills must fall into the generation, not beside it"
     for index in range(int(done.stdout)):
         assert_same_run(tmp_path / f"killed-{index}", tmp_path / "whole")
 
