@@ -77,7 +77,7 @@ def imports() -> list[Import]:
 def definitions() -> Iterator[tuple[Module, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]]:
     """Every class and function of every product file, nested ones too."""
     for module in modules():
-        for node in ast.walk(ast.parse(module.path.read_text(encoding="utf-8"))):
+        for node in ast.walk(_tree(module.path)):
             if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 yield module, node
 
@@ -91,6 +91,11 @@ def lines(module: Module) -> int:
     return module.path.read_text(encoding="utf-8").count("\n")
 
 
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def _module(path: Path) -> Module:
     parts = list(path.relative_to(ROOT).with_suffix("").parts)
     parts = parts[1:] if parts[0] == "softeval" else parts
@@ -102,7 +107,7 @@ def _module(path: Path) -> Module:
 
 def _imports_of(module: Module, known: list[Module]) -> Iterator[Import]:
     by_name = {other.name: other for other in known}
-    tree = ast.parse(module.path.read_text(encoding="utf-8"))
+    tree = _tree(module.path)
     top = {id(node) for node in tree.body}
     for node in _run_time(tree):
         for name in _names(node):
@@ -112,11 +117,13 @@ def _imports_of(module: Module, known: list[Module]) -> Iterator[Import]:
 
 
 def _run_time(tree: ast.AST) -> Iterator[ast.AST]:
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            continue
-        yield node
-        yield from _run_time(node)
+    waiting = [tree]
+    while waiting:
+        for node in ast.iter_child_nodes(waiting.pop()):
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+                continue
+            yield node
+            waiting.append(node)
 
 
 def _names(node: ast.AST) -> list[str]:

@@ -72,7 +72,7 @@ def test_what_is_found_stands_in_the_text_and_closes_there(text: str) -> None:
         assert closing_brace(content + "}") == len(content)
 
 
-@given(st.text())
+@given(st.text(max_size=60))
 def test_any_text_is_read(text: str) -> None:
     assert boxed_content(text) is None or "box" in text
 

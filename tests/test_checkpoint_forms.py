@@ -14,6 +14,7 @@ import pytest
 import torch
 from adapter_cases import CAPS, roomy_lm, write_data
 from command_line import Ended
+from conftest import mostly_slow
 from tiny import CHARACTERS, CONFIGS, PADDED, tiny_lm, tiny_tokenizer
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
@@ -271,17 +272,18 @@ def gappy_tokenizer() -> Any:
     return character_tokenizer({"</s>": 105, "z": 107})
 
 
-def test_an_eos_id_behind_a_gap_ends_the_chain_of_thought() -> None:
+@pytest.mark.parametrize("mode", mostly_slow(ALL, ["hard_sample", "soft_sample"]))
+def test_an_eos_id_behind_a_gap_ends_the_chain_of_thought(mode: str) -> None:
     """The number of tokens is less than the largest id: EOS could never be chosen."""
     tokenizer = gappy_tokenizer()
     lm = wrap_model(always(105), tokenizer)
     assert len(tokenizer) < lm.vocab == 108 and lm.eos_ids == {105}
-    for mode in ALL:
-        found = generate(lm, "1+1", mode, max_cot_tokens=6)[0][0]
-        assert (found.stop_reason, list(found.shadow_ids)) == ("eos", [105])
+    found = generate(lm, "1+1", mode, max_cot_tokens=6)[0][0]
+    assert (found.stop_reason, list(found.shadow_ids)) == ("eos", [105])
 
 
-def test_ids_in_a_gap_are_neither_chosen_nor_mixed_nor_measured() -> None:
+@pytest.mark.parametrize("mode", mostly_slow(ALL, ["hard_sample", "soft_sample"]))
+def test_ids_in_a_gap_are_neither_chosen_nor_mixed_nor_measured(mode: str) -> None:
     tokenizer = gappy_tokenizer()
     gaps = sorted(set(range(108)) - set(tokenizer.get_vocab().values()))
     lm = wrap_model(always(gaps[-1]), tokenizer)
@@ -292,11 +294,10 @@ def test_ids_in_a_gap_are_neither_chosen_nor_mixed_nor_measured() -> None:
     assert lm.embedding.rms == pytest.approx(float(table[:108][others].square().mean().sqrt()))
     with torch.no_grad():
         table[gaps] = 1e4  # would be seen at once
-    for mode in ALL:
-        found = generate(lm, "1+1", mode, max_cot_tokens=6, keep_inputs=True, record_top=120)[0][0]
-        assert not set(found.shadow_ids) & set(gaps) and not set(found.answer_ids) & set(gaps)
-        assert abs(found.inputs).max() < 1e2
-        assert found.entropy.max() < 1e-3 + float(torch.tensor(len(others) - len(gaps)).log())
+    found = generate(lm, "1+1", mode, 1, 0, 3, 2, keep_inputs=True, record_top=120)[0][0]
+    assert not set(found.shadow_ids) & set(gaps) and not set(found.answer_ids) & set(gaps)
+    assert abs(found.inputs).max() < 1e2
+    assert found.entropy.max() < 1e-3 + float(torch.tensor(len(others) - len(gaps)).log())
 
 
 def test_the_training_head_masks_the_same_gaps() -> None:

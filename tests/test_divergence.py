@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from conftest import mostly_slow
 from tiny import tiny_lm, tiny_tokenizer
 
 from softeval.decoding.generate import generate
@@ -61,8 +62,10 @@ def plain_kl(lm: LanguageModel, base: LanguageModel, prefix: Prefix, mode: str):
     return forward.numpy(), reverse.numpy()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("mode", ["hard_sample", "soft_sample", "soft_greedy"])
+@pytest.mark.parametrize("family", mostly_slow(FAMILIES, ["gemma2"]))
+@pytest.mark.parametrize(
+    "mode", mostly_slow(["hard_sample", "soft_sample", "soft_greedy"], ["soft_sample"])
+)
 def test_kl_is_that_of_a_plain_computation(family, mode):
     base = tiny_lm(family)
     lm = moved(base)
@@ -75,7 +78,10 @@ def test_kl_is_that_of_a_plain_computation(family, mode):
     assert len(found.forward) == len(prefix.shadow_ids)
 
 
-@pytest.mark.parametrize("mode", ["hard_sample", "fuzzy_greedy", "soft_sample", "soft_thinking"])
+@pytest.mark.parametrize(
+    "mode",
+    mostly_slow(["hard_sample", "fuzzy_greedy", "soft_sample", "soft_thinking"], ["soft_sample"]),
+)
 def test_a_model_against_itself_is_at_most_the_floor(mode):
     lm = tiny_lm()
     twin = wrap_model(copy.deepcopy(lm.model), lm.tokenizer, "twin")

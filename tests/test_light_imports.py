@@ -28,7 +28,7 @@ MISTAKES = [["train", "--group-size", "1"], ["run", "--limit", "none"], ["nothin
     [
         (CALLS.format(LISTS), HEAVY | CONFIGURATIONS, "{0, 2}"),
         (CALLS.format(HELP), HEAVY, "{0}"),
-        (CALLS.format(MISTAKES), HEAVY, "{2}"),
+        pytest.param(CALLS.format(MISTAKES), HEAVY, "{2}", marks=pytest.mark.slow),
         ("import softeval.statistics as codes", HEAVY | CONFIGURATIONS - {"numpy"}, "<module"),
     ],
     ids=["the list of commands", "help of commands", "mistakes", "the statistics"],

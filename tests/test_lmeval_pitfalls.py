@@ -118,8 +118,11 @@ def test_importing_softeval_lmeval_is_light() -> None:
     [
         ["register_when_imported()", "import lm_eval"],
         ["import lm_eval", "register_when_imported()"],
-        ["import lm_eval.models", "register_when_imported()"],
-        ["register_when_imported()", "register_when_imported()", "register()", "register()"],
+        pytest.param(["import lm_eval.models", "register_when_imported()"], marks=pytest.mark.slow),
+        pytest.param(
+            ["register_when_imported()", "register_when_imported()", "register()", "register()"],
+            marks=pytest.mark.slow,
+        ),
         ["register()", "import lm_eval.models", "register_when_imported()"],
     ],
     ids=["before", "after", "after models", "twice", "both"],

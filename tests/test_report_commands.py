@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import typer
-from conftest import ROOT
+from conftest import ROOT, mostly_slow
 from report_runs import keep_documents, write_checkpoint, write_family, write_training
 
 from softeval.errors import UserError
@@ -33,7 +33,7 @@ from softeval.statistics.paired import mcnemar
 def folders(tmp_path_factory):
     return write_family(
         tmp_path_factory.mktemp("family"), ("base", "soft"), seeds=2, questions=16, samples=4,
-        positions=10, likelihood_tasks=("arc",), kl=True,
+        positions=6, likelihood_tasks=("arc",), kl=True,
     )  # fmt: skip
 
 
@@ -128,7 +128,7 @@ def test_compare_equals_the_statistics_on_the_files(folders):
     assert {("hard_sample", 1), ("hard_sample", 4), ("soft_greedy", 1)} <= found.keys()
 
 
-@pytest.mark.parametrize("power", [0.8, 0.95])
+@pytest.mark.parametrize("power", mostly_slow([0.8, 0.95], [0.95]))
 def test_a_plan_detects_what_compare_detects_and_needs_more_for_less(app, folders, power):
     sides = f"{folders[1]},{folders[2]}", folders[0]
 
@@ -136,16 +136,17 @@ def test_a_plan_detects_what_compare_detects_and_needs_more_for_less(app, folder
         options = ("--difference", difference, "--power", power, "--json")
         return json.loads(_run(app, "plan", *sides, *options).stdout)
 
-    metrics = {(one["mode"], one["k"]): one for one in planned(50)}
+    easily, hardly = planned(50), planned(20)
+    metrics = {(one["mode"], one["k"]): one for one in easily}
     for one in compare_runs(folders[1:3], [folders[0]]):
         if one.mode:
             found = metrics[one.mode, one.k]
             assert found["detectable"] >= one.contrast.mde - 1e-9
             assert (found["seeds_a"], found["seeds_b"]) == (2, 1)
-    for easy, hard in zip(planned(50), planned(20), strict=True):
+    for easy, hard in zip(easily, hardly, strict=True):
         for name in ("questions_needed", "seeds_needed"):
             assert hard[name] is None or easy[name] <= hard[name]
-    assert planned(50) != planned(20)
+    assert easily != hardly
 
 
 def test_a_plan_is_a_table_of_what_is_needed(app, folders):
@@ -303,7 +304,9 @@ def test_the_notebook_runs_on_a_run(folders, tmp_path):
     assert sum("text/html" in data for data in shown) >= 4
 
 
-@pytest.mark.parametrize("plot", [plot_pass_at_k, plot_kl, plot_comparisons, plot_out_of_domain])
+@pytest.mark.parametrize(
+    "plot", mostly_slow([plot_pass_at_k, plot_kl, plot_comparisons, plot_out_of_domain], [plot_kl])
+)
 def test_figures_are_drawn_for_paths(folders, plot):
     assert plot(folders)._repr_png_().startswith(b"\x89PNG")
 
@@ -320,6 +323,7 @@ def test_a_run_without_tables_is_shown_as_such(tmp_path):
     assert "samples.parquet is missing" in load_run(run)._repr_html_()
 
 
+@pytest.mark.slow
 def test_entropy_views_differ(folders):
     drawn = {view: plot_entropy([folders[0]], view=view) for view in ("all", "progress", "end")}
     labels = {view: figure.axes[-1].get_xlabel() for view, figure in drawn.items()}

@@ -44,7 +44,7 @@ from softeval.statistics.interval import Interval
 @pytest.fixture(scope="module")
 def arms(tmp_path_factory):
     folders = write_family(
-        tmp_path_factory.mktemp("family"), seeds=3, questions=30, samples=8, positions=6,
+        tmp_path_factory.mktemp("family"), seeds=3, questions=16, samples=8, positions=2,
         modes=("hard_greedy", "hard_sample", "soft_sample"),
     )  # fmt: skip
     return measure([(None, folder) for folder in folders], positions=False)
@@ -236,6 +236,7 @@ def test_the_base_model_is_called_so_among_several_families(tmp_path):
     assert "the checkpoint base · soft against the base model base is" in told
 
 
+@pytest.mark.slow
 def test_each_panel_names_what_it_is_measured_against(tmp_path):
     options = {"questions": 6, "samples": 2, "positions": 6}
     modes = ("hard_sample", "fuzzy_sample", "soft_sample")
@@ -259,7 +260,7 @@ def test_without_comparisons_the_scores_are_told(arms):
     base = measure([(None, arms.runs[0].path)], positions=False)
     told = verdict_sentences(base, [], [], 0.02)
     assert told[0].text.startswith("base solves") and "greedy pass@1" in told[0].text
-    assert told[0].text.endswith("(30 questions).")
+    assert told[0].text.endswith("(16 questions).")
 
 
 def _paper_arm(family: str, method: str, dataset: str | None) -> Arm:
@@ -360,6 +361,7 @@ def test_curves_are_drawn_at_powers_of_two_and_n():
     assert curve_ks(1) == [1]
 
 
+@pytest.mark.slow
 def test_numbers_on_an_axis_are_printed_as_they_are():
     from softeval.reports.drawing import new_figure, styled, to_svg
 

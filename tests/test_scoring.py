@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import mostly_slow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scoring_cases import LETTERS, math_cases, our_cases
@@ -59,7 +60,9 @@ def test_mathematical_verdict(judge: Scorer, answer: str, label: str, accepted: 
     assert judge.score(answer, label) == Verdict(accepted, "ok")
 
 
-@pytest.mark.parametrize(("answer", "label", "accepted"), math_cases())
+@pytest.mark.parametrize(
+    ("answer", "label", "accepted"), mostly_slow(math_cases(), math_cases()[::10])
+)
 def test_verdict_of_math_verify(paper: Scorer, answer: str, label: str, accepted: bool) -> None:
     assert paper.score(answer, label) == Verdict(accepted, "ok")
 

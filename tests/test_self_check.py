@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import mostly_slow
 from tiny import PADDED, tiny_lm, tiny_tokenizer
 from transformers import (
     AutoModelForCausalLM,
@@ -118,7 +119,7 @@ def test_a_slot_written_for_the_wrong_row_is_found(monkeypatch):
     refused(LlamaConfig(**SIZES), "two ragged rows, decoding and one plain pass differ")
 
 
-@pytest.mark.parametrize("window", [8, 300, 4096])
+@pytest.mark.parametrize("window", mostly_slow([8, 300, 4096], [8]))
 def test_a_window_that_is_ignored_is_found_however_far_it_is(window, monkeypatch):
     """Beyond some 600 positions on a shrunk copy of the same class."""
     config = MistralConfig(
@@ -145,7 +146,7 @@ def test_an_architecture_that_cannot_be_run_is_one_line():
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("positions", [100, 256])
+@pytest.mark.parametrize("positions", mostly_slow([100, 256], [100]))
 def test_gpt_neo_past_its_local_window_is_generate(positions):
     """Its band follows from the number of keys, of which the decoder shows more than there are."""
     config = GPTNeoConfig(
@@ -234,6 +235,7 @@ def test_the_check_can_be_left_out(checkpoint):
 # Bits
 
 
+@pytest.mark.slow
 def test_experts_give_a_row_the_same_bits_in_any_batch():
     lm = tiny_lm("mixtral")
     assert lm.batch_invariant

@@ -68,8 +68,12 @@ def test_without_filters_it_is_soft_greedy() -> None:
     lm = tiny_lm()
     everything = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "top_n": 0, "entropy_threshold": 0.0}
     mode = get_mode("soft_thinking", temperature=0.5, **everything)
-    ours = softeval.generate(lm, PROMPTS, mode, max_cot_tokens=12, keep_inputs=True)
-    paper = softeval.generate(lm, PROMPTS, "soft_greedy", max_cot_tokens=12, keep_inputs=True)
+    ours = softeval.generate(
+        lm, PROMPTS, mode, max_cot_tokens=6, max_answer_tokens=2, keep_inputs=True
+    )
+    paper = softeval.generate(
+        lm, PROMPTS, "soft_greedy", max_cot_tokens=6, max_answer_tokens=2, keep_inputs=True
+    )
     for [a], [b] in zip(ours, paper, strict=True):
         assert a.shadow_ids.tolist() == b.shadow_ids.tolist()
         # The first step sees the same logits; later ones also see what rounding has made of it.
@@ -80,14 +84,14 @@ def test_the_cold_stop_ends_a_chain_after_its_patience() -> None:
     """Every step is cold below a huge threshold: the CoT ends before its third cold step is fed."""
     lm = tiny_lm()
     mode = get_mode("soft_thinking", entropy_threshold=1e9, patience=3)
-    for [sample] in softeval.generate(lm, PROMPTS, mode, max_cot_tokens=12):
+    for [sample] in softeval.generate(lm, PROMPTS, mode, max_cot_tokens=6, max_answer_tokens=2):
         assert sample.stop_reason == "mode" and len(sample.shadow_ids) == 2
         assert sample.prefill_text.endswith("The final answer is: \\boxed{")
     hasty = get_mode("soft_thinking", entropy_threshold=1e9, patience=1)
-    for [sample] in softeval.generate(lm, PROMPTS, hasty, max_cot_tokens=12):
+    for [sample] in softeval.generate(lm, PROMPTS, hasty, max_cot_tokens=6, max_answer_tokens=2):
         assert len(sample.shadow_ids) == 1  # a CoT has at least one position
     never = get_mode("soft_thinking", entropy_threshold=0.0, patience=1)
-    for [sample] in softeval.generate(lm, PROMPTS, never, max_cot_tokens=12):
+    for [sample] in softeval.generate(lm, PROMPTS, never, max_cot_tokens=6, max_answer_tokens=2):
         assert sample.stop_reason != "mode"
 
 

@@ -4,6 +4,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from conftest import mostly_slow
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -219,7 +220,9 @@ def covers_and_equivalent(a, b, truth: float):
     return covered, np.mean([judge(c).word == "equivalent" for c in contrasts])
 
 
-@pytest.mark.parametrize(("problems", "share"), [(30, 0.03), (200, 0.03), (200, 0.01)])
+@pytest.mark.parametrize(
+    ("problems", "share"), mostly_slow([(30, 0.03), (200, 0.03), (200, 0.01)], [(30, 0.03)])
+)
 def test_questions_that_one_side_loses_whole_are_covered_and_never_called_equivalent(
     problems, share
 ):

@@ -84,6 +84,7 @@ def test_the_whole_prefix_follows_a_cap_or_an_end_token(stopper, cot, reason):
     assert stopper.decode(prefill).strip() == "The final answer is: \\boxed{"
 
 
+@pytest.mark.slow
 def test_prefill_ids_are_those_of_the_joined_text(shared):
     """Where no merge crosses the seam, prefilled ids are what encoding the whole text gives."""
     from transformers import AutoTokenizer

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from conftest import mostly_slow
 from tiny import CONFIGS
 from train_cases import METHODS, record, run, same, weights
 from transformers import AutoModelForCausalLM, MixtralConfig
@@ -34,7 +35,7 @@ def moved(model: Any, size: float = 0.05) -> Adapters:
     return found
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", mostly_slow([torch.float32, torch.bfloat16], [torch.float32]))
 @pytest.mark.parametrize("family", ["llama_tied", "gpt2", "mixtral"])
 def test_the_merged_model_is_the_adapted_one_and_leaves_no_trace(
     family: str, dtype: torch.dtype

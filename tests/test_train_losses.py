@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from conftest import mostly_slow
 from torch import Tensor
 from train_cases import directional_derivative, made_generation, tiny_gpt2, tiny_lm
 
@@ -99,7 +100,7 @@ def test_log_prob_of_a_rollout_equals_a_plain_recomputation(method: str) -> None
 
 
 @pytest.mark.parametrize("method", MODES)
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", mostly_slow([False, True], [True]))
 def test_gradient_equals_finite_differences(method: str, tied: bool) -> None:
     """Every parameter of a float64 model along random directions; sequences of unequal length."""
     lm, mode = tiny_gpt2(tied), MODES[method]
@@ -181,7 +182,7 @@ def test_padding_changes_nothing() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("logits_dtype", ["model", "bfloat16"])
-@pytest.mark.parametrize("method", ["soft", "fuzzy"])
+@pytest.mark.parametrize("method", mostly_slow(["soft", "fuzzy"], ["soft"]))
 @torch.no_grad()
 def test_chi_square_of_recorded_rollouts_is_one(
     method: str, logits_dtype: str, dtype: torch.dtype
@@ -212,7 +213,7 @@ def test_a_wrong_temperature_or_sigma_shows_in_chi_square() -> None:
     assert means[0] > 1.3 and means[1] < 0.5
 
 
-@pytest.mark.parametrize("method", MODES)
+@pytest.mark.parametrize("method", mostly_slow(MODES, ["soft"]))
 @torch.no_grad()
 def test_the_score_function_has_expectation_zero(method: str) -> None:
     """Mean of ∂ log π along random directions over independent rollouts, against its error."""
@@ -330,7 +331,7 @@ def test_the_recorded_score_stays_the_noise_where_the_pass_mixes_otherwise(metho
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("sigma_of", ["element", "vector"])
+@pytest.mark.parametrize("sigma_of", mostly_slow(["element", "vector"], ["vector"]))
 @torch.no_grad()
 def test_rounding_of_what_was_fed_is_no_mismatch(dtype: torch.dtype, sigma_of: str) -> None:
     """With σ of an embedding's length, bfloat16 rounds h̃ by more than the threshold itself."""

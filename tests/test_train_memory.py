@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import mostly_slow
 from tiny import CONFIGS, FAMILIES
 from tiny import tiny_lm as family_lm
 from train_cases import run as run_training
@@ -115,7 +116,9 @@ def test_what_does_not_fit_is_refused_with_what_would() -> None:
         require_memory(memory, 80 * GIB)
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "mixtral"])
+@pytest.mark.parametrize(
+    "family", mostly_slow([name for name in FAMILIES if name != "mixtral"], ["gpt2", "llama"])
+)
 def test_what_is_kept_without_storage_is_what_real_tensors_keep(family: str) -> None:
     lm = family_lm(family)
     model = type(lm.model)._from_config(CONFIGS[family](), dtype=torch.float32).eval()
@@ -139,6 +142,7 @@ def test_what_is_kept_without_storage_is_what_real_tensors_keep(family: str) -> 
     assert position_bytes(counted) == held / 8
 
 
+@pytest.mark.slow
 def test_every_part_of_the_estimate_follows_its_option() -> None:
     count = PARAMETERS["llama-3.2-3b"]
     memory = of_recipe("llama-3.2-3b", gradient_split_steps=0, gradient_checkpointing=False)

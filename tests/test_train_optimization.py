@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from conftest import mostly_slow
 from torch import nn
 from train_cases import tiny_lm
 
@@ -98,7 +99,7 @@ def test_gradients_of_micro_batches_add_up_in_float32() -> None:
 
 
 @pytest.mark.parametrize("devices", [("cuda",), ("cpu", "cuda")])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", mostly_slow([torch.float32, torch.bfloat16], [torch.bfloat16]))
 def test_a_restored_optimizer_goes_on_as_if_nothing_had_happened(
     dtype: torch.dtype, devices: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,9 +33,8 @@ from softeval.trainers import rollout, run_files, training_pass
 from softeval.trainers.config import TrainConfig
 
 
-@pytest.mark.parametrize(
-    "method", ["soft", *(pytest.param(m, marks=pytest.mark.slow) for m in ("hard", "fuzzy"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
 def test_a_run_leaves_what_it_promises(tmp_path: Path, method: str) -> None:
     result = run(tmp_path, **METHODS[method], kl_steps=1, gradient_split_steps=2)
     lines = read_metrics(tmp_path)
@@ -182,7 +181,8 @@ def test_sigma_stays_what_it_was_at_the_start(tmp_path: Path, monkeypatch: Any) 
     ],
 )
 def test_every_option_changes_the_result(tmp_path: Path, change: dict[str, Any]) -> None:
-    options = METHODS["soft"] | {"reward_boxed": 50.0}
+    options = METHODS["soft"] | MOVING["soft"] | {"reward_boxed": 50.0, "max_steps": 2}
+    options |= {"kl_steps": 0, "gradient_split_steps": 0, "log_completions_steps": 0}
     result = run_cached(tmp_path, "plain", options)
     run(tmp_path / "changed", **(options | change))
     if change.get("dtype") == "bfloat16" and len(change) > 1:
@@ -318,6 +318,7 @@ def test_adapters_train_alone_and_are_merged(tmp_path: Path) -> None:
     assert "lora" not in str(merged.model)
 
 
+@pytest.mark.slow
 def test_adapters_on_the_head_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--lora-target-modules"):
         run(tmp_path / "a", lora=True, lora_target_modules=("lm_head",))

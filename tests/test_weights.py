@@ -8,6 +8,7 @@ from typing import Any
 import architectures
 import pytest
 import torch
+from conftest import mostly_slow
 from safetensors.torch import load_file, save_file
 from tiny import tiny_tokenizer
 
@@ -37,7 +38,7 @@ def check(folder: Path | str, dtype: str = "auto") -> bool:
 
 
 @pytest.mark.parametrize("dtype", PRECISIONS)
-@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen2"])
+@pytest.mark.parametrize("name", mostly_slow(["llama", "gpt2", "qwen2"], ["gpt2"]))
 def test_files_give_the_hash_of_the_loaded_model(tmp_path: Path, name: str, dtype: str) -> None:
     assert check(saved(tmp_path, name, torch.bfloat16), dtype)
 
