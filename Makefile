@@ -48,7 +48,7 @@ check: .venv/installed ## lint, format and types
 	$(BIN)/pyright
 
 quick: .venv/installed ## unit tests, about a minute on two cores
-	$(TEST_ENV) $(BIN)/pytest -q -n 2 --dist worksteal -m 'not slow and not browser'
+	$(TEST_ENV) $(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow and not browser'
 
 slow: .venv/installed ## tests that run processes, browsers and whole evaluations
 	$(TEST_ENV) $(BIN)/pytest -q -n 2 --dist worksteal -m 'slow or browser'
