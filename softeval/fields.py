@@ -49,7 +49,11 @@ def read_pairs(value: Any) -> Any:
     wrong = [name for name, equals, _ in pairs if not equals]
     if wrong:
         raise ValueError(f"{wrong[0]!r} must be name=value")
-    return {name.replace("-", "_"): text for name, _, text in pairs}
+    names = [name.replace("-", "_") for name, _, _ in pairs]
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"{twice[0]} is given more than once")
+    return {name: text for name, (_, _, text) in zip(names, pairs, strict=True)}
 
 
 def _usable_batch(value: Any) -> Any:

@@ -73,7 +73,15 @@ def test_a_mode_file_that_fails_is_one_line(softeval: Callable[..., Ended], tmp_
         (("--modes", "soft_thinking", "--mode-args", "top_m=3"), "no option 'top_m'"),
         (("--modes", "soft_thinking", "--mode-args", "top_n"), "must be name=value"),
         (("--modes", "hard_sample", "--mode-args", "patience=3"), "no option 'patience'"),
-        (("--modes", "soft_thinking", "--mode-args", "patience=x"), "must be of type int"),
+        (
+            ("--modes", "soft_thinking", "--mode-args", "patience=x"),
+            "--mode-args patience 'x': must be of type int",
+        ),
+        (("--modes", "hard_sample", "--mode-args", "top_p=.9,top_p=.8"), "top_p is given more"),
+        (
+            ("--modes", "hard_sample", "--mode-args", "temperature=.9", "--temperature", "1"),
+            "give it by --temperature alone",
+        ),
     ],
 )
 def test_wrong_mode_arguments_are_one_line(
@@ -81,3 +89,11 @@ def test_wrong_mode_arguments_are_one_line(
 ) -> None:
     ended = softeval("run", *options, "--limit", "1", "--dry-run")
     assert ended.code == 2 and part in ended.err
+
+
+def test_training_refuses_an_option_given_both_ways(softeval: Callable[..., Ended]) -> None:
+    ended = softeval(
+        *("train", "--config", "demo_soft", "--dry-run"),
+        *("--noise-scale", "0.9", "--mode-args", "noise_scale=0.1"),
+    )
+    assert ended.code == 2 and "give it by --noise-scale alone" in ended.err

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, mo
 
 from softeval.errors import UserError, suggest
 from softeval.fields import BatchSize, Pairs, explain, option, split_list
-from softeval.modes import Mode, get_mode, load_mode_file
+from softeval.modes import Mode, get_mode, joined_options, load_mode_file
 from softeval.runs.config import DEFAULT_MAX_COT_TOKENS
 from softeval.tasks.local_data import is_jsonl
 from softeval.trainers.algorithms import ALGORITHMS
@@ -341,7 +341,7 @@ class TrainConfig(BaseModel):
             "noise_norm": self.noise_norm,
         }
         name = f"{self.method}_sample" if self.method in METHODS else self.method
-        return get_mode(name, **shorthands, **self.mode_args)
+        return get_mode(name, **joined_options(shorthands, self.mode_args))
 
     @property
     def cot_cap(self) -> int:

@@ -171,7 +171,7 @@ def select_modes(
         UserError: an option that no named mode takes, or a temperature for several families.
     """
     shorthands = {"temperature": temperature, "noise_scale": noise_scale, "noise_norm": noise_norm}
-    given = {k: v for k, v in shorthands.items() if v is not None} | dict(mode_args or {})
+    given = joined_options(shorthands, mode_args or {})
     chosen = [n for name in names for n in (ALL if name == "all" else (name,))]
     modes = [get_mode(name) for name in dict.fromkeys(chosen)]
     if "temperature" in given and len({mode.family for mode in modes}) > 1:
@@ -183,6 +183,19 @@ def select_modes(
             raise UserError(f"no chosen mode takes {option}={value}")
         modes = [with_options(m, {option: value}) if m in takers else m for m in modes]
     return tuple(modes)
+
+
+def joined_options(shorthands: Mapping[str, Any], mode_args: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that were given by flags of their own (None: not given) and by --mode-args.
+
+    Raises:
+        UserError: an option given both ways.
+    """
+    given = {name: value for name, value in shorthands.items() if value is not None}
+    for name in given.keys() & mode_args.keys():
+        flag = f"--{name.replace('_', '-')}"
+        raise UserError(f"{name} is given by {flag} and by --mode-args; give it by {flag} alone")
+    return given | dict(mode_args)
 
 
 def mode_from_record(entry: Mapping[str, Any]) -> Mode:
@@ -224,10 +237,16 @@ def _read(mode: Mode, option: str, value: Any) -> Any:
     try:
         read = _boolean(value) if kind is bool else kind(value)
     except (TypeError, ValueError):
-        raise UserError(f"--{option.replace('_', '-')} {value!r}: {_wanted(kind)}") from None
+        raise UserError(f"{_spelt(option)} {value!r}: {_wanted(kind)}") from None
     if isinstance(read, float) and not (math.isfinite(read) and read >= 0):
-        raise UserError(f"--{option.replace('_', '-')} {value} must be a finite number >= 0")
+        raise UserError(f"{_spelt(option)} {value} must be a finite number >= 0")
     return read
+
+
+def _spelt(option: str) -> str:
+    """How an option stands on the command line."""
+    own = ("temperature", "noise_scale", "noise_norm")
+    return f"--{option.replace('_', '-')}" if option in own else f"--mode-args {option}"
 
 
 def _boolean(value: Any) -> bool:
