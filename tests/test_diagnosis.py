@@ -66,7 +66,6 @@ def test_every_prefix_set_is_measured_in_both_directions(run):
     )
 
 
-@pytest.mark.slow
 def test_sets_samples_and_limit_change_what_is_replayed(run):
     options = {"sets": ["own"], "limit": 2, "device": "cpu", "self_check": False}
     assert rundir.read_record(run.path)["diagnose"]["self_check"] in ("passed", "cached")
