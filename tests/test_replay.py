@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import mostly_slow
 from tiny import tiny_lm
 
 from softeval.decoding.decoder import Decoder, Question
@@ -51,7 +52,7 @@ def ended(cot: Generation, text: str, reason: StopReason, lm) -> Generation:
     )
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("family", mostly_slow(["llama", "gemma3"], ["gemma3"]))
 @pytest.mark.parametrize("mode", KINDS)
 def test_unchanged_gives_the_same_answers_whatever_the_batch(family, mode):
     lm, mode = tiny_lm(family), get_mode(mode)
