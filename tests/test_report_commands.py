@@ -149,6 +149,15 @@ def test_a_plan_detects_what_compare_detects_and_needs_more_for_less(app, folder
     assert easily != hardly
 
 
+def test_runs_that_never_differ_plan_nothing(app, folders):
+    sides = folders[0], folders[0]
+    options = ["--mode", "soft_greedy", "--power", 0.9, "-d", 3, "--json"]
+    [record, *_] = json.loads(_run(app, "plan", *sides, *options).stdout)
+    assert record["detectable"] is None and record["questions_needed"] is None
+    printed = _run(app, "plan", *sides, "--mode", "soft_greedy", "-d", 30).stdout
+    assert "–" in printed and "0.0" not in printed
+
+
 def test_a_plan_is_a_table_of_what_is_needed(app, folders):
     printed = _run(app, "plan", folders[1], folders[0], "--mode", "hard_sample", "-d", 30).stdout
     assert "| arithmetic | hard sample pass@1 | 16 | 4 | 1 |" in printed

@@ -168,7 +168,7 @@ def plan(
 
 
 def _plan_record(one: PlannedMetric, power: float) -> dict[str, Any]:
-    plan, needs = one.plan, one.needs
+    plan, needed = one.plan, _needed(one, power)
     return {
         "task": one.task,
         "mode": one.mode,
@@ -177,10 +177,10 @@ def _plan_record(one: PlannedMetric, power: float) -> dict[str, Any]:
         "samples": one.samples,
         "seeds_a": plan.seeds[0],
         "seeds_b": plan.seeds[1],
-        "detectable": plan.mde(power),
-        "questions_needed": needs.problems,
-        "samples_needed": one.samples_needed,
-        "seeds_needed": needs.seeds,
+        "detectable": plan.mde(power) or None,
+        "questions_needed": needed[0],
+        "samples_needed": needed[1],
+        "seeds_needed": needed[2],
     }
 
 
@@ -188,16 +188,22 @@ def _plan_row(one: PlannedMetric, power: float) -> list[str]:
     from softeval.reports.tables import points
 
     seeds = dict.fromkeys(one.plan.seeds)
-    needed = (one.needs.problems, one.samples_needed, one.needs.seeds)
     return [
         one.task,
         f"{one.mode} pass@{one.k}".replace("_", " "),
         str(one.plan.problems),
         str(one.samples),
         " / ".join(map(str, seeds)),
-        points(one.plan.mde(power)),
-        *("–" if number is None else f"{number:,}" for number in needed),
+        points(one.plan.mde(power) or float("nan")),
+        *("–" if number is None else f"{number:,}" for number in _needed(one, power)),
     ]
+
+
+def _needed(one: PlannedMetric, power: float) -> tuple[int | None, ...]:
+    """Questions, samples and seeds needed; of runs that never differ nothing can be said."""
+    if one.plan.mde(power) == 0:
+        return None, None, None
+    return one.needs.problems, one.samples_needed, one.needs.seeds
 
 
 def notebook(
