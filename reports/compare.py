@@ -123,7 +123,7 @@ def compare_runs(
     warning = " ".join([*setting_notes(arms), *rules_notes(arms)])
     found = [*_success(left, right, wanted), *_likelihood(left, right, wanted)]
     if not found:
-        raise UserError(NOTHING_IN_COMMON)
+        raise _nothing_in_common(left, right)
     adjusted = holm([contrast.p for *_, contrast in found])
     return [
         ComparedMetric(*entry, verdict=_judged(entry, margin, float(p)), warning=warning)
@@ -166,7 +166,7 @@ def plan_runs(
             wants = needs(plan, difference, power)
             found.append(PlannedMetric(metric.task, metric.mode, metric.k, n, plan, wants))
     if not found:
-        raise UserError(NOTHING_IN_COMMON)
+        raise _nothing_in_common(left, right)
     return found
 
 
@@ -207,10 +207,19 @@ def comparison_record(one: ComparedMetric) -> dict[str, Any]:
     }
 
 
-NOTHING_IN_COMMON = (
-    "A and B have no task and mode in common with two questions or more;"
-    " `softeval ls runs` shows theirs"
-)
+def _nothing_in_common(*sides: Arm) -> UserError:
+    runs = [run for side in sides for checkpoint in side.checkpoints for run in checkpoint.runs]
+    unfinished = sorted({str(run.path) for run in runs if not run.complete})
+    if unfinished:
+        return UserError(
+            f"nothing to compare yet in {', '.join(unfinished)}: finish what was begun"
+        )
+    return UserError(
+        "A and B have no task and mode in common with two questions or more;"
+        " `softeval ls runs` shows theirs"
+    )
+
+
 Entry = tuple[str, str, str, int, int, Contrast]
 
 

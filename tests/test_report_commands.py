@@ -24,6 +24,7 @@ from softeval.reports.plots import (
     plot_training,
 )
 from softeval.reports.sections.training import is_training, read_training
+from softeval.runs import rundir
 from softeval.runs.run import load_run
 from softeval.statistics import pass_at_k
 from softeval.statistics.paired import mcnemar
@@ -147,6 +148,16 @@ def test_a_plan_detects_what_compare_detects_and_needs_more_for_less(app, folder
         for name in ("questions_needed", "seeds_needed"):
             assert hard[name] is None or easy[name] <= hard[name]
     assert easily != hardly
+
+
+def test_a_run_under_way_is_named_and_not_its_tasks(app, folders, tmp_path):
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    record = rundir.read_record(folders[0])
+    rundir.write_record(begun, record | {"status": rundir.PARTIAL})
+    failed = _run(app, "compare", folders[0], begun)
+    assert isinstance(failed.exception, UserError)
+    assert str(failed.exception) == f"nothing to compare yet in {begun}: finish what was begun"
 
 
 def test_runs_that_never_differ_plan_nothing(app, folders):
