@@ -15,9 +15,9 @@ from functools import cache
 from importlib.resources import files
 
 from softeval.modes import MODES
+from softeval.options import DEFAULT_MAX_COT_TOKENS
 from softeval.reports.measured.arms import BASE, Arm, MeasuredRun
 from softeval.reports.measured.cells import Key
-from softeval.runs.config import DEFAULT_MAX_COT_TOKENS
 
 
 @dataclass(frozen=True)

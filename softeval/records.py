@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -108,6 +108,31 @@ class Generation:
     def text(self) -> str:
         """CoT, prefill and answer as one text."""
         return self.cot_text + self.prefill_text + self.answer_text
+
+
+class ScoreTuple(tuple[float, bool]):
+    """(log-probability in nats, whether greedy) of a scored continuation, with its number of tokens.
+
+    A pair, because lm-eval unpacks pairs; the count makes NLL per token possible.
+    """
+
+    n_tokens: int
+
+    def __new__(cls, log_prob: float, is_greedy: bool, n_tokens: int) -> Self:
+        self = super().__new__(cls, (log_prob, is_greedy))
+        self.n_tokens = n_tokens
+        return self
+
+    @property
+    def log_prob(self) -> float:
+        return self[0]
+
+    @property
+    def is_greedy(self) -> bool:
+        return self[1]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (ScoreTuple, (self[0], self[1], self.n_tokens))
 
 
 @cache

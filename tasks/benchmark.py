@@ -18,8 +18,9 @@ from lm_eval.api.task import ConfigurableTask
 
 from softeval.decoding.rows import Limits
 from softeval.errors import UserError
-from softeval.lmeval.options import Options
+from softeval.lmeval.arguments import read_arguments
 from softeval.lmeval.requests import ROW, GenText
+from softeval.options import GenerationOptions
 from softeval.records import StopReason
 from softeval.scoring.boxed import boxed_content
 from softeval.scoring.judge import Item, ScoreKind, Verdict, scorer
@@ -39,11 +40,13 @@ class BenchmarkTask(ConfigurableTask):
         config: the definition, or what lm-eval read of its YAML, which then names the file and the
             model arguments under ``metadata``.
         options: what the run asked for; with lm-eval they are among the model arguments.
+        samples: samples a question.
         loaded: the questions, where they are read already.
 
     Attributes:
         benchmark: the definition.
         options: what the run asked for.
+        samples: samples a question.
         source: where the documents came from.
 
     Raises:
@@ -53,15 +56,18 @@ class BenchmarkTask(ConfigurableTask):
     def __init__(
         self,
         config: Mapping[str, Any] | Benchmark,
-        options: Options | None = None,
+        options: GenerationOptions | None = None,
+        samples: int = 1,
         loaded: Loaded | None = None,
     ) -> None:
         if not isinstance(config, Benchmark):
             metadata = config.get("metadata") or {}
-            options = Options.read(metadata)
+            options, mode = read_arguments(metadata)
+            samples = options.samples(mode)
             config = Benchmark.read(config, Path(metadata["config_source"]))
         self.benchmark = config
-        self.options = options or Options()
+        self.options = options or GenerationOptions()
+        self.samples = samples
         self._loaded = loaded
         super().__init__(config=self._lm_eval_config())
 
@@ -136,8 +142,7 @@ class BenchmarkTask(ConfigurableTask):
 
     def use_limits(self, limits: Limits) -> None:
         """Ask for these caps, where they were not known yet when the task was loaded."""
-        cap = limits.max_cot_tokens + limits.max_answer_tokens
-        self.set_config("generation_kwargs", {"max_gen_toks": cap}, update=True)
+        self.set_config("generation_kwargs", {"max_gen_toks": limits.tokens}, update=True)
 
     def construct_requests(self, doc: Document, ctx: str, **kwargs: Any) -> Any:
         """As lm-eval.
@@ -146,7 +151,7 @@ class BenchmarkTask(ConfigurableTask):
             UserError: the number of samples was changed behind the task's back.
         """
         generative = self.benchmark.kind != LIKELIHOOD
-        if generative and self.config.repeats != self.options.samples:
+        if generative and self.config.repeats != self.samples:
             raise UserError(
                 f"{self.task_name}: repeats was set to {self.config.repeats} after loading; give "
                 "num_samples in the model arguments or the metadata instead"
@@ -167,23 +172,22 @@ class BenchmarkTask(ConfigurableTask):
         }
 
     def _generative_config(self) -> dict[str, Any]:
-        options = self.options
-        passes = [f"pass@{k}" for k in options.ks]
+        passes = [f"pass@{k}" for k in self.options.ks(self.samples)]
         names = [*passes, "no_answer", "timeout", "error", "truncated"]
         # Keeps all n samples, and only them: with several processes lm-eval appends copies.
-        first_n = {"function": "take_first_k", "k": options.samples}
+        first_n = {"function": "take_first_k", "k": self.samples}
         return {
             "output_type": "generate_until",
             "doc_to_text": "prompt",
             "doc_to_target": "target",
-            "repeats": options.samples,
+            "repeats": self.samples,
             "filter_list": [{"name": "none", "filter": [first_n]}],
             "process_results": sample_scores,
             "metric_list": [_mean(name, higher=name in passes) for name in names],
             "generation_kwargs": {
                 "until": [],
                 "do_sample": False,
-                "max_gen_toks": options.max_gen_toks,
+                "max_gen_toks": self.options.limits.tokens,
             },
         }
 
@@ -217,7 +221,7 @@ class BenchmarkTask(ConfigurableTask):
             "kind": str(ScoreKind(self.benchmark.scoring)),
             "error": asked.error,
             "rules": str(self.options.scorer),
-            "pass_at": list(self.options.ks),
+            "pass_at": list(self.options.ks(self.samples)),
         }
 
 

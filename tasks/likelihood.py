@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from softeval.lmeval.requests import ScoreTuple
+from softeval.records import ScoreTuple
 
 Document = Mapping[str, Any]
 Score = tuple[float, bool]

@@ -16,9 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from softeval.lmeval import load_tasks
 from softeval.lmeval.adapter import SoftEvalLM
-from softeval.lmeval.requests import ScoreTuple
 from softeval.model.language_model import LanguageModel, wrap_model
-from softeval.records import Generation, SampleKey
+from softeval.records import Generation, SampleKey, ScoreTuple
 
 CAPS = {"max_cot_tokens": 12, "max_answer_tokens": 6}
 
@@ -69,10 +68,8 @@ def write_data(folder: Path, rows: int = 5) -> str:
 
 
 def adapter(mode: str = "soft_sample", num_samples: int = 3, **more: Any) -> SoftEvalLM:
-    """The adapter around the tiny model, silent."""
-    lm = SoftEvalLM(roomy_lm(), mode=mode, num_samples=num_samples, **(CAPS | more))
-    lm.configure(progress=False)
-    return lm
+    """The adapter around the tiny model."""
+    return SoftEvalLM(roomy_lm(), mode=mode, num_samples=num_samples, **(CAPS | more))
 
 
 def evaluate(
@@ -83,11 +80,7 @@ def evaluate(
     `lm_eval.evaluate`, not `simple_evaluate`: the latter asks pip and git about the machine, which
     takes seconds.
     """
-    options = lm.options
-    metadata = {
-        "num_samples": 1 if options.greedy else options.num_samples or 1,
-        "data_dir": data_dir,
-    }
+    metadata = {"num_samples": lm.options.samples(lm.mode), "data_dir": data_dir}
     loaded = load_tasks([task], **metadata, **CAPS)
     result = lm_eval.evaluate(lm=lm, task_dict=loaded, limit=limit, bootstrap_iters=0, **more)
     assert result is not None

@@ -19,13 +19,13 @@ FOLDERS = ("softeval", "tasks", "trainers", "reports")
 
 # Lowest first. A room may import those above it in this list, never those below it.
 FLOORS = (
-    {"environment", "errors", "fields", "files", "terminal"},
+    {"environment", "errors", "files", "terminal"},
     {"modes", "statistics", "processes"},
     {"records", "display"},
     {"scoring.grading"},
     {"scoring"},
     {"model"},
-    {"decoding"},
+    {"decoding", "options"},
     {"lmeval"},
     {"tasks"},
     {"runs"},

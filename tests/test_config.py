@@ -105,10 +105,10 @@ def test_k_above_n_names_both_flags() -> None:
 
 
 def test_default_ks_are_the_powers_of_two() -> None:
-    assert make_config({}).ks == (1, 2, 4, 8, 16, 32)
-    assert make_config({"num_samples": 5}).ks == (1, 2, 4)
-    assert make_config({"num_samples": 1}).ks == (1,)
-    assert make_config({"pass_at": "4,1"}).ks == (1, 4)
+    assert make_config({}).ks(32) == (1, 2, 4, 8, 16, 32)
+    assert make_config({}).ks(5) == (1, 2, 4)
+    assert make_config({}).ks(1) == (1,)
+    assert make_config({"pass_at": "4,1"}).ks(32) == (1, 4)
 
 
 @pytest.mark.parametrize(

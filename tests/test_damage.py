@@ -14,8 +14,8 @@ import pytest
 from synthetic import make_generation, write_run
 
 from softeval.errors import UserError
-from softeval.records import SampleKey
-from softeval.runs.journal import GenerationName, Journal, Likelihood
+from softeval.records import SampleKey, ScoreTuple
+from softeval.runs.journal import Journal
 from softeval.runs.parquet_files import sequences
 from softeval.runs.rescore import rescore
 from softeval.runs.run import load_run
@@ -70,13 +70,12 @@ def journal_content(folder: Path) -> Any:
     """Everything a journal holds, as comparable values; what is missing is made again."""
     journal = Journal(folder)
     try:
-        found = {name: journal.get(SampleKey(name.task, name.doc_id, name.sample), name.mode)
-                 for name in journal.names()}  # fmt: skip
+        found = {name: journal.get(*name) for name in journal.names()}
         return Held(
             {name: repr([*vars(g).items()]) for name, g in found.items()}
             | {key: (p.text, tuple(p.ids)) for key, p in journal.prompts().items()}
-            | dict(journal.likelihoods())
-            | {("judged", name): v for name in journal.names() if (v := journal.verdict(name, "j"))}
+            | {key: (*score, score.n_tokens) for key, score in journal.likelihoods().items()}
+            | {("judged", n): v for n in journal.names() if (v := journal.verdict(*n, "j"))}
         )
     finally:
         journal.close()
@@ -95,8 +94,8 @@ def make_journal(folder: Path) -> Path:
     for index in range(6):
         made = make_generation(SampleKey("t", index // 2, index % 2), length=30, top=2)
         journal.add(made, f'question "{made.key.doc_id}", "crc32": "of" both')
-        journal.add_verdict(GenerationName.of(made.key, made.mode), "j", Verdict(index > 2, "ok"))
-        journal.add_likelihood("arc", index, 0, Likelihood(-1.5 * index, index > 2, index))
+        journal.add_verdict(made.key, made.mode, "j", Verdict(index > 2, "ok"))
+        journal.add_likelihood("arc", index, 0, ScoreTuple(-1.5 * index, index > 2, index))
     journal.close()
     return folder / "rank-0000.jsonl"
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from synthetic import make_generation
 
 from softeval.errors import UserError
-from softeval.records import Generation, SampleKey, StopReason
-from softeval.runs.journal import GenerationName, Journal, Likelihood
+from softeval.records import Generation, SampleKey, ScoreTuple, StopReason
+from softeval.runs.journal import Journal
 from softeval.scoring.judge import Verdict
 
 
@@ -100,7 +100,7 @@ def test_a_torn_last_line_is_cut_and_the_rest_stays(tmp_path: Path, cut: int) ->
     shard = tmp_path / "rank-0000.jsonl"
     os.truncate(shard, shard.stat().st_size - cut)
     journal = Journal(tmp_path)
-    assert [n.doc_id * 3 + n.sample for n in journal.names()] == [0, 1, 2]
+    assert [key.doc_id * 3 + key.sample for key, _ in journal.names()] == [0, 1, 2]
     journal.add(made[3], "question 1")
     journal.close()
     again = Journal(tmp_path)
@@ -131,7 +131,7 @@ def test_a_damaged_line_costs_what_it_held_and_nothing_else(tmp_path: Path, line
     shard.write_bytes(b"".join(lines))
     journal = Journal(tmp_path)
     assert journal.damaged == 1
-    left = {name.doc_id * 3 + name.sample for name in journal.names()}
+    left = {key.doc_id * 3 + key.sample for key, _ in journal.names()}
     assert left == [{3}, {1, 2, 3}, {0, 2, 3}, {0, 1, 3}, {0, 1, 2}][line]
     for generation in made:
         journal.add(generation, f"question {generation.key.doc_id}")
@@ -145,15 +145,15 @@ def test_a_damaged_line_costs_what_it_held_and_nothing_else(tmp_path: Path, line
 
 def test_a_verdict_is_of_the_judge_who_gave_it(tmp_path: Path) -> None:
     (made,) = fill(tmp_path, 1)
-    name = GenerationName.of(made.key, made.mode)
+    name = made.key, made.mode
     journal = Journal(tmp_path)
-    journal.add_verdict(name, "one", Verdict(True, "ok", other=False))
-    journal.add_verdict(name, "two", Verdict(False, "timeout"))
+    journal.add_verdict(*name, "one", Verdict(True, "ok", other=False))
+    journal.add_verdict(*name, "two", Verdict(False, "timeout"))
     journal.close()
     again = Journal(tmp_path)
-    one, two = again.verdict(name, "one"), again.verdict(name, "two")
+    one, two = again.verdict(*name, "one"), again.verdict(*name, "two")
     assert one is not None and (one.correct, one.status, one.other) == (True, "ok", False)
-    assert two == Verdict(False, "timeout") and again.verdict(name, "three") is None
+    assert two == Verdict(False, "timeout") and again.verdict(*name, "three") is None
 
 
 def test_threads_may_add_at_once(tmp_path: Path) -> None:
@@ -162,15 +162,16 @@ def test_threads_may_add_at_once(tmp_path: Path) -> None:
 
     def add(generation: Generation) -> None:
         journal.add(generation, "q")
-        name = GenerationName.of(generation.key, generation.mode)
-        journal.add_verdict(name, "judge", Verdict(bool(name.doc_id % 2), "ok"))
+        key = generation.key
+        verdict = Verdict(bool(key.doc_id % 2), "ok")
+        journal.add_verdict(key, generation.mode, "judge", verdict)
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(add, made))
     journal.close()
     again = Journal(tmp_path)
     assert again.damaged == 0 and len(again.names()) == 40
-    verdicts = [again.verdict(name, "judge") for name in again.names()]
+    verdicts = [again.verdict(*name, "judge") for name in again.names()]
     assert [v is not None and v.correct for v in verdicts] == [i % 2 == 1 for i in range(40)]
 
 
@@ -213,8 +214,8 @@ def test_modes_and_tasks_are_kept_apart_and_sorted(tmp_path: Path) -> None:
     for mode in ("soft_sample", "hard_sample"):
         for task in ("b", "a"):
             journal.add(make_generation(SampleKey(task, 0, 0), mode), "q")
-    assert journal.names() == sorted(journal.names())
-    assert journal.names()[0] == GenerationName("a", "hard_sample", 0, 0)
+    places = [(key.task, mode) for key, mode in journal.names()]
+    assert places == [(t, m) for t in ("a", "b") for m in ("hard_sample", "soft_sample")]
     found = journal.get(SampleKey("a", 0, 0), "soft_sample")
     assert found is not None and found.mode == "soft_sample"
     assert journal.get(SampleKey("a", 0, 0), "fuzzy_sample") is None
@@ -222,10 +223,11 @@ def test_modes_and_tasks_are_kept_apart_and_sorted(tmp_path: Path) -> None:
 
 def test_likelihoods_come_back_exactly(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
-    journal.add_likelihood("arc", 3, 1, Likelihood(-0.1 / 3, False, 7))
+    journal.add_likelihood("arc", 3, 1, ScoreTuple(-0.1 / 3, False, 7))
     journal.close()
     again = Journal(tmp_path)
-    assert again.get_likelihood("arc", 3, 1) == Likelihood(-0.1 / 3, False, 7)
+    found = again.get_likelihood("arc", 3, 1)
+    assert found is not None and (found, found.n_tokens) == ((-0.1 / 3, False), 7)
     assert again.get_likelihood("arc", 3, 0) is None
 
 

@@ -98,7 +98,7 @@ def test_a_slow_verdict_does_not_hold_up_the_decoder(tmp_path: Path) -> None:
         judge.open.set()
     assert judge.asked == 9
     name = judge_name(judge)
-    assert all(journal.verdict(held, name) is not None for held in journal.names())
+    assert all(journal.verdict(*held, name) is not None for held in journal.names())
 
 
 def test_a_judge_that_fails_ends_the_run(tmp_path: Path) -> None:

@@ -27,9 +27,9 @@ from lm_eval.models.huggingface import HFLM
 from softeval.decoding.generate import generate
 from softeval.lmeval import load_tasks
 from softeval.lmeval.adapter import SoftEvalLM
-from softeval.lmeval.requests import GenText, ScoreTuple
+from softeval.lmeval.requests import GenText
 from softeval.modes import get_mode
-from softeval.records import SampleKey
+from softeval.records import SampleKey, ScoreTuple
 from softeval.tasks.catalogue import find_benchmarks
 from softeval.tasks.data import load_problems
 from softeval.tasks.prompts import paper_prompt
@@ -52,7 +52,7 @@ def test_stock_evaluation_gives_what_generate_gives(mode: str, data_dir: str) ->
     found = texts(evaluate(lm, data_dir))
     problems, _ = load_problems(find_benchmarks(["gsm8k"])[0], data_dir)
     prompts = [paper_prompt(problem.question) for problem in problems]
-    count = 1 if lm.options.greedy else 2
+    count = 1 if lm.mode.is_greedy else 2
     expected = generate(roomy_lm(), prompts, mode, count, 7, **CAPS, task="gsm8k")
     assert found == {i: [g.text for g in samples] for i, samples in enumerate(expected)}
 
@@ -133,7 +133,7 @@ def test_a_greedy_mode_computes_one_sample_for_all_places() -> None:
     lm = adapter("soft_greedy", num_samples=1)
     lm.configure(num_samples=None)
     store = MemoryStore()
-    lm.configure(store=store)
+    lm.store = store
     wanted = request(repeats=4)
     answers = lm.generate_until([wanted] * 4)
     assert len(store.generations) == 1 and len(set(answers)) == 1 and len(answers) == 4
@@ -149,7 +149,7 @@ def test_stop_strings_cut_the_text_of_other_tasks() -> None:
 
 def test_chat_template_reaches_the_prompt(data_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lm, store = adapter("hard_greedy", 1), MemoryStore()
-    lm.configure(store=store)
+    lm.store = store
     template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[bot]{% endif %}"
     monkeypatch.setattr(lm.tokenizer, "chat_template", template)
     evaluate(lm, data_dir, limit=1, apply_chat_template=True)
@@ -237,7 +237,7 @@ def test_groups_weigh_every_question_once(data_dir: str) -> None:
 def test_a_broken_run_continues_with_what_is_missing(data_dir: str) -> None:
     whole = texts(evaluate(adapter(), data_dir))
     lm, store = adapter(), MemoryStore(breaks_after=7)
-    lm.configure(store=store)
+    lm.store = store
     with pytest.raises(KeyboardInterrupt):
         evaluate(lm, data_dir)
     assert len(store.generations) == 7
@@ -250,7 +250,7 @@ def test_a_broken_run_continues_with_what_is_missing(data_dir: str) -> None:
 
 def test_another_mode_finds_nothing_in_the_store(data_dir: str) -> None:
     lm, store = adapter(), MemoryStore()
-    lm.configure(store=store)
+    lm.store = store
     evaluate(lm, data_dir)
     lm.configure(mode=get_mode("fuzzy_sample"))
     evaluate(lm, data_dir)
@@ -260,7 +260,7 @@ def test_another_mode_finds_nothing_in_the_store(data_dir: str) -> None:
 def test_broken_likelihoods_continue(data_dir: str) -> None:
     whole = evaluate(adapter(), data_dir, "arc_easy")
     lm, store = adapter(batch_size=1), MemoryStore(breaks_after=4)
-    lm.configure(store=store)
+    lm.store = store
     with pytest.raises(KeyboardInterrupt):
         evaluate(lm, data_dir, "arc_easy")
     assert len(store.scores) == 4

@@ -13,7 +13,6 @@ import torch
 from adapter_cases import MemoryStore, adapter, evaluate, request, roomy_lm, save_lm, write_data
 from lm_eval.api.model import CachingLM
 
-from softeval.decoding.rows import Limits
 from softeval.errors import UserError
 from softeval.lmeval.adapter import SoftEvalLM
 
@@ -35,10 +34,10 @@ def test_use_cache_is_refused(tmp_path: Path) -> None:
         ({"version": 2}, "unknown model argument 'version'"),
         ({"parallelize": True}, "unknown model argument 'parallelize'"),
         ({"mode": "soft"}, "unknown mode 'soft'"),
-        ({"num_samples": 0}, "num_samples=0 must be at least 1"),
-        ({"seed": -1}, "seed=-1 must be at least 0"),
-        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
-        ({"max_cot_tokens": "x"}, "max_cot_tokens='x' must be a whole number"),
+        ({"num_samples": 0}, "--num-samples 0: input should be greater than or equal to 1"),
+        ({"seed": -1}, "--seed -1: input should be greater"),
+        ({"batch_size": 0}, "--batch-size: 0 must be auto or at least 1"),
+        ({"max_cot_tokens": "x"}, "--max-cot-tokens 'x': input should be a valid integer"),
         ({"mode": "hard_sample", "noise_scale": 1}, "hard_sample has no option"),
     ],
 )
@@ -73,7 +72,7 @@ def test_task_and_model_must_agree_on_the_samples() -> None:
 
 def test_copies_beyond_the_repeats_cost_nothing() -> None:
     lm, store = adapter("hard_sample", 2), MemoryStore()
-    lm.configure(store=store)
+    lm.store = store
     wanted = request(repeats=2)
     answers = lm.generate_until([wanted] * 6)
     assert len(store.generations) == 2
@@ -98,7 +97,7 @@ def test_a_context_that_does_not_fit_is_refused_not_cut(data_dir: str) -> None:
     with pytest.raises(UserError, match="exceeds the context of 30"):
         evaluate(lm, data_dir, "arc_easy")
     lm = adapter("hard_greedy", 1)
-    lm.configure(limits=Limits(2000, 6))
+    lm.configure(max_cot_tokens=2000)
     wanted = request("x" * 100, {"until": [], "max_gen_toks": 2006})
     with pytest.raises(UserError, match=r"foreign question 0 .* exceeds the context of 2048"):
         lm.generate_until([wanted])

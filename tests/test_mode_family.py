@@ -55,8 +55,8 @@ def assert_same(ours, theirs) -> None:
 
 
 def test_all_means_the_six_of_the_paper():
-    assert [mode.name for mode in select_modes(["all"])] == list(ALL) and len(ALL) == 6
-    assert [mode.name for mode in select_modes(OTHERS)] == OTHERS
+    assert [mode.name for mode in select_modes(["all"], {})] == list(ALL) and len(ALL) == 6
+    assert [mode.name for mode in select_modes(OTHERS, {})] == OTHERS
 
 
 @pytest.mark.parametrize("name", mostly_slow([*OTHERS, "hard_sample"], ["coconut", "dirichlet"]))

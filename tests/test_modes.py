@@ -230,13 +230,13 @@ def test_chi_square_of_the_noise_is_one():
 
 
 def test_overrides_reach_the_modes_that_have_them():
-    modes = {m.name: m for m in select_modes(["all"], noise_scale=1.0, noise_norm="vector")}
+    modes = {m.name: m for m in select_modes(["all"], {"noise_scale": 1.0, "noise_norm": "vector"})}
     assert modes["soft_sample"] == NoisyMixtureMode(
         "soft_sample", "soft", 0.5, 1.0, NoiseNorm.VECTOR
     )
     assert modes["soft_greedy"] == MODES["soft_greedy"]
     assert modes["hard_sample"] == MODES["hard_sample"]
-    (warm,) = select_modes(["hard-sample"], temperature=0.6)
+    (warm,) = select_modes(["hard-sample"], {"temperature": 0.6})
     assert warm == HardMode("hard_sample", "hard", 0.6)
     assert get_mode("hard_sample", temperature=0.0).randomness is Randomness.NONE
 
@@ -256,7 +256,7 @@ def test_overrides_reach_the_modes_that_have_them():
 )
 def test_impossible_modes_are_refused_with_a_remedy(names, options, part):
     with pytest.raises(UserError, match=part.replace("(", r"\(")):
-        select_modes(names, **options)
+        select_modes(names, options)
 
 
 def test_greedy_and_noiseless_modes_have_no_log_prob():

@@ -19,9 +19,11 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from softeval.decoding.rows import Limits
 from softeval.errors import UserError
 from softeval.lmeval import TASKS_DIR, load_tasks, task_names
-from softeval.lmeval.options import Options, powers_of_two
-from softeval.lmeval.requests import ROW, GenText, ScoreTuple
+from softeval.lmeval.arguments import read_arguments
+from softeval.lmeval.requests import ROW, GenText
 from softeval.modes import get_mode
+from softeval.options import GenerationOptions
+from softeval.records import ScoreTuple
 from softeval.scoring.judge import Verdict
 from softeval.tasks.benchmark import BenchmarkTask, sample_scores
 from softeval.tasks.catalogue import find_benchmarks
@@ -159,12 +161,12 @@ def test_mmlu_requests_are_those_of_lm_evals_subject_task(subject: str, data_dir
 
 def test_settings_come_from_the_model_arguments() -> None:
     sampled = {"mode": "soft_sample", "num_samples": "12", "max_cot_tokens": 10, "data_dir": "d"}
-    options = Options.read(sampled)
-    assert (options.samples, options.ks, options.max_gen_toks) == (12, (1, 2, 4, 8), 42)
-    assert (options.data_dir, options.mode) == ("d", get_mode("soft_sample"))
-    assert Options.read(sampled | {"pass_at": [8, 3]}).ks == (3, 8)
-    plain = Options.read({})
-    assert (plain.samples, plain.ks, plain.max_gen_toks, plain.data_dir) == (1, (1,), 544, None)
+    options, mode = read_arguments(sampled)
+    assert (options.samples(mode), options.ks(12), options.limits.tokens) == (12, (1, 2, 4, 8), 42)
+    assert (options.data_dir, mode) == ("d", get_mode("soft_sample"))
+    assert read_arguments(sampled | {"pass_at": [8, 3]})[0].ks(12) == (3, 8)
+    plain, none = read_arguments({"version": 1.0, "config_source": "a.yaml"})
+    assert (plain.samples(none), plain.ks(1), plain.limits.tokens, none) == (1, (1,), 544, None)
 
 
 @pytest.mark.parametrize(
@@ -177,30 +179,33 @@ def test_settings_come_from_the_model_arguments() -> None:
     ],
 )
 def test_a_greedy_mode_takes_one_sample(greedy: dict[str, Any]) -> None:
-    options = Options.read(greedy | {"num_samples": 32, "pass_at": [1, 32]})
-    assert (options.samples, options.ks) == (1, (1,))
+    options, mode = read_arguments(greedy | {"num_samples": 32, "pass_at": [1, 32]})
+    assert (options.samples(mode), options.ks(1)) == (1, (1,))
 
 
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"num_samples": 4, "pass_at": [8]}, "pass@8 needs 8 samples"),
-        ({"num_samples": 0}, "num_samples=0 must be at least 1"),
-        ({"num_samples": "many"}, "num_samples='many' must be a whole number"),
-        ({"num_samples": 2.5}, "num_samples=2.5 must be a whole number"),
-        ({"max_cot_tokens": -1}, "max_cot_tokens=-1 must be at least 1"),
+        ({"num_samples": 4, "pass_at": [8]}, "--pass-at 8 needs at least 8 samples"),
+        ({"num_samples": 0}, "--num-samples 0: input should be greater"),
+        ({"num_samples": "many"}, "--num-samples 'many': input should be a valid integer"),
+        ({"num_samples": 2.5}, "--num-samples 2.5: input should be a valid integer"),
+        ({"max_cot_tokens": -1}, "--max-cot-tokens -1: input should be greater"),
         ({"mode": "softly"}, "unknown mode 'softly'"),
-        ({"mode": "soft_sample", "noise_scale": "x"}, "--noise-scale 'x': must be of type float"),
+        (
+            {"mode": "soft_sample", "noise_scale": "x"},
+            "--noise-scale 'x': input should be a valid number",
+        ),
     ],
 )
 def test_bad_settings_are_refused(metadata: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Options.read(metadata)
+        read_arguments(metadata)
 
 
 @given(st.integers(1, 2000))
 def test_powers_of_two_end_at_the_largest_that_fits(n: int) -> None:
-    ks = powers_of_two(n)
+    ks = GenerationOptions().ks(n)
     assert ks[0] == 1 and ks[-1] <= n < 2 * ks[-1]
     assert all(b == 2 * a for a, b in pairwise(ks))
 

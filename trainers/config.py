@@ -1,9 +1,8 @@
-"""The configuration of `softeval train`: every field with its meaning, the paper's value and limits.
+"""The configuration of `softeval train`: what it asks for beside the options of `softeval.options`.
 
-The one place where a training run's parameters are declared: the command line takes its flags and
-help from here, recipes their keys. Precedence is command line, environment (SOFTEVAL_TRAIN_*),
-recipes in order, default. Where the paper is silent the help says so. Names are TRL's where the
-meaning agrees.
+Recipes take their keys from here, too. Precedence is command line, environment (SOFTEVAL_TRAIN_*),
+recipes in order, default; the defaults are the paper's. Where the paper is silent the help says so.
+Names are TRL's where the meaning agrees.
 
 Knows nothing of tensors, models or files of a run.
 """
@@ -13,12 +12,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, ValidationError, field_validator, model_validator
 
 from softeval.errors import UserError, suggest
-from softeval.fields import BatchSize, Pairs, explain, option, split_list
-from softeval.modes import Mode, get_mode, joined_options, load_mode_file
-from softeval.runs.config import DEFAULT_MAX_COT_TOKENS
+from softeval.modes import Mode, get_mode
+from softeval.options import (
+    DEFAULT_MAX_COT_TOKENS,
+    BatchSize,
+    ModelOptions,
+    explain,
+    option,
+    split_list,
+)
+from softeval.scoring.judge import Rules
 from softeval.tasks.local_data import is_jsonl
 from softeval.trainers.algorithms import ALGORITHMS
 
@@ -30,34 +36,17 @@ OVERLAPS = {"demo": ("arithmetic",)}
 DEFAULT_OVERLAPS = ("gsm8k", "math500", "olympiadbench")
 
 _WHAT, _POLICY, _LOSS, _OPTIMIZER = "Task", "Policy", "Loss", "Optimizer"
-_BATCH, _SELECTION, _OUTPUT, _MODEL = "Step", "Validation and checkpoints", "Output", "Model"
+_BATCH, _SELECTION, _OUTPUT = "Step", "Validation and checkpoints", "Output"
+_MODEL, _MODES = "Model", "Modes"
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(ModelOptions):
     """Everything that decides a training run (method sections 1-3; paper section 4, appendix D)."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
-    )
+    model_config = ConfigDict(allow_inf_nan=False)
 
-    model: str | None = option(
-        None,
-        "Checkpoint directory or hub id. Default: the small one inside the package.",
-        panel=_MODEL,
-        flags=("-m",),
-    )
-    revision: str | None = option(None, "Hub revision of the checkpoint.", panel=_MODEL)
-    trust_remote_code: bool = option(
-        False, "Run Python code that comes with the checkpoint.", panel=_MODEL
-    )
     dtype: Literal["auto", "float32", "bfloat16"] = option(
         "auto", "Precision the model computes in; auto is the checkpoint's own.", panel=_MODEL
-    )
-    device: str = option("auto", "auto (CUDA if present), cpu, cuda or cuda:N.", panel=_MODEL)
-    self_check: bool = option(
-        True,
-        "Try at load that the model decodes rightly; what passed once is not tried again.",
-        panel=_MODEL,
     )
     lora: bool = option(
         False,
@@ -100,30 +89,17 @@ class TrainConfig(BaseModel):
         "CoT sampled in training: hard, soft or fuzzy tokens, or any sampled mode by name.",
         panel=_POLICY,
     )
-    mode_args: Pairs = option({}, "Options of the method's mode, as name=value,…", panel=_POLICY)
-    mode_file: str | None = option(
-        None, "Python file that registers a mode of your own.", panel=_POLICY
-    )
     temperature: float | None = option(
         None,
-        "CoT temperature τ. Default: the method's (hard 1, soft 0.5, fuzzy 0.0001).",
-        panel=_POLICY,
+        "CoT temperature τ. Default: the mode's (hard 1, soft 0.5, fuzzy 0.0001).",
+        panel=_MODES,
         gt=0,
     )
     noise_scale: float | None = option(
-        None, "Noise scale γ of soft and fuzzy. Default: 0.33.", panel=_POLICY, gt=0
-    )
-    noise_norm: Literal["element", "vector"] | None = option(
-        None, "What γ multiplies to give σ: element (default) or vector.", panel=_POLICY
+        None, "Noise scale γ of soft and fuzzy. Default: 0.33.", panel=_MODES, gt=0
     )
     answer_temperature: float = option(
         1.0, "Temperature of the answer tokens (not in the paper).", panel=_POLICY, gt=0
-    )
-    logits_dtype: Literal["model", "bfloat16", "float32"] = option(
-        "model",
-        "Precision of the logits before the float32 softmax; fuzzy training lasts with bfloat16 "
-        "only (docs/log.md; the paper trains bfloat16 models).",
-        panel=_POLICY,
     )
     max_cot_tokens: int | None = option(
         None,
@@ -189,8 +165,8 @@ class TrainConfig(BaseModel):
         panel=_BATCH,
         gt=0,
     )
-    scorer: Literal["softeval", "math-verify"] = option(
-        "softeval",
+    scorer: Rules = option(
+        Rules.SOFTEVAL,
         "Rules behind the reward; math-verify's verdicts are the paper's.",
         panel=_BATCH,
     )
@@ -333,15 +309,8 @@ class TrainConfig(BaseModel):
         Raises:
             UserError: no such mode, or an option that it does not have.
         """
-        if self.mode_file is not None:
-            load_mode_file(self.mode_file)
-        shorthands = {
-            "temperature": self.temperature,
-            "noise_scale": self.noise_scale,
-            "noise_norm": self.noise_norm,
-        }
         name = f"{self.method}_sample" if self.method in METHODS else self.method
-        return get_mode(name, **joined_options(shorthands, self.mode_args))
+        return get_mode(name, **self.mode_options())
 
     @property
     def cot_cap(self) -> int:

@@ -25,6 +25,7 @@ from softeval.decoding.decoder import Decoder, Question
 from softeval.decoding.rows import Limits
 from softeval.model.language_model import LanguageModel
 from softeval.modes import Mode, get_mode
+from softeval.options import fixed_size
 from softeval.processes import Processes
 from softeval.records import Generation
 from softeval.scoring.judge import Verdict, scorer
@@ -210,13 +211,12 @@ class Validation:
 
 def training_decoder(config: TrainConfig, lm: LanguageModel) -> Decoder:
     """The decoder of the rollouts: it keeps what it feeds, where that is no token."""
-    size = config.decode_batch_size
     return Decoder(
         lm,
         config.mode,
         Limits(config.cot_cap, config.max_answer_tokens),
         seed=config.seed,
-        batch_size=None if size == "auto" else size,
+        batch_size=fixed_size(config.decode_batch_size),
         answer_temperature=config.answer_temperature,
         keep_inputs=not config.mode.feeds_tokens,
     )
@@ -235,8 +235,9 @@ def validate(
 ) -> Validation:
     """Decode and score the held-out questions, shared out among the processes."""
     limits = Limits(config.cot_cap, config.max_answer_tokens)
-    size = config.decode_batch_size
-    decoder = Decoder(lm, greedy_mode(config), limits, batch_size=None if size == "auto" else size)
+    decoder = Decoder(
+        lm, greedy_mode(config), limits, batch_size=fixed_size(config.decode_batch_size)
+    )
     mine = {q.index: q for q in processes.share(questions)}
     asked = [Question("validation", q.index, q.prompt_ids, (0,)) for q in mine.values()]
     found = list(decoder.run(asked))

@@ -26,6 +26,7 @@ from softeval.model.embedding import InputEmbedding
 from softeval.model.language_model import BUNDLED_CHECKPOINT, LanguageModel, LogitsDtype, load_model
 from softeval.model.output_head import OutputHead, keep_float32_head_live, output_head
 from softeval.modes import Mode, mode_record
+from softeval.options import fixed_size
 from softeval.trainers.algorithms import ALGORITHMS
 from softeval.trainers.checkpoints import TrainingRecord
 from softeval.trainers.config import TrainConfig
@@ -128,7 +129,7 @@ def make_trainee(config: TrainConfig, lm: LanguageModel) -> Trainee:
         head,
         weights,
         policy,
-        micro_batch=None if config.micro_batch_size == "auto" else config.micro_batch_size,
+        micro_batch=fixed_size(config.micro_batch_size),
         reference=_reference(config, lm, head, adapters),
         beta=config.beta,
         skip_zero=config.skip_zero_advantage,

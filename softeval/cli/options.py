@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from enum import StrEnum
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
@@ -81,8 +82,14 @@ def _kind(annotation: Any) -> tuple[Any, str | None]:
             return list[str], "NAME=VALUE"
         if single in (bool, int, float, str):
             return single, None
-    names = [str(v) for a in options for v in (get_args(a) or (a.__name__.upper(),))]
-    return str, "|".join(names)
+    return str, "|".join(str(value) for a in options for value in _values(a))
+
+
+def _values(kind: Any) -> Iterable[Any]:
+    """The choices of a literal or an enumeration; else what any value of it is called."""
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return kind.__members__.values()
+    return get_args(kind) or [kind.__name__.upper()]
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:

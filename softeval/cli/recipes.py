@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from softeval.errors import UserError, suggest
-from softeval.fields import read_options
+from softeval.options import read_options
 from softeval.trainers.config import TrainConfig
 
 

@@ -42,6 +42,11 @@ class Question:
     prompt_ids: tuple[int, ...]
     samples: tuple[int, ...]
 
+    @property
+    def keys(self) -> list[SampleKey]:
+        """What names its samples."""
+        return [SampleKey(self.task, self.doc_id, sample) for sample in self.samples]
+
 
 class Decoder:
     """Runs questions through one checkpoint and one mode.

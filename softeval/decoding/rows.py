@@ -29,10 +29,14 @@ class Limits:
     max_cot_tokens: int = 512
     max_answer_tokens: int = 32
 
+    @property
+    def tokens(self) -> int:
+        """CoT and answer together."""
+        return self.max_cot_tokens + self.max_answer_tokens
+
     def room(self, model: LanguageModel | Checkpoint) -> int:
         """Positions that a sample can take beside its prompt."""
-        prefill = model.stopper.longest_prefill
-        return self.max_cot_tokens + prefill + self.max_answer_tokens
+        return self.tokens + model.stopper.longest_prefill
 
 
 def check_context(

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import date, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,28 +22,30 @@ from tqdm import tqdm
 
 from softeval.decoding.decoder import Decoder, Question
 from softeval.errors import UserError
-from softeval.lmeval.loading import (
+from softeval.lmeval.arguments import (
     known_tokenizer,
     likelihood_batch,
     loaded_model,
     package_version,
     quiet,
+    read_arguments,
+    refuse_unknown,
 )
-from softeval.lmeval.options import Options, refuse_unknown
 from softeval.lmeval.requests import (
-    Ask,
+    GenerationStore,
     GenText,
     SavingHook,
-    ScoreTuple,
+    choice_key,
     group_requests,
-    stored_score,
+    stop_strings,
 )
 from softeval.model.chat import render_chat
 from softeval.model.language_model import BUNDLED_CHECKPOINT, LanguageModel
 from softeval.model.rotary import long_rope_limit
 from softeval.model.weights import weights_hash
 from softeval.modes import Mode, mode_record
-from softeval.records import Generation, SampleKey
+from softeval.options import GenerationOptions, fixed_size
+from softeval.records import Generation, SampleKey, ScoreTuple
 
 # lm-eval's registering decorator hides the type of its class from checkers.
 _HFLM: Any = HFLM
@@ -56,23 +58,12 @@ class SoftEvalLM(_HFLM):
         pretrained: checkpoint directory, hub id, or a model from `softeval.load_model`.
         mode: name of the CoT mode, or a mode. Its options are arguments, too (temperature,
             noise_scale, …).
-        mode_file: Python file that registers the mode.
-        logits_dtype: "model", "bfloat16" or "float32".
-        num_samples: samples a question; greedy modes take one.
-        max_cot_tokens: cap on the CoT.
-        max_answer_tokens: cap on the answer.
-        seed: seed of the random numbers.
+        options: settled already, in place of the arguments that follow.
         batch_size: rows at a time, or "auto".
-        dtype: precision of the weights.
-        device: torch device; "auto" or None takes CUDA where there is one.
-        data_dir: local data, read by the tasks.
-        pass_at: the k of pass@k, read by the tasks.
-        scorer: "softeval" or "math-verify", read by the tasks.
-        revision: hub revision.
-        trust_remote_code: run code that comes with the checkpoint.
-        self_check: try that the model decodes rightly; False skips it.
         add_bos_token: as in lm-eval's hf model.
         max_batch_size: as in lm-eval's hf model, for log-likelihoods.
+        arguments: further fields of `softeval.options.GenerationOptions`; pass_at, scorer and
+            data_dir are read by the tasks.
 
     Raises:
         UserError: an unknown or unusable argument, or a checkpoint that cannot be used.
@@ -82,17 +73,23 @@ class SoftEvalLM(_HFLM):
         self,
         pretrained: str | LanguageModel = BUNDLED_CHECKPOINT,
         *,
-        mode: str | Mode = "hard_greedy",
+        mode: Any = "hard_greedy",
+        options: GenerationOptions | None = None,
         batch_size: int | str | None = "auto",
         max_batch_size: int | None = None,
         add_bos_token: bool | None = None,
         **arguments: Any,
     ) -> None:
-        arguments["mode"] = mode
-        self.options = Options.read({**arguments, "batch_size": batch_size})
-        refuse_unknown(arguments, self.mode.options)
-        self.language_model = loaded_model(pretrained, arguments)
-        self.data_dir = arguments.get("data_dir")
+        if options is None:
+            given = {**arguments, "mode": mode, "batch_size": batch_size}
+            options, mode = read_arguments(given)
+            refuse_unknown(arguments, mode)
+        self.options, self.mode = options, mode
+        self.store: GenerationStore | None = None
+        self.record_top = 0
+        self.chat_date = date.today()
+        self.language_model = loaded_model(pretrained, self.options)
+        self.data_dir = self.options.data_dir
         with quiet("lm_eval.models.huggingface"):
             super().__init__(
                 pretrained=self.language_model.model,
@@ -106,18 +103,13 @@ class SoftEvalLM(_HFLM):
         # Absolute, because lm-eval asks the hub about whatever could be the name of a repository.
         path = Path(self.language_model.path).expanduser()
         self.pretrained = str(path.resolve()) if path.exists() else self.language_model.path
-        self.revision = str(arguments.get("revision") or "main")
+        self.revision = self.options.revision or "main"
         self._join_processes()
 
-    def configure(self, **changes: Any) -> None:
-        """Change fields of `softeval.lmeval.options.Options`; the checkpoint stays loaded."""
-        self.options = replace(self.options, **changes)
-
-    @property
-    def mode(self) -> Mode:
-        """The CoT mode."""
-        assert self.options.mode is not None  # the constructor has a default
-        return self.options.mode
+    def configure(self, mode: Mode | None = None, **changes: Any) -> None:
+        """Change the mode, or fields of `softeval.options.GenerationOptions`; the model stays."""
+        self.mode = mode or self.mode
+        self.options = self.options.model_copy(update=changes)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """One text a request, each a `GenText`, in their order.
@@ -125,31 +117,26 @@ class SoftEvalLM(_HFLM):
         Raises:
             UserError: an argument that has no effect here, or a prompt that does not fit.
         """
-        options = self.options
-        asks = group_requests(
-            requests,
-            greedy=options.greedy,
-            expected=options.expected_samples,
-            max_gen_toks=options.max_gen_toks,
-        )
-        done = self._generate(asks, show=options.progress and not disable_tqdm and self.rank == 0)
+        places = group_requests(requests, self.tok_encode, self.options, self.mode)
+        prompts = {(q.task, q.doc_id): requests[at[0]].args[0] for q, at in places.items()}
+        done = self._generate(prompts, list(places), show=not disable_tqdm and self.rank == 0)
         texts: list[str] = [""] * len(requests)
-        store = options.store
-        for ask in asks:
-            for index, place in enumerate(ask.places):
-                key = SampleKey(ask.task, ask.doc_id, ask.sample_at(index))
-                judged = None if store is None else store.verdict(key, self.mode.name)
-                texts[place] = GenText.of(done[key], ask.until, judged)
+        for question, found in places.items():
+            keys = question.keys
+            for index, place in enumerate(found):
+                key = keys[min(index, len(keys) - 1)]
+                judged = None if self.store is None else self.store.verdict(key, self.mode.name)
+                texts[place] = GenText.of(done[key], stop_strings(requests[place]), judged)
         return texts
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
         """lm-eval's own log-likelihoods, each with its number of tokens (`ScoreTuple`)."""
-        store = self.options.store
+        store = self.store
         if store is None:
             return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-        found = [stored_score(store, request) for request in requests]
+        found = [store.get_likelihood(*choice_key(request)) for request in requests]
         missing = [r for r, score in zip(requests, found, strict=True) if score is None]
         self.cache_hook = SavingHook(store, missing)
         fresh = iter(super().loglikelihood(missing, disable_tqdm=disable_tqdm) if missing else [])
@@ -214,7 +201,7 @@ class SoftEvalLM(_HFLM):
         return render_chat(
             self.tokenizer,
             chat_history,
-            day=self.options.chat_date,
+            day=self.chat_date,
             open_reply=add_generation_prompt,
         )
 
@@ -246,7 +233,7 @@ class SoftEvalLM(_HFLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm-eval writes into the results: its own facts, and all that names this model."""
-        options = self.options
+        options, limits = self.options, self.options.limits
         return (
             super().get_model_info()
             | self.mode_facts
@@ -256,8 +243,8 @@ class SoftEvalLM(_HFLM):
                 "weights_sha256": self.weights_sha256,
                 "logits_dtype": str(self.language_model.logits_dtype),
                 "seed": options.seed,
-                "max_cot_tokens": options.limits.max_cot_tokens,
-                "max_answer_tokens": options.limits.max_answer_tokens,
+                "max_cot_tokens": limits.max_cot_tokens,
+                "max_answer_tokens": limits.max_answer_tokens,
                 "generation_config_ignored": self._generation_config(),
             }
         )
@@ -273,46 +260,38 @@ class SoftEvalLM(_HFLM):
         """Hash of the weights; lm-eval's own is empty for a local checkpoint."""
         return weights_hash(self.language_model.model)
 
-    def _generate(self, asks: Sequence[Ask], *, show: bool) -> dict[SampleKey, Generation]:
+    def _generate(
+        self,
+        prompts: Mapping[tuple[str, int], str],
+        questions: Sequence[Question],
+        *,
+        show: bool,
+    ) -> dict[SampleKey, Generation]:
         """Every sample of every question, from the store or from the decoder."""
-        done, questions = self._split_finished(asks)
-        prompts = {(ask.task, ask.doc_id): ask.prompt for ask in asks}
+        done = self._stored([key for question in questions for key in question.keys])
+        left = [
+            replace(q, samples=tuple(k.sample for k in q.keys if k not in done)) for q in questions
+        ]
         decoder = Decoder(
             self.language_model,
             self.mode,
             self.options.limits,
             seed=self.options.seed,
-            batch_size=self.options.batch_size,
-            record_top=self.options.record_top,
+            batch_size=fixed_size(self.options.batch_size),
+            record_top=self.record_top,
         )
-        total = sum(len(question.samples) for question in questions)
-        for generation in tqdm(decoder.run(questions), self.mode.name, total, disable=not show):
+        total = sum(len(question.samples) for question in left)
+        for generation in tqdm(decoder.run(left), self.mode.name, total, disable=not show):
             key = generation.key
-            if self.options.store is not None:
-                self.options.store.add(generation, prompts[key.task, key.doc_id])
+            if self.store is not None:
+                self.store.add(generation, prompts[key.task, key.doc_id])
             done[key] = generation
         return done
 
-    def _split_finished(
-        self, asks: Sequence[Ask]
-    ) -> tuple[dict[SampleKey, Generation], list[Question]]:
-        """What the store has, and what is left to do."""
-        done: dict[SampleKey, Generation] = {}
-        questions = []
-        for ask in asks:
-            keys = [SampleKey(ask.task, ask.doc_id, sample) for sample in range(ask.samples)]
-            done |= self._stored(keys)
-            left = tuple(key.sample for key in keys if key not in done)
-            if left:
-                ids = tuple(self.tok_encode(ask.prompt))
-                questions.append(Question(ask.task, ask.doc_id, ids, left))
-        return done, questions
-
     def _stored(self, keys: Sequence[SampleKey]) -> dict[SampleKey, Generation]:
-        store = self.options.store
-        if store is None:
+        if self.store is None:
             return {}
-        found = {key: store.get(key, self.mode.name) for key in keys}
+        found = {key: self.store.get(key, self.mode.name) for key in keys}
         return {key: generation for key, generation in found.items() if generation is not None}
 
     def _check_length(self, texts: Any, tokens: int) -> None:

@@ -12,15 +12,17 @@ that is found there is not computed again, which is all there is to resuming.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, Self
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CacheHook
 
+from softeval.decoding.decoder import Question
 from softeval.errors import UserError
-from softeval.records import Generation, SampleKey
+from softeval.modes import Mode
+from softeval.options import GenerationOptions
+from softeval.records import Generation, SampleKey, ScoreTuple
 from softeval.scoring.judge import Verdict
 
 ROW = "softeval_row"
@@ -31,72 +33,56 @@ _GREEDY: dict[str, Any] = {"do_sample": False, "temperature": 0.0, "top_p": 1.0,
 """Values with which a task asks for ordinary greedy text; they leave everything to the mode."""
 
 
-@dataclass
-class Ask:
-    """A question and where its samples go.
-
-    Attributes:
-        task: name of the task.
-        doc_id: number of the question.
-        prompt: text of the prompt, with its chat template if any.
-        samples: how many different samples are wanted.
-        until: stop strings at which the text is cut.
-        places: positions in the list of requests; place i holds sample i, copies of the last
-            sample from place `samples` on.
-    """
-
-    task: str
-    doc_id: int
-    prompt: str
-    samples: int
-    until: tuple[str, ...]
-    places: list[int] = field(default_factory=list)
-
-    def sample_at(self, index: int) -> int:
-        """Which sample the index-th place holds."""
-        return min(index, self.samples - 1)
-
-
 def group_requests(
-    requests: Sequence[Instance], *, greedy: bool, expected: int | None, max_gen_toks: int
-) -> list[Ask]:
-    """Requests by question, in their order.
+    requests: Sequence[Instance],
+    encode: Callable[[str], list[int]],
+    options: GenerationOptions,
+    mode: Mode,
+) -> dict[Question, list[int]]:
+    """The questions behind requests, each with the places of its samples in their list.
+
+    Place i of a question holds its sample i, a copy of the last one from `len(samples)` on.
 
     Args:
         requests: as lm-eval passes them to ``generate_until``.
-        greedy: whether all samples of a question are the same, so that one is enough.
-        expected: samples a question that the model was told; None takes what the task says.
-        max_gen_toks: CoT and answer cap together.
+        encode: text to token ids.
+        options: those of the model.
+        mode: its CoT mode.
 
     Raises:
         UserError: task and model disagree on the number of samples, or a generation argument that
             the modes do not have.
     """
-    asks: dict[int, Ask] = {}
+    questions: dict[int, Question] = {}
+    places: dict[Question, list[int]] = {}
     for place, request in enumerate(requests):
-        if id(request) not in asks:
-            asks[id(request)] = _ask(request, greedy, expected, max_gen_toks)
-        asks[id(request)].places.append(place)
-    return list(asks.values())
+        if id(request) not in questions:
+            questions[id(request)] = _question(request, encode, options, mode)
+        places.setdefault(questions[id(request)], []).append(place)
+    return places
 
 
-def _ask(request: Instance, greedy: bool, expected: int | None, max_gen_toks: int) -> Ask:
-    prompt: str = request.args[0]
-    arguments: dict[str, Any] = request.args[-1]
-    repeats = request.repeats or 1
-    task = str(request.task_name)
-    if expected is not None and repeats != expected:
+def _question(
+    request: Instance, encode: Callable[[str], list[int]], options: GenerationOptions, mode: Mode
+) -> Question:
+    task, repeats, expected = str(request.task_name), request.repeats or 1, options.samples(mode)
+    if options.num_samples is not None and repeats != expected:
         raise UserError(
             f"{task} asks for {repeats} samples a question, the model for {expected}: write"
             f" `repeats: {expected}` into the task's YAML (softeval's own tasks: load them with"
             f" metadata num_samples={expected} and the mode's name)"
         )
-    _check_arguments(task, arguments, max_gen_toks)
+    _check_arguments(task, request.args[-1], options.limits.tokens)
     # A question may come with several requests; each is a question of its own here.
     name = task if request.idx == 0 else f"{task}#{request.idx}"
-    until = arguments.get("until") or ()
-    until = (until,) if isinstance(until, str) else tuple(until)
-    return Ask(name, question_id(request), prompt, 1 if greedy else repeats, until)
+    samples = tuple(range(1 if mode.is_greedy else repeats))
+    return Question(name, question_id(request), tuple(encode(request.args[0])), samples)
+
+
+def stop_strings(request: Instance) -> tuple[str, ...]:
+    """Strings at which the text of a request is cut."""
+    until = request.args[-1].get("until") or ()
+    return (until,) if isinstance(until, str) else tuple(until)
 
 
 def _check_arguments(task: str, arguments: dict[str, Any], max_gen_toks: int) -> None:
@@ -163,31 +149,6 @@ class GenText(str):
         return (GenText, (str(self), self.meta, None, self.verdict))
 
 
-class ScoreTuple(tuple[float, bool]):
-    """(log-probability in nats, whether greedy) of a continuation, with its number of tokens.
-
-    A pair, because lm-eval unpacks pairs; the count makes NLL per token possible.
-    """
-
-    n_tokens: int
-
-    def __new__(cls, log_prob: float, is_greedy: bool, n_tokens: int) -> Self:
-        self = super().__new__(cls, (log_prob, is_greedy))
-        self.n_tokens = n_tokens
-        return self
-
-    @property
-    def log_prob(self) -> float:
-        return self[0]
-
-    @property
-    def is_greedy(self) -> bool:
-        return self[1]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (ScoreTuple, (self[0], self[1], self.n_tokens))
-
-
 def _scalars(generation: Generation) -> dict[str, Any]:
     n_cot = len(generation.shadow_ids)
     return {
@@ -201,17 +162,6 @@ def _scalars(generation: Generation) -> dict[str, Any]:
         "mean_entropy": float(generation.entropy.mean()) if n_cot else None,
         "seconds": float(generation.seconds),
     }
-
-
-class Scored(Protocol):
-    """A stored score of one continuation."""
-
-    @property
-    def log_prob(self) -> float: ...
-    @property
-    def is_greedy(self) -> bool: ...
-    @property
-    def n_tokens(self) -> int: ...
 
 
 class GenerationStore(Protocol):
@@ -229,12 +179,12 @@ class GenerationStore(Protocol):
         """The verdict on a generation that is stored; None of a store that has none judged."""
         ...
 
-    def get_likelihood(self, task: str, doc_id: int, choice: int, /) -> Scored | None:
+    def get_likelihood(self, task: str, doc_id: int, choice: int, /) -> ScoreTuple | None:
         """The score of one continuation, or None where it is not finished."""
         ...
 
-    def add_likelihood(self, task: str, doc_id: int, choice: int, result: Any, /) -> None:
-        """Keep the score of one continuation, a `Scored`."""
+    def add_likelihood(self, task: str, doc_id: int, choice: int, score: ScoreTuple, /) -> None:
+        """Keep the score of one continuation."""
         ...
 
 
@@ -255,12 +205,6 @@ def question_id(request: Instance) -> int:
 def choice_key(request: Instance) -> ChoiceKey:
     """Name of a log-likelihood request."""
     return ChoiceKey(str(request.task_name), question_id(request), request.idx)
-
-
-def stored_score(store: GenerationStore, request: Instance) -> ScoreTuple | None:
-    """The score of a request where the store has it."""
-    found = store.get_likelihood(*choice_key(request))
-    return None if found is None else ScoreTuple(found.log_prob, found.is_greedy, found.n_tokens)
 
 
 class SavingHook(CacheHook):

@@ -158,25 +158,17 @@ def with_options(mode: Mode, options: Mapping[str, Any]) -> Mode:
     return changed
 
 
-def select_modes(
-    names: Sequence[str],
-    mode_args: Mapping[str, Any] | None = None,
-    temperature: float | None = None,
-    noise_scale: float | None = None,
-    noise_norm: str | None = None,
-) -> tuple[Mode, ...]:
+def select_modes(names: Sequence[str], options: Mapping[str, Any]) -> tuple[Mode, ...]:
     """The named modes (or "all"), each option given to the modes that can take it.
 
     Raises:
         UserError: an option that no named mode takes, or a temperature for several families.
     """
-    shorthands = {"temperature": temperature, "noise_scale": noise_scale, "noise_norm": noise_norm}
-    given = joined_options(shorthands, mode_args or {})
     chosen = [n for name in names for n in (ALL if name == "all" else (name,))]
     modes = [get_mode(name) for name in dict.fromkeys(chosen)]
-    if "temperature" in given and len({mode.family for mode in modes}) > 1:
+    if "temperature" in options and len({mode.family for mode in modes}) > 1:
         raise UserError("--temperature fits one kind of mode; name modes of one family")
-    for option, value in given.items():
+    for option, value in options.items():
         takers = [mode for mode in modes if _takes(mode, option, value)]
         if not takers:
             with_options(modes[0], {option: value})  # says what is wrong, where it is that

@@ -16,9 +16,8 @@ from typing import Any
 from softeval.errors import UserError
 from softeval.modes import Mode
 from softeval.runs.config import RunConfig
-from softeval.scoring.judge import Rules
 from softeval.tasks.catalogue import LIKELIHOOD, Benchmark, find_benchmarks
-from softeval.tasks.data import DatasetSource, Loaded, load
+from softeval.tasks.data import DatasetSource, load
 
 Document = Mapping[str, Any]
 
@@ -91,15 +90,17 @@ def load_cells(
     Raises:
         UserError: an unknown task, or data that cannot be read.
     """
-    counts = {mode: 1 if mode.is_greedy else config.num_samples for mode in modes}
+    from softeval.tasks.benchmark import BenchmarkTask
+
+    counts = {mode: config.samples(mode) for mode in modes}
     likelihood, generative = [], []
     for benchmark in chosen_benchmarks(config) if benchmarks is None else benchmarks:
         loaded = load(benchmark, config.data_dir)
         if benchmark.kind == LIKELIHOOD:
-            task = _task(benchmark, loaded, config, 1)
+            task = BenchmarkTask(benchmark, config, 1, loaded)
             likelihood.append(Cell(task, None, 1, config.limit))
             continue
-        tasks = {n: _task(benchmark, loaded, config, n) for n in sorted(set(counts.values()))}
+        tasks = {n: BenchmarkTask(benchmark, config, n, loaded) for n in sorted({*counts.values()})}
         generative += [Cell(tasks[n], mode, n, config.limit) for mode, n in counts.items()]
     return [*likelihood, *generative]
 
@@ -114,16 +115,3 @@ def chosen_benchmarks(config: RunConfig) -> list[Benchmark]:
     if not found:
         raise UserError("--tasks names no task; see `softeval ls tasks`")
     return found
-
-
-def _task(benchmark: Benchmark, loaded: Loaded, config: RunConfig, num_samples: int) -> Any:
-    from softeval.lmeval.options import Options
-    from softeval.tasks.benchmark import BenchmarkTask
-
-    options = Options(
-        num_samples=num_samples,
-        pass_at=tuple(k for k in config.ks if k <= num_samples) or None,
-        data_dir=config.data_dir,
-        scorer=Rules(config.scorer),
-    )
-    return BenchmarkTask(benchmark, options, loaded)

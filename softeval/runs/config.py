@@ -1,8 +1,7 @@
-"""The configuration of `softeval run`: every field with its meaning, default and limits.
+"""The configuration of `softeval run`: what it asks for beside the options of `softeval.options`.
 
-The one place where options are declared: the command line takes its flags and help from here, a
-YAML file its keys. Precedence is command line, environment (SOFTEVAL_RUN_*), file, default. Knows
-nothing of files of a run, models or tasks.
+Precedence is command line, environment (SOFTEVAL_RUN_*), file, default. Knows nothing of files of a
+run, models or tasks.
 """
 
 from __future__ import annotations
@@ -11,58 +10,27 @@ import re
 from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import ValidationError, field_validator, model_validator
 
 from softeval.errors import UserError, suggest
-from softeval.fields import BatchSize, Pairs, explain, option, read_options, split_list
-from softeval.modes import MODES, Mode, load_mode_file, select_modes
+from softeval.modes import MODES, Mode, select_modes
+from softeval.options import (
+    LISTED,
+    GenerationOptions,
+    explain,
+    option,
+    read_options,
+)
 from softeval.tasks.local_data import is_jsonl
 
 DEFAULT_TASK = "arithmetic"
-DEFAULT_MAX_COT_TOKENS = 512
-
-
-LISTED = BeforeValidator(split_list)
 Names = Annotated[tuple[str, ...], LISTED]
 
 
-class RunConfig(BaseModel):
+class RunConfig(GenerationOptions):
     """What to evaluate, how, and where the run goes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-    model: str | None = option(
-        None,
-        "Checkpoint directory or hub id. Default: the small one inside the package.",
-        panel="Model",
-        flags=("-m",),
-    )
-    revision: str | None = option(None, "Hub revision of the checkpoint.", panel="Model")
-    trust_remote_code: bool = option(
-        False, "Run Python code that comes with the checkpoint.", panel="Model"
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "Precision of the weights; auto is the checkpoint's own.", panel="Model"
-    )
-    device: str = option("auto", "auto (CUDA if present), cpu, cuda or cuda:N.", panel="Model")
-    logits_dtype: Literal["model", "bfloat16", "float32"] = option(
-        "model", "Precision of the logits before the float32 softmax.", panel="Model"
-    )
-    self_check: bool = option(
-        True,
-        "Try at load that the model decodes rightly; what passed once is not tried again.",
-        panel="Model",
-    )
 
     tasks: Names = option(
         (DEFAULT_TASK,),
@@ -84,9 +52,6 @@ class RunConfig(BaseModel):
         "Field, or Jinja template, of the answer in a JSONL file among --tasks. Default: answer.",
         panel="Tasks",
     )
-    data_dir: str | None = option(
-        None, "Directory with JSONL files to read instead of the hub.", panel="Tasks"
-    )
     limit: int | float | None = option(
         None,
         "Questions a task: a number, or a fraction below 1. Default: all.",
@@ -107,50 +72,8 @@ class RunConfig(BaseModel):
     modes: Names = option(
         ("all",), "CoT modes, separated by commas, or all; see `softeval ls modes`.", panel="Modes"
     )
-    mode_args: Pairs = option(
-        {},
-        "Options of the chosen modes, as name=value,…; `softeval ls modes` lists them.",
-        panel="Modes",
-    )
-    mode_file: str | None = option(
-        None, "Python file that registers a mode of your own.", panel="Modes"
-    )
-    temperature: float | None = option(
-        None, "CoT temperature τ, for modes of one kind. Default: the mode's own.", panel="Modes"
-    )
-    noise_scale: float | None = option(
-        None, "Noise scale γ of soft_sample and fuzzy_sample. Default: 0.33.", panel="Modes"
-    )
-    noise_norm: Literal["element", "vector"] | None = option(
-        None, "What γ multiplies to give σ: element (default) or vector.", panel="Modes"
-    )
-
     num_samples: int = option(
         32, "Samples a question in the sampled modes.", panel="Sampling", flags=("-n",), ge=1
-    )
-    pass_at: Annotated[tuple[Annotated[int, Field(ge=1)], ...] | None, LISTED] = option(
-        None,
-        "The k of pass@k, separated by commas. Default: powers of two up to --num-samples.",
-        panel="Sampling",
-    )
-    seed: int = option(0, "Seed of every random number of the samples.", panel="Sampling", ge=0)
-    max_cot_tokens: int | None = option(
-        None,
-        "Cap on the CoT. Default: 512, or what the context leaves beside the longest prompt.",
-        panel="Sampling",
-        ge=1,
-    )
-    max_answer_tokens: int = option(32, "Cap on the answer.", panel="Sampling", ge=1)
-    scorer: Literal["softeval", "math-verify"] = option(
-        "softeval",
-        "Rules that judge mathematical answers; math-verify's verdicts are the paper's.",
-        panel="Tasks",
-    )
-    batch_size: BatchSize = option(
-        "auto",
-        "Samples decoded at a time; it never changes a sample.",
-        panel="Sampling",
-        flags=("-b",),
     )
     record_top: int = option(
         5,
@@ -209,16 +132,6 @@ class RunConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _reachable_k(self) -> RunConfig:
-        if self.pass_at is not None and max(self.pass_at) > self.num_samples:
-            k = max(self.pass_at)
-            raise ValueError(
-                f"--pass-at {k} needs at least {k} samples a question;"
-                f" raise --num-samples (now {self.num_samples}) or lower --pass-at"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _reachable_contrasts(self) -> RunConfig:
         chosen = {mode.name: mode for mode in self.selected_modes()} if self.primary else {}
         for text in self.primary or ():
@@ -238,18 +151,7 @@ class RunConfig(BaseModel):
         Raises:
             UserError: an unknown mode, or an option that none of them takes.
         """
-        if self.mode_file is not None:
-            load_mode_file(self.mode_file)
-        return select_modes(
-            self.modes, self.mode_args, self.temperature, self.noise_scale, self.noise_norm
-        )
-
-    @property
-    def ks(self) -> tuple[int, ...]:
-        """The k of pass@k: as given, else the powers of two up to num_samples."""
-        if self.pass_at is not None:
-            return tuple(sorted(self.pass_at))
-        return tuple(2**i for i in range(self.num_samples.bit_length()))
+        return select_modes(self.modes, self.mode_options())
 
 
 _CONTRAST = re.compile(r"(?:(?P<task>[^/:]+)/)?(?P<pair>[^:]+):(?P<mode>[\w-]+)@(?P<k>\d+)")
@@ -306,19 +208,9 @@ def _read_file(path: Path) -> dict[str, Any]:
     return values
 
 
-_MODEL_ARGS = {
-    "pretrained": "model",
-    **{
-        name: name
-        for name in (
-            "revision",
-            "trust_remote_code",
-            "dtype",
-            "device",
-            "logits_dtype",
-            "self_check",
-        )
-    },
+_MODEL_ARGS = {"pretrained": "model"} | {
+    name: name
+    for name in ("revision", "trust_remote_code", "dtype", "device", "logits_dtype", "self_check")
 }
 
 

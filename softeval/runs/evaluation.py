@@ -156,12 +156,12 @@ def _load_adapter(request: Request) -> SoftEvalLM:
     is_local = Path(request.weights.checkpoint.path).expanduser().exists()
     with no_progress_bars() if is_local else nullcontext():
         # pyright does not see that HFLM implements loglikelihood_rolling.
-        return SoftEvalLM(  # pyright: ignore[reportAbstractUsage]
-            request.weights.load(),
-            mode=request.modes[0],
-            batch_size=config.batch_size,
-            revision=config.revision,
+        adapter = SoftEvalLM(  # pyright: ignore[reportAbstractUsage]
+            request.weights.load(), mode=request.modes[0], options=config
         )
+    adapter.record_top = config.record_top
+    adapter.chat_date = config.chat_date or adapter.chat_date
+    return adapter
 
 
 def _tidy_up(folder: Path) -> None:
@@ -248,25 +248,14 @@ def _run_cell_safely(evaluation: Evaluation, cell: Cell, journal: Journal, judge
 def _run_cell(evaluation: Evaluation, cell: Cell, journal: Journal, judge: Scorer) -> None:
     from lm_eval.evaluator import evaluate
 
-    from softeval.decoding.rows import Limits
-
     config, lm, display = evaluation.request.config, evaluation.lm, evaluation.display
     display.enter(cell.title, _cell_size(cell, evaluation.processes), samples=cell.mode is not None)
     store = JudgedJournal(journal, display, judge, cell.documents)
     with store, no_progress_bars():
-        lm.configure(store=store, progress=False)
-        if config.chat_date is not None:
-            lm.configure(chat_date=config.chat_date)
+        lm.store = store
         if cell.mode is not None:
-            limits = Limits(evaluation.request.max_cot_tokens, config.max_answer_tokens)
-            cell.task.use_limits(limits)
-            lm.configure(
-                mode=cell.mode,
-                limits=limits,
-                seed=config.seed,
-                num_samples=cell.num_samples,
-                record_top=config.record_top,
-            )
+            lm.mode = cell.mode
+            cell.task.use_limits(config.limits)
         # `evaluate`, not `simple_evaluate`: that one sets global seeds and asks pip, git and
         # nvidia-smi about the machine, half a second for each cell.
         result = evaluate(

@@ -22,7 +22,7 @@ import os
 import threading
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +30,14 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from softeval.errors import UserError
-from softeval.records import MIXTURE_SAMPLES, AnswerStop, Generation, SampleKey, StopReason
+from softeval.records import (
+    MIXTURE_SAMPLES,
+    AnswerStop,
+    Generation,
+    SampleKey,
+    ScoreTuple,
+    StopReason,
+)
 from softeval.scoring.judge import Verdict
 
 _INT_ARRAYS = ("shadow_ids", "prefill_ids", "answer_ids", "top_ids")
@@ -41,21 +48,8 @@ _READ_BYTES = 1 << 20
 _SEAL = b', "crc32": "'
 
 
-class GenerationName(NamedTuple):
-    """What names a generation in a run. Sorts like the tables do."""
-
-    task: str
-    mode: str
-    doc_id: int
-    sample: int
-
-    @classmethod
-    def of(cls, key: SampleKey, mode: str) -> GenerationName:
-        return cls(key.task, mode, key.doc_id, key.sample)
-
-    @property
-    def key(self) -> SampleKey:
-        return SampleKey(self.task, self.doc_id, self.sample)
+Name = tuple[SampleKey, str]
+"""What names a generation in a run: its key, and the mode."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +58,6 @@ class Prompt:
 
     text: str
     ids: np.ndarray
-
-
-@dataclass(frozen=True)
-class Likelihood:
-    """One scored continuation: log-probability in nats, whether greedy, its number of tokens."""
-
-    log_prob: float
-    is_greedy: bool
-    n_tokens: int
 
 
 class _Place(NamedTuple):
@@ -100,10 +85,10 @@ class Journal:
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self.damaged = 0
         self._folder = folder
-        self._places: dict[GenerationName, _Place] = {}
+        self._places: dict[Name, _Place] = {}
         self._prompts: dict[tuple[str, int], Prompt] = {}
-        self._likelihoods: dict[tuple[str, int, int], Likelihood] = {}
-        self._verdicts: dict[tuple[GenerationName, str], Verdict] = {}
+        self._likelihoods: dict[tuple[str, int, int], ScoreTuple] = {}
+        self._verdicts: dict[tuple[SampleKey, str, str], Verdict] = {}
         self._writing = threading.Lock()
         self._own = _Shard(folder / _shard_name(rank), writable=True)
         self._shards = [self._own]
@@ -125,7 +110,7 @@ class Journal:
         Raises:
             UserError: it was there, and has been damaged since.
         """
-        found = self._find(GenerationName.of(key, mode))
+        found = self._find(key, mode)
         if found is None:
             return None
         place, prompt = found
@@ -143,26 +128,25 @@ class Journal:
             UserError: the question had another prompt before.
         """
         key = generation.key
-        if self._find(GenerationName.of(key, generation.mode)) is not None:
+        if self._find(key, generation.mode) is not None:
             return
         self._add_prompt(key, prompt_text, generation.prompt_ids)
         self._append(_encode_generation(generation, key.sample < MIXTURE_SAMPLES))
 
-    def verdict(self, name: GenerationName, judge: str) -> Verdict | None:
+    def verdict(self, key: SampleKey, mode: str, judge: str) -> Verdict | None:
         """What `judge` said of a generation's answer, or None where it was not asked."""
-        return self._verdicts.get((name, judge))
+        return self._verdicts.get((key, mode, judge))
 
-    def add_verdict(self, name: GenerationName, judge: str, verdict: Verdict) -> None:
+    def add_verdict(self, key: SampleKey, mode: str, judge: str, verdict: Verdict) -> None:
         """Store the verdict on a generation's answer."""
-        record = {"kind": "verdict", **name._asdict(), "judge": judge}
         said = {"correct": verdict.correct, "status": verdict.status, "other": verdict.other}
-        self._append(record | said)
+        self._append({"kind": "verdict", **asdict(key), "mode": mode, "judge": judge, **said})
 
-    def get_likelihood(self, task: str, doc_id: int, choice: int) -> Likelihood | None:
+    def get_likelihood(self, task: str, doc_id: int, choice: int) -> ScoreTuple | None:
         """The score of one continuation, or None where it is not finished."""
         return self._likelihoods.get((task, doc_id, choice))
 
-    def add_likelihood(self, task: str, doc_id: int, choice: int, result: Likelihood) -> None:
+    def add_likelihood(self, task: str, doc_id: int, choice: int, score: ScoreTuple) -> None:
         """Store the score of one continuation."""
         if (task, doc_id, choice) in self._likelihoods:
             return
@@ -172,21 +156,24 @@ class Journal:
                 "task": task,
                 "doc_id": doc_id,
                 "choice": choice,
-                "log_prob": float(result.log_prob),
-                "is_greedy": bool(result.is_greedy),
-                "n_tokens": int(result.n_tokens),
+                "log_prob": float(score.log_prob),
+                "is_greedy": bool(score.is_greedy),
+                "n_tokens": int(score.n_tokens),
             }
         )
 
-    def names(self) -> list[GenerationName]:
+    def names(self) -> list[Name]:
         """Every finished generation, in the order of the tables."""
-        return sorted(name for name in self._places if self._find(name) is not None)
+        found = (name for name in self._places if self._find(*name) is not None)
+        return sorted(
+            found, key=lambda name: (name[0].task, name[1], name[0].doc_id, name[0].sample)
+        )
 
     def prompts(self) -> dict[tuple[str, int], Prompt]:
         """Prompt of every (task, doc_id) with a finished generation."""
         return dict(self._prompts)
 
-    def likelihoods(self) -> dict[tuple[str, int, int], Likelihood]:
+    def likelihoods(self) -> dict[tuple[str, int, int], ScoreTuple]:
         """Score of every finished (task, doc_id, choice)."""
         return dict(self._likelihoods)
 
@@ -196,9 +183,9 @@ class Journal:
             for shard in self._shards:
                 shard.close()
 
-    def _find(self, name: GenerationName) -> tuple[_Place, Prompt] | None:
+    def _find(self, key: SampleKey, mode: str) -> tuple[_Place, Prompt] | None:
         """Where a generation stands, and its prompt; a damaged line may have held either."""
-        place, prompt = self._places.get(name), self._prompts.get((name.task, name.doc_id))
+        place, prompt = self._places.get((key, mode)), self._prompts.get((key.task, key.doc_id))
         return None if place is None or prompt is None else (place, prompt)
 
     def _add_prompt(self, key: SampleKey, text: str, ids: np.ndarray) -> None:
@@ -230,20 +217,20 @@ class Journal:
         return shard.seen
 
     def _note(self, record: dict[str, Any], place: _Place) -> None:
-        task, doc_id = record["task"], record["doc_id"]
-        if record["kind"] == "generation":
-            name = GenerationName(task, record["mode"], doc_id, record["sample"])
-            self._places.setdefault(name, place)
-        elif record["kind"] == "verdict":
-            name = GenerationName(task, record["mode"], doc_id, record["sample"])
-            verdict = Verdict(record["correct"], record["status"], record["other"])
-            self._verdicts[name, record["judge"]] = verdict
-        elif record["kind"] == "prompt":
+        kind, task, doc_id = record["kind"], record["task"], record["doc_id"]
+        if kind in ("generation", "verdict"):
+            key, mode = SampleKey(task, doc_id, record["sample"]), record["mode"]
+            if kind == "generation":
+                self._places.setdefault((key, mode), place)
+            else:
+                verdict = Verdict(record["correct"], record["status"], record["other"])
+                self._verdicts[key, mode, record["judge"]] = verdict
+        elif kind == "prompt":
             ids = _decode_array(record["prompt_ids"], np.int32)
             self._prompts.setdefault((task, doc_id), Prompt(record["prompt"], ids))
         else:
-            result = Likelihood(record["log_prob"], record["is_greedy"], record["n_tokens"])
-            self._likelihoods.setdefault((task, doc_id, record["choice"]), result)
+            score = ScoreTuple(record["log_prob"], record["is_greedy"], record["n_tokens"])
+            self._likelihoods.setdefault((task, doc_id, record["choice"]), score)
 
 
 def count_generations(folder: Path) -> int:
@@ -347,13 +334,10 @@ def _unseal(line: bytes) -> dict[str, Any] | None:
 
 
 def _encode_generation(generation: Generation, keep_mixture: bool) -> dict[str, Any]:
-    key = generation.key
     record: dict[str, Any] = {
         "kind": "generation",
-        "task": key.task,
-        "doc_id": key.doc_id,
+        **asdict(generation.key),
         "mode": generation.mode,
-        "sample": key.sample,
         "seconds": float(generation.seconds),
         "top": int(generation.top_ids.shape[-1]) if keep_mixture else 0,
     }

@@ -27,9 +27,9 @@ from typing import Any, Self
 import numpy as np
 
 from softeval.display import Display
-from softeval.records import Generation, SampleKey
+from softeval.records import Generation, SampleKey, ScoreTuple
 from softeval.runs.cells import Cell
-from softeval.runs.journal import GenerationName, Journal, Likelihood
+from softeval.runs.journal import Journal, Name
 from softeval.runs.tables import (
     GROUP_SIZE,
     LikelihoodRow,
@@ -66,7 +66,7 @@ def judged(
         documents: question of each, with "target", "kind" and perhaps "error".
     """
     name = judge_name(scorer)
-    known = [journal.verdict(GenerationName.of(g.key, g.mode), name) for g in generations]
+    known = [journal.verdict(g.key, g.mode, name) for g in generations]
     items = [
         Item(g.answer, d["target"], ScoreKind(d["kind"]), d.get("error"))
         for g, d, verdict in zip(generations, documents, known, strict=True)
@@ -77,7 +77,7 @@ def judged(
     for generation, verdict in zip(generations, known, strict=True):
         if verdict is None:
             verdict = next(fresh)
-            journal.add_verdict(GenerationName.of(generation.key, generation.mode), name, verdict)
+            journal.add_verdict(generation.key, generation.mode, name, verdict)
         found.append(verdict)
     return found
 
@@ -145,11 +145,11 @@ class JudgedJournal:
     def verdict(self, key: SampleKey, mode: str, /) -> Verdict:
         """The verdict on a generation that was got or added; waits for it."""
         self._wait()
-        found = self._journal.verdict(GenerationName.of(key, mode), judge_name(self._scorer))
+        found = self._journal.verdict(key, mode, judge_name(self._scorer))
         assert found is not None, "what was got or added is judged"
         return found
 
-    def get_likelihood(self, task: str, doc_id: int, choice: int, /) -> Likelihood | None:
+    def get_likelihood(self, task: str, doc_id: int, choice: int, /) -> ScoreTuple | None:
         """The score of a continuation where it is finished; counted as done."""
         found = self._journal.get_likelihood(task, doc_id, choice)
         if found is not None:
@@ -157,12 +157,10 @@ class JudgedJournal:
             self._display.update()
         return found
 
-    def add_likelihood(self, task: str, doc_id: int, choice: int, result: Any, /) -> None:
+    def add_likelihood(self, task: str, doc_id: int, choice: int, score: ScoreTuple, /) -> None:
         """Journal the score of a continuation, then count it."""
-        self._journal.add_likelihood(
-            task, doc_id, choice, Likelihood(result.log_prob, result.is_greedy, result.n_tokens)
-        )
-        self._display.meter.count(done=1, fresh=1, tokens=result.n_tokens)
+        self._journal.add_likelihood(task, doc_id, choice, score)
+        self._display.meter.count(done=1, fresh=1, tokens=score.n_tokens)
         self._display.update()
 
     def _count(self, generation: Generation, fresh: bool) -> None:
@@ -250,9 +248,9 @@ def compact(
     return Compacted(writer.counts, len(expected) + asked, missing, dict(verdicts))
 
 
-def _expected_names(cells: Sequence[Cell]) -> set[GenerationName]:
+def _expected_names(cells: Sequence[Cell]) -> set[Name]:
     return {
-        GenerationName(cell.name, cell.mode.name, doc_id, sample)
+        (SampleKey(cell.name, doc_id, sample), cell.mode.name)
         for cell in cells
         if cell.mode is not None
         for doc_id in cell.documents
@@ -261,14 +259,14 @@ def _expected_names(cells: Sequence[Cell]) -> set[GenerationName]:
 
 
 def _scored(
-    names: Sequence[GenerationName],
+    names: Sequence[Name],
     journal: Journal,
     questions: Questions,
     hashes: Mapping[tuple[str, int], str],
     scorer: Scorer,
 ) -> Iterator[ScoredSample]:
     for start in range(0, len(names), GROUP_SIZE):
-        found = [journal.get(name.key, name.mode) for name in names[start : start + GROUP_SIZE]]
+        found = [journal.get(*name) for name in names[start : start + GROUP_SIZE]]
         generations = [generation for generation in found if generation is not None]
         documents = [questions[g.key.task, g.key.doc_id] for g in generations]
         verdicts = judged(journal, scorer, generations, documents)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from softeval.modes import Mode, mode_record
 from softeval.runs import rundir
 from softeval.runs.cells import Cell, chosen_benchmarks, load_cells, question_count
-from softeval.runs.config import DEFAULT_MAX_COT_TOKENS, RunConfig
+from softeval.runs.config import RunConfig
 from softeval.runs.request import default_folder, examine, settle, settled_cot_cap
 from softeval.tasks.catalogue import LIKELIHOOD, Benchmark
 
@@ -37,7 +37,7 @@ def make_plan(config: RunConfig, overwrite: bool = False) -> dict[str, Any]:
     cells = _cells_at_hand(config, tasks, modes)
     if checkpoint is not None and {cell.name for cell in cells} == {task.task for task in tasks}:
         request = settle(config, cells, checkpoint, overwrite)
-        folder, cap = request.folder, request.max_cot_tokens
+        folder, cap = request.folder, request.config.limits.max_cot_tokens
     else:
         folder = Path(config.output_path or default_folder(config)).expanduser()
         rundir.check_place(folder)
@@ -46,7 +46,7 @@ def make_plan(config: RunConfig, overwrite: bool = False) -> dict[str, Any]:
     resolved = config.model_dump(mode="json") | {
         "tasks": [task.task for task in tasks],
         "modes": {mode.name: mode_record(mode) for mode in modes},
-        "pass_at": list(config.ks),
+        "pass_at": list(config.ks(config.num_samples)),
         "max_cot_tokens": cap,
         "output_path": str(folder),
     }
@@ -94,7 +94,7 @@ def _cells_at_hand(
 def _cot_cap(config: RunConfig, cells: Sequence[Cell], checkpoint: Checkpoint | None) -> int:
     """The cap on the CoT, as far as it can be known without the questions on the hub."""
     if checkpoint is None:
-        return config.max_cot_tokens or DEFAULT_MAX_COT_TOKENS
+        return config.limits.max_cot_tokens
     cap = settled_cot_cap(config, cells, checkpoint)
     return config.max_cot_tokens or min(cap, checkpoint.max_length)
 
@@ -110,7 +110,7 @@ def _task_plan(
     plan["questions"] = questions
     if task.kind == LIKELIHOOD:
         return plan
-    per_question = sum(1 if mode.is_greedy else config.num_samples for mode in modes)
+    per_question = sum(config.samples(mode) for mode in modes)
     samples = questions * per_question
     tokens = samples * (cap + config.max_answer_tokens)
     return plan | {"samples": samples, "max_generated_tokens": tokens}

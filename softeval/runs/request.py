@@ -23,9 +23,10 @@ from softeval.errors import UserError
 from softeval.model import BUNDLED_CHECKPOINT
 from softeval.model.chat import example_hash, render_chat
 from softeval.modes import Mode, mode_record
+from softeval.options import DEFAULT_MAX_COT_TOKENS
 from softeval.runs import rundir
 from softeval.runs.cells import Cell
-from softeval.runs.config import DEFAULT_MAX_COT_TOKENS, RunConfig
+from softeval.runs.config import RunConfig
 from softeval.scoring.judge import rules_of
 from softeval.tasks.data import DatasetSource
 from softeval.tasks.local_data import is_jsonl, task_name
@@ -77,7 +78,7 @@ class Weights:
 
     def load(self) -> LanguageModel:
         """The loaded model, the same one each time."""
-        from softeval.lmeval.loading import device_here
+        from softeval.lmeval.arguments import device_here
         from softeval.model.checkpoint import Checkpoint
         from softeval.model.language_model import load_checkpoint
 
@@ -139,12 +140,6 @@ class Request:
         return self.found is not None and self.found.get("status") == rundir.COMPLETE
 
     @property
-    def max_cot_tokens(self) -> int:
-        """The cap on the CoT."""
-        assert self.config.max_cot_tokens is not None, "settled"
-        return self.config.max_cot_tokens
-
-    @property
     def sources(self) -> dict[str, DatasetSource]:
         """Where the questions of each task came from."""
         return {cell.name: cell.source for cell in self.cells}
@@ -160,7 +155,7 @@ class Request:
         return resolved | {
             "tasks": [files.get(name, name) for name in self.sources],
             "modes": [mode.name for mode in self.modes],
-            "pass_at": list(self.config.ks),
+            "pass_at": list(self.config.ks(self.config.num_samples)),
         }
 
     def as_yaml(self) -> str:
@@ -181,7 +176,7 @@ def examine(config: RunConfig, *, local_files_only: bool = False) -> Checkpoint:
     Raises:
         UserError: a device that is not there, or a checkpoint that cannot be decoded.
     """
-    from softeval.lmeval.loading import known_tokenizer
+    from softeval.lmeval.arguments import known_tokenizer
     from softeval.model.checkpoint import read_checkpoint, torch_device
 
     torch_device(config.device)
@@ -251,14 +246,12 @@ def settled_cot_cap(
     if config.apply_chat_template:
         example_hash(checkpoint.tokenizer, config.chat_date)
     lengths = list(_prompt_lengths(config, cells, checkpoint))
-    cap = config.max_cot_tokens
-    if cap is None and lengths:
+    if config.max_cot_tokens is None and lengths:
         room = checkpoint.max_length - Limits(0, config.max_answer_tokens).room(checkpoint)
-        longest = max(lengths)[0]
-        cap = min(DEFAULT_MAX_COT_TOKENS, max(room - longest, SHORTEST_DEFAULT_CAP))
-    limits = Limits(cap or DEFAULT_MAX_COT_TOKENS, config.max_answer_tokens)
-    check_context(lengths, limits, checkpoint)
-    return limits.max_cot_tokens
+        fitting = max(room - max(lengths)[0], SHORTEST_DEFAULT_CAP)
+        config = config.model_copy(update={"max_cot_tokens": min(DEFAULT_MAX_COT_TOKENS, fitting)})
+    check_context(lengths, config.limits, checkpoint)
+    return config.limits.max_cot_tokens
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

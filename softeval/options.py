@@ -1,0 +1,248 @@
+"""Options: how a field is declared and read, and those that several front doors have.
+
+A field is declared once, with its meaning, default and limits: the command line takes its flags and
+help from it, a YAML file its keys, lm-eval its model arguments. `softeval.runs.config` and
+`softeval.trainers.config` add what is theirs alone. Knows nothing of what the options do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from softeval.errors import UserError, suggest
+from softeval.modes import Mode, joined_options, load_mode_file
+from softeval.scoring.judge import Rules
+
+if TYPE_CHECKING:
+    from softeval.decoding.rows import Limits
+
+DEFAULT_MAX_COT_TOKENS = 512
+
+
+def option(
+    default: Any, help: str, *, panel: str, flags: tuple[str, ...] = (), **limits: Any
+) -> Any:
+    """A field that is also a command-line option.
+
+    Args:
+        default: value where nobody sets one.
+        help: the field's documentation, shown by --help.
+        panel: heading of the help under which it stands.
+        flags: further spellings, such as "-n".
+        **limits: pydantic's limits (gt, ge, le).
+    """
+    extra = {"panel": panel, "flags": list(flags)}
+    return Field(default, description=help, json_schema_extra=extra, **limits)
+
+
+def split_list(value: Any) -> Any:
+    """("a", "b") of "a,b", also in parts and with repeats; None as it is."""
+    if value is None:
+        return None
+    parts = value if isinstance(value, list | tuple) else [value]
+    single = [s for part in parts for s in (part.split(",") if isinstance(part, str) else [part])]
+    cleaned = [s.strip() if isinstance(s, str) else s for s in single]
+    return tuple(dict.fromkeys(s for s in cleaned if s != ""))
+
+
+def read_pairs(value: Any) -> Any:
+    """{"a": "1", "b": "2"} of "a=1,b=2", also in parts; a mapping's values as texts."""
+    if isinstance(value, Mapping):
+        return {str(name): str(part) for name, part in value.items()}
+    parts = [value] if isinstance(value, str) else value
+    pairs = [p.strip().partition("=") for part in parts for p in part.split(",") if p.strip()]
+    wrong = [name for name, equals, _ in pairs if not equals]
+    if wrong:
+        raise ValueError(f"{wrong[0]!r} must be name=value")
+    names = [name.replace("-", "_") for name, _, _ in pairs]
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"{twice[0]} is given more than once")
+    return {name: text for name, (_, _, text) in zip(names, pairs, strict=True)}
+
+
+def _usable_batch(value: Any) -> Any:
+    try:
+        number = None if value == "auto" else int(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{value!r} must be auto or a whole number") from None
+    if number is not None and number < 1:
+        raise ValueError(f"{value} must be auto or at least 1")
+    return value
+
+
+LISTED = BeforeValidator(split_list)
+Pairs = Annotated[dict[str, str], BeforeValidator(read_pairs)]
+BatchSize = Annotated[int | Literal["auto"], BeforeValidator(_usable_batch)]
+
+
+def fixed_size(size: int | Literal["auto"]) -> int | None:
+    """A batch size; None where memory is to decide."""
+    return None if size == "auto" else size
+
+
+def read_options(path: Path, what: str) -> dict[str, Any]:
+    """The ``name: value`` lines of a YAML file, with ``_`` for ``-`` in names.
+
+    Args:
+        path: the file.
+        what: what it is called in messages: "recipe".
+
+    Raises:
+        UserError: unreadable, no YAML, or something else in it.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {what} {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{what} {path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content or {}, dict):
+        raise UserError(f"{what} {path} must hold `name: value` lines")
+    return {str(name).replace("-", "_"): value for name, value in (content or {}).items()}
+
+
+def explain(error: ValidationError, fields: Iterable[str]) -> str:
+    """The first problem on one line, under the name of its flag; `fields` are the known ones."""
+    problem = error.errors()[0]
+    message = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return message
+    name = str(problem["loc"][0])
+    flag = "--" + name.replace("_", "-")
+    if problem["type"] == "extra_forbidden":
+        return f"unknown option {name!r}{suggest(name, fields)}"
+    if problem["type"] == "value_error":
+        return f"{flag}: {message}" if flag not in message else message
+    return f"{flag} {problem['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+class ModelOptions(BaseModel):
+    """Which checkpoint, how it is loaded, and how its CoT modes are set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model: str | None = option(
+        None,
+        "Checkpoint directory or hub id. Default: the small one inside the package.",
+        panel="Model",
+        flags=("-m",),
+    )
+    revision: str | None = option(None, "Hub revision of the checkpoint.", panel="Model")
+    trust_remote_code: bool = option(
+        False, "Run Python code that comes with the checkpoint.", panel="Model"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "Precision of the weights; auto is the checkpoint's own.", panel="Model"
+    )
+    device: str = option("auto", "auto (CUDA if present), cpu, cuda or cuda:N.", panel="Model")
+    logits_dtype: Literal["model", "bfloat16", "float32"] = option(
+        "model",
+        "Precision of the logits before the float32 softmax; fuzzy training lasts with bfloat16"
+        " only (docs/log.md; the paper trains bfloat16 models).",
+        panel="Model",
+    )
+    self_check: bool = option(
+        True,
+        "Try at load that the model decodes rightly; what passed once is not tried again.",
+        panel="Model",
+    )
+    mode_args: Pairs = option(
+        {},
+        "Options of the chosen modes, as name=value,…; `softeval ls modes` lists them.",
+        panel="Modes",
+    )
+    mode_file: str | None = option(
+        None, "Python file that registers a mode of your own.", panel="Modes"
+    )
+    temperature: float | None = option(
+        None,
+        "CoT temperature τ, for modes of one kind. Default: the mode's own (sampled: hard 1, soft"
+        " 0.5, fuzzy 0.0001).",
+        panel="Modes",
+    )
+    noise_scale: float | None = option(
+        None, "Noise scale γ of soft and fuzzy modes. Default: 0.33.", panel="Modes"
+    )
+    noise_norm: Literal["element", "vector"] | None = option(
+        None, "What γ multiplies to give σ: element (default) or vector.", panel="Modes"
+    )
+
+    def mode_options(self) -> dict[str, Any]:
+        """Every option of a mode that was given; modes of a file are known from here on.
+
+        Raises:
+            UserError: an option given twice, or a file that is none.
+        """
+        if self.mode_file is not None:
+            load_mode_file(self.mode_file)
+        shorthands = ("temperature", "noise_scale", "noise_norm")
+        return joined_options({name: getattr(self, name) for name in shorthands}, self.mode_args)
+
+
+class GenerationOptions(ModelOptions):
+    """How samples are drawn and judged, in `softeval run` and among lm-eval's model arguments."""
+
+    num_samples: int | None = option(
+        None, "Samples a question in the sampled modes.", panel="Sampling", flags=("-n",), ge=1
+    )
+    pass_at: Annotated[tuple[Annotated[int, Field(ge=1)], ...] | None, LISTED] = option(
+        None,
+        "The k of pass@k, separated by commas. Default: powers of two up to --num-samples.",
+        panel="Sampling",
+    )
+    seed: int = option(0, "Seed of every random number of the samples.", panel="Sampling", ge=0)
+    max_cot_tokens: int | None = option(
+        None,
+        "Cap on the CoT. Default: 512, or what the context leaves beside the longest prompt.",
+        panel="Sampling",
+        ge=1,
+    )
+    max_answer_tokens: int = option(32, "Cap on the answer.", panel="Sampling", ge=1)
+    batch_size: BatchSize = option(
+        "auto",
+        "Samples decoded at a time; it never changes a sample.",
+        panel="Sampling",
+        flags=("-b",),
+    )
+    scorer: Rules = option(
+        Rules.SOFTEVAL,
+        "Rules that judge mathematical answers; math-verify's verdicts are the paper's.",
+        panel="Tasks",
+    )
+    data_dir: str | None = option(
+        None, "Directory with JSONL files to read instead of the hub.", panel="Tasks"
+    )
+
+    @model_validator(mode="after")
+    def _reachable_k(self) -> GenerationOptions:
+        k, n = max(self.pass_at or (1,)), self.num_samples or 1
+        if k > n:
+            raise ValueError(
+                f"--pass-at {k} needs at least {k} samples a question;"
+                f" raise --num-samples (now {n}) or lower --pass-at"
+            )
+        return self
+
+    @property
+    def limits(self) -> Limits:
+        """Caps on CoT and answer."""
+        from softeval.decoding.rows import Limits
+
+        return Limits(self.max_cot_tokens or DEFAULT_MAX_COT_TOKENS, self.max_answer_tokens)
+
+    def samples(self, mode: Mode | None) -> int:
+        """Samples a question under a mode: one where all are the same."""
+        return 1 if mode is not None and mode.is_greedy else self.num_samples or 1
+
+    def ks(self, samples: int) -> tuple[int, ...]:
+        """The k of pass@k of so many samples, rising: as given, else the powers of two up to it."""
+        powers = tuple(1 << i for i in range(samples.bit_length()))
+        asked = powers if self.pass_at is None else sorted(self.pass_at)
+        return tuple(k for k in asked if k <= samples) or (1,)
