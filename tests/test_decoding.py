@@ -73,15 +73,22 @@ def identity(sample: Generation) -> tuple:
 
 
 @pytest.mark.parametrize("mode", mostly_slow(MODES, ["soft_sample"]))
-def test_a_sample_is_bit_for_bit_the_same_in_any_batch(mode):
+def test_a_sample_is_bit_for_bit_the_same_in_any_batch_and_however_often_it_is_looked_at(mode):
     lm = tiny_lm("llama")
     questions = [
         Question("t", index, tuple(lm.tokenizer.encode(p)), (0, 4))
         for index, p in enumerate(PROMPTS[1:])
     ]
     runs = []
-    for size, order in ((1, 1), (4, -1), (64, -1)):
-        decoder = Decoder(lm, MODES[mode], Limits(12, 3), batch_size=size, keep_inputs=True)
+    for size, order, look_every in ((1, 1, 1), (4, -1, 3), (64, -1, 8)):
+        decoder = Decoder(
+            lm,
+            MODES[mode],
+            Limits(12, 3),
+            batch_size=size,
+            keep_inputs=True,
+            look_every=look_every,
+        )
         found = [identity(g) for g in decoder.run(questions[::order])]
         runs.append(sorted(found, key=lambda item: (item[0].doc_id, item[0].sample)))
     assert len(runs[0]) == 6

@@ -121,23 +121,36 @@ def test_an_answer_is_cut_at_the_brace_that_closes_the_box(stopper, text, conten
 
 def new_row() -> Row:
     key = SampleKey("t", 0, 0)
-    return Row(key, (5, 6), SampleRandomness(0, key), position=1)
+    return Row(key, (5, 6), SampleRandomness(0, key))
 
 
-def test_a_row_walks_through_its_phases():
+def beginnings(tokens):
+    return (tokens[: end + 1] for end in range(len(tokens)))
+
+
+def test_a_row_goes_from_its_cot_to_its_answer():
     stopper = Stopper(tiny_tokenizer())
     row, limits = new_row(), Limits(max_cot_tokens=60, max_answer_tokens=4)
-    for token in ids(stopper, "1+1=2. The final answer is:"):
-        assert row.chooses_cot
-        row.step_cot(token, stopper, limits, frozenset({2}))
+    for cot in beginnings(ids(stopper, "1+1=2. The final answer is:")):
+        assert row.in_cot
+        row.judge_cot(cot, stopper, limits, frozenset({2}))
     assert row.stop_reason is StopReason.ANSWER_PREFIX
-    assert not row.chooses_cot
-    assert stopper.decode(row.queue) == " \\boxed{"
-    row.queue.clear()
-    for token in ids(stopper, "2}"):
+    assert not row.in_cot
+    assert stopper.decode(row.prefill_ids) == " \\boxed{"
+    for answer in beginnings(ids(stopper, "2}")):
         assert row.answer_stop is None
-        row.step_answer(token, stopper, limits, frozenset({2}))
+        row.judge_answer(answer, stopper, limits, frozenset({2}))
     assert (row.answer, row.answer_stop) == ("2", AnswerStop.CLOSED)
+
+
+@pytest.mark.parametrize("text", ["1+1=2. The final answer is: 4}", "a}b:c", "{}::}"])
+def test_only_a_token_in_the_tables_can_end_something(text):
+    stopper = Stopper(tiny_tokenizer())
+    for tokens in beginnings(ids(stopper, text)):
+        assert not stopper.ends_cot(tokens) or tokens[-1] in stopper.colon_ids
+        newly = len(tokens) == 1 or stopper.closed_answer(tokens[:-1]) is None
+        if newly and stopper.closed_answer(tokens) is not None:
+            assert tokens[-1] in stopper.brace_ids
 
 
 @pytest.mark.parametrize(("tokens", "stop"), [("12345", AnswerStop.LENGTH), ("12", AnswerStop.EOS)])
@@ -145,8 +158,8 @@ def test_an_answer_without_a_brace_is_no_answer(tokens, stop):
     stopper = Stopper(tiny_tokenizer())
     row = new_row()
     row.in_cot = False
-    for token in [*ids(stopper, tokens), 2]:
-        row.step_answer(token, stopper, Limits(8, 5), frozenset({2}))
+    for answer in beginnings([*ids(stopper, tokens), 2]):
+        row.judge_answer(answer, stopper, Limits(8, 5), frozenset({2}))
         if row.answer_stop:
             break
     assert row.answer_stop is stop

@@ -104,7 +104,7 @@ def test_the_links_in_the_package_point_at_the_real_folders():
         assert link.resolve() == ROOT / name
 
 
-def test_a_reader_of_the_decoder_needs_six_files_and_900_lines():
+def test_a_reader_of_the_decoder_needs_six_files_and_1100_lines():
     """Those of its room that `generate` comes through; the model and the modes have rooms of theirs."""
     known = {module.name: module for module in structure.modules()}
     needed = ["softeval.decoding.generate"]
@@ -113,4 +113,4 @@ def test_a_reader_of_the_decoder_needs_six_files_and_900_lines():
         found = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
         needed += [n for n in sorted(found & known.keys()) if "decoding." in n and n not in needed]
     assert "softeval.decoding.decoder" in needed and len(needed) <= 6
-    assert sum(structure.lines(known[name]) for name in needed) <= 900
+    assert sum(structure.lines(known[name]) for name in needed) <= 1_100

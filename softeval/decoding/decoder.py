@@ -18,19 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softeval.decoding.batch_size import auto_batch_size
 from softeval.decoding.randomness import NoiseFeed, SampleRandomness, Stream
 from softeval.decoding.rows import Limits, Row, check_context
+from softeval.decoding.state import NOT_FINITE, Phase, State, advance, holds, new_state
 from softeval.decoding.trace import Trace, measure
 from softeval.errors import UserError
+from softeval.model.batch_size import auto_batch_size
 from softeval.model.feeding import Prefilled, RowFeeder, tiled
 from softeval.model.language_model import LanguageModel
 from softeval.model.output_head import output_head
 from softeval.modes import Draws, Mode, Randomness, Seen, Step, invert_cdf
-from softeval.records import Generation, SampleKey
-
-NOT_FINITE = -1
-"""Stands in for the token of a row whose logits hold NaN or infinity."""
+from softeval.records import Generation, SampleKey, StopReason
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,8 @@ class Decoder:
         record_top: how many of the mixture's largest entries to record at each position.
         keep_inputs: keep the vectors that were fed.
         given: CoTs, with what was fed, that these samples take instead of thinking their own.
+        look_every: passes between two looks of the host at what was decoded. It never changes a
+            result.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class Decoder:
         record_top: int = 0,
         keep_inputs: bool = False,
         given: Mapping[SampleKey, Generation] | None = None,
+        look_every: int = 1,
     ) -> None:
         _check_limits(limits, batch_size)
         self.lm = lm
@@ -87,6 +88,7 @@ class Decoder:
         self.record_top = record_top
         self.keep_inputs = keep_inputs
         self.given = given or {}
+        self.look_every = look_every
         self.stopper = lm.stopper
         self.head = output_head(lm) if mode.needs_head else None
 
@@ -131,174 +133,205 @@ class _Waiting:
 
 
 class _Batch:
-    """The rows in flight and their tensors. Rows in use are always the first ones."""
+    """The rows in flight. A row's place is its index in every tensor; free places are taken again."""
 
     def __init__(self, decoder: Decoder, size: int, longest: int) -> None:
-        lm, mode = decoder.lm, decoder.mode
+        lm, mode, limits = decoder.lm, decoder.mode, decoder.limits
         self.decoder = decoder
         self.size = size
-        self.rows: list[Row] = []
+        self.rows: dict[int, Row] = {}
+        self._longest = 0
         self._feeder = RowFeeder(lm.model, size, longest)
         self._prompt: tuple[Question, Prefilled] | None = None
         passed = tiled(size)
-        self._fed_ND = torch.zeros(passed, lm.embedding.width, dtype=lm.dtype, device=lm.device)
         self._noise = NoiseFeed(mode.draws(lm.embedding), passed, lm.device)
         answers = Draws(Randomness.UNIFORM if decoder.answer_temperature else Randomness.NONE)
         self._answer_noise = NoiseFeed(answers, passed, lm.device, Stream.ANSWER)
-        self._state = mode.begin(passed, lm.device)
-        cap = decoder.limits.max_cot_tokens
+        given = [len(g.shadow_ids) for g in decoder.given.values()]
+        forced = lm.stopper.longest_prefill + max(given, default=0)
+        caps = (limits.max_cot_tokens, limits.max_answer_tokens, forced)
+        thought_B = mode.begin(passed, lm.device)
+        self._state = new_state(lm, passed, caps, thought_B, forces_vectors=bool(given))
+        self._holds = holds(lm)
+        self._rules = (lm.stopper, limits, lm.eos_ids)
         top = min(decoder.record_top, lm.vocab)
-        self._trace = Trace(passed, cap, top, lm.device, decoder.keep_inputs)
+        self._trace = Trace(passed, caps[0], top, lm.device, decoder.keep_inputs)
 
     @torch.inference_mode()
     def admit(self, waiting: _Waiting) -> None:
-        """Fill free rows with waiting samples."""
-        while taken := waiting.take(self.size - len(self.rows)):
+        """Fill free places with waiting samples."""
+        free = [place for place in range(self.size) if place not in self.rows]
+        while taken := waiting.take(len(free)):
             question, samples = taken
-            places = range(len(self.rows), len(self.rows) + len(samples))
+            places, free = free[: len(samples)], free[len(samples) :]
             self._feeder.fill(places, self._prefilled(question))
-            last = torch.tensor([question.prompt_ids[-1]], device=self._fed_ND.device)
-            self._fed_ND[places.start : places.stop] = self.decoder.lm.embedding.rows(last)
-            fresh = self.decoder.mode.begin(len(places), self._fed_ND.device)
-            if self._state is not None and fresh is not None:
-                self._state[places.start : places.stop] = fresh
-            for sample in samples:
-                key = SampleKey(question.task, question.doc_id, sample)
-                random = SampleRandomness(self.decoder.seed, key)
-                position = len(question.prompt_ids) - 1
-                row = Row(key, question.prompt_ids, random, position)
-                if (given := self.decoder.given.get(key)) is not None:
-                    row.take_cot(given.shadow_ids.tolist(), given.stop_reason, self.decoder.stopper)
-                self.rows.append(row)
+            self._begin(places, question)
+            for place, sample in zip(places, samples, strict=True):
+                self.rows[place] = self._row(place, question, sample)
+            self._longest = max(self._longest, len(question.prompt_ids) - 1)
 
     def _prefilled(self, question: Question) -> Prefilled:
         """The prompt less its last token; the latest is kept for the question's other samples."""
         if self._prompt is None or self._prompt[0] is not question:
             ids = torch.tensor(
-                question.prompt_ids[:-1], dtype=torch.long, device=self._fed_ND.device
+                question.prompt_ids[:-1], dtype=torch.long, device=self._state.fed_BD.device
             )
             inputs_PD = self.decoder.lm.embedding.rows(ids)
             self._prompt = question, self._feeder.prefill(inputs_PD)
         return self._prompt[1]
 
+    def _begin(self, places: list[int], question: Question) -> None:
+        """Let rows stand before the last token of a prompt, about to think."""
+        state, lm = self._state, self.decoder.lm
+        rows = torch.tensor(places, device=lm.device)
+        for lengths_B in (state.cot_len_B, state.answer_len_B, state.ended_B):
+            lengths_B[rows] = 0
+        state.phase_B[rows] = Phase.COT
+        state.position_B[rows] = len(question.prompt_ids) - 1
+        last = torch.tensor([question.prompt_ids[-1]], device=lm.device)
+        state.fed_BD[rows] = lm.embedding.rows(last)
+        fresh = self.decoder.mode.begin(len(places), lm.device)
+        if state.thought_B is not None and fresh is not None:
+            state.thought_B[rows] = fresh
+
+    def _row(self, place: int, question: Question, sample: int) -> Row:
+        decoder = self.decoder
+        key = SampleKey(question.task, question.doc_id, sample)
+        row = Row(key, question.prompt_ids, SampleRandomness(decoder.seed, key))
+        if (given := decoder.given.get(key)) is not None:
+            row.end_cot(given.shadow_ids.tolist(), given.stop_reason, decoder.stopper)
+            self._force(place, (*row.cot_ids, *row.prefill_ids), given.inputs)
+            row.phase = Phase.FORCED
+        return row
+
+    def _force(self, place: int, ids: Sequence[int], inputs_TD: Tensor | None = None) -> None:
+        """Let a row be fed these tokens, the first of them as the vectors given, and then answer."""
+        state, lm = self._state, self.decoder.lm
+        ids_Q = torch.tensor(ids, device=lm.device)
+        state.forced_BQ[place, : len(ids)] = ids_Q
+        state.forced_at_B[place] = 0
+        state.forced_len_B[place] = len(ids)
+        state.phase_B[place] = Phase.FORCED
+        if state.forced_BQD is not None:
+            state.forced_BQD[place, : len(ids)] = lm.embedding.rows(ids_Q)
+            if inputs_TD is not None:
+                state.forced_BQD[place, : len(inputs_TD)] = inputs_TD
+
     def step(self) -> list[Generation]:
-        """One forward pass: every row is fed one vector and chooses the next; ended rows leave."""
+        """Let rows go on until the host looks; those that have ended leave."""
         with torch.inference_mode():
-            self._choose(self._forward())
-        done = [index for index, row in enumerate(self.rows) if row.answer_stop is not None]
-        finished = [self._finish(index) for index in done]
-        with torch.inference_mode():
-            self._remove(done)
-        return finished
+            for _ in range(self.decoder.look_every):
+                self._pass()
+            return self._look()
 
-    def _forward(self) -> Seen:
-        """What the model shows after each row was fed its vector at its position."""
-        positions = [row.position for row in self.rows]
-        shown = self._feeder.step(self._fed_ND[: tiled(len(positions))], positions)
-        for row in self.rows:
-            row.position += 1
+    def _pass(self) -> None:
+        """Feed each row one vector and let it choose the next."""
         lm = self.decoder.lm
+        state = self._state.first(tiled(1 + max(self.rows)))
+        shown = self._feeder.step(state.fed_BD, state.position_B, self._longest)
         logits_NV = lm.logits(shown.logits_NW)
-        return Seen(logits_NV, lm.embedding, shown.hidden_ND, self.decoder.head)
+        seen = Seen(logits_NV, lm.embedding, shown.hidden_ND, self.decoder.head)
+        step = self._think(seen, state) if self._anyone(Phase.COT) else None
+        answer_N = self._answer_tokens(logits_NV, state) if self._anyone(Phase.ANSWER) else None
+        advance(state, step, answer_N, self._holds, lm.embedding)
+        self._longest += 1
 
-    def _choose(self, seen: Seen) -> None:
-        """Let each row choose and set what it is fed next."""
-        logits_NV, device = seen.logits_NV, seen.logits_NV.device
-        thinking = [index for index, row in enumerate(self.rows) if row.chooses_cot]
-        answering = any(not row.chooses_cot and not row.queue for row in self.rows)
-        chosen_N = (
-            self._answer_tokens(logits_NV)
-            if answering
-            else torch.zeros(len(logits_NV), dtype=torch.long, device=device)
-        )
-        step, ended = None, []
-        if thinking:
-            step = self._think(seen, thinking)
-            chosen_N[thinking] = step.shadow_N[thinking]
-            ended = [] if step.ends_N is None else step.ends_N.tolist()
-        feed, ids = self._advance(chosen_N.tolist(), set(thinking), ended)
-        fed_ND = self.decoder.lm.embedding.rows(torch.tensor(ids, device=device))
-        self._fed_ND[: len(self.rows)] = fed_ND
-        if step is not None and feed:
-            self._fed_ND[feed] = step.inputs_ND[feed]
-        if self.decoder.given:
-            self._feed_given()
+    def _anyone(self, phase: Phase) -> bool:
+        """Whether a row may be in a phase; between two looks any row may be."""
+        return self.decoder.look_every > 1 or any(row.phase == phase for row in self.rows.values())
 
-    def _feed_given(self) -> None:
-        """Let rows that stand in a given CoT be fed its vectors."""
-        for index, row in enumerate(self.rows):
-            given, step = self.decoder.given.get(row.key), row.position - len(row.prompt_ids)
-            if given is not None and given.inputs is not None and step < len(given.inputs):
-                self._fed_ND[index] = given.inputs[step]
-
-    def _think(self, seen: Seen, thinking: list[int]) -> Step:
+    def _think(self, seen: Seen, state: State) -> Step:
         """A CoT step for all rows at once; recorded for those in their CoT."""
         mode, logits_NV = self.decoder.mode, seen.logits_NV
-        steps = [len(row.cot_ids) for row in self.rows]
-        drawn = self._noise.read([row.random for row in self.rows], steps, len(logits_NV))
+        drawn = self._drawn(self._noise, state.cot_len_B)
         probs_NV = mode.probs(seen)
-        state = None if self._state is None else self._state[: len(logits_NV)]
-        step = mode.step(seen, probs_NV, drawn, state)
-        if self._state is not None and step.state is not None:
-            self._state[: len(logits_NV)] = step.state
-        where = torch.tensor(thinking, device=logits_NV.device)
-        when = torch.tensor([steps[index] for index in thinking], device=logits_NV.device)
+        step = mode.step(seen, probs_NV, drawn, state.thought_B)
         measures = measure(logits_NV, probs_NV, mode.is_plain)
-        self._trace.write(where, when, measures, probs_NV, step)
+        self._trace.write(state.phase_B == Phase.COT, state.cot_len_B, measures, probs_NV, step)
         return step._replace(shadow_N=_if_finite(step.shadow_N, measures.top1_prob_N))
 
-    def _answer_tokens(self, logits_NV: Tensor) -> Tensor:
+    def _answer_tokens(self, logits_NV: Tensor, state: State) -> Tensor:
         """(N,) next ordinary tokens, greedy or sampled at the answer temperature."""
         temperature = self.decoder.answer_temperature
         greedy_N = logits_NV.argmax(-1)
         largest_N = logits_NV.gather(-1, greedy_N[:, None])[:, 0]
         if temperature == 0:
             return _if_finite(greedy_N, largest_N)
-        steps = [len(row.answer_ids) for row in self.rows]
-        uniform_N = self._answer_noise.read([r.random for r in self.rows], steps, len(logits_NV))
+        uniform_N = self._drawn(self._answer_noise, state.answer_len_B)
         assert uniform_N is not None
         sampled_N = invert_cdf((logits_NV.float() / temperature).softmax(-1), uniform_N)
         return _if_finite(sampled_N, largest_N)
 
-    def _advance(
-        self, chosen: list[int], thinking: set[int], ended: list[bool]
-    ) -> tuple[list[int], list[int]]:
-        """Move each row on. Returns the rows fed their mode's vector, and each row's token id.
+    def _drawn(self, noise: NoiseFeed, steps_N: Tensor) -> Tensor | None:
+        idle = SampleRandomness(0, SampleKey("", 0, 0))
+        rows = [self.rows[p].random if p in self.rows else idle for p in range(len(steps_N))]
+        return noise.read(rows, steps_N.tolist(), len(steps_N))
 
-        `ended` says whose CoT the mode ends here; empty for none.
-        """
-        decoder = self.decoder
-        rules = (decoder.stopper, decoder.limits, decoder.lm.eos_ids)
-        feed: list[int] = []
-        ids: list[int] = []
-        for index, row in enumerate(self.rows):
-            token = chosen[index]
-            if token == NOT_FINITE and not row.queue:
-                raise self._not_finite(row)
-            if index in thinking:
-                if row.step_cot(token, *rules, ended=bool(ended) and ended[index]):
-                    feed.append(index)
-                else:
-                    token = row.queue.popleft()
-            elif row.queue:
-                token = row.queue.popleft()
+    def _look(self) -> list[Generation]:
+        """Judge the rows that are held; take out those that have ended."""
+        state = self._state
+        counts = (state.phase_B, state.position_B, state.cot_len_B, state.answer_len_B)
+        now = torch.stack([*counts, state.ended_B.long()], 1).tolist()
+        for place, row in self.rows.items():
+            row.phase, row.position, *row.lengths, row.ended = now[place]
+        held = [place for place, row in self.rows.items() if row.phase == Phase.HELD]
+        if held:
+            self._judge(held)
+        done = [place for place in held if self.rows[place].answer_stop is not None]
+        finished = [self._finish(place) for place in sorted(done)]
+        self._settle()
+        self._longest = max((row.position for row in self.rows.values()), default=0)
+        return finished
+
+    def _judge(self, held: list[int]) -> None:
+        """Let the texts of held rows decide how these go on."""
+        tokens = [
+            tokens_BX[held].cpu() for tokens_BX in (self._state.cot_BT, self._state.answer_BA)
+        ]
+        for place, cot_T, answer_A in zip(held, *tokens, strict=True):
+            row = self.rows[place]
+            ids = (cot_T if row.in_cot else answer_A)[: row.lengths[not row.in_cot]].tolist()
+            if ids[-1] == NOT_FINITE:
+                raise self._not_finite(row, len(ids) - 1)
+            if row.in_cot:
+                self._judge_cot(place, row, ids)
             else:
-                row.step_answer(token, *rules)
-            ids.append(token)
-        return feed, ids
+                row.judge_answer(ids, *self._rules)
+                self._enter(place, Phase.ANSWER)
 
-    def _not_finite(self, row: Row) -> UserError:
+    def _judge_cot(self, place: int, row: Row, ids: list[int]) -> None:
+        row.judge_cot(ids, *self._rules, ended=bool(row.ended))
+        if row.in_cot:
+            self._enter(place, Phase.COT)
+            return
+        self._force(place, row.prefill_ids)
+        if row.stop_reason is StopReason.MODE:  # the step is not taken: its vector is not fed
+            state = self._state
+            state.cot_len_B[place] -= 1
+            state.fed_BD[place] = self.decoder.lm.embedding.rows(state.forced_BQ[place, :1])[0]
+            state.forced_at_B[place] = 1
+            if len(row.prefill_ids) == 1:
+                self._enter(place, Phase.ANSWER)
+
+    def _enter(self, place: int, phase: Phase) -> None:
+        self._state.phase_B[place] = phase
+        self.rows[place].phase = phase
+
+    def _not_finite(self, row: Row, step: int) -> UserError:
         key, dtype = row.key, str(self.decoder.lm.dtype).removeprefix("torch.")
-        part, step = ("CoT", row.cot_ids) if row.in_cot else ("answer", row.answer_ids)
+        part = "CoT" if row.in_cot else "answer"
         half = dtype in ("float16", "bfloat16")
         remedy = "try --dtype float32" if half else "the checkpoint or its architecture overflows"
         return UserError(
             f"{key.task} question {key.doc_id}, sample {key.sample}: the logits at {part} position "
-            f"{len(step)} (token {row.position} of the sequence) are not finite in {dtype}; {remedy}"
+            f"{step} (token {row.position} of the sequence) are not finite in {dtype}; {remedy}"
         )
 
-    def _finish(self, index: int) -> Generation:
-        row, decoder = self.rows[index], self.decoder
+    def _finish(self, place: int) -> Generation:
+        """What came of a row, whose place is free from now on."""
+        row, decoder = self.rows.pop(place), self.decoder
+        self._state.phase_B[place] = Phase.IDLE
+        self._state.position_B[place] = 0
         assert row.stop_reason is not None and row.answer_stop is not None
         ids = {
             "prompt_ids": row.prompt_ids,
@@ -317,23 +350,20 @@ class _Batch:
             answer_stop=row.answer_stop,
             seconds=time.perf_counter() - row.started,
             **{name: np.asarray(value, dtype=np.int64) for name, value in ids.items()},
-            **self._trace.read(index, len(row.cot_ids)),
+            **self._trace.read(place, len(row.cot_ids)),
         )
 
-    def _remove(self, done: list[int]) -> None:
-        """Drop rows; the last ones move into the holes so that rows in use stay in front."""
-        for index in reversed(done):
-            last = len(self.rows) - 1
-            if index != last:
-                self._feeder.move(last, index, self.rows[last].position)
-                self._fed_ND[index] = self._fed_ND[last]
-                if self._state is not None:
-                    self._state[index] = self._state[last]
-                self._trace.move(last, index)
-                self._noise.move(last, index)
-                self._answer_noise.move(last, index)
-                self.rows[index] = self.rows[last]
-            self.rows.pop()
+    def _settle(self) -> None:
+        """Move the last rows into free places where a pass then has a tile of rows less."""
+        fewest = tiled(len(self.rows))
+        for last in sorted(place for place in self.rows if place >= fewest):
+            place = next(p for p in range(fewest) if p not in self.rows)
+            self._feeder.move(last, place, self.rows[last].position)
+            for part in (self._state, self._trace, self._noise, self._answer_noise):
+                part.move(last, place)
+            self._state.phase_B[last] = Phase.IDLE
+            self._state.position_B[last] = 0
+            self.rows[place] = self.rows.pop(last)
 
 
 def _if_finite(chosen_N: Tensor, largest_N: Tensor) -> Tensor:

@@ -1,18 +1,17 @@
 """One row of a batch: a sample on its way from the prompt through CoT and prefill to its answer.
 
-Pure bookkeeping on token ids; no tensor, no model. `advance` takes what the row chose and says what
-the row is fed next.
+What the host knows of it: pure bookkeeping on token ids; no tensor, no model. `state` has the rest.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from softeval.decoding.randomness import SampleRandomness
+from softeval.decoding.state import Phase
 from softeval.errors import UserError
 from softeval.model.stopping import Stopper
 from softeval.records import AnswerStop, SampleKey, StopReason
@@ -75,84 +74,72 @@ def check_context(
 
 @dataclass(eq=False)
 class Row:
-    """A sample in progress.
+    """A sample in progress, as the host knows it since it last looked.
 
     Attributes:
-        position: where the token fed next stands.
-        queue: token ids that must be fed before the row may choose again.
-        in_cot: whether the row's next choice is a CoT step rather than an answer token.
+        phase: what the row does with the logits of a pass.
+        position: where the vector fed next stands.
+        lengths: tokens of the CoT and of the answer so far.
+        ended: whether the mode ends the CoT with the last of them.
+        in_cot: whether the CoT has not ended yet.
     """
 
     key: SampleKey
     prompt_ids: tuple[int, ...]
     random: SampleRandomness
-    position: int
-    cot_ids: list[int] = field(default_factory=list)
-    prefill_ids: tuple[int, ...] = ()
-    answer_ids: list[int] = field(default_factory=list)
-    queue: deque[int] = field(default_factory=deque)
+    phase: int = Phase.COT
+    position: int = 0
+    lengths: list[int] = field(default_factory=lambda: [0, 0])
+    ended: int = 0
     in_cot: bool = True
+    cot_ids: Sequence[int] = ()
+    prefill_ids: tuple[int, ...] = ()
+    answer_ids: Sequence[int] = ()
     stop_reason: StopReason | None = None
     answer_stop: AnswerStop | None = None
     answer: str | None = None
     cot_text: str = ""
     started: float = field(default_factory=time.perf_counter)
 
-    @property
-    def chooses_cot(self) -> bool:
-        """Whether the logits at hand decide a CoT step."""
-        return self.in_cot and not self.queue
-
-    def step_cot(
+    def judge_cot(
         self,
-        token: int,
+        ids: Sequence[int],
         stopper: Stopper,
         limits: Limits,
         eos_ids: frozenset[int],
         ended: bool = False,
-    ) -> bool:
-        """Take a CoT step whose shadow token is `token`; end the CoT where the rules say so.
+    ) -> None:
+        """End the CoT of these shadow tokens where the rules say so.
 
-        Where the mode ends it (`ended`), the step is not taken, unless the text ends with it anyway
-        or it is the first: a CoT has at least one position. Returns whether the step was taken.
+        Where the mode ends it (`ended`), the last step is not taken, unless the text ends with it
+        anyway or it is the first: a CoT has at least one position.
         """
-        self.cot_ids.append(token)
-        reason = None
-        if token in eos_ids:
-            reason = StopReason.EOS
-        elif stopper.ends_cot(self.cot_ids):
-            reason = StopReason.ANSWER_PREFIX
-        elif ended and len(self.cot_ids) > 1:
-            self.cot_ids.pop()
-            reason = StopReason.MODE
-        elif len(self.cot_ids) >= limits.max_cot_tokens:
-            reason = StopReason.LENGTH
-        if reason is not None:
-            self._end_cot(reason, stopper)
-        return reason is not StopReason.MODE
+        if ids[-1] in eos_ids:
+            self.end_cot(ids, StopReason.EOS, stopper)
+        elif stopper.ends_cot(ids):
+            self.end_cot(ids, StopReason.ANSWER_PREFIX, stopper)
+        elif ended and len(ids) > 1:
+            self.end_cot(ids[:-1], StopReason.MODE, stopper)
+        elif len(ids) >= limits.max_cot_tokens:
+            self.end_cot(ids, StopReason.LENGTH, stopper)
 
-    def take_cot(self, shadow_ids: Sequence[int], reason: StopReason, stopper: Stopper) -> None:
-        """Take a whole CoT that is given; its vectors are fed in the place of these tokens."""
-        self.cot_ids.extend(shadow_ids)
-        self.queue.extend(shadow_ids)
-        self._end_cot(reason, stopper)
-
-    def _end_cot(self, reason: StopReason, stopper: Stopper) -> None:
+    def end_cot(self, ids: Sequence[int], reason: StopReason, stopper: Stopper) -> None:
+        """End the CoT: of these tokens, for this reason."""
+        self.cot_ids = ids
         self.stop_reason = reason
         self.in_cot = False
-        self.cot_text = stopper.decode(self.cot_ids)
+        self.cot_text = stopper.decode(ids)
         self.prefill_ids = stopper.prefill_ids(self.cot_text, reason)
-        self.queue.extend(self.prefill_ids)
 
-    def step_answer(
-        self, token: int, stopper: Stopper, limits: Limits, eos_ids: frozenset[int]
+    def judge_answer(
+        self, ids: Sequence[int], stopper: Stopper, limits: Limits, eos_ids: frozenset[int]
     ) -> None:
-        """Take an answer token; end the answer at its closing brace, an EOS or the cap."""
-        self.answer_ids.append(token)
-        self.answer = stopper.closed_answer(self.answer_ids)
+        """End the answer of these tokens at its closing brace, an EOS or the cap."""
+        self.answer_ids = ids
+        self.answer = stopper.closed_answer(ids)
         if self.answer is not None:
             self.answer_stop = AnswerStop.CLOSED
-        elif token in eos_ids:
+        elif ids[-1] in eos_ids:
             self.answer_stop = AnswerStop.EOS
-        elif len(self.answer_ids) >= limits.max_answer_tokens:
+        elif len(ids) >= limits.max_answer_tokens:
             self.answer_stop = AnswerStop.LENGTH

@@ -52,6 +52,7 @@ class Trace:
     def __init__(
         self, batch: int, positions: int, top: int, device: torch.device, keeps: bool
     ) -> None:
+        positions += 1  # rows that record nothing write to the last one
         self._scalars = torch.zeros(batch, positions, 3, device=device)
         self._top_ids = torch.zeros(batch, positions, top, dtype=torch.int32, device=device)
         self._top_probs = torch.zeros(batch, positions, top, device=device)
@@ -61,27 +62,25 @@ class Trace:
         self._top = top
 
     def write(
-        self, rows: Tensor, steps: Tensor, measures: Measures, probs_NV: Tensor, step: Step
+        self, thinks_N: Tensor, steps_N: Tensor, measures: Measures, probs_NV: Tensor, step: Step
     ) -> None:
-        """Record one CoT position of each of `rows`, at its own step."""
-        scalars_N3 = torch.stack(list(measures), -1)
-        self._scalars[rows, steps] = scalars_N3[rows]
+        """Record one CoT position of each row that thinks, at its own step."""
+        at_N = torch.where(thinks_N, steps_N, self._scalars.shape[1] - 1)
+        _put(self._scalars, at_N, torch.stack(list(measures), -1))
         if self._top:
-            top = probs_NV[rows].topk(self._top, dim=-1)
-            self._top_ids[rows, steps] = top.indices.int()
-            self._top_probs[rows, steps] = top.values
+            top = probs_NV.topk(self._top, dim=-1)
+            _put(self._top_ids, at_N, top.indices.int())
+            _put(self._top_probs, at_N, top.values)
         if self._keeps:
-            self._inputs = self._kept(self._inputs, rows, steps, step.inputs_ND)
+            self._inputs = self._kept(self._inputs, at_N, step.inputs_ND)
         if self._keeps and step.record_NR is not None:
-            self._record = self._kept(self._record, rows, steps, step.record_NR)
+            self._record = self._kept(self._record, at_N, step.record_NR)
 
-    def _kept(
-        self, buffer: Tensor | None, rows: Tensor, steps: Tensor, values_NX: Tensor
-    ) -> Tensor:
+    def _kept(self, buffer: Tensor | None, at_N: Tensor, values_NX: Tensor) -> Tensor:
         if buffer is None:
             shape = (*self._scalars.shape[:2], values_NX.shape[-1])
             buffer = values_NX.new_zeros(shape)
-        buffer[rows, steps] = values_NX[rows]
+        _put(buffer, at_N, values_NX)
         return buffer
 
     def move(self, source: int, target: int) -> None:
@@ -109,6 +108,12 @@ class Trace:
             "inputs": _part(self._inputs, row, length),
             "record": _part(self._record, row, length),
         }
+
+
+def _put(buffer_BTX: Tensor, at_N: Tensor, values_NX: Tensor) -> None:
+    """Write a position of each of the first N rows."""
+    where = at_N[:, None, None].expand(-1, 1, values_NX.shape[-1])
+    buffer_BTX[: len(at_N)].scatter_(1, where, values_NX[:, None])
 
 
 def _part(buffer: Tensor | None, row: int, length: int) -> Tensor | None:

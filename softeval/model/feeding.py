@@ -93,25 +93,24 @@ class RowFeeder:
         if self._crossing is not None:
             self._crossing.begin(rows, prefilled.inputs_PD)
 
-    def step(self, fed_ND: Tensor, positions: Sequence[int]) -> Shown:
+    def step(self, fed_ND: Tensor, positions_N: Tensor, longest: int) -> Shown:
         """Feed each row one vector at its position.
 
         Args:
             fed_ND: vectors, with those of the tile's idle rows.
-            positions: of the rows in use.
+            positions_N: positions; 0 for an idle row.
+            longest: no position is beyond this one.
 
         Returns:
             What is seen of N rows, the idle ones among them.
         """
         if self._crossing is not None:
-            for row in self._crossing.due(fed_ND, positions):
+            for row in self._crossing.due(fed_ND, positions_N):
                 again = self.prefill(self._crossing.cross(row))
                 assert again.cache is not None
                 self._cache.fill([row], again.cache)
-        places = [*positions] + [0] * (len(fed_ND) - len(positions))
-        positions_N = torch.tensor(places, device=fed_ND.device)
         window = self._cache.window
-        window.point(positions_N, max(places))
+        window.point(positions_N, longest)
         with self._bands.at(positions_N, window.slots), _hidden_states(self._model) as hidden:
             output = self._model(
                 inputs_embeds=fed_ND[:, None],
@@ -164,8 +163,9 @@ class _Crossing:
             if self._short[row]:
                 self._fed_BLD[row, : len(inputs_PD)] = inputs_PD
 
-    def due(self, fed_ND: Tensor, positions: Sequence[int]) -> list[int]:
+    def due(self, fed_ND: Tensor, positions_N: Tensor) -> list[int]:
         """Keep what is fed below the limit; the rows that cross it now."""
+        positions = positions_N[: self._batch].tolist()
         below = [i for i, p in enumerate(positions) if self._short[i] and p < self.limit]
         if below:
             assert self._fed_BLD is not None

@@ -171,7 +171,9 @@ def _stepped(model: Any, rows: Sequence[Tensor]) -> list[Tensor]:
     for step in range(steps):
         for index, (row_LD, start) in enumerate(zip(rows, starts, strict=True)):
             fed_ND[index] = row_LD[start + step]
-        found.append(feeder.step(fed_ND, [start + step for start in starts]).logits_NW[: len(rows)])
+        positions = [start + step for start in starts]
+        places_N = torch.tensor(positions + [0] * (len(fed_ND) - len(rows)), device=fed_ND.device)
+        found.append(feeder.step(fed_ND, places_N, max(positions)).logits_NW[: len(rows)])
     return list(torch.stack(found, 1))
 
 
@@ -222,7 +224,9 @@ def _same_bits(model: Any, embedding: InputEmbedding, max_length: int) -> bool:
     for rows in (1, MANY):
         feeder = RowFeeder(model, rows, length)
         feeder.fill(range(rows), feeder.prefill(row_LD[:-1]))
-        found.append(feeder.step(fed_ND[: tiled(rows)], [length - 1] * rows).logits_NW[0])
+        places_N = torch.zeros(tiled(rows), dtype=torch.long, device=fed_ND.device)
+        places_N[:rows] = length - 1
+        found.append(feeder.step(fed_ND[: tiled(rows)], places_N, length - 1).logits_NW[0])
     return torch.equal(*found)
 
 

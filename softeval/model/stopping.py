@@ -28,14 +28,14 @@ class Stopper:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        # The right-stripped text can only come to end in a colon with a token that holds one.
-        self._colon_ids = frozenset(
-            id for text, id in tokenizer.get_vocab().items() if ":" in text or text == "<0x3A>"
-        )
+        # The right-stripped text can only come to end in a colon with a token that holds one, and
+        # only a token that holds a brace can close one.
+        self.colon_ids = _holding(":", tokenizer)
+        self.brace_ids = _holding("}", tokenizer)
 
     def ends_cot(self, shadow_ids: Sequence[int]) -> bool:
         """Whether the CoT's shadow text now ends with the answer prefix."""
-        if shadow_ids[-1] not in self._colon_ids:
+        if shadow_ids[-1] not in self.colon_ids:
             return False
         return self.decode(shadow_ids[-_TAIL:]).rstrip().endswith(ANSWER_PREFIX)
 
@@ -78,3 +78,10 @@ class Stopper:
         text = self.decode(answer_ids)
         end = closing_brace(text)
         return None if end is None else text[:end]
+
+
+def _holding(character: str, tokenizer: Any) -> frozenset[int]:
+    """Tokens with this character in them, or its byte."""
+    byte = f"<0x{ord(character):02X}>"
+    vocab = tokenizer.get_vocab()
+    return frozenset(id for text, id in vocab.items() if character in text or text == byte)
