@@ -291,6 +291,10 @@ INTERVENTIONS = (
 )  # fmt: skip
 """What `softeval attribute` changes of a CoT, as it is shown; `unchanged` is the check of the replay."""
 
+CONTROLS = ("matched_hard", "stop_rule")
+"""Hard CoTs that it decodes in the place of a mode's own: tokens drawn from the mode's distribution, and
+the same ended by the mode's stop rule."""
+
 
 @cache
 def attribution_schema() -> pa.Schema:
@@ -303,10 +307,15 @@ def attribution_schema() -> pa.Schema:
             ("doc_id", pa.int32()),
             ("mode", pa.string()),
             ("sample", pa.int32()),
-            ("intervention", pa.string()),  # one of `INTERVENTIONS`
+            ("intervention", pa.string()),  # one of `INTERVENTIONS` and `CONTROLS`
+            ("stop_reason", pa.string()),  # of the CoT before this answer
             ("answer_text", pa.string()),
             ("answer", pa.string()),  # null: no box was closed
             ("changed", pa.bool_()),  # another answer than the recorded one
             ("correct", pa.bool_()),
+            # Of unchanged CoTs, over some of their steps; null elsewhere.
+            ("steps", pa.int32()),
+            ("agreeing", pa.int32()),  # same next token after the shadow token's embedding
+            ("step_kl", pa.float64()),  # mean KL(after the mode's mixture‖after what was fed), nats
         ]
     )

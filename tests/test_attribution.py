@@ -16,7 +16,7 @@ from scipy.stats import t
 
 from softeval.errors import UserError
 from softeval.model.language_model import BUNDLED_CHECKPOINT
-from softeval.records import INTERVENTIONS, attribution_schema
+from softeval.records import CONTROLS, INTERVENTIONS, attribution_schema
 from softeval.replays.attribute import attribute
 from softeval.reports.measured.arms import measure
 from softeval.reports.page import build_report
@@ -60,8 +60,12 @@ def test_unchanged_cots_give_the_recorded_answers(run):
 def test_every_change_is_there_where_it_is_defined_and_judged_like_a_sample(run):
     rows = run.attribution()
     found = rows.groupby("mode")["intervention"].agg(set).to_dict()
-    assert found.pop("soft_sample") == set(INTERVENTIONS)
-    assert set(map(frozenset, found.values())) == {frozenset(INTERVENTIONS) - {"noise_only"}}
+    changes, (matched, stop) = set(INTERVENTIONS), CONTROLS
+    assert found == {
+        "soft_sample": changes | {matched},
+        "soft_thinking": changes - {"noise_only"} | {matched, stop},
+        "hard_sample": changes - {"noise_only"},
+    }
     hard = rows.query("mode == 'hard_sample' and intervention == 'top1'")
     assert len(hard) == 6 and not hard["changed"].any()
     targets = run.samples().drop_duplicates("doc_id").set_index("doc_id")["target"]
@@ -70,6 +74,24 @@ def test_every_change_is_there_where_it_is_defined_and_judged_like_a_sample(run)
     verdicts = score(answers, labels)
     assert rows["correct"].tolist() == [verdict.correct for verdict in verdicts]
     assert rows["changed"].mean() > 0.2
+
+
+@pytest.mark.slow
+def test_single_steps_are_told_of_unchanged_cots_as_many_as_asked_for(run, tmp_path):
+    rows = run.attribution()
+    same = rows["intervention"] == "unchanged"
+    assert rows.loc[~same, ["steps", "agreeing", "step_kl"]].isna().all(axis=None)
+    assert set(rows.loc[same, "steps"]) == {4}
+    assert (rows[same]["agreeing"] <= 4).all() and (rows[same]["step_kl"] >= 0).all()
+    hard = rows[same].query("mode == 'hard_sample'")
+    assert (hard["agreeing"] == 4).all()
+    assert (rows[same].query("mode == 'soft_thinking'")["step_kl"] == 0).all()
+    assert rundir.read_record(run.path)["attribution"]["soft_sample"]["steps"] == 4
+    folder = Path(shutil.copytree(run.path, tmp_path / "run"))
+    options = {"modes": ["hard_sample"], "limit": 1, "device": "cpu", "overwrite": True}
+    attribute(folder, steps=2, **options)
+    again = load_run(folder).attribution().query("mode == 'hard_sample'")
+    assert again["steps"].dropna().tolist() == [2]
 
 
 @pytest.mark.slow
@@ -99,7 +121,7 @@ def test_what_comes_out_otherwise_is_refused(run, tmp_path):
     texts = pa.array(["other"] * table.num_rows)
     pq.write_table(table.set_column(index, "cot_text", texts), folder / "samples.parquet")
     with pytest.raises(UserError, match="under soft_sample comes out otherwise than recorded"):
-        attribute(folder, modes=["soft_sample"], device="cpu")
+        attribute(folder, modes=["soft_sample"], samples=2, device="cpu")
 
 
 def test_mistakes_are_one_line(softeval, tmp_path):
@@ -107,12 +129,15 @@ def test_mistakes_are_one_line(softeval, tmp_path):
     for arguments, said in (
         (["--modes", "mine"], "--modes mine: "),
         (["--limit", "0"], "greater than or equal to 1"),
+        (["--steps", "-1"], "greater than or equal to 0"),
         (["--model", str(tmp_path)], "config.json"),
     ):
         ended: Ended = softeval("attribute", str(folder), *arguments)
         assert ended.code == 2 and said in ended.err and ended.err.count("\n") == 1, ended.err
     with pytest.raises(UserError, match="count from 1"):
         attribute(folder, samples=0)
+    with pytest.raises(UserError, match="0 tries none"):
+        attribute(folder, steps=-1)
     with pytest.raises(UserError, match=r"`softeval attribute .*run` makes it"):
         load_run(folder).attribution()
 
@@ -146,6 +171,30 @@ def test_the_paired_interval_is_one_by_hand(tmp_path):
     assert (found.low, found.high) == pytest.approx((d_M.mean() - half, d_M.mean() + half))
     assert shuffled.changed.mean == pytest.approx(np.mean(after != before))
     assert found.mean_a == pytest.approx(after.mean())
+
+
+def test_steps_and_controls_are_told_with_what_the_rule_ended(tmp_path):
+    """Two questions, by hand: 3 of 4 and 2 of 4 next tokens kept; the rule ended one CoT of two."""
+    folder = write_checkpoint(tmp_path / "run", questions=2, samples=2, positions=4)
+    one = {"task": "arithmetic", "mode": "soft_sample", "sample": 0, "answer_text": "1}",
+           "answer": "1", "changed": False, "correct": True}  # fmt: skip
+    kept = {"steps": 4, "step_kl": 0.5, "stop_reason": "length"}
+    rows = [
+        one | kept | {"doc_id": 0, "intervention": "unchanged", "agreeing": 3},
+        one | kept | {"doc_id": 1, "intervention": "unchanged", "agreeing": 2},
+        one | {"doc_id": 0, "intervention": "stop_rule", "stop_reason": "mode", "correct": False},
+        one | {"doc_id": 1, "intervention": "stop_rule", "stop_reason": "length"},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, attribution_schema()), folder / "attribution.parquet")
+    found = {e.change: e for e in find_attribution(measure([(None, folder)]))}
+    assert found["next_token"].changed.mean == pytest.approx((1 / 4 + 2 / 4) / 2)
+    assert found["next_token"].success is None
+    assert (found["stop_rule"].stopped, found["unchanged"].stopped) == (0.5, 0)
+    assert found["stop_rule"].success.diff == pytest.approx(-0.5)
+    page = build_report([folder])
+    side = page[page.index('id="families"') :]
+    row = side[side.index("soft sample") : side.index("</tr>", side.index("soft sample"))]
+    assert "62.5" in row and "0.500" in row and "rule ended 50.0 %" in page
 
 
 def test_effective_tokens_are_those_of_the_positions(tmp_path):

@@ -45,8 +45,8 @@ def test_an_outside_mode_goes_through_every_command(
     ended = softeval("report", *runs, "-o", "report.html")
     assert ended.code == 0, ended.err
     page = Path("report.html").read_text()
-    # A curve and an entropy panel of its own: its name heads a panel in both figures.
-    for section in ("curves", "entropy"):
+    # Its name heads a panel of each figure, and a row or table where modes are told apart.
+    for section in ("curves", "entropy", "families", "kl", "attribution"):
         start = page.index(f'id="{section}"')
         assert "zwoelf" in page[start : page.index("</section>", start)], section
 

@@ -13,8 +13,8 @@ from report_runs import write_checkpoint, write_family
 
 from softeval.reports.escaping import script_json, visible
 from softeval.reports.measured.arms import measure
-from softeval.reports.sections.packing import SCALE, _lengths, _nats, pack
 from softeval.reports.sections.sample_texts import read_prompts, read_samples
+from softeval.reports.sections.samples import SCALE, _lengths, _nats, pack
 from softeval.reports.sections.selection import choose_problems, choose_samples, sources
 from softeval.runs.run import load_run
 

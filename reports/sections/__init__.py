@@ -8,6 +8,7 @@ from softeval.reports.sections.attribution import SECTION as ATTRIBUTION
 from softeval.reports.sections.comparisons import SECTION as COMPARISONS
 from softeval.reports.sections.curves import SECTION as CURVES
 from softeval.reports.sections.entropy import SECTION as ENTROPY
+from softeval.reports.sections.families import SECTION as FAMILIES
 from softeval.reports.sections.kl import SECTION as KL
 from softeval.reports.sections.methods import SECTION as METHODS
 from softeval.reports.sections.out_of_domain import SECTION as OUT_OF_DOMAIN
@@ -23,6 +24,7 @@ SECTIONS: tuple[Section, ...] = (
     CURVES,
     COMPARISONS,
     ENTROPY,
+    FAMILIES,
     KL,
     ATTRIBUTION,
     OUT_OF_DOMAIN,

@@ -1,8 +1,9 @@
 """Which part of a CoT the answer rests on: what `softeval attribute` decoded after changed CoTs.
 
 Beside each change stand the share of answers that became others and the success after it, with the
-paired difference from the same CoTs unchanged. Hard modes are the yardstick, modes like any other.
-How near a step was to an ordinary token follows from the positions that the run has.
+paired difference from the same CoTs unchanged. Controls are hard CoTs in the place of a mode's own:
+matched hard sampling, and the same under the mode's stop rule. Hard modes are the yardstick, modes
+like any other.
 
 Shapes: S seeds, M problems.
 """
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from markupsafe import Markup
 
-from softeval.records import INTERVENTIONS
+from softeval.records import CONTROLS, INTERVENTIONS
 from softeval.reports.drawing import (
     Looks,
     dots,
@@ -28,12 +29,11 @@ from softeval.reports.drawing import (
     styled,
     vertical_grid,
 )
-from softeval.reports.layout import Heading, Paragraph, Part, Section, figure_block
+from softeval.reports.layout import Details, Heading, Paragraph, Part, Section, figure_block
 from softeval.reports.material import Material
-from softeval.reports.measured.arms import Arm, Arms, MeasuredCheckpoint
-from softeval.reports.measured.cells import Key
-from softeval.reports.tables import Table, TableCell, interval_text, number, points
-from softeval.runs.parquet_files import read_parquet
+from softeval.reports.measured.arms import Arm, Arms
+from softeval.reports.measured.attribution import REFERENCE, of_cell, read_attribution
+from softeval.reports.tables import Table, TableCell, interval_text, points
 from softeval.runs.run import RecordedMode
 from softeval.statistics.contrast import Contrast, compare_methods
 from softeval.statistics.crossed import crossed_mean
@@ -44,7 +44,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-REFERENCE = INTERVENTIONS[0]
+NEXT_TOKEN = "next_token"
+SHOWN = (NEXT_TOKEN, *INTERVENTIONS[1:], *CONTROLS)
+"""Changes as they are shown; the first is of single steps."""
+STEP_RULE = CONTROLS[1]
+MODES_A_ROW = 2
 NOT_MEASURED = Markup(
     "Not measured. <code>softeval attribute RUN</code> changes the recorded CoTs in one thing, decodes"
     " the answers again and writes them beside the run; then report again."
@@ -52,8 +56,14 @@ NOT_MEASURED = Markup(
 CAPTION = (
     "Answers after a CoT changed in one thing: every vector snapped to its top-1 token; the noise"
     " without its mixture; the vectors shuffled in time; those of another question; the CoT cut at"
-    " 25, 50 and 75 %. {unit} with 95 % intervals over problems and seeds. Unchanged is the check of the"
-    " replay: its answers must be the recorded ones."
+    " 25, 50 and 75 %. Controls, hard CoTs in its place: matched hard, tokens drawn from the mode's own"
+    " distribution, temperature and filters included; stop rule, the same ended where the mode's own"
+    " rule ends it. Next token: of some steps alone, whether the likeliest next token is another when"
+    " the top-1 token is fed instead. {unit} with 95 % intervals over problems and seeds."
+)
+UNIT = (
+    "Share of answers that change, percent; below, success after the change and its paired"
+    " difference. Unchanged is the check of the replay: its answers must be the recorded ones."
 )
 
 
@@ -63,84 +73,87 @@ class Effect:
 
     Attributes:
         name: of the arm.
-        arm: the arm.
         key: task and mode.
         change: name of the change.
-        changed: share of answers that became others.
-        success: success after the change less that of the same CoTs unchanged, paired.
+        changed: share of answers, or of next tokens, that became others.
+        success: success after the change less that of the same CoTs unchanged, paired; None of
+            single steps.
+        stopped: share of CoTs that the mode's own rule ended.
     """
 
     name: str
-    arm: Arm
     key: tuple[str, RecordedMode]
     change: str
     changed: Interval
-    success: Contrast
+    success: Contrast | None
+    stopped: float = 0.0
 
 
 def find_attribution(arms: Arms) -> list[Effect]:
     """One entry a task, mode, arm and change; empty without `softeval attribute`."""
-    found = [(arm, [_means(checkpoint) for checkpoint in arm.checkpoints]) for arm in arms.arms]
+    found = [(arm, [read_attribution(c) for c in arm.checkpoints]) for arm in arms.arms]
     return [
         effect
-        for task, mode in arms.keys
+        for key in arms.keys
         for arm, frames in found
-        for effect in _effects(arms, arm, (task, mode), frames)
+        for change in (*INTERVENTIONS, *CONTROLS)
+        for effect in _effects(arms, arm, key, change, frames)
     ]
 
 
-def _means(checkpoint: MeasuredCheckpoint) -> pd.DataFrame | None:
-    """Share of changed and of right answers by task, mode, intervention and question."""
-    import pandas as pd
-
-    paths = [run.table_path("attribution") for run in checkpoint.runs if run.has("attribution")]
-    if not paths:
-        return None
-    rows = pd.concat([read_parquet(path).to_pandas() for path in paths])
-    by = ["task", "mode", "intervention", "doc_id"]
-    means = rows.groupby(by).agg({"changed": "mean", "correct": "mean"})
-    return means  # pyright: ignore[reportReturnType]
-
-
 def _effects(
-    arms: Arms, arm: Arm, key: tuple[str, RecordedMode], frames: Sequence[pd.DataFrame | None]
+    arms: Arms,
+    arm: Arm,
+    key: tuple[str, RecordedMode],
+    change: str,
+    frames: Sequence[pd.DataFrame | None],
 ) -> Iterator[Effect]:
-    """The changes of an arm in a mode, over the questions that every measured seed has."""
+    """A change of an arm in a mode, over the questions that every measured seed has."""
     import pandas as pd
 
-    task, mode = key
-    cells = [f.loc[(task, str(mode))] for f in frames if f is not None and (task, mode) in f.index]
-    names = [set(cell.index.get_level_values("intervention")) for cell in cells]
-    measured = set.intersection(*names) if names else set()
-    for change in (name for name in INTERVENTIONS if name in measured):
-        sides = [cell.loc[name] for name in (change, REFERENCE) for cell in cells]
-        shared = pd.concat(sides, axis=1, join="inner")
-        if shared.empty:
-            continue
-        changed_SM, correct_SM = (
-            shared[column].to_numpy(float).T for column in ("changed", "correct")
-        )
-        after_SM, before_SM = np.split(correct_SM, 2)
-        yield Effect(
-            name=arms.name(arm),
-            arm=arm,
-            key=key,
-            change=change,
-            changed=crossed_mean(changed_SM[: len(cells)]).interval,
-            success=compare_methods(after_SM, before_SM, paired=True),
-        )
+    cells, before = (of_cell(frames, *key, name) for name in (change, REFERENCE))
+    if not cells or len(cells) < len(before):
+        return
+    shared = pd.concat([*cells, *before], axis=1, join="inner")
+    if shared.empty:
+        return
+    changed_SM, correct_SM, stopped_SM = (
+        shared[[column]].to_numpy(float).T for column in ("changed", "correct", "stopped")
+    )
+    after_SM, before_SM = np.split(correct_SM, 2)
+    yield Effect(
+        name=arms.name(arm),
+        key=key,
+        change=change,
+        changed=crossed_mean(changed_SM[: len(cells)]).interval,
+        success=compare_methods(after_SM, before_SM, paired=True),
+        stopped=float(stopped_SM[: len(cells)].mean()),
+    )
+    if change == REFERENCE:
+        yield from _next_token(arms.name(arm), key, cells)
+
+
+def _next_token(
+    name: str, key: tuple[str, RecordedMode], cells: Sequence[pd.DataFrame]
+) -> Iterator[Effect]:
+    """Single steps, over the questions of which every seed tried one."""
+    import pandas as pd
+
+    tried = pd.concat([cell["agreement"] for cell in cells], axis=1, join="inner").dropna()
+    if len(tried):
+        yield Effect(name, key, NEXT_TOKEN, crossed_mean(1 - tried.to_numpy().T).interval, None)
 
 
 # Layout --------------------------------------------------------------------------------------
 
 
 def _parts(material: Material) -> Iterator[Part]:
-    """Table and figure of each task."""
+    """A figure of each task, and on demand a table a mode."""
     found = find_attribution(material.arms)
     for index, task in enumerate(dict.fromkeys(effect.key[0] for effect in found)):
         mine = [effect for effect in found if effect.key[0] == task]
         told = [
-            f"{points(e.changed.mean)} % of answers of {e.name} change, {_what(e)}"
+            f"{points(e.changed.mean)} % of {_counted(e)} of {e.name} change, {_what(e)}"
             for e in mine
             if e.change != REFERENCE
         ]
@@ -150,11 +163,18 @@ def _parts(material: Material) -> Iterator[Part]:
             f"What answers on {task} rest on",
             told,
             partial(draw_attribution, mine),
-            CAPTION.format(unit="Left: share of answers that change; right: change of success;"),
+            CAPTION.format(unit="Left: share that changes; right: change of success;"),
         )
-        yield _table(mine, f"{task}: attribution")
+        for mode in dict.fromkeys(e.key[1] for e in mine):
+            name = mode.replace("_", " ")
+            of_mode = [e for e in mine if e.key[1] == mode]
+            yield Details(name, (_table(of_mode, f"{task}, {name}: attribution"),), "view")
     if not found:
         yield Paragraph(NOT_MEASURED)
+
+
+def _counted(effect: Effect) -> str:
+    return "next tokens" if effect.change == NEXT_TOKEN else "answers"
 
 
 def _what(effect: Effect) -> str:
@@ -163,77 +183,63 @@ def _what(effect: Effect) -> str:
 
 
 def _table(effects: Sequence[Effect], label: str) -> Table:
-    """Rows modes and arms, columns changes."""
-    changes = [c for c in INTERVENTIONS if any(e.change == c for e in effects)]
-    mine = {(e.name, e.key[1], e.change): e for e in effects}
+    """Rows changes and controls, columns arms."""
+    names = list(dict.fromkeys(e.name for e in effects))
+    mine = {(e.change, e.name): e for e in effects}
     rows = [
         (
-            TableCell(f"{e.key[1].replace('_', ' ')}, {e.name}"),
-            _certainty(e.arm, e.key),
-            *(_cell(mine.get((e.name, e.key[1], change))) for change in changes),
+            TableCell(change.replace("_", " ")),
+            *(_cell(mine.get((change, name))) for name in names),
         )
-        for e in effects
-        if e.change == REFERENCE
+        for change in (REFERENCE, *SHOWN)
+        if any(e.change == change for e in effects)
     ]
-    unit = (
-        "Share of answers that change, percent; below, success after the change and its difference"
-    )
-    columns = ("", *(change.replace("_", " ") for change in changes))
-    return Table(CAPTION.format(unit=unit), columns, tuple(rows), label, csv_rows=_csv(effects))
+    return Table(CAPTION.format(unit=UNIT), ("", *names), tuple(rows), label)
 
 
 def _cell(e: Effect | None) -> TableCell:
     if e is None:
         return TableCell("–", detail="not defined in this mode, or not measured")
+    note = interval_text(e.changed.low, e.changed.high)
+    if e.success is None:
+        return TableCell(points(e.changed.mean), note)
     gain = e.success
-    note = f"{interval_text(e.changed.low, e.changed.high)}\nsuccess {points(gain.mean_a)}"
+    note += f"\nsuccess {points(gain.mean_a)}"
     if e.change != REFERENCE:
         note += f"\n{points(gain.diff, sign=True)} {interval_text(gain.low, gain.high)}"
+    if e.change == STEP_RULE:
+        note += f"\nrule ended {points(e.stopped)} %"
     return TableCell(points(e.changed.mean), note, detail=f"{gain.problems} questions")
-
-
-def _csv(effects: Sequence[Effect]) -> tuple[tuple[str, ...], ...]:
-    header = ("arm", "mode", "change", "questions", "changed", "changed_low", "changed_high",
-              "success", "difference", "low", "high", "p")  # fmt: skip
-    rows = []
-    for e in effects:
-        share, gain = e.changed, e.success
-        values = (share.mean, share.low, share.high, gain.mean_a, gain.diff, gain.low, gain.high)
-        texts = (repr(value) for value in (*values, gain.p))
-        rows.append((e.name, str(e.key[1]), e.change, str(gain.problems), *texts))
-    return header, *rows
-
-
-def _certainty(arm: Arm, key: Key) -> TableCell:
-    """How near an arm's steps are to ordinary tokens."""
-    sums = [c.positions[key] for c in arm.checkpoints if key in c.positions]
-    tokens = sum(one.tokens for one in sums)
-    if not tokens:
-        return TableCell("–", detail="not recorded")
-    effective = sum(one.effective_sum for one in sums) / tokens
-    return TableCell(number(effective), f"{points(sum(one.sure for one in sums) / tokens)} % sure")
 
 
 # Drawing -------------------------------------------------------------------------------------
 
 
 def draw_attribution(effects: Sequence[Effect]) -> Figure:
-    """A row a mode: shares of answers that change, and changes of success; a mark an arm."""
+    """For each mode, shares that change and changes of success: a row a change, a mark an arm."""
     with styled():
         modes = list(dict.fromkeys(e.key[1] for e in effects))
         named = looks([e.name for e in effects])
-        changes = [c for c in INTERVENTIONS[1:] if any(e.change == c for e in effects)]
-        figure = new_figure(0.8 + (0.4 + 0.24 * len(changes)) * len(modes))
-        axes = figure.subplots(len(modes), 2, squeeze=False, sharex="col", sharey=True)
-        for (left, right), mode in zip(axes, modes, strict=True):
-            mine = [e for e in effects if e.key[1] == mode and e.change in changes]
+        changes = [c for c in SHOWN if any(e.change == c for e in effects)]
+        columns = min(MODES_A_ROW, len(modes))
+        rows = -(-len(modes) // columns)
+        figure = new_figure(0.8 + (0.45 + 0.24 * len(changes)) * rows)
+        axes = figure.subplots(rows, 2 * columns, squeeze=False, sharex="col", sharey=True)
+        places = axes.reshape(-1, 2)
+        for (left, right), mode in zip(places, modes, strict=False):
             left.set_title(mode.replace("_", " "))
-            _draw(left, [(e, e.changed.mean, e.changed.low, e.changed.high) for e in mine],
-                  changes, named)  # fmt: skip
-            _draw(right, [(e, e.success.diff, e.success.low, e.success.high) for e in mine],
-                  changes, named)  # fmt: skip
-        axes[-1][0].set_xlabel("answers that change, %")
-        axes[-1][1].set_xlabel("change of success, points")
+            mine = [e for e in effects if e.key[1] == mode and e.change in changes]
+            shares = [(e, e.changed.mean, e.changed.low, e.changed.high) for e in mine]
+            gains = [(e, s.diff, s.low, s.high) for e in mine if (s := e.success) is not None]
+            _draw(left, shares, changes, named)
+            _draw(right, gains, changes, named)
+        for left, right in places[len(modes) :]:
+            left.set_axis_off()
+            right.set_axis_off()
+        for left, right in places[max(0, len(modes) - columns) : len(modes)]:
+            for axis, label in ((left, "share that changes, %"), (right, "success, points")):
+                axis.set_xlabel(label)
+                axis.tick_params(labelbottom=True)
         legend(figure, named)
         return figure
 

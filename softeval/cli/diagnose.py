@@ -101,6 +101,10 @@ def attribute_command(
     limit: Annotated[
         int | None, typer.Option("--limit", help="Only the first questions of each task.", min=1)
     ] = None,
+    steps: Annotated[
+        int,
+        typer.Option("--steps", help="Steps of each CoT to take again by the token alone.", min=0),
+    ] = 4,
     device: Annotated[str, typer.Option("--device", help="Of the model.")] = "auto",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Let fewer answers replace more.")
@@ -118,6 +122,7 @@ def attribute_command(
             modes=None if modes is None else [name.strip() for name in modes.split(",")],
             samples=samples,
             limit=limit,
+            steps=steps,
             device=device,
             overwrite=overwrite,
             tell=lambda what, done, total: screen.show(

@@ -35,6 +35,7 @@ class Stream(IntEnum):
     ANSWER = 1
     SHUFFLE = 2
     DONOR = 3
+    STEPS = 4
 
 
 class SampleRandomness:
@@ -61,6 +62,11 @@ class SampleRandomness:
         """
         shape = (BLOCK, width) if width > 1 else BLOCK
         return self._generator(block, stream).random(shape)
+
+    def order(self, steps: int, stream: Stream) -> np.ndarray:
+        """(steps,) the numbers 0, 1, … in an order of chance."""
+        drawn = self.uniform(0, stream, width=-(-steps // BLOCK)).ravel()[:steps]
+        return drawn.argsort(kind="stable")
 
     def _generator(self, block: int, stream: Stream) -> np.random.Generator:
         counter = np.array([0, block, int(stream), 0], dtype=np.uint64)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from softeval.decoding.randomness import BLOCK, SampleRandomness, Stream
+from softeval.decoding.randomness import SampleRandomness, Stream
 from softeval.model.language_model import LanguageModel
 from softeval.model.stopping import ANSWER_PREFIX, Stopper
 from softeval.modes import Mode
@@ -73,9 +73,8 @@ def shuffled(cot: Generation, around: Surroundings) -> Generation:
     """The vectors in another order, keyed by seed and sample."""
     steps = len(cot.shadow_ids)
     body = steps - closing(cot, around.lm.stopper)
-    random = SampleRandomness(around.seed, cot.key)
-    drawn_T = random.uniform(0, Stream.SHUFFLE, width=-(-steps // BLOCK)).ravel()[:body]
-    order_T = np.concatenate([drawn_T.argsort(kind="stable"), np.arange(body, steps)])
+    moved_T = SampleRandomness(around.seed, cot.key).order(body, Stream.SHUFFLE)
+    order_T = np.concatenate([moved_T, np.arange(body, steps)])
     return replace(cot, shadow_ids=cot.shadow_ids[order_T], inputs=_inputs(cot)[order_T])
 
 

@@ -4,6 +4,7 @@
 mode of another paper; `registry` finds them by name.
 """
 
+from softeval.modes.matched import hard_controls
 from softeval.modes.paper import HardMode, MixtureMode, NoiseNorm, NoisyMixtureMode
 from softeval.modes.registry import (
     ALL,
@@ -49,6 +50,7 @@ __all__ = [
     "Step",
     "Taken",
     "get_mode",
+    "hard_controls",
     "invert_cdf",
     "joined_options",
     "load_mode_file",

@@ -179,6 +179,11 @@ class Mode(ABC):
         return False
 
     @property
+    def has_stop_rule(self) -> bool:
+        """Whether a step may end the CoT by itself (`Step.ends_N`)."""
+        return False
+
+    @property
     def is_greedy(self) -> bool:
         """Whether every sample of a question is the same."""
         return self.randomness is Randomness.NONE

@@ -48,6 +48,10 @@ class SoftThinking(FewTokensMode):
         if self.patience < 1:
             raise UserError(f"{self.name}: patience starts at 1")
 
+    @property
+    def has_stop_rule(self) -> bool:
+        return self.entropy_threshold > 0
+
     def begin(self, rows: int, device: torch.device) -> Tensor:
         """(rows,) cold steps in a row so far."""
         import torch

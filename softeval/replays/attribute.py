@@ -2,25 +2,35 @@
 
 Replays the CoTs of a run with one thing changed (`softeval.decoding.replay.CHANGES`), decodes the
 answer greedily again and judges it by the run's rules. What was fed is had by decoding the samples
-once more from their keyed random numbers; they are held against the recorded texts. Writes attribution.parquet into the run directory and an "attribution" block, an entry a mode, into
-its run.json. The same call gives the same file; modes that are not replayed keep what they have.
+once more from their keyed random numbers; they are held against the recorded texts. Beside the
+changes stand the controls: hard CoTs decoded in the place of a mode's own
+(`softeval.modes.hard_controls`). Writes attribution.parquet into the run directory and an
+"attribution" block, an entry a mode, into its run.json. The same call gives the same file; modes that
+are not replayed keep what they have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from softeval.decoding.decoder import Decoder, Question
+from softeval.decoding.next_token import next_tokens
 from softeval.decoding.replay import CHANGES, Surroundings
 from softeval.decoding.rows import Limits
 from softeval.errors import UserError
 from softeval.files import replacing
 from softeval.model.language_model import LanguageModel
-from softeval.modes import Mode, load_mode_file, mode_from_record, recorded_modes
-from softeval.records import Generation, SampleKey, attribution_schema
+from softeval.modes import (
+    Mode,
+    hard_controls,
+    load_mode_file,
+    mode_from_record,
+    recorded_modes,
+)
+from softeval.records import CONTROLS, Generation, SampleKey, attribution_schema
 from softeval.replays.diagnose import run_checkpoint, run_questions
 from softeval.runs import rundir
 from softeval.runs.parquet_files import CheckedWriter, open_parquet, read_parquet
@@ -29,6 +39,7 @@ from softeval.runs.tables import table_path
 from softeval.scoring.judge import Item, Scorer, rules_of
 
 NAME = "attribution.parquet"
+REFERENCE = "unchanged"
 KEYS = ("task", "mode", "intervention", "doc_id", "sample")
 RECORDED = ("task", "doc_id", "sample", "cot_text", "answer_text", "answer", "target", "correct",
             "target_error")  # fmt: skip
@@ -45,6 +56,7 @@ def attribute(
     modes: Sequence[str] | None = None,
     samples: int = 1,
     limit: int | None = None,
+    steps: int = 4,
     device: str = "auto",
     overwrite: bool = False,
     tell: Tell = lambda what, done, total: None,
@@ -57,6 +69,8 @@ def attribute(
         modes: which of the run's modes; None takes all.
         samples: how many samples of each question and mode.
         limit: only the first questions of each task.
+        steps: how many steps of each CoT are taken again with another vector, to see whether the next
+            token is the same.
         device: where to compute; elsewhere than the run did, CoTs may come out otherwise.
         overwrite: let fewer CoTs replace more.
         tell: called as answers are decoded.
@@ -70,6 +84,8 @@ def attribute(
     """
     if samples < 1 or (limit is not None and limit < 1):
         raise UserError("--samples and --limit count from 1; give a positive number")
+    if steps < 0:
+        raise UserError("--steps is a number of steps; 0 tries none")
     folder, record = Path(run), rundir.read_record(Path(run))
     if record["config"].get("mode_file"):
         load_mode_file(record["config"]["mode_file"])
@@ -80,14 +96,20 @@ def attribute(
         "logits_dtype": record["model"]["logits_dtype"],
     }
     lm = run_checkpoint(folder, record, model, options)
-    replay = _Replay(folder, record, lm, run_questions(folder, lm, limit), samples, tell)
+    questions = run_questions(folder, lm, limit)
+    if not overwrite:
+        planned = {_key(question, sample) for question in questions for sample in range(samples)}
+        _refuse_loss(folder, [mode.name for mode in chosen], planned)
+    replay = _Replay(folder, record, lm, questions, samples, steps, tell)
     found = {mode.name: replay.rows(mode) for mode in chosen}
     rows = [row for of_mode in found.values() for row in of_mode]
     if not rows:
         raise UserError(f"{folder} has no CoT to replay; choose other --modes, or evaluate more")
-    _write(folder, rows, list(found), overwrite)
+    _judge(record, rows)
+    _write(folder, rows, list(found))
     checks = {name: _check(of_mode) for name, of_mode in found.items()}
-    entries = {name: {"samples": samples, "limit": limit, **c} for name, c in checks.items()}
+    asked = {"samples": samples, "limit": limit, "steps": steps}
+    entries = {name: asked | check for name, check in checks.items()}
     before = record.get("attribution") or {}
     rundir.write_record(folder, record | {"attribution": before | entries})
     return checks
@@ -112,16 +134,24 @@ class _Replay:
     lm: LanguageModel
     questions: list[Question]
     samples: int
+    steps: int
     tell: Tell
 
+    @property
+    def seed(self) -> int:
+        return int(self.record["seeds"]["samples"])
+
     def rows(self, mode: Mode) -> list[Row]:
-        """One row a change and CoT."""
+        """One row a change or control, and CoT."""
         recorded = _recorded(self.folder, mode.name, self.samples)
         asked = [
             replace(q, samples=tuple(s for s in range(self.samples) if _key(q, s) in recorded))
             for q in self.questions
         ]
         cots = self._cots(mode, asked, recorded)
+        controls = zip(CONTROLS, hard_controls(mode), strict=True)
+        thought = {name: control for name, control in controls if control is not None}
+        total = len(CHANGES) + len(thought)
         rows: list[Row] = []
         for index, (name, change) in enumerate(CHANGES.items()):
             changed = (change(cot, self._around(mode, cots, cot)) for cot in cots.values())
@@ -132,13 +162,25 @@ class _Replay:
             ]
             found = self._decoder(mode, given=given).run(questions)
             rows += [_row(name, made, recorded[made.key]) for made in found]
-            self.tell(mode.name, index + 1, len(CHANGES))
-        return self._judged(rows, recorded)
+            self.tell(mode.name, index + 1, total)
+        for index, (name, control) in enumerate(thought.items()):
+            found = self._decoder(control).run(asked)
+            rows += [_row(name, made, recorded[made.key]) for made in found]
+            self.tell(mode.name, len(CHANGES) + index + 1, total)
+        self._try_steps(mode, cots, rows)
+        return rows
+
+    def _try_steps(self, mode: Mode, cots: dict[SampleKey, Generation], rows: list[Row]) -> None:
+        """Set what single steps tell, in the rows of unchanged CoTs."""
+        for row in (row for row in rows if row["intervention"] == REFERENCE):
+            cot = cots[SampleKey(row["task"], row["doc_id"], row["sample"])]
+            found = next_tokens(self.lm, mode, cot, self.seed, self.steps)
+            row.update(steps=found.steps, agreeing=found.agreeing, step_kl=found.kl)
 
     def _decoder(self, mode: Mode, **how: Any) -> Decoder:
-        config, seed = self.record["config"], int(self.record["seeds"]["samples"])
+        config = self.record["config"]
         limits = Limits(config["max_cot_tokens"], config["max_answer_tokens"])
-        return Decoder(self.lm, mode, limits, seed=seed, **how)
+        return Decoder(self.lm, mode, limits, seed=self.seed, **how)
 
     def _cots(
         self, mode: Mode, asked: list[Question], recorded: dict[SampleKey, Row]
@@ -161,21 +203,19 @@ class _Replay:
     ) -> Surroundings:
         keys = (SampleKey(q.task, q.doc_id, cot.key.sample) for q in self.questions)
         others = [cots[key] for key in keys if key.task == cot.key.task and key in cots]
-        return Surroundings(self.lm, mode, int(self.record["seeds"]["samples"]), others)
+        return Surroundings(self.lm, mode, self.seed, others)
 
-    def _judged(self, rows: list[Row], recorded: dict[SampleKey, Row]) -> list[Row]:
-        """With verdicts; the recorded one where the answer is the recorded one."""
-        kinds = score_kinds(self.record)
-        new = [row for row in rows if row["changed"]]
-        labels = (recorded[SampleKey(row["task"], row["doc_id"], row["sample"])] for row in new)
-        items = [
-            Item(row["answer"], label["target"], kinds[row["task"]], label.get("target_error"))
-            for row, label in zip(new, labels, strict=True)
-        ]
-        with Scorer(rules=rules_of(self.record)) as scorer:
-            for row, verdict in zip(new, scorer.score_many(items), strict=True):
-                row["correct"] = verdict.correct
-        return rows
+
+def _judge(record: Row, rows: list[Row]) -> None:
+    """Set the verdicts of answers that are not the recorded ones."""
+    kinds = score_kinds(record)
+    new = [row for row in rows if row["changed"]]
+    items = [
+        Item(row["answer"], row["target"], kinds[row["task"]], row["target_error"]) for row in new
+    ]
+    with Scorer(rules=rules_of(record)) as scorer:
+        for row, verdict in zip(new, scorer.score_many(items), strict=True):
+            row["correct"] = verdict.correct
 
 
 def _key(question: Question, sample: int) -> SampleKey:
@@ -192,46 +232,58 @@ def _recorded(folder: Path, mode: str, samples: int) -> dict[SampleKey, Row]:
 
 
 def _row(change: str, made: Generation, recorded: Row) -> Row:
+    """With what judging it takes, and the recorded verdict until it is judged."""
     return {
         "task": made.key.task,
         "doc_id": made.key.doc_id,
         "mode": made.mode,
         "sample": made.key.sample,
         "intervention": change,
+        "stop_reason": str(made.stop_reason),
         "answer_text": made.answer_text,
         "answer": made.answer,
         "changed": made.answer != recorded["answer"],
         "correct": recorded["correct"],
+        "target": recorded["target"],
+        "target_error": recorded.get("target_error"),
         "differs": made.answer_text != recorded["answer_text"],
     }
 
 
 def _check(rows: list[Row]) -> dict[str, int]:
     """CoTs replayed, and unchanged ones that gave another text than the recorded."""
-    same = [row["differs"] for row in rows if row["intervention"] == "unchanged"]
+    same = [row["differs"] for row in rows if row["intervention"] == REFERENCE]
     return {"replayed": len(same), "differing": sum(same)}
 
 
-def _write(folder: Path, rows: list[Row], modes: list[str], overwrite: bool) -> None:
-    """Replace the rows of these modes; those of others stay.
+def _refuse_loss(folder: Path, modes: Sequence[str], planned: Collection[SampleKey]) -> None:
+    """Refuse, before any long work, to replace CoTs that would not be replayed again.
 
     Raises:
-        UserError: rows would be lost.
+        UserError: saying how many answers would be lost.
     """
+    there = [row for row in _written(folder) if row["mode"] in modes]
+    lost = [r for r in there if SampleKey(r["task"], r["doc_id"], r["sample"]) not in planned]
+    if lost:
+        raise UserError(
+            f"{folder / NAME} holds {len(lost)} answers that this call would drop; raise --limit and"
+            " --samples, or give --overwrite"
+        )
+
+
+def _written(folder: Path) -> list[Row]:
+    """What an earlier call wrote."""
+    path = folder / NAME
+    return read_parquet(path, attribution_schema().names).to_pylist() if path.is_file() else []
+
+
+def _write(folder: Path, rows: list[Row], modes: list[str]) -> None:
+    """Replace the rows of these modes; those of others stay."""
     import pyarrow as pa
 
-    path, schema = folder / NAME, attribution_schema()
-    before = read_parquet(path, schema.names).to_pylist() if path.is_file() else []
-    new = {tuple(row[name] for name in KEYS) for row in rows}
-    replaced = [row for row in before if row["mode"] in modes]
-    lost = sum(tuple(row[name] for name in KEYS) not in new for row in replaced)
-    if lost and not overwrite:
-        raise UserError(
-            f"{path} holds {lost} answers that this call would drop; raise --limit and --samples,"
-            " or give --overwrite"
-        )
-    kept = [row for row in before if row["mode"] not in modes]
-    columns = {name: [row[name] for row in (*kept, *rows)] for name in schema.names}
+    schema = attribution_schema()
+    kept = [row for row in _written(folder) if row["mode"] not in modes]
+    columns = {name: [row.get(name) for row in (*kept, *rows)] for name in schema.names}
     table = pa.table(columns, schema).sort_by([(name, "ascending") for name in KEYS])
-    with replacing(path) as partial, CheckedWriter(partial, schema) as writer:
+    with replacing(folder / NAME) as partial, CheckedWriter(partial, schema) as writer:
         writer.write(table)
