@@ -33,7 +33,8 @@ def prefix_of(lm: LanguageModel, mode: str) -> Prefix:
     ((g,),) = generate(
         lm, ["Tell me a story"], mode, max_cot_tokens=24, max_answer_tokens=2, keep_inputs=True
     )
-    return Prefix(g.prompt_ids, g.shadow_ids, None if mode.startswith("hard") else g.inputs)
+    inputs = None if MODES[mode].feeds_tokens else g.inputs
+    return Prefix(g.prompt_ids, g.shadow_ids, inputs, g.record)
 
 
 def plain_log_probs(lm: LanguageModel, prefix: Prefix, fed: torch.Tensor) -> torch.Tensor:
@@ -80,7 +81,7 @@ def test_kl_is_that_of_a_plain_computation(family, mode):
 
 @pytest.mark.parametrize(
     "mode",
-    mostly_slow(["hard_sample", "fuzzy_greedy", "soft_sample", "soft_thinking"], ["soft_sample"]),
+    mostly_slow(MODES, ["soft_sample", "hidden_noise"]),
 )
 def test_a_model_against_itself_is_at_most_the_floor(mode):
     lm = tiny_lm()

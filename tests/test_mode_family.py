@@ -14,7 +14,7 @@ from tiny import tiny_lm
 
 import softeval
 from softeval.errors import UserError
-from softeval.modes import ALL, MODES, Seen, get_mode, select_modes
+from softeval.modes import ALL, MODES, Seen, Taken, get_mode, select_modes
 
 PROMPTS = ["1+2=", "What is 7 times 8, and why?", "x"]
 OTHERS = sorted(set(MODES) - set(ALL))
@@ -52,6 +52,46 @@ def assert_same(ours, theirs) -> None:
 
 
 # ---- every mode -----------------------------------------------------------------------------
+
+
+class Turned:
+    """An embedding whose rows are those of another, turned: E' = E·R."""
+
+    def __init__(self, embedding, turn_DD: torch.Tensor) -> None:
+        self._embedding, self._turn_DD = embedding, turn_DD
+        self.width, self.vocab, self.dtype = embedding.width, embedding.vocab, embedding.dtype
+
+    def rows(self, ids):
+        return self._embedding.rows(ids) @ self._turn_DD
+
+    def mix(self, probs_NV):
+        return self._embedding.mix(probs_NV) @ self._turn_DD
+
+
+@pytest.mark.parametrize("name", [*sorted(MODES)])
+def test_a_step_replayed_is_the_same_weights_of_the_other_embedding(name):
+    """Through its own embedding it is what was fed; through a turned one that, turned, and its noise."""
+    mode, seen = get_mode(name), seen_of(random_logits())
+    step = take(mode, seen)
+    taken = Taken(step.inputs_ND, step.shadow_N, step.record_NR)
+    torch.testing.assert_close(mode.replay(seen, taken, seen.embedding), step.inputs_ND)
+    turn_DD = torch.linalg.qr(random_logits(40, 40))[0]
+    wanted_ND = step.inputs_ND @ turn_DD
+    if mode.is_gaussian and not mode.is_greedy:
+        mixed_ND = seen.embedding.mix(mode.probs(seen))
+        wanted_ND = mixed_ND @ turn_DD + (step.inputs_ND - mixed_ND)
+    if name == "coconut":
+        wanted_ND = step.inputs_ND
+    found_ND = mode.replay(seen, taken, Turned(seen.embedding, turn_DD))
+    torch.testing.assert_close(found_ND, wanted_ND, atol=1e-4, rtol=1e-4)
+
+
+def test_a_state_is_not_fed_to_a_model_of_another_width():
+    seen = seen_of(random_logits())
+    step, narrow = take(MODES["coconut"], seen), seen_of(random_logits(8, 30))
+    taken = Taken(step.inputs_ND, step.shadow_N)
+    with pytest.raises(UserError, match="width 40 cannot be fed to a model of width 30"):
+        MODES["coconut"].replay(seen, taken, narrow.embedding)
 
 
 def test_all_means_the_six_of_the_paper():

@@ -2,7 +2,7 @@
 
 At each CoT position both models see the same prefix and the whole next-token distributions are
 compared, at temperature 1, in float32, over the ids that both know. A soft prefix is fed as the same
-mixture weights through each model's own embedding, with the same noise vector added.
+weights of each model's own embeddings, with the same noise vector added (`Mode.replay`).
 
 Knows nothing of run directories. Never holds more than one chunk of positions × vocabulary.
 
@@ -33,11 +33,13 @@ class Prefix:
         prompt_ids: token ids of the prompt.
         shadow_ids: (T,) the CoT's shadow tokens; all that is needed in a hard mode.
         inputs: (T, D) what was fed to the checkpoint, in a soft or fuzzy mode.
+        record: (T, R) what the mode recorded of its steps besides, where it records any.
     """
 
     prompt_ids: np.ndarray
     shadow_ids: np.ndarray
     inputs: Tensor | None = None
+    record: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,11 +110,13 @@ class ModelComparison:
             return self.base.fed(prefix)
         own, other = self.checkpoint.lm.embedding, self.base.lm.embedding
         shadow_T = torch.as_tensor(prefix.shadow_ids, device=own_TD.device)
-        fed, start = [], 0
+        record_TR = None if prefix.record is None else prefix.record.to(own_TD.device)
+        head = self.checkpoint.head if mode.needs_head else None
+        steps, fed, start = Taken(own_TD, shadow_T, record_TR), [], 0
         for logits_nV in self.checkpoint.logits(hidden_TD):
             chunk = slice(start, start := start + len(logits_nV))
-            seen = Seen(logits_nV, own, hidden_TD[chunk])
-            fed.append(mode.replay(seen, Taken(own_TD[chunk], shadow_T[chunk]), other))
+            seen = Seen(logits_nV, own, hidden_TD[chunk], head)
+            fed.append(mode.replay(seen, steps.part(chunk), other))
         return torch.cat(fed).to(self.base.lm.dtype)
 
 
@@ -121,7 +125,7 @@ class _Replayer:
 
     def __init__(self, lm: LanguageModel) -> None:
         self.lm = lm
-        head = output_head(lm)
+        self.head = head = output_head(lm)
         self._rule = head.rule
         self._weight = head.rule.prepare(head.weight_WD)
         self._bias = head.rule.prepare(head.bias_W)

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
+from softeval.errors import UserError
 from softeval.modes.sampling import softmax
-from softeval.modes.seam import Embedding, Head, Mode, Seen, Step
+from softeval.modes.seam import Embedding, Head, Mode, Seen, Step, Taken
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,6 +61,20 @@ class Coconut(Mode):
             fed_ND = fed_ND.float() @ alignment.matrix_DD
             fed_ND = fed_ND * (alignment.length / fed_ND.norm(dim=-1, keepdim=True))
         return Step(fed_ND.to(seen.embedding.dtype), seen.logits_NV.argmax(-1))
+
+    def replay(self, seen: Seen, taken: Taken, other: Embedding) -> Tensor:
+        """(N, D) the state itself: it is no mixture of embeddings.
+
+        Raises:
+            UserError: the other model has another width.
+        """
+        assert taken.fed_ND is not None, "a state that was fed is kept"
+        if taken.fed_ND.shape[-1] != other.width:
+            raise UserError(
+                f"a state of {self.name} of width {taken.fed_ND.shape[-1]} cannot be fed to a model of"
+                f" width {other.width}; give a base model as wide"
+            )
+        return taken.fed_ND
 
 
 class Alignment(NamedTuple):

@@ -76,6 +76,11 @@ class Dirichlet(FewTokensMode):
             record_NR=self.record(found, log_shares_NK),
         )
 
+    def replay(self, seen: Seen, taken: Taken, other: Embedding) -> Tensor:
+        """(N, D) the recorded shares of the other model's embeddings."""
+        recorded = self.recorded(seen, taken)
+        return mix_tokens(other, recorded.values_NK.exp() * recorded.kept_NK, recorded.ids_NK)
+
     def log_prob(self, seen: Seen, taken: Taken) -> Tensor:
         """(N,) log-density of y, nats."""
         import torch

@@ -133,12 +133,14 @@ class FewTokensMode(FilteredMode):
         kept_NK = ids_NK >= 0
         scaled_NK = seen.logits_NV.float().gather(-1, ids_NK.long().clamp(min=0)) / self.temperature
         log_w_NK = scaled_NK.masked_fill(~kept_NK, -torch.inf).log_softmax(-1)
-        return Recorded(log_w_NK.masked_fill(~kept_NK, 0.0), values_NK, kept_NK)
+        log_w_NK = log_w_NK.masked_fill(~kept_NK, 0.0)
+        return Recorded(log_w_NK, values_NK, kept_NK, ids_NK.long().clamp(min=0))
 
 
 class Recorded(NamedTuple):
-    """(N, K) of a recorded support: log w (0 where cut), the number recorded, whether kept."""
+    """(N, K) of a recorded support: log w (0 where cut), the number recorded, whether kept, the token."""
 
     log_weights_NK: Tensor
     values_NK: Tensor
     kept_NK: Tensor
+    ids_NK: Tensor

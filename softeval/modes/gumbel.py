@@ -84,6 +84,14 @@ class Gumbel(FewTokensMode):
             record_NR=self.record(found, noised_NK),
         )
 
+    def replay(self, seen: Seen, taken: Taken, other: Embedding) -> Tensor:
+        """(N, D) the recorded shares of the other model's embeddings."""
+        import torch
+
+        recorded = self.recorded(seen, taken)
+        noised_NK = recorded.values_NK.masked_fill(~recorded.kept_NK, -torch.inf)
+        return mix_tokens(other, softmax(noised_NK, self.gumbel_temperature), recorded.ids_NK)
+
     def log_prob(self, seen: Seen, taken: Taken) -> Tensor:
         """(N,) log-density of the noised log-weights, nats."""
         recorded = self.recorded(seen, taken)

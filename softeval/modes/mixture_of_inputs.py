@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from softeval.errors import UserError
 from softeval.modes.filtered import FilteredMode
 from softeval.modes.sampling import entropy, invert_cdf, mix_tokens, softmax
-from softeval.modes.seam import Randomness, Seen, Step, Taken
+from softeval.modes.seam import Embedding, Randomness, Seen, Step, Taken
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,10 +65,18 @@ class MixtureOfInputs(FilteredMode):
         self, seen: Seen, probs_NV: Tensor, drawn: Tensor | None, state: Tensor | None
     ) -> Step:
         """Draw a token, which is the shadow, and mix."""
-        import torch
-
         assert drawn is not None, "drawing a token takes a uniform"
         token_N = invert_cdf(probs_NV, drawn)
+        return Step(mix_tokens(seen.embedding, *self._mixture(seen, token_N)), token_N)
+
+    def replay(self, seen: Seen, taken: Taken, other: Embedding) -> Tensor:
+        """(N, D) the same weights of the other model's embeddings."""
+        return mix_tokens(other, *self._mixture(seen, taken.shadow_N))
+
+    def _mixture(self, seen: Seen, token_N: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, K) w and its tokens."""
+        import torch
+
         prior_NV = softmax(seen.logits_NV, self.temperature)
         vocab = prior_NV.shape[-1]
         size = min(self.support or vocab, vocab)
@@ -82,8 +90,7 @@ class MixtureOfInputs(FilteredMode):
         largest = math.log(size if self.entropy_base is EntropyBase.SUPPORT else vocab)
         share_N1 = (entropy(prior_NK) / largest).clamp(max=1.0)[:, None]
         parts_NK = share_N1 * prior_NK + (self.beta + 1 - share_N1) * hot_NK
-        ids_NK = torch.cat([ids_NK, token_N[:, None]], -1)
-        return Step(mix_tokens(seen.embedding, parts_NK / (self.beta + 1), ids_NK), token_N)
+        return parts_NK / (self.beta + 1), torch.cat([ids_NK, token_N[:, None]], -1)
 
     def log_prob(self, seen: Seen, taken: Taken) -> Tensor:
         """(N,) ln p of the token drawn, nats."""

@@ -67,14 +67,23 @@ class Multiplex(FilteredMode):
         uniform_NK = drawn.view(len(probs_NV), self.width)
         ids_NK = torch.stack([invert_cdf(probs_NV, u_N) for u_N in uniform_NK.unbind(-1)], -1)
         drawn_probs_NK = probs_NV.gather(-1, ids_NK)
-        same_NKK = ids_NK[:, :, None] == ids_NK[:, None, :]
-        counts_NK = same_NKK.sum(-1)
-        repeated_NK = same_NKK.tril(-1).any(-1)  # a token counts where it was drawn first
-        parts_NK = self._parts(counts_NK, drawn_probs_NK).masked_fill(repeated_NK, 0.0)
-        weights_NK = parts_NK / parts_NK.sum(-1, keepdim=True)
+        counts_NK = _same(ids_NK).sum(-1)
         often_N1 = (counts_NK + drawn_probs_NK / 2).argmax(-1, keepdim=True)
-        mixed_ND = mix_tokens(seen.embedding, weights_NK, ids_NK)
+        mixed_ND = mix_tokens(seen.embedding, self._weights(ids_NK, drawn_probs_NK), ids_NK)
         return Step(mixed_ND, ids_NK.gather(-1, often_N1)[:, 0], record_NR=ids_NK.float())
+
+    def replay(self, seen: Seen, taken: Taken, other: Embedding) -> Tensor:
+        """(N, D) the drawn tokens' embeddings in the other model, merged with the same weights."""
+        assert taken.record_NR is not None, "the drawn tokens are recorded"
+        ids_NK = taken.record_NR.long()
+        return mix_tokens(other, self._weights(ids_NK, self.probs(seen).gather(-1, ids_NK)), ids_NK)
+
+    def _weights(self, ids_NK: Tensor, probs_NK: Tensor) -> Tensor:
+        """(N, K) w; a token counts where it was drawn first."""
+        same_NKK = _same(ids_NK)
+        repeated_NK = same_NKK.tril(-1).any(-1)
+        parts_NK = self._parts(same_NKK.sum(-1), probs_NK).masked_fill(repeated_NK, 0.0)
+        return parts_NK / parts_NK.sum(-1, keepdim=True)
 
     def _parts(self, counts_NK: Tensor, probs_NK: Tensor) -> Tensor:
         """(N, K) weights up to a factor."""
@@ -87,3 +96,8 @@ class Multiplex(FilteredMode):
         """(N,) Σ ln p of the tokens drawn, nats."""
         assert taken.record_NR is not None, "the drawn tokens are recorded"
         return self.token_log_probs(seen, taken.record_NR.long()).sum(-1)
+
+
+def _same(ids_NK: Tensor) -> Tensor:
+    """(N, K, K) which of the drawn tokens are equal."""
+    return ids_NK[:, :, None] == ids_NK[:, None, :]

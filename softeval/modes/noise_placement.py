@@ -82,6 +82,13 @@ class HiddenNoise(_PlacedNoise):
         record_NR = _record(sigma_N1, noised_ND)
         return Step(mixed_ND.to(seen.embedding.dtype), logits_NV.argmax(-1), record_NR)
 
+    def replay(self, seen: Seen, taken: Taken, other: Embedding) -> Tensor:
+        """(N, D) the weights that the noised state gives, of the other model's embeddings."""
+        assert taken.record_NR is not None, "the noised state is recorded"
+        assert seen.head is not None, "noised states go through the output head"
+        logits_NV = seen.head.logits(taken.record_NR[:, 1:].to(seen.thought_ND.dtype))
+        return other.mix(softmax(logits_NV, self.temperature))
+
     def log_prob(self, seen: Seen, taken: Taken) -> Tensor:
         """(N,) ln N(h̃; h, σ²I) without its constant, nats; differentiable in the hidden state."""
         assert taken.record_NR is not None, "the noised state is recorded"
@@ -106,6 +113,11 @@ class LogitNoise(_PlacedNoise):
         mixed_ND = seen.embedding.mix(softmax(noised_NV, self.temperature))
         record_NR = _record(sigma_N1, noised_NV)
         return Step(mixed_ND.to(seen.embedding.dtype), noised_NV.argmax(-1), record_NR)
+
+    def replay(self, seen: Seen, taken: Taken, other: Embedding) -> Tensor:
+        """(N, D) the weights that the noised logits give, of the other model's embeddings."""
+        assert taken.record_NR is not None, "the noised logits are recorded"
+        return other.mix(softmax(taken.record_NR[:, 1:], self.temperature))
 
     def log_prob(self, seen: Seen, taken: Taken) -> Tensor:
         """(N,) ln N(z̃; z, σ²I) without its constant, nats."""
@@ -153,12 +165,22 @@ class TopLogitNoise(_PlacedNoise):
         record_NR = torch.cat([_record(sigma_N1, noised_NK), ids_NK.float()], -1)
         return Step(mixed_ND, ids_NK.gather(-1, heaviest_N1)[:, 0], record_NR)
 
-    def log_prob(self, seen: Seen, taken: Taken) -> Tensor:
-        """(N,) ln N(z̃; z, σ²I) over the k logits without its constant, nats."""
+    def replay(self, seen: Seen, taken: Taken, other: Embedding) -> Tensor:
+        """(N, D) the weights that the noised logits give, of the other model's embeddings."""
+        noised_NR, ids_NK = self._recorded(seen, taken)
+        return mix_tokens(other, softmax(noised_NR[:, 1:], self.temperature), ids_NK)
+
+    def _recorded(self, seen: Seen, taken: Taken) -> tuple[Tensor, Tensor]:
+        """What `_record` wrote, and the tokens of the k logits."""
         assert taken.record_NR is not None, "the noised logits are recorded"
         size = self._size(seen.embedding)
         noised_NR, ids_NK = taken.record_NR.split([1 + size, size], -1)
-        return _gaussian(noised_NR, seen.logits_NV.gather(-1, ids_NK.long()))
+        return noised_NR, ids_NK.long()
+
+    def log_prob(self, seen: Seen, taken: Taken) -> Tensor:
+        """(N,) ln N(z̃; z, σ²I) over the k logits without its constant, nats."""
+        noised_NR, ids_NK = self._recorded(seen, taken)
+        return _gaussian(noised_NR, seen.logits_NV.gather(-1, ids_NK))
 
 
 def _noised(logits_NK: Tensor, scale: float, drawn: Tensor | None) -> tuple[Tensor, Tensor]:

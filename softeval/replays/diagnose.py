@@ -8,14 +8,13 @@ their keyed random numbers, and held against the recorded shadow tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from softeval.decoding.decoder import Decoder, Question
 from softeval.decoding.kl import ModelComparison, Prefix
@@ -121,9 +120,10 @@ def diagnose(
     if "own" in sets:
         found += session.own(questions, samples, tell)
     base_prefixes = session.base_prefixes(questions, samples) if "base" in sets else []
-    found += session.measure("base", base_prefixes, tell)
+    found += session.measure("base", base_prefixes, len(base_prefixes), tell)
     if "gold" in sets:
-        found += session.measure("gold", session.gold_prefixes(questions), tell)
+        gold_prefixes = session.gold_prefixes(questions)
+        found += session.measure("gold", gold_prefixes, len(gold_prefixes), tell)
     if not found:
         raise UserError(
             f"{run} has nothing to replay for --sets {','.join(sets)}; choose others of own, base, gold"
@@ -228,16 +228,18 @@ class _Session:
     def own(self, questions: list[Question], samples: int, tell: Tell) -> list[Measured]:
         """KL along the run's own CoTs, mode by mode."""
         found: list[Measured] = []
+        asked = {(q.task, q.doc_id) for q in questions}
         for entry in self.record["modes"]:
             mode = mode_from_record(entry)
-            recorded = recorded_shadows(self.folder, mode.name, samples)
+            every = recorded_shadows(self.folder, mode.name, samples)
+            recorded = {k: ids for k, ids in every.items() if (k.task, k.doc_id) in asked}
             wanted = [q for q in questions if SampleKey(q.task, q.doc_id, 0) in recorded]
             prefixes = (
                 self._hard_prefixes(wanted, mode, recorded)
                 if mode.feeds_tokens
                 else self._regenerated(wanted, mode, recorded)
             )
-            found += self.measure("own", list(prefixes), tell)
+            found += self.measure("own", prefixes, len(recorded), tell)
         return found
 
     def base_prefixes(self, questions: list[Question], samples: int) -> list[_Task]:
@@ -270,8 +272,10 @@ class _Session:
                     found.append(_Task(key, None, Prefix(np.array(question.prompt_ids), ids)))
         return found
 
-    def measure(self, prefix_set: str, tasks: list[_Task], tell: Tell) -> list[Measured]:
-        """KL along each prefix."""
+    def measure(
+        self, prefix_set: str, tasks: Iterable[_Task], total: int, tell: Tell
+    ) -> list[Measured]:
+        """KL along each prefix, of which no more than one is held: a step may record much."""
         found = []
         for index, task in enumerate(tasks):
             mode = task.mode or get_mode("hard_greedy")
@@ -284,7 +288,7 @@ class _Session:
                 )
             name = "" if task.mode is None else task.mode.name
             found.append(Measured(prefix_set, name, task.key, kl))
-            tell(f"{prefix_set} {name}".strip(), index + 1, len(tasks))
+            tell(f"{prefix_set} {name}".strip(), index + 1, total)
         return found
 
     def noise_floor(self, tasks: list[_Task]) -> float:
@@ -300,8 +304,7 @@ class _Session:
     ) -> Iterator[_Task]:
         prompts = {(q.task, q.doc_id): np.array(q.prompt_ids) for q in questions}
         for key, ids in recorded.items():
-            if (key.task, key.doc_id) in prompts:
-                yield _Task(key, mode, Prefix(prompts[key.task, key.doc_id], ids))
+            yield _Task(key, mode, Prefix(prompts[key.task, key.doc_id], ids))
 
     def _regenerated(
         self, questions: list[Question], mode: Mode, recorded: dict[SampleKey, np.ndarray]
@@ -313,20 +316,15 @@ class _Session:
             place = (key.task, key.doc_id)
             samples[place] = (*samples.get(place, ()), key.sample)
         asked = [replace(q, samples=samples[q.task, q.doc_id]) for q in questions]
-        kept = (replace(g, inputs=_on_host(g.inputs)) for g in decoder.run(asked))
-        for made in sorted(kept, key=lambda g: _order(g.key)):
+        for made in decoder.run(asked):
             self.result.regenerated += 1
             self.result.differing += not np.array_equal(made.shadow_ids, recorded[made.key])
-            yield _Task(made.key, mode, Prefix(made.prompt_ids, made.shadow_ids, made.inputs))
+            prefix = Prefix(made.prompt_ids, made.shadow_ids, made.inputs, made.record)
+            yield _Task(made.key, mode, prefix)
 
     def _solution_ids(self, solution: str) -> np.ndarray:
         ids = self.checkpoint.tokenizer.encode(f" {solution.strip()}", add_special_tokens=False)
         return np.array(ids[: self.limits.max_cot_tokens], dtype=np.int64)
-
-
-def _on_host(inputs: Tensor | None) -> Tensor | None:
-    """Many samples wait for their turn; the device has other uses for its memory."""
-    return None if inputs is None else inputs.cpu()
 
 
 def recorded_shadows(folder: Path, mode: str, samples: int) -> dict[SampleKey, np.ndarray]:
