@@ -40,6 +40,7 @@ from softeval.scoring.grading.tokens import (
     Nodes,
     UnreadableError,
     UnsupportedError,
+    solid,
     symbol,
     tree,
     written,
@@ -87,12 +88,11 @@ def same_answer(answer: str, label: str, error: float | None = None) -> bool:
 
 def _chosen(answer: Nodes, label: Nodes) -> bool:
     """Whether an answer begins with the letter of the choice that is the label: `(C) 6` for `C`."""
-    wanted = [node for node in label if node.kind != "space" and node.text not in "(),."]
+    wanted = [node for node in solid(label) if node.text not in "(),."]
     if len(wanted) != 1 or wanted[0].kind != "letter" or not wanted[0].text.isupper():
         return False
     letter = wanted[0].text
-    plain = [node.text.lower() if node.kind == "word" else node.text for node in answer]
-    plain = [text for text in plain if text != " "]
+    plain = [node.text.lower() if node.kind == "word" else node.text for node in solid(answer)]
     if plain[:3] == ["(", letter, ")"]:
         return plain[3:4] not in ([","], ["and"], ["or"])
     return plain[:1] == [letter] and plain[1:2] in ([")"], ["."], [":"])

@@ -21,16 +21,15 @@ from softeval.scoring.grading.tokens import (
     Nodes,
     UnsupportedError,
     letters_of,
+    solid,
     written,
 )
-from softeval.scoring.grading.vocabulary import ACCENTS, names
+from softeval.scoring.grading.vocabulary import ACCENTS, GREEK, names
 
 MAX_FORMULA_DEPTH = 60
 
-_GREEK = names(
-    r"""\alpha \beta \gamma \delta \epsilon \zeta \eta \theta \iota \kappa \lambda \mu \nu \xi \rho
-    \sigma \tau \upsilon \phi \chi \psi \omega \Gamma \Delta \Theta \Lambda \Xi \Pi \Sigma \Upsilon
-    \Phi \Psi \Omega \varrho \varsigma \vartheta \ell \hbar \angle \triangle"""
+_LETTERS = {*GREEK.values()} - {r"\pi"} | names(
+    r"\Upsilon \varrho \varsigma \vartheta \ell \hbar \angle \triangle"
 )
 _FUNCTIONS: dict[str, Callable[..., Expr]] = {
     r"\sin": sympy.sin,
@@ -56,7 +55,7 @@ _SIGNS = {r"\pi": sympy.pi, r"\infty": sympy.oo}
 _CONSTANTS = {"i": sympy.I, "e": sympy.E}
 _BOUND = {r"\sum": sympy.Sum, r"\prod": sympy.Product}
 _LOGARITHMS = {r"\log", r"\lg"}
-_BEGIN_FACTOR = names(r"\frac \sqrt \binom \pi \infty \int \lim") | _GREEK | ACCENTS | _LOGARITHMS
+_BEGIN_FACTOR = names(r"\frac \sqrt \binom \pi \infty \int \lim") | _LETTERS | ACCENTS | _LOGARITHMS
 _BEGIN_FACTOR |= {*_BRACKETS, *_FUNCTIONS, *_OF_MANY, *_BOUND}
 
 
@@ -130,7 +129,7 @@ class _Reader(Cursor):
         r"""Read `3\frac{1}{2}` and `3 1/2`: a whole number and a proper fraction of two."""
         if self.next is None or not _whole(self.next):
             return None
-        following = [node for node in self.nodes[self.at + 1 :] if node.kind != "space"][:4]
+        following = solid(self.nodes[self.at + 1 :])[:4]
         whole = int(self.next.text)
         match following:
             case [Node(text=r"\frac") as proper, *rest]:
@@ -188,7 +187,7 @@ class _Reader(Cursor):
             if self.peek("_"):
                 raise UnsupportedError("a numeral with its base")
             return Rational(*Fraction(node.text).as_integer_ratio())
-        if node.kind == "letter" or node.text in _GREEK or node.text in ACCENTS:
+        if node.kind == "letter" or node.text in _LETTERS or node.text in ACCENTS:
             return self.named(node)
         if node.text in _BRACKETS:
             return self.bracketed(node.text)
@@ -349,7 +348,7 @@ class _Reader(Cursor):
 
     def bound_variable(self, below: Nodes, sign: str) -> tuple[str, Nodes]:
         r"""Read `k = 1` or `x \to 0` below a large operator: the letter, and what follows the sign."""
-        plain = tuple(node for node in below if node.kind != "space")
+        plain = solid(below)
         if len(plain) < 3 or plain[0].kind != "letter" or plain[1].text != sign:
             raise UnsupportedError("what stands below an operator")
         return plain[0].text, plain[2:]

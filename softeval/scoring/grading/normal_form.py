@@ -3,7 +3,6 @@ r"""One way of writing: LaTeX without dressing, every argument in a group, numbe
 Works on the tree of `softeval.scoring.grading.tokens` and ends the mistakes that come of notation alone:
 unprinted space, thousands, `\boldsymbol{}`, `{\bf }`, `\frac\pi2`, `x^\frac12`, `\degree`. What
 the result means is for `softeval.scoring.grading.forms`.
-r
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from softeval.scoring.grading.numerals import append, join_numbers
-from softeval.scoring.grading.tokens import Node, Nodes, UnreadableError, group, symbol
+from softeval.scoring.grading.tokens import Node, Nodes, UnreadableError, group, solid, symbol
 from softeval.scoring.grading.vocabulary import (
     ACCENTS,
     ALIASES,
@@ -106,7 +105,7 @@ class _Writer:
         rows = [
             group(group(self.inner(cell)) for cell in _split(row, "&"))
             for row in _split(children, "\\\\")
-            if any(child.kind != "space" for child in row)
+            if solid(row)
         ]
         if node.text in LINES:
             lines = [[*cell.children] for row in rows for cell in row.children]
@@ -217,7 +216,7 @@ class _Writer:
     def _argument(self, whole_number: bool) -> list[Node]:
         node = self.rest.pop()
         if node.kind == "group":
-            return _trimmed(self.inner(node.children))
+            return list(solid(self.inner(node.children)))
         if node.kind == "number" and not whole_number and len(node.text) > 1:
             self.rest.append(replace(node, text=node.text[1:]))
             return [replace(node, text=node.text[0])]
@@ -252,7 +251,3 @@ def _split(nodes: Iterable[Node], separator: str) -> list[Nodes]:
         else:
             parts[-1].append(node)
     return [tuple(part) for part in parts]
-
-
-def _trimmed(nodes: list[Node]) -> list[Node]:
-    return [node for node in nodes if node.kind != "space"]

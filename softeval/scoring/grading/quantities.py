@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 
-from softeval.scoring.grading.tokens import Node, Nodes
+from softeval.scoring.grading.tokens import Node, Nodes, solid
 from softeval.scoring.grading.vocabulary import (
     MULTIPLIERS,
     ORDINALS,
@@ -31,9 +31,14 @@ class Term:
     """A number, how often it counts (`million`) and what it measures: `()` for a bare number."""
 
     number: Nodes
-    measures: tuple[tuple[str, int], ...]
-    factor: Fraction
+    measures: tuple[tuple[str, int], ...] = ()
+    factor: Fraction = Fraction(1)
     scale: int = 1
+
+    @property
+    def size(self) -> Fraction:
+        """How often the number counts in the base unit."""
+        return self.factor * self.scale
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,16 @@ class Quantity:
 
     terms: tuple[Term, ...]
     percent: bool = False
+
+    @property
+    def measures(self) -> tuple[tuple[str, int], ...]:
+        """What it measures; all terms measure the same."""
+        return self.terms[0].measures
+
+    @property
+    def number(self) -> Nodes:
+        """Its first number, which is the only one of most quantities."""
+        return self.terms[0].number
 
 
 class _NoUnitError(ValueError):
@@ -133,7 +148,7 @@ def _tail(nodes: Sequence[Node], at: int) -> tuple[list[Node], int]:
         if nodes[at].text.lower() == "and":
             break
         at += 1
-    tail = [node for node in nodes[start:at] if node.kind != "space"]
+    tail = solid(nodes[start:at])
     return [part for node in tail for part in _SPEEDS.get(node.text.lower(), (node,))], at
 
 

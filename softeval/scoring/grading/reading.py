@@ -25,7 +25,7 @@ from softeval.scoring.grading.forms import (
     Words,
 )
 from softeval.scoring.grading.quantities import Quantity, read_quantity
-from softeval.scoring.grading.tokens import Node, Nodes, symbol, written
+from softeval.scoring.grading.tokens import Node, Nodes, solid, symbol, written
 from softeval.scoring.grading.vocabulary import names
 from softeval.scoring.grading.words import as_words, is_prose
 
@@ -91,7 +91,7 @@ def _condition_at(nodes: Nodes) -> int | None:
     for position, node in enumerate(nodes):
         depth += (node.text in _OPENING) - (node.text in _CLOSING)
         if node.kind == "word" and node.text.lower() in _CONDITION_WORDS:
-            before = [one for one in nodes[:position] if one.kind != "space"]
+            before = solid(nodes[:position])
             return position if depth == 0 and before and _has_formula(before) else None
     return None
 
@@ -184,8 +184,8 @@ def _joins_sets(nodes: Nodes, position: int) -> bool:
     """Whether a sign joins sets; a minus does before a brace."""
     if nodes[position].text != "-":
         return nodes[position].text in _SET_OPERATORS
-    following = next((node for node in nodes[position + 1 :] if node.kind != "space"), None)
-    return position > 0 and following is not None and following.text == r"\{"
+    following = solid(nodes[position + 1 :])
+    return position > 0 and bool(following) and following[0].text == r"\{"
 
 
 def _parts(nodes: Nodes, splits: Sequence[int]) -> list[Nodes]:
@@ -228,7 +228,7 @@ def is_name(nodes: Sequence[Node]) -> bool:
 
 def _single(nodes: Nodes) -> Form | None:
     """Read what is one thing from its first to its last node; None where it is not."""
-    plain = tuple(node for node in nodes if node.kind != "space")
+    plain = solid(nodes)
     if not plain:
         return Words(())
     if len(plain) == 1 and plain[0].kind == "environment":
@@ -273,7 +273,7 @@ def _bracketed(nodes: Nodes, plain: Nodes) -> Form | None:
     if len(plain) < 2 or opening not in ("(", "[", r"\{", r"\langle") or not _closes_last(plain):
         return None
     inside = _without_dressing(tuple(nodes[nodes.index(plain[0]) + 1 : _last(nodes)]))
-    inner = tuple(node for node in inside if node.kind != "space")
+    inner = solid(inside)
     if opening == r"\{":
         return _set(inside)
     if len(inner) == 1 and inner[0].kind == "environment" and opening != r"\langle":
@@ -367,7 +367,7 @@ def _numeral(nodes: Nodes, plain: Nodes) -> Form | None:
 
 
 def _words_or_formula(nodes: Nodes) -> Form:
-    plain = tuple(node for node in nodes if node.kind != "space")
+    plain = solid(nodes)
     words = [node for node in plain if is_prose(node)]
     if not words:
         return Formula(nodes)

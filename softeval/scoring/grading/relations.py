@@ -18,7 +18,7 @@ from softeval.scoring.grading.formula import formula
 from softeval.scoring.grading.quantities import Quantity
 from softeval.scoring.grading.reading import is_name
 from softeval.scoring.grading.scalars import equal_expressions, ratio_somewhere
-from softeval.scoring.grading.tokens import Node, Nodes, UnsupportedError, written
+from softeval.scoring.grading.tokens import Node, Nodes, UnsupportedError, solid, written
 
 Same = Callable[[Form, Form], bool]
 _TURNED = {">": "<", r"\ge": r"\le"}
@@ -34,14 +34,14 @@ def name_of(form: Form) -> str | None:
         return " ".join(form.words) or None
     if not isinstance(form, Formula) or not form.nodes or not is_name(form.nodes):
         return None
-    kept = [node for node in form.nodes if node.kind != "space" and not _word_below(node)]
+    kept = [node for node in form.nodes if not _word_below(node)]
     return written(kept).replace(" ", "")
 
 
 def _word_below(node: Node) -> bool:
     if node.text != "_":
         return False
-    inside = [child for child in node.children[0].children if child.kind != "space"]
+    inside = solid(node.children[0].children)
     return all(child.kind == "word" or child.text in (r"\max", r"\min") for child in inside)
 
 

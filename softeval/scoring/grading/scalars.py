@@ -15,7 +15,7 @@ import sympy
 from sympy import Expr, MatrixBase, Rational, Symbol
 
 from softeval.scoring.grading.formula import formula
-from softeval.scoring.grading.tokens import Node, UnsupportedError, written
+from softeval.scoring.grading.tokens import Node, UnsupportedError, solid, written
 
 ROUNDED_DIGITS = 6
 ENOUGH_DIGITS = 120
@@ -71,9 +71,9 @@ def _congruent(answer: Sequence[Node], label: Sequence[Node]) -> bool:
 def _residue(nodes: Sequence[Node]) -> tuple[Sequence[Node], Sequence[Node]]:
     """What stands before and after the sign of the modulus, without its parentheses."""
     at = next(position for position, node in enumerate(nodes) if node.text == r"\bmod")
-    before = [node for node in nodes[:at] if node.kind != "space"]
+    before = solid(nodes[:at])
     if before and before[-1].text == "(":
-        after = [node for node in nodes[at + 1 :] if node.kind != "space"]
+        after = solid(nodes[at + 1 :])
         return before[:-1], after[:-1] if after[-1:] and after[-1].text == ")" else after
     return before, nodes[at + 1 :]
 

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from softeval.scoring.grading.vocabulary import GREEK, SIGNS
+
 MAX_DEPTH = 40
 
 Kind = Literal["number", "letter", "word", "command", "symbol", "space", "group", "environment"]
@@ -45,108 +47,32 @@ class Node:
 Nodes = tuple[Node, ...]
 
 
+_ENVIRONMENT = re.compile(r"\\(begin|end)(?![A-Za-z])([^}]{0,40})\}")
 _TOKEN = re.compile(
-    r"\\[A-Za-z]+\*?|\\.|[0-9]+\.[0-9]+|\.[0-9]+|[0-9]+|[A-Za-z]+|\s+|.|\\$", re.DOTALL
+    r"\\(?:begin|end)(?![A-Za-z])[^}]{0,40}\}|\\[A-Za-z]+\*?|\\.|[0-9]+\.[0-9]+|\.[0-9]+|[0-9]+|[A-Za-z]+"
+    r"|\s+|.|\\$",
+    re.DOTALL,
 )
-_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni", strict=True))
-_SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₙₖₘᵢⱼ", "0123456789+-=()nkmij", strict=True))
-_SIGNS = {
-    **dict.fromkeys("−–—‐‑‒﹣", "-"),
-    **dict.fromkeys("×✕", r"\times "),
-    **dict.fromkeys("·⋅∙•", r"\cdot "),
-    **dict.fromkeys("÷∕⁄", "/"),
-    **dict.fromkeys("°º˚", r"^\circ "),
-    **dict.fromkeys("′’‘´", "'"),
-    **dict.fromkeys("。．", "."),
-    **dict.fromkeys("，、", ","),
-    **dict.fromkeys("∪⋃", r"\cup "),
-    **dict.fromkeys("∅⌀Ø", r"\emptyset "),
-    "″": "''",
-    "√": r"\surd ",
-    "∛": r"\sqrt[3]",
-    "±": r"\pm ",
-    "∓": r"\mp ",
-    "∞": r"\infty ",
-    "≤": r"\le ",
-    "⩽": r"\le ",
-    "≥": r"\ge ",
-    "⩾": r"\ge ",
-    "≠": r"\ne ",
-    "≈": r"\approx ",
-    "≡": r"\equiv ",
-    "∈": r"\in ",
-    "∉": r"\notin ",
-    "∩": r"\cap ",
-    "∖": r"\setminus ",
-    "ℝ": r"\mathbb{R}",
-    "ℤ": r"\mathbb{Z}",
-    "ℕ": r"\mathbb{N}",
-    "ℚ": r"\mathbb{Q}",
-    "ℂ": r"\mathbb{C}",
-    "⌊": r"\lfloor ",
-    "⌋": r"\rfloor ",
-    "⌈": r"\lceil ",
-    "⌉": r"\rceil ",
-    "⟨": r"\langle ",
-    "⟩": r"\rangle ",
-    "〈": r"\langle ",
-    "〉": r"\rangle ",
-    "→": r"\to ",
-    "⇒": r"\Rightarrow ",
-    "∠": r"\angle ",
-    "△": r"\triangle ",
-    "∑": r"\sum ",
-    "∏": r"\prod ",
-    "∫": r"\int ",
-    "…": r"\ldots ",
-    "∣": r"\mid ",
-    "§": " ",
-}
-_GREEK = {
-    letter: f"\\{name} "
-    for letter, name in zip(
-        "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ",
-        [
-            "alpha",
-            "beta",
-            "gamma",
-            "delta",
-            "epsilon",
-            "zeta",
-            "eta",
-            "theta",
-            "iota",
-            "kappa",
-            "lambda",
-            "mu",
-            "nu",
-            "xi",
-            "pi",
-            "rho",
-            "sigma",
-            "tau",
-            "upsilon",
-            "phi",
-            "chi",
-            "psi",
-            "omega",
-            "Gamma",
-            "Delta",
-            "Theta",
-            "Lambda",
-            "Xi",
-            "Pi",
-            "Sigma",
-            "Phi",
-            "Psi",
-            "Omega",
-        ],
-        strict=True,
-    )
-}
-_ONE_BY_ONE = str.maketrans({**_SIGNS, **_GREEK})
-_RAISED = re.compile(f"[{''.join(map(re.escape, _SUPERSCRIPTS))}]+")
-_LOWERED = re.compile(f"[{''.join(map(re.escape, _SUBSCRIPTS))}]+")
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₌₍₎ₙₖₘᵢⱼ", "0123456789+-=()nkmij")
+_SIGNS = str.maketrans(
+    {
+        **{sign: f"{name} " for sign, name in (SIGNS | GREEK).items()},
+        **dict.fromkeys("−–—‐‑‒﹣", "-"),
+        **dict.fromkeys("÷∕⁄", "/"),
+        **dict.fromkeys("′’‘´", "'"),
+        **dict.fromkeys("。．", "."),
+        **dict.fromkeys("，、", ","),
+        "″": "''",
+        "∛": r"\sqrt[3]",
+        "§": " ",
+        "\u00a0": " ",
+        "\u202f": r"\,",
+        "\u2009": r"\,",
+    }
+)
+_RAISED = re.compile(f"[{''.join(map(chr, _SUPERSCRIPTS))}]+")
+_LOWERED = re.compile(f"[{''.join(map(chr, _SUBSCRIPTS))}]+")
 _VULGAR = re.compile("[¼½¾⅐-⅞]")
 _WIDE = re.compile("[\uff01-\uff5e\u3000\U0001d400-\U0001d7ff]")
 
@@ -164,21 +90,15 @@ def ascii_signs(text: str) -> str:
     text = text.replace("...", r"\ldots ")
     if text.isascii():
         return text
-    text = _RAISED.sub(lambda run: f"^{{{''.join(_SUPERSCRIPTS[c] for c in run[0])}}}", text)
-    text = _LOWERED.sub(lambda run: f"_{{{''.join(_SUBSCRIPTS[c] for c in run[0])}}}", text)
+    text = _RAISED.sub(lambda run: f"^{{{run[0].translate(_SUPERSCRIPTS)}}}", text)
+    text = _LOWERED.sub(lambda run: f"_{{{run[0].translate(_SUBSCRIPTS)}}}", text)
     text = _VULGAR.sub(_vulgar_fraction, text)
     text = _WIDE.sub(lambda sign: unicodedata.normalize("NFKC", sign[0]), text)
-    text = "".join(
+    return "".join(
         character
-        for character in text.translate(_ONE_BY_ONE)
+        for character in text.translate(_SIGNS)
         if unicodedata.category(character) not in ("Cf", "Co")
     )
-    return text.replace("\u00a0", " ").replace("\u202f", r"\,").replace("\u2009", r"\,")
-
-
-def cut(text: str) -> list[Node]:
-    """Cut a text into tokens without structure; braces are symbols. A comment sign stays a token."""
-    return [_token(piece) for piece in _TOKEN.findall(text)]
 
 
 def _token(piece: str) -> Node:
@@ -196,47 +116,33 @@ def _token(piece: str) -> Node:
     return Node("symbol", piece)
 
 
-def tree(text: str) -> tuple[Node, ...]:
+def tree(text: str) -> Nodes:
     r"""Read a text: braces become groups and `\begin{x}...\end{x}` environments.
 
     Raises:
         UnreadableError: braces or environments do not match, or are nested too deep.
     """
-    tokens = cut(ascii_signs(text))
     stack: list[tuple[str, list[Node]]] = [("", [])]
-    position = 0
-    while position < len(tokens):
-        token = tokens[position]
-        position += 1
-        if token.kind == "command" and token.text in (r"\begin", r"\end"):
-            name, position = _environment_name(tokens, position)
-            opens = token.text == r"\begin"
-        elif token.kind == "symbol" and token.text in "{}":
-            name, opens = "{", token.text == "{"
-        else:
-            stack[-1][1].append(token)
-            continue
-        if opens:
+    for piece in _TOKEN.findall(ascii_signs(text)):
+        environment = _ENVIRONMENT.fullmatch(piece)
+        name = (environment[2].strip("{ ") or "?") if environment else "{"
+        if piece == "{" or (environment and environment[1] == "begin"):
             stack.append((name, []))
             if len(stack) > MAX_DEPTH:
                 raise UnreadableError("nested too deep")
-            continue
-        opened, content = stack.pop()
-        if opened != name:
-            raise UnreadableError(f"{name} does not match")
-        kind: Kind = "group" if name == "{" else "environment"
-        stack[-1][1].append(Node(kind, name if kind == "environment" else "", tuple(content)))
+        elif piece == "}" or environment:
+            opened, content = stack.pop()
+            if opened != name:
+                raise UnreadableError(f"{name} does not match")
+            kind: Kind = "environment" if environment else "group"
+            stack[-1][1].append(Node(kind, name if environment else "", tuple(content)))
+        elif piece in (r"\begin", r"\end"):
+            raise UnreadableError("an environment without a name")
+        else:
+            stack[-1][1].append(_token(piece))
     if len(stack) > 1:
         raise UnreadableError("a brace stays open")
     return tuple(stack[0][1])
-
-
-def _environment_name(tokens: list[Node], position: int) -> tuple[str, int]:
-    for end in range(position, min(position + 6, len(tokens))):
-        if tokens[end].text == "}":
-            name = "".join(token.text for token in tokens[position:end]).strip("{ ")
-            return name or "?", end + 1
-    raise UnreadableError("an environment without a name")
 
 
 def symbol(text: str) -> Node:
@@ -292,6 +198,11 @@ def letters_of(nodes: Sequence[Node]) -> list[Node]:
         else:
             apart.append(node)
     return apart
+
+
+def solid(nodes: Iterable[Node]) -> Nodes:
+    """The nodes without spaces."""
+    return tuple(node for node in nodes if node.kind != "space")
 
 
 class Cursor:

@@ -16,6 +16,12 @@ def names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+def _pairs(text: str) -> dict[str, str]:
+    """Read signs, each with its name after it."""
+    words = text.split()
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
 def _aliases(text: str) -> dict[str, str]:
     """Read lines `name: other names for it`."""
     rows = (row.split(": ") for row in text.strip().splitlines())
@@ -85,6 +91,26 @@ ALIASES = _aliases(
     &: \&
     """
 )
+SIGNS = _pairs(
+    r"""
+    × \times  ✕ \times  · \cdot  ⋅ \cdot  ∙ \cdot  • \cdot  ° ^\circ  º ^\circ  ˚ ^\circ
+    √ \surd  ± \pm  ∓ \mp  ∞ \infty  ≤ \le  ⩽ \le  ≥ \ge  ⩾ \ge  ≠ \ne  ≈ \approx  ≡ \equiv
+    ∣ \mid  → \to  ⇒ \Rightarrow  ∈ \in  ∉ \notin  ∪ \cup  ⋃ \cup  ∩ \cap  ∖ \setminus
+    ∅ \emptyset  ⌀ \emptyset  Ø \emptyset  ℝ \mathbb{R}  ℤ \mathbb{Z}  ℕ \mathbb{N}
+    ℚ \mathbb{Q}  ℂ \mathbb{C}  ⌊ \lfloor  ⌋ \rfloor  ⌈ \lceil  ⌉ \rceil  ⟨ \langle
+    〈 \langle  ⟩ \rangle  〉 \rangle  ∠ \angle  △ \triangle  ∑ \sum  ∏ \prod  ∫ \int
+    … \ldots
+    """
+)
+"""The signs that Unicode has for commands."""
+GREEK = _pairs(
+    r"""
+    α \alpha  β \beta  γ \gamma  δ \delta  ε \epsilon  ζ \zeta  η \eta  θ \theta  ι \iota
+    κ \kappa  λ \lambda  μ \mu  ν \nu  ξ \xi  π \pi  ρ \rho  σ \sigma  τ \tau  υ \upsilon
+    φ \phi  χ \chi  ψ \psi  ω \omega  Γ \Gamma  Δ \Delta  Θ \Theta  Λ \Lambda  Ξ \Xi  Π \Pi
+    Σ \Sigma  Φ \Phi  Ψ \Psi  Ω \Omega
+    """
+)
 MATRICES = names("matrix pmatrix bmatrix Bmatrix array smallmatrix")
 LINES = names("aligned align align* gather gathered split")
 FUNCTIONS = names(
@@ -102,69 +128,68 @@ class Unit(NamedTuple):
     factor: Fraction
 
 
-def _table(measures: str, rows: str) -> dict[str, Unit]:
-    """Read rows `factor: name name ...`; names get their plurals."""
+def _table(rows: str) -> dict[str, Unit]:
+    """Read rows `what they measure: factor name name ...`; names get their plurals."""
     units: dict[str, Unit] = {}
     for row in rows.strip().splitlines():
-        factor, _, words = row.partition(":")
-        for name in words.split():
-            unit = Unit(measures, Fraction(factor.strip()))
-            units[name] = unit
+        measures, _, rest = row.strip().partition(": ")
+        factor, *words = rest.split()
+        for name in words:
+            units[name] = Unit(measures, Fraction(factor))
             if len(name) > 2:
-                units[name + "s"] = unit
+                units[name + "s"] = units[name]
     return units
 
 
-_MEASURED = {
-    **_table(
-        "length",
-        """1: m meter metre
-        1000: km kilometer kilometre
-        1/10: dm decimeter
-        1/100: cm centimeter centimetre
-        1/1000: mm millimeter millimetre
-        127/5000: in inch inche
-        381/1250: ft foot feet
-        1143/1250: yd yard
-        201168/125: mi mile""",
-    ),
-    **_table(
-        "time",
-        """1: s sec second
-        60: min minute
-        3600: h hr hour
-        86400: day
-        604800: week""",
-    ),
-    **_table("months", "1: month\n12: year yr"),
-    **_table(
-        "mass",
-        """1: g gram gm
-        1000: kg kilogram kilo
-        1/1000: mg milligram
-        1000000: ton tonne
-        45359237/100000: lb pound
-        45359237/1600000: oz ounce""",
-    ),
-    **_table(
-        "volume",
-        "1: l L liter litre\n1/1000: ml mL milliliter millilitre\n1/1000: cc\n4: gal gallon\n1: quart",
-    ),
-    **_table("dollars", "1: dollar usd USD buck\n1/100: cent ¢"),
-    **_table("euros", "1: euro eur EUR €"),
-    **_table("pounds sterling", "1: £ gbp GBP"),
-    **_table("yen", "1: yen ¥ yuan 元"),
-    **_table("rupees", "1: rupee ₹ rs"),
-    **_table("radians", "1: radian rad"),
-    **_table("angle", "1: ° deg degree\n1/60: arcminute\n1/3600: arcsecond"),
-    **_table("area of land", "1: acre\n247/100: hectare ha"),
-    **_table("force", "1: N newton"),
-    **_table("energy", "1: J joule\n1000: kJ"),
-    **_table("power", "1: W watt\n1000: kW kilowatt"),
-    **_table("tension", "1: V volt"),
-    **_table("resistance", "1: ohm"),
-    **_table("frequency", "1: Hz"),
-}
+_MEASURED = _table(
+    """
+    length: 1 m meter metre
+    length: 1000 km kilometer kilometre
+    length: 1/10 dm decimeter
+    length: 1/100 cm centimeter centimetre
+    length: 1/1000 mm millimeter millimetre
+    length: 127/5000 in inch inche
+    length: 381/1250 ft foot feet
+    length: 1143/1250 yd yard
+    length: 201168/125 mi mile
+    time: 1 s sec second
+    time: 60 min minute
+    time: 3600 h hr hour
+    time: 86400 day
+    time: 604800 week
+    months: 1 month
+    months: 12 year yr
+    mass: 1 g gram gm
+    mass: 1000 kg kilogram kilo
+    mass: 1/1000 mg milligram
+    mass: 1000000 ton tonne
+    mass: 45359237/100000 lb pound
+    mass: 45359237/1600000 oz ounce
+    volume: 1 l L liter litre quart
+    volume: 1/1000 ml mL milliliter millilitre cc
+    volume: 4 gal gallon
+    dollars: 1 dollar usd USD buck
+    dollars: 1/100 cent ¢
+    euros: 1 euro eur EUR €
+    pounds sterling: 1 £ gbp GBP
+    yen: 1 yen ¥ yuan 元
+    rupees: 1 rupee ₹ rs
+    radians: 1 radian rad
+    angle: 1 ° deg degree
+    angle: 1/60 arcminute
+    angle: 1/3600 arcsecond
+    area of land: 1 acre
+    area of land: 247/100 hectare ha
+    force: 1 N newton
+    energy: 1 J joule
+    energy: 1000 kJ
+    power: 1 W watt
+    power: 1000 kW kilowatt
+    tension: 1 V volt
+    resistance: 1 ohm
+    frequency: 1 Hz
+    """
+)
 _COUNTED = names("""unit way apple student people person child children digit point coin marble book page card
     ball ticket egg orange cookie candy pencil pen toy box boxe tile edge face vertex vertice
     side square circle triangle integer number value solution term pair game trip bag cup
@@ -193,34 +218,11 @@ MULTIPLIERS = {
     "billion": 10**9,
     "trillion": 10**12,
 }
-NUMBER_WORDS = {
-    word: number
-    for number, word in enumerate(
-        [
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-            "thirteen",
-            "fourteen",
-            "fifteen",
-            "sixteen",
-            "seventeen",
-            "eighteen",
-            "nineteen",
-            "twenty",
-        ]
-    )
-}
+NUMBER_WORDS = _pairs(
+    """zero 0  one 1  two 2  three 3  four 4  five 5  six 6  seven 7  eight 8  nine 9  ten 10
+    eleven 11  twelve 12  thirteen 13  fourteen 14  fifteen 15  sixteen 16  seventeen 17
+    eighteen 18  nineteen 19  twenty 20"""
+)
 
 
 def unit(word: str) -> Unit | None:

@@ -38,7 +38,7 @@ def as_words(nodes: Sequence[Node]) -> Form:
         for node in nodes
     ]
     if len(texts) == 1 and texts[0] in NUMBER_WORDS:
-        return Formula((Node("number", str(NUMBER_WORDS[texts[0]])),))
+        return Formula((Node("number", NUMBER_WORDS[texts[0]]),))
     if texts == ["infinity"]:
         return Formula((Node("command", r"\infty"),))
     return Words(tuple(texts))
