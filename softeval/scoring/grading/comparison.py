@@ -45,7 +45,7 @@ from softeval.scoring.grading.tokens import (
     tree,
     written,
 )
-from softeval.scoring.grading.words import as_set, is_set, plain_words, same_words
+from softeval.scoring.grading.words import plain_words, same_words
 
 MAX_ITEMS = 64
 _NOT_COMPARABLE = (
@@ -120,7 +120,7 @@ def same(answer: Form, label: Form) -> bool:
     ours, theirs = variants(answer), variants(label)
     if len(ours) > 1 or len(theirs) > 1:
         return _same_variants(ours, theirs)
-    if (is_set(answer) or is_set(label)) and same_region(as_set(answer), as_set(label)):
+    if same_region(answer, label):
         return True
     if isinstance(label, Relation):
         if isinstance(answer, Relation):

@@ -95,7 +95,7 @@ class SetOperation:
 
 @dataclass(frozen=True)
 class Relation:
-    r"""Sides with `=`, `<`, `\le`, `\in`, ... between them."""
+    r"""Sides with `=`, `<`, `\le`, `\in`, ... between them; `b > a` is read as `a < b`."""
 
     sides: tuple[Form, ...]
     operators: tuple[str, ...]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 from softeval.scoring.grading.forms import (
     Colon,
@@ -33,6 +33,7 @@ _OPENING = {"(": ")", "[": "]", r"\{": r"\}", r"\langle": r"\rangle", r"\lfloor"
 _OPENING |= {r"\lceil": r"\rceil"}
 _CLOSING = set(_OPENING.values())
 _RELATIONS = names("= < >") | names(r"\le \ge \ne \in \notin \approx \equiv \to \mid")
+_TURNED = {">": "<", r"\ge": r"\le"}
 _SET_OPERATORS = {r"\cup", r"\cap", r"\setminus"}
 _CONDITION_WORDS = names("where for if when with such whenever provided because since")
 _LEAD = names("the final answer is are so thus therefore hence")
@@ -204,6 +205,10 @@ def _relation(nodes: Nodes, splits: Sequence[int]) -> Form:
         operators = ["=" if operator == r"\approx" else operator for operator in operators]
     if not operators:
         return _item(parts[0])
+    if not set(operators) & {"<", r"\le"}:
+        turned = [_TURNED.get(operator, operator) for operator in operators]
+        if turned != operators:
+            operators, parts = turned[::-1], parts[::-1]
     return Relation(tuple(read(part) for part in parts), tuple(operators))
 
 
@@ -242,10 +247,9 @@ def _single(nodes: Nodes) -> Form | None:
 
 def _spread(nodes: Nodes, plain: Nodes) -> Form | None:
     """`1 2 3` is a list of three."""
-    numbers = all(node.kind == "number" for node in plain)
-    return (
-        Listing(tuple(Formula((node,)) for node in plain)) if numbers and len(plain) > 1 else None
-    )
+    if len(plain) < 2 or any(node.kind != "number" for node in plain):
+        return None
+    return Listing(tuple(Formula((node,)) for node in plain))
 
 
 def _environment(node: Node) -> Form:
@@ -272,7 +276,7 @@ def _bracketed(nodes: Nodes, plain: Nodes) -> Form | None:
         return _french_interval(plain)
     if len(plain) < 2 or opening not in ("(", "[", r"\{", r"\langle") or not _closes_last(plain):
         return None
-    inside = _without_dressing(tuple(nodes[nodes.index(plain[0]) + 1 : _last(nodes)]))
+    inside = _without_dressing(nodes[1:-1])
     inner = solid(inside)
     if opening == r"\{":
         return _set(inside)
@@ -285,10 +289,6 @@ def _bracketed(nodes: Nodes, plain: Nodes) -> Form | None:
         return RealInterval(members[0], members[1], opening, closing)
     items = tuple(_item(member) for member in members)
     return Listing(items, "[" if opening == "[" else "(")
-
-
-def _last(nodes: Nodes) -> int:
-    return max(position for position, node in enumerate(nodes) if node.kind != "space")
 
 
 def _members(inside: Nodes) -> list[Nodes]:
@@ -319,32 +319,20 @@ def _french_interval(plain: Nodes) -> Form | None:
 
 def _colon(nodes: Nodes, plain: Nodes) -> Form | None:
     """Read a time or a ratio; `a.m.` and `p.m.` are part of a time."""
-    rest = list(plain)
-    half = ""
-    tail = ""
-    while rest and (rest[-1].kind in ("word", "letter") or rest[-1].text == "."):
-        tail = rest.pop().text.lower() + tail
-        if tail.replace(".", "") in _HALVES:
-            half = _HALVES[tail.replace(".", "")]
-            break
-    else:
-        rest = list(plain)
-    if half and rest and all(node.kind in ("number",) or node.text == ":" for node in rest):
-        pass
-    else:
-        half, rest = "", list(plain)
+    clock = tuple(takewhile(lambda node: node.kind == "number" or node.text == ":", plain))
+    tail = "".join(node.text.lower() for node in plain[len(clock) :] if node.text != ".")
+    half = _HALVES.get(tail, "") if clock else ""
+    rest = clock if half else plain
     if any(node.text in _RELATIONS or node.text in (",", r"\{") for node in rest):
         return None
     colons = [
         position
-        for position, node in _outside(tuple(rest))
+        for position, node in _outside(rest)
         if node.text == ":" or (node.kind == "word" and node.text == "to")
     ]
-    parts = _parts(tuple(rest), colons)
+    parts = _parts(rest, colons)
     numeric = all(part and not any(node.kind == "word" for node in part) for part in parts)
-    if not numeric or (not colons and not half):
-        return None
-    return Colon(tuple(parts), half)
+    return Colon(tuple(parts), half) if numeric and (colons or half) else None
 
 
 def _numeral(nodes: Nodes, plain: Nodes) -> Form | None:
@@ -357,9 +345,7 @@ def _numeral(nodes: Nodes, plain: Nodes) -> Form | None:
     base = written(plain[-1].children[0].children).replace(" ", "")
     known = {"two": "2", "eight": "8", "ten": "10", "sixteen": "16"}
     base = known.get(base, base).strip("()")
-    if not re.fullmatch("[0-9A-Za-z]+", digits):
-        return None
-    if not digits or not base.isdigit():
+    if not re.fullmatch("[0-9A-Za-z]+", digits) or not base.isdigit():
         return None
     if not digits[0].isdigit() and not plain[0].upright and len(digits) < 2:
         return None  # a_1 is a name

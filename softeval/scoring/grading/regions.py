@@ -17,11 +17,13 @@ from softeval.scoring.grading.forms import (
     RealInterval,
     Relation,
     SetOperation,
+    Words,
 )
 from softeval.scoring.grading.formula import formula
 from softeval.scoring.grading.quantities import Quantity
 from softeval.scoring.grading.reading import is_name
 from softeval.scoring.grading.tokens import Nodes, UnsupportedError, written
+from softeval.scoring.grading.words import set_in_words
 
 _LITERALS: dict[str, Set] = {
     r"\mathbb { R }": sympy.S.Reals,
@@ -30,7 +32,6 @@ _LITERALS: dict[str, Set] = {
     r"\mathbb { N }": sympy.S.Naturals,
     r"\emptyset": sympy.S.EmptySet,
 }
-_MIRRORED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", r"\ne": r"\ne"}
 
 
 class Region(NamedTuple):
@@ -41,7 +42,9 @@ class Region(NamedTuple):
 
 
 def same_region(answer: Form, label: Form) -> bool:
-    """Whether two forms are the same set of real numbers."""
+    """Whether two forms, one of them plainly a set, are the same set of real numbers."""
+    if not (_is_set(answer) or _is_set(label)):
+        return False
     try:
         left, right = region_of(answer), region_of(label)
     except (UnsupportedError, TypeError, ValueError, NotImplementedError):
@@ -53,6 +56,12 @@ def same_region(answer: Form, label: Form) -> bool:
     if left.numbers.free_symbols or right.numbers.free_symbols:
         return False
     return left.numbers.symmetric_difference(right.numbers) == sympy.S.EmptySet
+
+
+def _is_set(form: Form) -> bool:
+    if isinstance(form, Formula):
+        return bool(form.nodes) and form.nodes[0].text in (r"\mathbb", r"\emptyset")
+    return isinstance(form, RealInterval | SetOperation | Relation | Words)
 
 
 def region_of(form: Form) -> Region | None:
@@ -73,11 +82,16 @@ def region_of(form: Form) -> Region | None:
         case SetOperation(parts, operators):
             return _combined(parts, operators)
         case Formula(nodes):
-            numbers = _LITERALS.get(written(nodes))
-            return None if numbers is None else Region(None, numbers)
+            return _known(_LITERALS.get(written(nodes)))
+        case Words():
+            return _known(_LITERALS.get(set_in_words(form)))
         case Relation():
             return _solutions(form)
     return None
+
+
+def _known(numbers: Set | None) -> Region | None:
+    return None if numbers is None else Region(None, numbers)
 
 
 def _number(item: Form) -> sympy.Expr:
@@ -120,57 +134,29 @@ def _combined(parts: tuple[Form, ...], operators: tuple[str, ...]) -> Region | N
 
 
 def _solutions(relation: Relation) -> Region | None:
-    """Solve `a < x < b` and the like for the side that is a name."""
-    named = [number for number, side in enumerate(relation.sides) if _names_number(side)]
-    if len(relation.sides) == 3:
-        named = [number for number in named if number == 1]
-    if len(named) != 1:
+    """Solve `x < b`, `a < x` or `a < x < b` for the side that is a name."""
+    sides, operators = relation.sides, relation.operators
+    last = len(sides) - 1
+    names = [(at, _name(sides[at])) for at in ((0, 1) if last == 1 else (1,))]
+    named = [(at, name) for at, name in names if name is not None]
+    if len(named) != 1 or last > 2:
         return None
-    at = named[0]
-    side = relation.sides[at]
-    assert isinstance(side, Formula)
-    name = written(side.nodes)
-    if relation.operators == (r"\in",) and at == 0:
-        inside = region_of(relation.sides[1])
+    ((at, name),) = named
+    if operators == (r"\in",) and at == 0:
+        inside = region_of(sides[1])
         return None if inside is None else Region(name, inside.numbers)
-    if at == 1 and len(relation.sides) == 3:
-        return _between_bounds(name, relation)
-    if len(relation.sides) != 2:
+    if operators == (r"\ne",):
+        return Region(name, sympy.S.Reals - sympy.FiniteSet(_number(sides[1 - at])))
+    if not set(operators) <= {"<", r"\le"}:
         return None
-    operator = relation.operators[0] if at == 0 else _MIRRORED.get(relation.operators[0])
-    part = _half_line(operator, _number(relation.sides[1 - at]))
-    return None if part is None else Region(name, part)
+    low = _number(sides[at - 1]) if at > 0 else -sympy.oo
+    high = _number(sides[at + 1]) if at < last else sympy.oo
+    return Region(name, sympy.Interval(low, high, operators[0] == "<", operators[-1] == "<"))
 
 
-def _between_bounds(name: str, relation: Relation) -> Region | None:
-    """`a < x < b` and `b > x > a`."""
-    first, second = relation.operators
-    low, high = relation.sides[0], relation.sides[2]
-    if {first, second} <= {">", r"\ge"}:
-        first, second, low, high = _MIRRORED[second], _MIRRORED[first], high, low
-    if not {first, second} <= {"<", r"\le"}:
-        return None
-    open_ends = first == "<", second == "<"
-    return Region(name, sympy.Interval(_number(low), _number(high), *open_ends))
-
-
-def _names_number(side: Form) -> bool:
+def _name(side: Form) -> str | None:
+    """The letter that a side is, None if it is none."""
     if not isinstance(side, Formula) or not is_name(side.nodes):
-        return False
-    return any(node.kind == "letter" for node in side.nodes) or len(side.nodes) == 1
-
-
-def _half_line(operator: str | None, bound: sympy.Expr) -> Set | None:
-    infinity = sympy.oo
-    match operator:
-        case "<":
-            return sympy.Interval.open(-infinity, bound)
-        case r"\le":
-            return sympy.Interval(-infinity, bound)
-        case ">":
-            return sympy.Interval.open(bound, infinity)
-        case r"\ge":
-            return sympy.Interval(bound, infinity)
-        case r"\ne":
-            return sympy.Complement(sympy.S.Reals, sympy.FiniteSet(bound))
-    return None
+        return None
+    lettered = any(node.kind == "letter" for node in side.nodes) or len(side.nodes) == 1
+    return written(side.nodes) if lettered else None

@@ -21,7 +21,6 @@ from softeval.scoring.grading.scalars import equal_expressions, ratio_somewhere
 from softeval.scoring.grading.tokens import Node, Nodes, UnsupportedError, solid, written
 
 Same = Callable[[Form, Form], bool]
-_TURNED = {">": "<", r"\ge": r"\le"}
 
 
 def name_of(form: Form) -> str | None:
@@ -71,14 +70,11 @@ def same_relation(answer: Relation, label: Relation, same: Same) -> bool:
     ours, theirs = assignment(answer, same), assignment(label, same)
     if ours is not None and theirs is not None and ours[0] and ours[0] == theirs[0]:
         return same(ours[1], theirs[1])
-    answer, label = _turned(answer), _turned(label)
-    if answer.operators == label.operators:
-        pairs = list(zip(answer.sides, label.sides, strict=True))
-        if all(same(one, other) for one, other in pairs):
-            return True
-    if answer.operators != label.operators or len(answer.operators) != 1:
+    if answer.operators != label.operators:
         return False
-    return not _solved(label) and _multiple(answer, label)
+    if all(map(same, answer.sides, label.sides)):
+        return True
+    return len(label.operators) == 1 and not _solved(label) and _multiple(answer, label)
 
 
 def _solved(relation: Relation) -> bool:
@@ -96,14 +92,6 @@ def _is_number(form: Form) -> bool:
         return isinstance(form, Formula) and bool(formula(form.nodes).is_number)
     except UnsupportedError:
         return False
-
-
-def _turned(relation: Relation) -> Relation:
-    """Write every chain with `<`, so that `b > a` is `a < b`."""
-    if not set(relation.operators) & set(_TURNED) or set(relation.operators) & {"<", r"\le"}:
-        return relation
-    operators = tuple(_TURNED.get(one, one) for one in reversed(relation.operators))
-    return Relation(relation.sides[::-1], operators)
 
 
 def _multiple(answer: Relation, label: Relation) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 import sympy
-from sympy import Expr, MatrixBase, Rational, Symbol
+from sympy import Basic, Expr, MatrixBase, Rational, Symbol
 
 from softeval.scoring.grading.formula import formula
 from softeval.scoring.grading.tokens import Node, UnsupportedError, solid, written
@@ -147,32 +147,32 @@ def _equal_numbers(left: Expr, right: Expr) -> bool:
     return True
 
 
+def _point(left: Expr, right: Expr, shift: int = 0) -> dict[Basic, Expr]:
+    """Numbers for the letters of two expressions."""
+    letters = sorted(left.free_symbols | right.free_symbols, key=str)
+    return {
+        letter: _PROBES[(number + shift) % len(_PROBES)] + number // len(_PROBES)
+        for number, letter in enumerate(letters)
+    }
+
+
 def _differ_somewhere(left: Expr, right: Expr) -> bool:
     """Whether some point shows that two expressions are not equal; most pairs end here."""
-    letters = sorted(left.free_symbols | right.free_symbols, key=str)
     for shift in range(3):
-        point = {
-            letter: _PROBES[(number + shift) % len(_PROBES)] + number // len(_PROBES)
-            for number, letter in enumerate(letters)
-        }
+        point = _point(left, right, shift)
         one, other = left.subs(point).evalf(20), right.subs(point).evalf(20)
         if not (one.is_number and other.is_number) or one.has(sympy.nan, sympy.zoo, sympy.oo):
             return False
         difference, size = abs(one - other), max(abs(one), abs(other))
-        if (
-            difference.is_comparable
-            and size.is_comparable
-            and difference > size * Rational(1, 10**12)
-        ):
+        comparable = difference.is_comparable and size.is_comparable
+        if comparable and difference > size * Rational(1, 10**12):
             return True
     return False
 
 
 def ratio_somewhere(left: Expr, right: Expr) -> Expr | None:
     """The quotient of two expressions at some point, None where it is no real number but zero."""
-    letters = sorted(left.free_symbols | right.free_symbols, key=str)
-    values = [_PROBES[number % len(_PROBES)] + number for number in range(len(letters))]
-    point = dict(zip(letters, values, strict=True))
+    point = _point(left, right)
     one, other = left.subs(point), right.subs(point)
     if other == 0:
         return None

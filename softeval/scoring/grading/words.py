@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from softeval.scoring.grading.forms import (
-    Form,
-    Formula,
-    RealInterval,
-    Relation,
-    SetOperation,
-    Words,
-)
+from softeval.scoring.grading.forms import Form, Formula, Words
 from softeval.scoring.grading.tokens import Node
 from softeval.scoring.grading.vocabulary import NUMBER_WORDS, names
 
@@ -66,26 +59,11 @@ def plain_words(form: Form) -> str:
     return " ".join(word.removesuffix("s") if len(word) > 3 else word for word in kept)
 
 
-def is_set(form: Form) -> bool:
-    """Whether a form may be read as a set of numbers."""
-    if isinstance(form, Formula):
-        return bool(form.nodes) and form.nodes[0].text in (r"\mathbb", r"\emptyset")
-    return isinstance(form, RealInterval | SetOperation | Relation | Words)
-
-
-def _blackboard(letter: str) -> Form:
-    inside = Node("group", "", (Node("letter", letter),))
-    return Formula((Node("command", r"\mathbb", (inside,)),))
-
-
-def as_set(form: Form) -> Form:
-    """Write words for sets as sets."""
-    if isinstance(form, Words):
-        text = plain_words(form)
-        if text in _ALL:
-            return _blackboard("R")
-        if text in _INTEGERS:
-            return _blackboard("Z")
-        if text in _EMPTY:
-            return Formula((Node("command", r"\emptyset"),))
-    return form
+def set_in_words(words: Words) -> str:
+    """The set of numbers that words name, as LaTeX; no text if they name none."""
+    text = plain_words(words)
+    if text in _ALL:
+        return r"\mathbb { R }"
+    if text in _INTEGERS:
+        return r"\mathbb { Z }"
+    return r"\emptyset" if text in _EMPTY else ""
