@@ -31,10 +31,13 @@ from softeval.scoring.grading.formula import formula
 from softeval.scoring.grading.normal_form import normalised
 from softeval.scoring.grading.quantities import Quantity
 from softeval.scoring.grading.reading import read
-from softeval.scoring.grading.regions import same_region
-from softeval.scoring.grading.relations import assignment, same_relation
-from softeval.scoring.grading.same_quantity import same_quantity, within_error
-from softeval.scoring.grading.scalars import equal_expressions, same_value
+from softeval.scoring.grading.relations import assignment, same_region, same_relation
+from softeval.scoring.grading.scalars import (
+    equal_expressions,
+    same_quantity,
+    same_value,
+    within_error,
+)
 from softeval.scoring.grading.tokens import (
     Node,
     Nodes,

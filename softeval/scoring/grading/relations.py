@@ -1,17 +1,24 @@
-"""Whether two equations, inequalities or chains of them say the same."""
+"""What equations and inequalities say: a value, each other, or a set of real numbers.
+
+Ends the refusals of `0<x<1` for `(0,1)` and the acceptances of an open end for a closed one.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import NamedTuple
 
 import sympy
+from sympy import Set
 
 from softeval.scoring.grading.forms import (
     Form,
     Formula,
     Listing,
+    RealInterval,
     Relation,
+    SetOperation,
     Words,
 )
 from softeval.scoring.grading.formula import formula
@@ -19,8 +26,16 @@ from softeval.scoring.grading.quantities import Quantity
 from softeval.scoring.grading.reading import is_name
 from softeval.scoring.grading.scalars import equal_expressions, ratio_somewhere
 from softeval.scoring.grading.tokens import Node, Nodes, UnsupportedError, solid, written
+from softeval.scoring.grading.words import set_in_words
 
 Same = Callable[[Form, Form], bool]
+_LITERALS: dict[str, Set] = {
+    r"\mathbb { R }": sympy.S.Reals,
+    r"\mathbb { Z }": sympy.S.Integers,
+    r"\mathbb { Q }": sympy.S.Rationals,
+    r"\mathbb { N }": sympy.S.Naturals,
+    r"\emptyset": sympy.S.EmptySet,
+}
 
 
 def name_of(form: Form) -> str | None:
@@ -115,3 +130,128 @@ def _difference(sides: tuple[Form, ...]) -> sympy.Expr:
         raise UnsupportedError("sides that are no formulas")
     nodes: list[Nodes] = [side.nodes for side in sides if isinstance(side, Formula)]
     return sympy.expand(formula(nodes[0]) - formula(nodes[1]))
+
+
+class Region(NamedTuple):
+    """A set of numbers, and the letter that runs through it where one is named."""
+
+    name: str | None
+    numbers: Set
+
+
+def same_region(answer: Form, label: Form) -> bool:
+    """Whether two forms, one of them plainly a set, are the same set of real numbers."""
+    if not (_is_set(answer) or _is_set(label)):
+        return False
+    try:
+        left, right = _region(answer), _region(label)
+    except (UnsupportedError, TypeError, ValueError, NotImplementedError):
+        return False
+    if left.name and right.name and left.name != right.name:
+        return False
+    if left.numbers == right.numbers:
+        return True
+    if left.numbers.free_symbols or right.numbers.free_symbols:
+        return False
+    return left.numbers.symmetric_difference(right.numbers) == sympy.S.EmptySet
+
+
+def _is_set(form: Form) -> bool:
+    if isinstance(form, Formula):
+        return bool(form.nodes) and form.nodes[0].text in (r"\mathbb", r"\emptyset")
+    return isinstance(form, RealInterval | SetOperation | Relation | Words)
+
+
+def _region(form: Form) -> Region:
+    """Read a form as a set of real numbers.
+
+    Raises:
+        UnsupportedError: it is none, or an end is no formula.
+    """
+    match form:
+        case RealInterval(left, right, opening, closing):
+            return Region(None, _between(left, right, opening == "(", closing == ")"))
+        case Listing((Formula(left), Formula(right)), "("):
+            return Region(None, _between(left, right, True, True))
+        case Listing(items, "{"):
+            return Region(None, sympy.FiniteSet(*map(_number, items)))
+        case Listing(items, "", joint):
+            return _together(items, joint)
+        case SetOperation(parts, operators):
+            return _combined(parts, operators)
+        case Formula(nodes):
+            return _literal(written(nodes))
+        case Words():
+            return _literal(set_in_words(form))
+        case Relation():
+            return _solutions(form)
+    raise UnsupportedError("no set of numbers")
+
+
+def _literal(text: str) -> Region:
+    if text not in _LITERALS:
+        raise UnsupportedError("no set of numbers")
+    return Region(None, _LITERALS[text])
+
+
+def _number(item: Form) -> sympy.Expr:
+    if isinstance(item, Quantity) and not item.percent:
+        return formula(item.number)
+    if not isinstance(item, Formula):
+        raise UnsupportedError("a set of other things than numbers")
+    return formula(item.nodes)
+
+
+def _between(left: Nodes, right: Nodes, left_open: bool, right_open: bool) -> Set:
+    start, end = formula(left), formula(right)
+    if start.is_comparable and end.is_comparable and start > end:
+        raise UnsupportedError("an interval that runs backwards")
+    return sympy.Interval(start, end, left_open, right_open)
+
+
+def _together(items: tuple[Form, ...], joint: bool) -> Region:
+    """Several inequalities for one letter: all hold, or with "or" one of them."""
+    if not all(isinstance(item, Relation) for item in items):
+        raise UnsupportedError("no inequality")
+    regions = [_region(item) for item in items]
+    if len({region.name for region in regions}) != 1:
+        raise UnsupportedError("inequalities for several letters")
+    join = sympy.Union if joint else sympy.Intersection
+    return Region(regions[0].name, join(*(region.numbers for region in regions)))
+
+
+def _combined(parts: tuple[Form, ...], operators: tuple[str, ...]) -> Region:
+    first, *others = map(_region, parts)
+    joined = {r"\cup": sympy.Union, r"\cap": sympy.Intersection, r"\setminus": sympy.Complement}
+    numbers = first.numbers
+    for operator, other in zip(operators, others, strict=True):
+        numbers = joined[operator](numbers, other.numbers)
+    return Region(first.name, numbers)
+
+
+def _solutions(relation: Relation) -> Region:
+    """Solve `x < b`, `a < x` or `a < x < b` for the side that is a name."""
+    sides, operators = relation.sides, relation.operators
+    last = len(sides) - 1
+    names = [(at, _letter(sides[at])) for at in ((0, 1) if last == 1 else (1,))]
+    named = [(at, name) for at, name in names if name is not None]
+    if len(named) != 1 or last > 2:
+        raise UnsupportedError("not one letter between numbers")
+    ((at, name),) = named
+    if operators == (r"\in",) and at == 0:
+        return Region(name, _region(sides[1]).numbers)
+    if operators == (r"\ne",):
+        return Region(name, sympy.S.Reals - sympy.FiniteSet(_number(sides[1 - at])))
+    if not set(operators) <= {"<", r"\le"}:
+        raise UnsupportedError("no inequality")
+    low = _number(sides[at - 1]) if at > 0 else -sympy.oo
+    high = _number(sides[at + 1]) if at < last else sympy.oo
+    return Region(name, sympy.Interval(low, high, operators[0] == "<", operators[-1] == "<"))
+
+
+def _letter(side: Form) -> str | None:
+    """The letter that a side is, None if it is none."""
+    if not isinstance(side, Formula) or not is_name(side.nodes):
+        return None
+    lettered = any(node.kind == "letter" for node in side.nodes) or len(side.nodes) == 1
+    return written(side.nodes) if lettered else None

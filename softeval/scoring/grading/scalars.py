@@ -1,8 +1,11 @@
-"""Whether two formulas have the same value.
+"""Whether two formulas, or two numbers with units, have the same value.
 
 Ends the acceptances that come of comparing by an absolute tolerance: numbers are compared exactly,
 or to 120 significant digits where no exact form decides. A decimal equals a number that has no
 finite decimal only if it is that number rounded, to six digits or more.
+
+A unit that only one side names is taken for granted; two that measure different things, or the
+same in another size with another number, are not the same.
 """
 
 from __future__ import annotations
@@ -14,12 +17,16 @@ from fractions import Fraction
 import sympy
 from sympy import Basic, Expr, MatrixBase, Rational, Symbol
 
+from softeval.scoring.grading.forms import Form, Formula
 from softeval.scoring.grading.formula import formula
+from softeval.scoring.grading.quantities import Quantity, Term
 from softeval.scoring.grading.tokens import Node, UnsupportedError, solid, written
 
 ROUNDED_DIGITS = 6
 ENOUGH_DIGITS = 120
 _DECIMAL = re.compile(r"([+-]?) ?([0-9]+(?:\.[0-9]+)?)(?: \\cdot 10 \^ \{ (-? ?[0-9]{1,3}) \})?")
+_DEGREES = (("angle", 1),)
+_MONEY = (("dollars", 1),)
 _INTEGER_LETTERS = set("nkm")
 _PROBES = (Rational(7, 5), Rational(13, 11), Rational(31, 17), Rational(23, 7), Rational(5, 3))
 
@@ -78,20 +85,9 @@ def _residue(nodes: Sequence[Node]) -> tuple[Sequence[Node], Sequence[Node]]:
     return before, nodes[at + 1 :]
 
 
-def within(answer: Sequence[Node], label: Sequence[Node], error: Fraction) -> bool:
-    """Whether two numbers differ by no more than an allowed error."""
-    try:
-        difference = formula(answer) - formula(label)
-    except (UnsupportedError, TypeError):
-        return False
-    return bool(
-        difference.is_number and abs(difference) <= Rational(error.numerator, error.denominator)
-    )
-
-
 def _rounded(numeral: Fraction, places: int, exact: Expr) -> bool:
     """Whether a decimal is the exact number, or that number rounded where the decimal ends."""
-    value = Rational(numeral.numerator, numeral.denominator)
+    value = Rational(numeral)
     if exact.is_Rational and value == exact:
         return True
     digits = len(str(abs(numeral.numerator * 10**places // numeral.denominator)).lstrip("0"))
@@ -215,3 +211,74 @@ def _equal_for_integers(left: Expr, right: Expr) -> bool:
         return False
     natural = {letter: Symbol(letter.name, integer=True, positive=True) for letter in letters}
     return _zero(left.subs(natural) - right.subs(natural))
+
+
+def same_quantity(answer: Quantity | Formula, label: Quantity | Formula) -> bool:
+    """Whether two numbers, at least one with a unit or a percent sign, are the same."""
+    ours, theirs = _quantity(answer), _quantity(label)
+    try:
+        if ours.percent != theirs.percent:
+            return _same_percentage(*((ours, theirs) if ours.percent else (theirs, ours)))
+        if bool(ours.measures) != bool(theirs.measures):
+            return _without_unit(*((ours, theirs) if ours.measures else (theirs, ours)))
+        if ours.measures != theirs.measures:
+            return False
+        if _alike(ours, theirs):
+            return same_value(ours.number, theirs.number)
+        return equal_expressions(_total(ours), _total(theirs))
+    except UnsupportedError:
+        return False
+
+
+def within_error(answer: Form, label: Form, error: Fraction) -> bool:
+    """Whether a number lies within the allowed error of the label."""
+    if not isinstance(answer, Quantity | Formula) or not isinstance(label, Quantity | Formula):
+        return False
+    ours, theirs = _quantity(answer), _quantity(label)
+    if ours.measures and theirs.measures and ours.measures != theirs.measures:
+        return False
+    try:
+        difference = formula(ours.number) - formula(theirs.number)
+    except (UnsupportedError, TypeError):
+        return False
+    return bool(difference.is_number and abs(difference) <= Rational(error))
+
+
+def _quantity(form: Quantity | Formula) -> Quantity:
+    """A formula is a number without a unit."""
+    return form if isinstance(form, Quantity) else Quantity((Term(form.nodes),))
+
+
+def _alike(*quantities: Quantity) -> bool:
+    """Whether all are one number in the same size of unit, so that the numbers decide."""
+    sizes = {term.size for quantity in quantities for term in quantity.terms}
+    return len(sizes) == 1 and all(len(quantity.terms) == 1 for quantity in quantities)
+
+
+def _total(quantity: Quantity) -> Expr:
+    """The sum of all terms in the base unit."""
+    return sympy.Add(*(formula(term.number) * Rational(term.size) for term in quantity.terms))
+
+
+def _same_percentage(percentage: Quantity, other: Quantity) -> bool:
+    r"""`50\%` is 0.5, and 50 where percent are asked for."""
+    if other.measures:
+        return False
+    if other.terms[0].scale == 1 and same_value(percentage.number, other.number):
+        return True
+    return equal_expressions(formula(percentage.number) / 100, _total(other))
+
+
+def _without_unit(measured: Quantity, bare: Quantity) -> bool:
+    """A bare number in the first or the last unit, cents as dollars, degrees as radians."""
+    terms = measured.terms
+    one_term = len(terms) == 1 and terms[0].scale == 1
+    if one_term and bare.terms[0].scale == 1 and same_value(measured.number, bare.number):
+        return True
+    total, wanted = _total(measured), _total(bare)
+    if measured.measures == _DEGREES and wanted.has(sympy.pi):
+        return equal_expressions(total * sympy.pi / 180, wanted)
+    units = {terms[0].factor, terms[-1].factor}
+    if measured.measures == _MONEY:
+        units.add(Fraction(1))
+    return any(equal_expressions(total / Rational(unit), wanted) for unit in units)
