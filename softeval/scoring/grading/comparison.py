@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import zip_longest
 
 import sympy
 
@@ -324,27 +325,26 @@ def _value_of(form: Form) -> sympy.Expr | sympy.MatrixBase:
 
 def _same_colon(answer: Colon, label: Colon) -> bool:
     if answer.is_time or label.is_time:
-        if answer.half and label.half and answer.half != label.half:
-            return False
-        length = max(len(answer.parts), len(label.parts))
-        if len(answer.parts) != len(label.parts) and not (answer.half or label.half):
-            return False
-        zero = (Node("number", "0"),)
-        ours, theirs = (
-            (*one.parts, *[zero] * (length - len(one.parts))) for one in (answer, label)
-        )
-        return all(map(same_value, ours, theirs))
+        return _same_time(answer, label)
     if len(answer.parts) != len(label.parts):
         return False
-    ours_values = [formula(part) for part in answer.parts]
-    theirs_values = [formula(part) for part in label.parts]
-    if any(value == 0 for value in (*ours_values, *theirs_values)):
+    ours, theirs = (list(map(formula, one.parts)) for one in (answer, label))
+    if any(value == 0 for value in (*ours, *theirs)):
         return False
-    first = ours_values[0] / theirs_values[0]
     return all(
-        sympy.simplify(one / other - first) == 0
-        for one, other in zip(ours_values, theirs_values, strict=True)
+        sympy.simplify(one / other - ours[0] / theirs[0]) == 0
+        for one, other in zip(ours, theirs, strict=True)
     )
+
+
+def _same_time(answer: Colon, label: Colon) -> bool:
+    """Whether two times agree as far as both go; minutes may be missing beside a.m. or p.m."""
+    if answer.half and label.half and answer.half != label.half:
+        return False
+    if len(answer.parts) != len(label.parts) and not (answer.half or label.half):
+        return False
+    parts = zip_longest(answer.parts, label.parts, fillvalue=(Node("number", "0"),))
+    return all(same_value(*pair) for pair in parts)
 
 
 def _same_quotient(colon: Colon, other: Form) -> bool:
@@ -358,8 +358,5 @@ def _same_quotient(colon: Colon, other: Form) -> bool:
 
 
 def _same_matrix(answer: Matrix, label: Matrix) -> bool:
-    shapes = [[len(row) for row in matrix.rows] for matrix in (answer, label)]
-    if shapes[0] != shapes[1]:
-        return False
-    cells = [[cell for row in matrix.rows for cell in row] for matrix in (answer, label)]
-    return all(same(read(one), read(other)) for one, other in zip(*cells, strict=True))
+    ours, theirs = ([list(map(read, row)) for row in matrix.rows] for matrix in (answer, label))
+    return len(ours) == len(theirs) and all(map(_same_ordered, ours, theirs))

@@ -31,23 +31,15 @@ MAX_FORMULA_DEPTH = 60
 _LETTERS = {*GREEK.values()} - {r"\pi"} | names(
     r"\Upsilon \varrho \varsigma \vartheta \ell \hbar \angle \triangle"
 )
+_HYPERBOLIC = (sympy.sinh, sympy.cosh, sympy.tanh)
+_TRIGONOMETRIC = (sympy.sin, sympy.cos, sympy.tan, sympy.cot, sympy.sec, sympy.csc)
+_INVERSES = {r"\sin": sympy.asin, r"\cos": sympy.acos, r"\tan": sympy.atan}
 _FUNCTIONS: dict[str, Callable[..., Expr]] = {
-    r"\sin": sympy.sin,
-    r"\cos": sympy.cos,
-    r"\tan": sympy.tan,
-    r"\cot": sympy.cot,
-    r"\sec": sympy.sec,
-    r"\csc": sympy.csc,
-    r"\arcsin": sympy.asin,
-    r"\arccos": sympy.acos,
-    r"\arctan": sympy.atan,
-    r"\sinh": sympy.sinh,
-    r"\cosh": sympy.cosh,
-    r"\tanh": sympy.tanh,
+    **{rf"\{function.__name__}": function for function in (*_TRIGONOMETRIC, *_HYPERBOLIC)},
+    **{rf"\arc{name[1:]}": inverse for name, inverse in _INVERSES.items()},
     r"\ln": sympy.log,
     r"\exp": sympy.exp,
 }
-_INVERSES = {r"\sin": sympy.asin, r"\cos": sympy.acos, r"\tan": sympy.atan}
 _OF_MANY = {r"\max": sympy.Max, r"\min": sympy.Min, r"\gcd": sympy.gcd, r"\lcm": sympy.lcm}
 _BRACKETS = {"(": ")", "[": "]", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
 _FUNCTION_LETTERS = set("fghFG")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from softeval.scoring.grading.numerals import append, join_numbers
-from softeval.scoring.grading.tokens import Node, Nodes, UnreadableError, group, solid, symbol
+from softeval.scoring.grading.tokens import Kind, Node, Nodes, UnreadableError, group, solid, symbol
 from softeval.scoring.grading.vocabulary import (
     ACCENTS,
     ALIASES,
@@ -20,6 +20,7 @@ from softeval.scoring.grading.vocabulary import (
     HIDDEN,
     LINES,
     MATRICES,
+    OF_TWO,
     ORDINALS,
     SPACE,
     TEXT,
@@ -157,15 +158,13 @@ class _Writer:
         if name == r"\textcolor":
             self.argument()
             return self.argument()
-        if name in (r"\frac", r"\binom", r"\stackrel", r"\overset"):
-            return [Node("command", name, (group(self.argument()), group(self.argument())))]
         if name in (r"\sqrt", r"\surd"):
             return [self.root(whole_number=name == r"\surd")]
         if name in (r"\pmod", r"\pod"):
             return [Node("command", r"\bmod"), *self.argument()]
-        if name in ACCENTS:
-            return [Node("command", name, (group(self.argument()),))]
-        return [Node("command" if name.startswith("\\") else "symbol", name)]
+        arguments = 2 if name in OF_TWO else int(name in ACCENTS)
+        kind: Kind = "command" if name.startswith("\\") else "symbol"
+        return [Node(kind, name, tuple(group(self.argument()) for _ in range(arguments)))]
 
     def text(self, name: str) -> list[Node]:
         self.skip_space()

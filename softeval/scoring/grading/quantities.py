@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 from softeval.scoring.grading.tokens import Node, Nodes, solid
 from softeval.scoring.grading.vocabulary import (
@@ -19,10 +19,16 @@ from softeval.scoring.grading.vocabulary import (
 _CURRENCIES = {"$": "dollars", "€": "€", "£": "£", "¥": "¥", "₹": "₹", "¢": "¢"}
 _PERCENT = {"%", "percent", "percents", "pct", "percentage"}
 _AFTER_DEGREES = ("N", "S", "E", "W", "C", "F")
-_HOUR = (Node("symbol", "/"), Node("word", "hour", upright=True))
+DEGREES = (("angle", 1),)
+
+
+def _word(text: str) -> Node:
+    return Node("word", text, upright=True)
+
+
 _SPEEDS = {
-    "mph": (Node("word", "mile", upright=True), *_HOUR),
-    **dict.fromkeys(("kmh", "kph", "kmph"), (Node("word", "km", upright=True), *_HOUR)),
+    name: (_word(length), _word("per"), _word("hour"))
+    for name, length in {"mph": "mile", "kmh": "km", "kph": "km", "kmph": "km"}.items()
 }
 
 
@@ -65,33 +71,34 @@ class _NoUnitError(ValueError):
 
 def read_quantity(nodes: Nodes) -> Quantity | None:
     """Read bare numbers with what follows them; None where letters or other words are left."""
-    plain = list(nodes)
     terms: list[Term] = []
     percent = False
+    prefix, rest = _prefix(nodes)
     try:
-        prefix, at = _prefix(plain, 0)
-        while at < len(plain):
-            number, at = _number(plain, at)
-            if not number:
+        while rest:
+            number, rest = _span(rest, _numeric)
+            if not any(_makes_number(node) for node in number):
                 return None
-            tail, at = _tail(plain, at)
-            if any(node.text.lower() in _PERCENT for node in tail):
-                percent = True
-                tail = [node for node in tail if node.text.lower() not in _PERCENT]
-            in_degrees = bool(terms) and terms[-1].measures == (("angle", 1),)
-            terms.append(_term(number, prefix + tail, in_degrees))
-            prefix = []
-            while at < len(plain) and (
-                plain[at].kind == "space" or plain[at].text.lower() in ("and",)
-            ):
-                at += 1
+            tail, rest = _span(rest, _trails)
+            unit_words = [node for node in solid(tail) if node.text.lower() not in _PERCENT]
+            percent = percent or len(unit_words) < len(solid(tail))
+            in_degrees = bool(terms) and terms[-1].measures == DEGREES
+            terms.append(_term(number, [*prefix, *unit_words], in_degrees))
+            prefix = ()
+            _, rest = _span(rest, _joins)
     except _NoUnitError:
         return None
     marked = percent or any(term.measures or term.scale != 1 for term in terms)
-    ordinal = any(node.text in ORDINALS for node in plain)
+    ordinal = any(node.text in ORDINALS for node in nodes)
     if not terms or not (marked or ordinal) or not _descend(terms) or (percent and len(terms) > 1):
         return None
     return Quantity(tuple(terms), percent)
+
+
+def _span(nodes: Nodes, test: Callable[[Node], bool]) -> tuple[Nodes, Nodes]:
+    """Split nodes where a test first fails."""
+    taken = tuple(takewhile(test, nodes))
+    return taken, nodes[len(taken) :]
 
 
 def _descend(terms: Sequence[Term]) -> bool:
@@ -102,34 +109,25 @@ def _descend(terms: Sequence[Term]) -> bool:
     )
 
 
-def _prefix(nodes: Sequence[Node], at: int) -> tuple[list[Node], int]:
-    r"""Take a currency before the number: `\$`, `US$`, `Rs.`, and a number sign."""
-    found: list[Node] = []
-    while at < len(nodes):
-        node = nodes[at]
-        lower = node.text.lower()
+def _prefix(nodes: Nodes) -> tuple[Nodes, Nodes]:
+    r"""Take a currency before the number: `\$`, `US$`, `Rs.`, and a number sign; also the rest."""
+    found: Nodes = ()
+    for at, node in enumerate(nodes):
         if node.text in _CURRENCIES:
-            found = [Node("word", _CURRENCIES[node.text], upright=True)]
-        elif node.kind == "word" and lower in ("rs", "usd", "eur", "dollars", "gbp"):
-            found = [node]
+            found = (_word(_CURRENCIES[node.text]),)
+        elif node.kind == "word" and node.text.lower() in ("rs", "usd", "eur", "dollars", "gbp"):
+            found = (node,)
         elif not (node.kind == "space" or (node.text == "." and found) or node.text == "US"):
-            break
-        at += 1
-    return found, at
+            return found, nodes[at:]
+    return found, ()
 
 
-def _number(nodes: Sequence[Node], at: int) -> tuple[Nodes, int]:
-    """Take a number without letters, however it is written."""
-    start = at
-    while at < len(nodes) and _numeric(nodes[at]):
-        at += 1
-    taken = tuple(nodes[start:at])
-    if not any(node.kind == "number" or node.children or node.text == r"\pi" for node in taken):
-        return (), at
-    return taken, at
+def _makes_number(node: Node) -> bool:
+    return node.kind == "number" or bool(node.children) or node.text == r"\pi"
 
 
 def _numeric(node: Node) -> bool:
+    """Whether a node may be part of a number without letters."""
     if node.kind in ("number", "space"):
         return True
     if node.kind == "command" and node.text in (r"\frac", r"\sqrt", "^", r"\binom"):
@@ -137,19 +135,13 @@ def _numeric(node: Node) -> bool:
     return node.text in ("+", "-", "/", "!", "(", ")", r"\cdot", r"\pi")
 
 
-def _tail(nodes: Sequence[Node], at: int) -> tuple[list[Node], int]:
-    """Take what follows a number up to the next number."""
-    start = at
-    while (
-        at < len(nodes)
-        and nodes[at].kind != "number"
-        and nodes[at].text not in (r"\frac", r"\sqrt")
-    ):
-        if nodes[at].text.lower() == "and":
-            break
-        at += 1
-    tail = solid(nodes[start:at])
-    return [part for node in tail for part in _SPEEDS.get(node.text.lower(), (node,))], at
+def _trails(node: Node) -> bool:
+    """Whether a node goes with the number before it and not with the next."""
+    return node.kind != "number" and node.text.lower() not in (r"\frac", r"\sqrt", "and")
+
+
+def _joins(node: Node) -> bool:
+    return node.kind == "space" or node.text.lower() == "and"
 
 
 def _term(number: Nodes, tail: Sequence[Node], in_degrees: bool) -> Term:
@@ -161,7 +153,7 @@ def _term(number: Nodes, tail: Sequence[Node], in_degrees: bool) -> Term:
     powers: dict[str, int] = {}
     factor, scale, sign, power = Fraction(1), 1, 1, 1
     last: Unit | None = None
-    for node in tail:
+    for node in (part for one in tail for part in _SPEEDS.get(one.text.lower(), (one,))):
         word = node.text
         if word == "^" and last is not None:
             raised = "".join(child.text for child in node.children[0].children)

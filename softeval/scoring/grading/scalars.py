@@ -19,13 +19,12 @@ from sympy import Basic, Expr, MatrixBase, Rational, Symbol
 
 from softeval.scoring.grading.forms import Form, Formula
 from softeval.scoring.grading.formula import formula
-from softeval.scoring.grading.quantities import Quantity, Term
+from softeval.scoring.grading.quantities import DEGREES, Quantity, Term
 from softeval.scoring.grading.tokens import Node, UnsupportedError, solid, written
 
 ROUNDED_DIGITS = 6
 ENOUGH_DIGITS = 120
 _DECIMAL = re.compile(r"([+-]?) ?([0-9]+(?:\.[0-9]+)?)(?: \\cdot 10 \^ \{ (-? ?[0-9]{1,3}) \})?")
-_DEGREES = (("angle", 1),)
 _MONEY = (("dollars", 1),)
 _INTEGER_LETTERS = set("nkm")
 _PROBES = (Rational(7, 5), Rational(13, 11), Rational(31, 17), Rational(23, 7), Rational(5, 3))
@@ -276,7 +275,7 @@ def _without_unit(measured: Quantity, bare: Quantity) -> bool:
     if one_term and bare.terms[0].scale == 1 and same_value(measured.number, bare.number):
         return True
     total, wanted = _total(measured), _total(bare)
-    if measured.measures == _DEGREES and wanted.has(sympy.pi):
+    if measured.measures == DEGREES and wanted.has(sympy.pi):
         return equal_expressions(total * sympy.pi / 180, wanted)
     units = {terms[0].factor, terms[-1].factor}
     if measured.measures == _MONEY:
