@@ -24,7 +24,7 @@ from softeval.scoring.grading.tokens import (
     solid,
     written,
 )
-from softeval.scoring.grading.vocabulary import ACCENTS, GREEK, names
+from softeval.scoring.grading.vocabulary import ACCENTS, GREEK, ROUNDING, names
 
 MAX_FORMULA_DEPTH = 60
 
@@ -41,7 +41,7 @@ _FUNCTIONS: dict[str, Callable[..., Expr]] = {
     r"\exp": sympy.exp,
 }
 _OF_MANY = {r"\max": sympy.Max, r"\min": sympy.Min, r"\gcd": sympy.gcd, r"\lcm": sympy.lcm}
-_BRACKETS = {"(": ")", "[": "]", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
+_BRACKETS = {"(": ")", "[": "]"} | ROUNDING
 _FUNCTION_LETTERS = set("fghFG")
 _SIGNS = {r"\pi": sympy.pi, r"\infty": sympy.oo}
 _CONSTANTS = {"i": sympy.I, "e": sympy.E}

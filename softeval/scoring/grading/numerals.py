@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from softeval.scoring.grading.tokens import Node, fraction, symbol
-from softeval.scoring.grading.vocabulary import ORDINALS
+from softeval.scoring.grading.vocabulary import BRACKETS, ORDINALS
 
 MAX_EXPONENT = 400
 MAX_PERIOD = 40
 _DIGITS = re.compile(r"[0-9]+")
-_OPENING = {"(", "[", r"\{", r"\langle"}
-_CLOSING = {")", "]", r"\}", r"\rangle"}
 
 
 def append(written: list[Node], node: Node) -> None:
@@ -94,10 +92,10 @@ def _bracket_of_each(nodes: Sequence[Node]) -> tuple[list[int], set[int]]:
     spaced: set[int] = set()
     open_brackets, count = [0], 0
     for node, following in zip(nodes, [*nodes, symbol("")][1:], strict=True):
-        if node.text in _OPENING:
+        if node.text in BRACKETS:
             count += 1
             open_brackets.append(count)
-        elif node.text in _CLOSING and len(open_brackets) > 1:
+        elif node.text in BRACKETS.values() and len(open_brackets) > 1:
             open_brackets.pop()
         elif node.text == "," and following.kind == "space":
             spaced.add(open_brackets[-1])

@@ -26,11 +26,10 @@ from softeval.scoring.grading.forms import (
 )
 from softeval.scoring.grading.quantities import Quantity, read_quantity
 from softeval.scoring.grading.tokens import Node, Nodes, solid, symbol, written
-from softeval.scoring.grading.vocabulary import names
+from softeval.scoring.grading.vocabulary import BRACKETS, ROUNDING, names
 from softeval.scoring.grading.words import as_words, is_prose
 
-_OPENING = {"(": ")", "[": "]", r"\{": r"\}", r"\langle": r"\rangle", r"\lfloor": r"\rfloor"}
-_OPENING |= {r"\lceil": r"\rceil"}
+_OPENING = BRACKETS | ROUNDING
 _CLOSING = set(_OPENING.values())
 _RELATIONS = names("= < >") | names(r"\le \ge \ne \in \notin \approx \equiv \to \mid")
 _TURNED = {">": "<", r"\ge": r"\le"}
@@ -88,12 +87,9 @@ def _dresses_end(nodes: Nodes, start: int, end: int) -> bool:
 
 def _condition_at(nodes: Nodes) -> int | None:
     """Where "where ..." or "if ..." begins after a formula."""
-    depth = 0
-    for position, node in enumerate(nodes):
-        depth += (node.text in _OPENING) - (node.text in _CLOSING)
+    for position, node in _outside(nodes):
         if node.kind == "word" and node.text.lower() in _CONDITION_WORDS:
-            before = solid(nodes[:position])
-            return position if depth == 0 and before and _has_formula(before) else None
+            return position if _has_formula(nodes[:position]) else None
     return None
 
 
@@ -107,33 +103,25 @@ def _prose_text(nodes: Sequence[Node]) -> str:
 
 def _pieces(nodes: Nodes) -> tuple[list[Nodes], bool]:
     """Split a list at commas, semicolons, "and", "or"; also whether "or" was among them."""
-    pieces: list[list[Node]] = [[]]
-    depth, joint = 0, False
     separators = {",", ";", "and", "or", "\\\\"}
     if any(node.text in _RELATIONS for node in nodes):  # else they join statements
         separators |= {r"\land", r"\lor"}
-    for node in nodes:
-        depth += (node.text in _OPENING) - (node.text in _CLOSING)
-        word = node.text.lower() if node.kind == "word" else node.text
-        if depth == 0 and word in separators:
-            joint = joint or word in ("or", r"\lor")
-            pieces.append([])
-        else:
-            pieces[-1].append(node)
-    trimmed = [_without_dressing(tuple(piece)) for piece in pieces]
-    return [piece for piece in trimmed if piece], joint
+    words = {
+        position: node.text.lower() if node.kind == "word" else node.text
+        for position, node in _outside(nodes)
+    }
+    splits = [position for position, word in words.items() if word in separators]
+    joint = any(words[position] in ("or", r"\lor") for position in splits)
+    return [piece for piece in _parts(nodes, splits) if piece], joint
 
 
 def _outside(nodes: Nodes) -> Iterator[tuple[int, Node]]:
-    """Yield position and node of what stands outside all brackets."""
+    """Yield position and node of what stands outside all brackets; `]1, 2[` is a bracket too."""
     depth = 0
     for position, node in enumerate(nodes):
-        closing = node.text in _CLOSING
-        depth -= closing
-        if depth <= 0 and not closing and node.text not in _OPENING:
+        depth += (node.text in _OPENING) - (node.text in _CLOSING)
+        if depth == 0 and node.text not in _CLOSING:
             yield position, node
-        depth += node.text in _OPENING
-        depth = max(depth, 0)
 
 
 def _listing(pieces: list[Nodes], joint: bool) -> Form:

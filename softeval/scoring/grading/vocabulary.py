@@ -49,6 +49,8 @@ TEXT = names(
 """Commands whose argument is words, a unit or the name of a function."""
 HIDDEN = names(r"\phantom \hphantom \vphantom \hspace \hspace* \vspace \color \label \tag")
 """Commands whose argument is not printed."""
+BRACKETS = {"(": ")", "[": "]", r"\{": r"\}", r"\langle": r"\rangle"}
+ROUNDING = {r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
 OF_TWO = names(r"\frac \binom \stackrel \overset")
 """Commands of two arguments."""
 ACCENTS = names(
