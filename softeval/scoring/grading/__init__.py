@@ -6,5 +6,5 @@ forms are the same answer and `scalars` hands what is left to math-verify's read
 inside a scoring worker, under its limits.
 """
 
-RULES = "2"
+RULES = "3"
 """Version of the rules, part of every run's record: raised with every change of a verdict."""

@@ -152,10 +152,10 @@ _MEASURED = _table(
     length: 1/10 dm decimeter
     length: 1/100 cm centimeter centimetre
     length: 1/1000 mm millimeter millimetre
-    length: 127/5000 in inch inche
-    length: 381/1250 ft foot feet
-    length: 1143/1250 yd yard
-    length: 201168/125 mi mile
+    length: 0.0254 in inch inche
+    length: 0.3048 ft foot feet
+    length: 0.9144 yd yard
+    length: 1609.344 mi mile
     time: 1 s sec second
     time: 60 min minute
     time: 3600 h hr hour
@@ -167,23 +167,25 @@ _MEASURED = _table(
     mass: 1000 kg kilogram kilo
     mass: 1/1000 mg milligram
     mass: 1000000 ton tonne
-    mass: 45359237/100000 lb pound
-    mass: 45359237/1600000 oz ounce
-    volume: 1 l L liter litre quart
+    mass: 453.59237 lb pound
+    mass: 28.349523125 oz ounce
+    volume: 1 l L liter litre
     volume: 1/1000 ml mL milliliter millilitre cc
-    volume: 4 gal gallon
+    volume: 3.785411784 gal gallon
+    volume: 0.946352946 quart
     dollars: 1 dollar usd USD buck
     dollars: 1/100 cent ¢
     euros: 1 euro eur EUR €
     pounds sterling: 1 £ gbp GBP
-    yen: 1 yen ¥ yuan 元
+    yen: 1 yen ¥
+    yuan: 1 yuan 元
     rupees: 1 rupee ₹ rs
     radians: 1 radian rad
     angle: 1 ° deg degree
     angle: 1/60 arcminute
     angle: 1/3600 arcsecond
-    area of land: 1 acre
-    area of land: 247/100 hectare ha
+    area of land: 0.40468564224 acre
+    area of land: 1 hectare ha
     force: 1 N newton
     energy: 1 J joule
     energy: 1000 kJ
