@@ -6,11 +6,11 @@ Shapes: N rows, V vocabulary, K tokens of a row, R recorded numbers.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from softeval.errors import UserError
 from softeval.modes.sampling import Support, most_likely, softmax
-from softeval.modes.seam import Embedding, Mode, Seen, Taken
+from softeval.modes.seam import Embedding, Mode, Seen
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,11 +76,17 @@ class FilteredMode(Mode):
 class FewTokensMode(FilteredMode):
     """A mode that mixes the n most likely of the tokens that the filters leave.
 
+    The defaults are those of Soft Thinking's released code.
+
     Attributes:
         top_n: tokens that are mixed; 0 mixes all that are left.
     """
 
-    top_n: int = 0
+    temperature: float = 0.6
+    top_k: int = 30
+    top_p: float = 0.95
+    min_p: float = 0.001
+    top_n: int = 10
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,35 +118,3 @@ class FewTokensMode(FilteredMode):
     def support(self, seen: Seen, probs_NV: Tensor) -> Support:
         """(N, K) tokens that are mixed and their w; 0 where fewer are left."""
         return Support(*probs_NV.topk(self.most_tokens(seen.embedding), dim=-1))
-
-    def record(self, found: Support, values_NK: Tensor) -> Tensor:
-        """(N, 2K) the support's ids and a number for each; -1 and 0 for a token that was cut."""
-        import torch
-
-        cut_NK = found.probs_NK == 0
-        ids_NK, values_NK = found.ids_NK.masked_fill(cut_NK, -1), values_NK.masked_fill(cut_NK, 0)
-        return torch.cat([ids_NK.float(), values_NK.float()], -1)
-
-    def recorded(self, seen: Seen, taken: Taken) -> Recorded:
-        """What `record` wrote, beside log w of the same tokens under these logits.
-
-        The support is a constant: w is softmax(z/τ) over the recorded tokens.
-        """
-        import torch
-
-        assert taken.record_NR is not None, "the step's tokens and numbers are recorded"
-        ids_NK, values_NK = taken.record_NR.chunk(2, -1)
-        kept_NK = ids_NK >= 0
-        scaled_NK = seen.logits_NV.float().gather(-1, ids_NK.long().clamp(min=0)) / self.temperature
-        log_w_NK = scaled_NK.masked_fill(~kept_NK, -torch.inf).log_softmax(-1)
-        log_w_NK = log_w_NK.masked_fill(~kept_NK, 0.0)
-        return Recorded(log_w_NK, values_NK, kept_NK, ids_NK.long().clamp(min=0))
-
-
-class Recorded(NamedTuple):
-    """(N, K) of a recorded support: log w (0 where cut), the number recorded, whether kept, the token."""
-
-    log_weights_NK: Tensor
-    values_NK: Tensor
-    kept_NK: Tensor
-    ids_NK: Tensor

@@ -18,11 +18,10 @@ from typing import Any, TypeVar
 
 from softeval.errors import UserError
 from softeval.modes.coconut import Coconut
-from softeval.modes.dirichlet import Dirichlet
-from softeval.modes.gumbel import Gumbel
 from softeval.modes.mixture_of_inputs import MixtureOfInputs
 from softeval.modes.multiplex import Multiplex
 from softeval.modes.noise_placement import HiddenNoise, LogitNoise, TopLogitNoise
+from softeval.modes.noisy_soft_thinking import Dirichlet, Gumbel
 from softeval.modes.paper import PAPER_MODES
 from softeval.modes.seam import Mode, mode_record
 from softeval.modes.soft_thinking import SoftThinking

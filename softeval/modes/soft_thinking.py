@@ -35,11 +35,6 @@ class SoftThinking(FewTokensMode):
 
     name: str = "soft_thinking"
     family: str = "soft_thinking"
-    temperature: float = 0.6
-    top_k: int = 30
-    top_p: float = 0.95
-    min_p: float = 0.001
-    top_n: int = 10
     entropy_threshold: float = 0.01
     patience: int = 256
 
