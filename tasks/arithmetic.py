@@ -24,6 +24,7 @@ This file knows nothing about prompts, tokenizers or models. Run it to write the
 
 import argparse
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,24 @@ class ArithmeticProblem:
 
     start: int
     operations: tuple[tuple[str, int], ...]
+
+    @classmethod
+    def read(cls, question: str) -> "ArithmeticProblem":
+        """The problem that a question asks: from left to right, whatever its parentheses."""
+        start = re.search(r"\d+", question)
+        assert start is not None, question
+        operations = re.findall(r"([-+*])(\d+)", question)
+        return cls(int(start[0]), tuple((sign, int(operand)) for sign, operand in operations))
+
+    @property
+    def careful_steps(self) -> tuple[str, ...]:
+        """The worked solution without a sloppy step, one text a step, as it stands after the prompt."""
+        value, steps = self.start, []
+        for sign, operand in self.operations:
+            result = apply_operation(value, sign, operand)
+            steps.append(f"{'' if steps else ' '}{value}{sign}{operand}={result};")
+            value = result
+        return tuple(steps)
 
     @property
     def question(self) -> str:

@@ -31,7 +31,7 @@ FLOORS = (
     {"runs"},
     {"replays"},
     {"reports.measured"},
-    {"trainers", "reports.sections", "reports"},
+    {"trainers", "trainers.learners", "reports.sections", "reports"},
     {"cli"},
     {"__init__", "__main__"},
 )

@@ -27,7 +27,7 @@ def test_a_methods_options_reach_the_mode():
     assert greedy_mode(config).options["top_n"] == 3
 
 
-@pytest.mark.parametrize("name", ["coconut", "soft_thinking"])
+@pytest.mark.parametrize("name", ["soft_greedy", "soft_thinking"])
 def test_a_mode_without_a_density_is_refused(name):
     with pytest.raises(UserError, match="no density"):
         tiny_config(method=name)

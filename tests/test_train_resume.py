@@ -22,6 +22,7 @@ from train_cases import (
     LINEAR,
     METHODS,
     MOVING,
+    STAGED,
     moved_apart,
     own_questions,
     read_metrics,
@@ -98,22 +99,38 @@ def check_equal(killed: Path, whole: Path) -> None:
     assert timeless(killed) == timeless(whole)
     for name in ("best", "last"):
         assert same(weights(killed / name), weights(whole / name))
-    samples = [(folder / "samples.jsonl").read_text() for folder in (killed, whole)]
+    samples = [
+        [file.read_text() for file in folder.glob("samples.jsonl")] for folder in (killed, whole)
+    ]
     assert samples[0] == samples[1]
     state = "state/step-000007/tensors.safetensors"
     assert same(load_file(str(killed / state)), load_file(str(whole / state)))
     assert not list(killed.rglob("*.partial")) and not list(killed.rglob("*.retired"))
 
 
+MEASURING = {"kl_steps": 2, "gradient_split_steps": 3, "log_completions_steps": 2}
+STAGES = STAGED | {"curriculum": {"updates": 2, "first": 2, "stages": 1, "mixing": 0.5}}
+
+
 @pytest.mark.parametrize(
-    ("method", "seed", "times"), [("hard", 0, 3), ("soft", 1, 6), ("fuzzy", 2, 3)]
+    ("options", "seed", "times"),
+    [
+        (METHODS["hard"] | MEASURING, 0, 3),
+        (METHODS["soft"] | MEASURING, 1, 6),
+        (METHODS["fuzzy"] | MEASURING, 2, 3),
+        (STAGES, 3, 3),
+    ],
+    ids=["hard", "soft", "fuzzy", "coconut"],
 )
 def test_a_run_killed_again_and_again_equals_one_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, seed: int, times: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+    seed: int,
+    times: int,
 ) -> None:
     """Bit for bit; a run that outlives its fuse is compared, and the next kill hits a new one."""
-    options = METHODS[method] | {"max_steps": 7, "save_steps": 2, "eval_steps": 3}
-    options |= {"kl_steps": 2, "gradient_split_steps": 3, "log_completions_steps": 2}
+    options = options | {"max_steps": 7, "save_steps": 2, "eval_steps": 3}
     whole = tmp_path / "whole"
     run(whole, **options)
     assert any(line.get("gradient/norm") for line in timeless(whole))

@@ -206,6 +206,9 @@ METHODS = {
 }
 
 
+STAGED: dict[str, Any] = {"method": "coconut", "num_generations": 1}
+"""COCONUT's curriculum, which has one sequence of a question."""
+
 MOVING: dict[str, dict[str, Any]] = {
     "hard": {"seed": 5},
     "soft": {"seed": 5, "max_cot_tokens": 16},

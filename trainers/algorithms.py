@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from softeval.trainers.config import TrainConfig
+
 
 class Algorithm(ABC):
     """The base of all: its loss is REINFORCE's, the mean over sequences of -A·log π."""
@@ -57,3 +59,28 @@ ALGORITHMS: dict[str, Algorithm] = {"rloo": RLOO()}
 def uninformative(rewards_PG: Tensor) -> Tensor:
     """(P,) whether all rewards of a group are equal, so that it teaches nothing."""
     return (rewards_PG == rewards_PG[:, :1]).all(1)
+
+
+def check_rollouts(config: TrainConfig) -> None:
+    """Refuse, with a ValueError, what no rollout can be learnt from."""
+    if config.curriculum:
+        raise ValueError(f"--curriculum is for --method coconut, not {config.method}")
+    smallest = ALGORITHMS[config.algorithm].smallest_group
+    if config.num_generations < smallest:
+        raise ValueError(
+            f"--num-generations {config.num_generations}: {config.algorithm} compares a sample with "
+            f"the others of its question; set --group-size {smallest} or more"
+        )
+    if config.num_iterations > 1:
+        raise ValueError(
+            "--num-iterations: this trainer is strictly on-policy; use 1, or TRL for hard CoTs "
+            "(the log-probability of a fuzzy CoT differs by up to 1420 nats between two "
+            "precisions of one model: no usable importance ratio)"
+        )
+    if not config.mode.is_gaussian and (config.score_error or config.detach_embedding_in_mixture):
+        raise ValueError(
+            "--score-error and --detach-embedding-in-mixture fit soft and fuzzy, not "
+            f"{config.method}"
+        )
+    if not config.reward_correct > max(config.reward_boxed, config.reward_none):
+        raise ValueError("--reward-correct must be the largest of the three rewards")

@@ -37,6 +37,7 @@ from softeval.files import replacing_directory
 from softeval.model.language_model import LanguageModel
 from softeval.runs.rundir import TRAINING_FILE
 from softeval.tasks.catalogue import task_catalogue
+from softeval.trainers.config import CURRICULUM
 from softeval.trainers.rollout import Rollout
 
 if TYPE_CHECKING:
@@ -276,9 +277,7 @@ def model_card(record: TrainingRecord, license: str | None = None) -> str:
 
 # {record.method} chain-of-thought training on {record.dataset}
 
-Trained from `{record.base}` with `softeval train`, the method of *Soft Tokens, Hard Truths* (arXiv
-2509.19170). An ordinary transformers checkpoint; `softeval run --model DIR` evaluates it under the
-six CoT modes.
+{_how(record)}
 
 - method: {record.method}, CoT mode {record.mode["name"]} ({options})
 - data: {record.dataset}, seed {record.train_seed}
@@ -307,7 +306,7 @@ def _metadata(record: TrainingRecord, license: str | None) -> str:
     found: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": ["softeval", "reinforcement-learning", "chain-of-thought"],
+        "tags": ["softeval", _KIND[record.method == CURRICULUM], "chain-of-thought"],
     }
     if record.base.count("/") == 1 and not Path(record.base).expanduser().exists():
         found["base_model"] = record.base
@@ -316,6 +315,23 @@ def _metadata(record: TrainingRecord, license: str | None) -> str:
     if license is not None:
         found["license"] = license
     return yaml.safe_dump(found, sort_keys=False)
+
+
+_KIND = ("reinforcement-learning", "latent-reasoning")
+
+
+def _how(record: TrainingRecord) -> str:
+    """What it was trained by, and how it is evaluated."""
+    if record.method == CURRICULUM:
+        return f"""\
+Trained from `{record.base}` with `softeval train`, the curriculum of COCONUT (arXiv 2412.06769): the first
+steps of worked solutions are replaced by thoughts, more of them from stage to stage. An ordinary
+transformers checkpoint; `softeval run --model DIR --modes coconut --mode-args
+latents={record.mode["latents"]}` evaluates it as it was trained in the last stage."""
+    return f"""\
+Trained from `{record.base}` with `softeval train`, the method of *Soft Tokens, Hard Truths* (arXiv
+2509.19170). An ordinary transformers checkpoint; `softeval run --model DIR` evaluates it under the
+six CoT modes."""
 
 
 def _weights(record: TrainingRecord) -> str:

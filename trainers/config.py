@@ -20,14 +20,18 @@ from softeval.options import (
     DEFAULT_MAX_COT_TOKENS,
     BatchSize,
     ModelOptions,
+    Pairs,
     explain,
     option,
     split_list,
 )
 from softeval.scoring.judge import Rules
 from softeval.tasks.local_data import is_jsonl
-from softeval.trainers.algorithms import ALGORITHMS
+from softeval.trainers.algorithms import ALGORITHMS, check_rollouts
+from softeval.trainers.learners.stages import FOREIGN, Curriculum, check_stages, read_curriculum
 
+CURRICULUM = "coconut"
+"""The method that learns from worked solutions, stage by stage, not from rewards."""
 METHODS = ("hard", "soft", "fuzzy")
 """The paper's methods: each trains with the sampled mode of the family of that name."""
 DATASETS = ("gsm8k", "math", "deepscaler", "demo")
@@ -86,7 +90,14 @@ class TrainConfig(ModelOptions):
 
     method: str = option(
         "soft",
-        "CoT sampled in training: hard, soft or fuzzy tokens, or any sampled mode by name.",
+        "CoT sampled in training: hard, soft or fuzzy tokens, or any sampled mode by name; coconut "
+        "learns from worked solutions instead (--curriculum), with --prompts-per-step of them.",
+        panel=_POLICY,
+    )
+    curriculum: Pairs = option(
+        {},
+        "Stages of coconut, as name=value,…: latents for each step (2), stages (3), updates of one "
+        "(200), first for stage 0 (twice that), mixing of earlier stages (0).",
         panel=_POLICY,
     )
     temperature: float | None = option(
@@ -260,57 +271,63 @@ class TrainConfig(ModelOptions):
         file = ", nor a .jsonl file" if is_data else ""
         raise ValueError(f"{value!r} is none of {', '.join(known)}{file}{suggest(value, known)}")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_rollouts(cls, values: Any) -> Any:
+        """A curriculum has one sequence of each question, and nothing to measure on rollouts."""
+        if values.get("method") != CURRICULUM:
+            return values
+        return {name: value for name, value in FOREIGN.items() if value is not None} | values
+
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
-        smallest = ALGORITHMS[self.algorithm].smallest_group
-        if self.num_generations < smallest:
-            raise ValueError(
-                f"--num-generations {self.num_generations}: {self.algorithm} compares a sample with "
-                f"the others of its question; set --group-size {smallest} or more"
-            )
         if self.validation_size < 1:
             raise ValueError(
                 f"--validation-size {self.validation_size} leaves no validation data, which chooses "
                 "the best checkpoint; hold out 1 or more"
             )
-        mode = self._usable_mode()
-        if self.num_iterations > 1:
-            raise ValueError(
-                "--num-iterations: this trainer is strictly on-policy; use 1, or TRL for hard CoTs "
-                "(the log-probability of a fuzzy CoT differs by up to 1420 nats between two "
-                "precisions of one model: no usable importance ratio)"
-            )
-        if not mode.is_gaussian and (self.score_error or self.detach_embedding_in_mixture):
-            raise ValueError(
-                "--score-error and --detach-embedding-in-mixture fit soft and fuzzy, not "
-                f"{self.method}"
-            )
         adapted = [name for name in _LORA if name in self.model_fields_set]
         if adapted and "lora" not in self.model_fields_set:
             raise ValueError(f"--{adapted[0].replace('_', '-')} needs --lora, which was not given")
-        if not self.reward_correct > max(self.reward_boxed, self.reward_none):
-            raise ValueError("--reward-correct must be the largest of the three rewards")
+        self._usable_mode()
+        (check_stages if self.is_staged else check_rollouts)(self)
         return self
 
-    def _usable_mode(self) -> Mode:
-        """The mode that is trained; a ValueError says why there is none."""
+    def _usable_mode(self) -> None:
+        """Refuse a mode that cannot be trained."""
         try:
             mode = self.mode
         except UserError as error:
             raise ValueError(f"--method {self.method}: {error}") from None
-        if not mode.has_density:
+        if not (mode.has_density or self.is_staged):
             raise ValueError(f"--method {self.method}: {mode.name} has no density to train with")
-        return mode
+
+    @property
+    def is_staged(self) -> bool:
+        """Whether the run learns from worked solutions by stages."""
+        return self.method == CURRICULUM
+
+    @property
+    def stages(self) -> Curriculum:
+        """The stages of such a run.
+
+        Raises:
+            UserError: an option that they do not have.
+        """
+        return read_curriculum(self.curriculum)
 
     @property
     def mode(self) -> Mode:
-        """The sampled mode that training draws from.
+        """The sampled mode that training draws from; the one that a curriculum ends with.
 
         Raises:
             UserError: no such mode, or an option that it does not have.
         """
         name = f"{self.method}_sample" if self.method in METHODS else self.method
-        return get_mode(name, **self.mode_options())
+        options = self.mode_options()
+        if self.is_staged:
+            options["latents"] = self.stages.thoughts(self.stages.last)
+        return get_mode(name, **options)
 
     @property
     def cot_cap(self) -> int:

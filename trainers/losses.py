@@ -121,17 +121,18 @@ def collate(
         drawn_NX = torch.from_numpy(np.concatenate(drawn)).to(device)
     return Batch(
         ids_BT=torch.from_numpy(ids_BT).to(device),
-        cot=_choices(ids_BT, cot_starts, [len(g.shadow_ids) for g in rollouts], device),
-        answer=_choices(ids_BT, answer_starts, [len(g.answer_ids) for g in rollouts], device),
+        cot=choices(ids_BT, cot_starts, [len(g.shadow_ids) for g in rollouts], device),
+        answer=choices(ids_BT, answer_starts, [len(g.answer_ids) for g in rollouts], device),
         fed_ND=fed_ND,
         record_NR=record_NR,
         drawn_NX=drawn_NX,
     )
 
 
-def _choices(
+def choices(
     ids_BT: np.ndarray, starts: list[int], lengths: list[int], device: torch.device
 ) -> Choices:
+    """The positions starts … starts + lengths - 1 of each row."""
     width = ids_BT.shape[1]
     spans = [
         np.arange(row * width + start, row * width + start + length)

@@ -174,6 +174,9 @@ class MemoryModel:
 
     def _sequence(self, config: TrainConfig) -> int:
         saved = self._recomputed if config.gradient_checkpointing else self._plain
+        if config.is_staged:  # a pass over the prompt for each thought
+            thoughts = config.stages.thoughts(config.stages.last)
+            saved += thoughts * saved * (self.lengths.prompt + thoughts) // self.lengths.total
         # Hidden states picked out, and of a mixture itself, its error and their gradients.
         noisy = not config.mode.feeds_tokens
         return saved + self.lengths.cot * self.width * (3 * self.item + 16 * noisy)

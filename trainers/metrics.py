@@ -18,6 +18,8 @@ import math
 import resource
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +29,27 @@ from softeval.trainers.algorithms import uninformative
 from softeval.trainers.rollout import Rollout, StepRollouts
 
 Metrics = dict[str, float | None]
+
+
+@dataclass(eq=False)
+class Update:
+    """What a learner says of an update whose gradient it has left in the masters.
+
+    Attributes:
+        metrics: its numbers; "gradient/norm" among them.
+        cursor: place in the data order after it.
+        tokens: drawn, or learnt from, by all processes.
+        seconds: spent, by what on.
+        fault: what is wrong with it, so that it must not be made; None where nothing is.
+        rows: sample rollouts, where it is time for some.
+    """
+
+    metrics: Metrics
+    cursor: int
+    tokens: float
+    seconds: dict[str, float] = field(default_factory=dict)
+    fault: str | None = None
+    rows: list[dict[str, Any]] = field(default_factory=list)
 
 
 def rollout_sums(rollouts: Sequence[Rollout]) -> dict[str, float]:
@@ -114,12 +137,13 @@ def is_finite(metrics: Metrics) -> bool:
 
 
 def time_metrics(seconds: dict[str, float], tokens: float) -> Metrics:
-    """Where an update's time went, and tokens drawn (CoT and answer) a second."""
+    """Where an update's time went, and tokens a second: those drawn, or those learnt from."""
     total = sum(seconds.values())
     found: Metrics = {f"time/{name}": value for name, value in seconds.items()}
     found["time/step"] = total
     found["time/tokens_per_second"] = tokens / max(total, 1e-9)
-    found["time/rollout_tokens_per_second"] = tokens / max(seconds["rollout"], 1e-9)
+    if "rollout" in seconds:
+        found["time/rollout_tokens_per_second"] = tokens / max(seconds["rollout"], 1e-9)
     return found
 
 

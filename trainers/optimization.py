@@ -140,6 +140,10 @@ class Optimization:
         self.weights.publish()
         self.weights.clear()
 
+    def forget(self) -> None:
+        """Drop AdamW's moments and its count of steps."""
+        self.adam.state.clear()
+
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor the next update depends on: masters and AdamW's moments, by name."""
         found: dict[str, Tensor] = {}

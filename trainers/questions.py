@@ -21,12 +21,14 @@ import numpy as np
 
 from softeval.errors import UserError
 from softeval.scoring.judge import Item, ScoreKind
-from softeval.tasks.catalogue import bare_file, find_benchmarks
-from softeval.tasks.data import DatasetSource, load_problems
+from softeval.tasks.arithmetic import ArithmeticProblem
+from softeval.tasks.catalogue import Benchmark, bare_file, find_benchmarks
+from softeval.tasks.data import DatasetSource, gold_solutions, load_problems
 from softeval.tasks.local_data import is_jsonl
 from softeval.tasks.problems import Problem
 from softeval.tasks.prompts import paper_prompt
 from softeval.trainers.config import TrainConfig
+from softeval.trainers.learners.stages import solution_text
 
 Encode = Callable[[str], list[int]]
 
@@ -39,11 +41,13 @@ class TrainingQuestion:
         index: row of the training set, the key of its random numbers.
         problem: its text and label.
         prompt_ids: its prompt as tokens.
+        steps: its worked solution, one text a step; none where nothing learns from it.
     """
 
     index: int
     problem: Problem
     prompt_ids: tuple[int, ...]
+    steps: tuple[str, ...] = ()
 
     def item(self, answer: str | None) -> Item:
         """What the scorer is asked about an answer."""
@@ -61,7 +65,7 @@ class QuestionSet:
         overlaps: questions dropped for standing in an evaluation set, by its name.
         repeated: questions dropped as copies of earlier ones of the training set.
         unlabelled: questions dropped for an empty label, which no answer can equal.
-        too_long: questions dropped for their prompt's length.
+        too_long: questions dropped for the length of their prompt or worked solution.
     """
 
     train: tuple[TrainingQuestion, ...]
@@ -139,13 +143,23 @@ def load_questions(config: TrainConfig, encode: Encode) -> QuestionSet:
     problems, source = load_problems(benchmark, config.data_dir, benchmark.training_split)
     labelled = [(index, p) for index, p in enumerate(problems) if p.target.strip()]
     kept, overlaps, repeated = _filtered(labelled, config)
+    worked = _worked_solutions(config, benchmark, problems) if config.is_staged else None
     questions = [
-        TrainingQuestion(index, problem, tuple(encode(paper_prompt(problem.question))))
+        TrainingQuestion(
+            index,
+            problem,
+            tuple(encode(paper_prompt(problem.question))),
+            () if worked is None else worked[index],
+        )
         for index, problem in kept[: config.limit]
     ]
     longest = config.max_prompt_tokens
     fitting = [q for q in questions if longest is None or len(q.prompt_ids) <= longest]
     train, validation = hold_out(fitting, config.validation_size)
+    if config.is_staged:
+        train = tuple(q for q in train if _fits_caps(q, config, encode))
+        if not train:
+            raise UserError("no worked solution is within the caps; raise --max-cot-tokens")
     return QuestionSet(
         train,
         validation,
@@ -153,7 +167,7 @@ def load_questions(config: TrainConfig, encode: Encode) -> QuestionSet:
         overlaps,
         repeated,
         unlabelled=len(problems) - len(labelled),
-        too_long=len(questions) - len(fitting),
+        too_long=len(questions) - len(train) - len(validation),
     )
 
 
@@ -180,9 +194,40 @@ def fingerprint(questions: Sequence[TrainingQuestion]) -> str:
     """sha256 over rows, texts, labels and prompt tokens of the questions, in order."""
     digest = hashlib.sha256()
     for q in questions:
-        line = json.dumps([q.index, q.problem.question, q.problem.target, list(q.prompt_ids)])
+        row = [q.index, q.problem.question, q.problem.target, list(q.prompt_ids), *q.steps]
+        line = json.dumps(row)
         digest.update(line.encode() + b"\n")
     return digest.hexdigest()
+
+
+def _worked_solutions(
+    config: TrainConfig, benchmark: Benchmark, problems: Sequence[Problem]
+) -> list[tuple[str, ...]]:
+    """The steps of every row's worked solution, each with the space before it.
+
+    The bundled task's are known to its generator; of any other a line is a step.
+    """
+    if config.dataset == "demo":
+        return [ArithmeticProblem.read(p.question).careful_steps for p in problems]
+    if is_jsonl(config.dataset):
+        benchmark = Benchmark(**benchmark.model_dump() | {"solution": "solution"})
+    solutions = gold_solutions(benchmark, config.data_dir, benchmark.training_split)
+    if solutions is None:
+        raise UserError(
+            f"--dataset {config.dataset} has no worked solutions, from which --method "
+            f"{config.method} learns; take demo, gsm8k, or a JSONL file with a field solution"
+        )
+    return [tuple(f" {x.strip()}" for x in s.splitlines() if x.strip()) for s in solutions]
+
+
+def _fits_caps(question: TrainingQuestion, config: TrainConfig, encode: Encode) -> bool:
+    """Whether a CoT with all steps, and one with all thoughts beside them, is within the caps."""
+    text = solution_text(question.steps)
+    thoughts = config.stages.thoughts(config.stages.last)
+    return (
+        len(encode(text)) + thoughts <= config.cot_cap
+        and len(encode(question.problem.target)) < config.max_answer_tokens
+    )
 
 
 def normalised(text: str) -> str:

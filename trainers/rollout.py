@@ -232,12 +232,11 @@ def validate(
     questions: tuple[TrainingQuestion, ...],
     config: TrainConfig,
     processes: Processes,
+    mode: Mode,
 ) -> Validation:
-    """Decode and score the held-out questions, shared out among the processes."""
+    """Decode in a greedy mode and score the held-out questions, shared out among the processes."""
     limits = Limits(config.cot_cap, config.max_answer_tokens)
-    decoder = Decoder(
-        lm, greedy_mode(config), limits, batch_size=fixed_size(config.decode_batch_size)
-    )
+    decoder = Decoder(lm, mode, limits, batch_size=fixed_size(config.decode_batch_size))
     mine = {q.index: q for q in processes.share(questions)}
     asked = [Question("validation", q.index, q.prompt_ids, (0,)) for q in mine.values()]
     found = list(decoder.run(asked))

@@ -180,12 +180,13 @@ class TrainProgress:
 
     def step(self, step: int, metrics: Metrics) -> None:
         """Update `step` is done."""
-        self._successes.append(metrics["reward/success"] or 0.0)
+        if "reward/success" in metrics:
+            self._successes.append(metrics["reward/success"] or 0.0)
         ends = step in (self._first + 1, self.steps)
         self._screen.show("", step, self.steps, self._line(step, metrics), stays=ends)
 
     def validated(self, curve: Sequence[Mapping[str, float]]) -> None:
-        """All validations so far, of which the last is new."""
+        """All validations of this stage so far, of which the last is new."""
         first, last = curve[0]["success"], curve[-1]["success"]
         step, self._last = int(curve[-1]["step"]), last
         top = max(curve, key=lambda point: point["success"])
@@ -209,14 +210,18 @@ class TrainProgress:
         running = sum(self._successes) / max(1, len(self._successes))
         shown = {
             "reward": ("reward/mean", "{:.1f}"),
+            "stage": ("curriculum/stage", "{:.0f}"),
+            "loss": ("loss/text", "{:.3f}"),
             "entropy": ("rollout/entropy", "{:.3f}"),
             "KL": ("kl/tokens", "{:.2g}"),
             "grad": ("gradient/norm", "{:.3g}"),
             "χ²/d": ("health/chi_square", "{:.3f}"),
             "lr": ("optimizer/learning_rate", "{:.1e}"),
         }
-        success = f"success {100 * (metrics['reward/success'] or 0):.0f} %"
-        parts = [f"step {step}/{self.steps}", f"{success}, mean {100 * running:.0f} %"]
+        parts = [f"step {step}/{self.steps}"]
+        if self._successes:
+            success = f"success {100 * (metrics['reward/success'] or 0):.0f} %"
+            parts.append(f"{success}, mean {100 * running:.0f} %")
         parts += [
             f"{name} {form.format(metrics[key])}"
             for name, (key, form) in shown.items()
@@ -335,7 +340,7 @@ def _with_former_defaults(identity: Mapping[str, Any]) -> dict[str, Any]:
     """An identity with what runs did before they recorded it."""
     noisy = identity.get("method") != "hard"
     former = {"score_error": "recomputed"} if noisy else {}
-    return former | {"scorer": "math-verify"} | dict(identity)
+    return former | {"scorer": "math-verify", "curriculum": {}} | dict(identity)
 
 
 def _check(folder: Path, identity: Mapping[str, Any], found: Mapping[str, Any]) -> None:

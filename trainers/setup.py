@@ -1,4 +1,4 @@
-"""Puts the parts of a training run together: model, policy, reference, optimizer.
+"""Puts the parts of a training run together: model, adapters, optimizer.
 
 Everything that can be wrong with a request is found here, before the first rollout.
 
@@ -26,15 +26,11 @@ from softeval.model.embedding import InputEmbedding
 from softeval.model.language_model import BUNDLED_CHECKPOINT, LanguageModel, LogitsDtype, load_model
 from softeval.model.output_head import OutputHead, keep_float32_head_live, output_head
 from softeval.modes import Mode, mode_record
-from softeval.options import fixed_size
-from softeval.trainers.algorithms import ALGORITHMS
 from softeval.trainers.checkpoints import TrainingRecord
 from softeval.trainers.config import TrainConfig
-from softeval.trainers.losses import Policy, Reduction, Reference
 from softeval.trainers.optimization import MasterWeights, Optimization, Schedule
 from softeval.trainers.questions import QuestionSet
 from softeval.trainers.training_pass import (
-    TrainingPass,
     check_training_pass,
     disable_dropout,
     recompute_activations,
@@ -46,9 +42,9 @@ class Trainee:
     """The model in training and all that belongs to it."""
 
     lm: LanguageModel
+    head: OutputHead
     mode: Mode
     weights: MasterWeights
-    passes: TrainingPass
     optimization: Optimization
     adapters: Adapters | None
 
@@ -104,38 +100,19 @@ class SizedEmbedding(InputEmbedding):
 
 
 def make_trainee(config: TrainConfig, lm: LanguageModel) -> Trainee:
-    """Policy, adapters, reference and optimizer around a loaded model.
+    """Adapters and optimizer around a loaded model.
 
     Raises:
         UserError: an architecture or option that cannot be trained.
     """
     head = output_head(lm, config.loss_chunk_size)
-    policy = Policy(
-        config.mode,
-        config.answer_temperature,
-        Reduction(config.cot_logprob_reduction),
-        config.detach_embedding_in_mixture,
-        recorded_noise=config.soft_score_error != "recomputed",
-        seed=config.seed,
-    )
     adapters = Adapters(lm.model, config) if config.lora else None
     if config.gradient_checkpointing:
         recompute_activations(lm.model)
     lm.model.eval()  # adapters come in training mode
     check_training_pass(lm)
     weights = MasterWeights(lm.model, config.master_weights)
-    passes = TrainingPass(
-        lm,
-        head,
-        weights,
-        policy,
-        micro_batch=fixed_size(config.micro_batch_size),
-        reference=_reference(config, lm, head, adapters),
-        beta=config.beta,
-        skip_zero=config.skip_zero_advantage,
-        algorithm=ALGORITHMS[config.algorithm],
-    )
-    return Trainee(lm, config.mode, weights, passes, _optimization(config, weights), adapters)
+    return Trainee(lm, head, config.mode, weights, _optimization(config, weights), adapters)
 
 
 def training_record(
@@ -170,18 +147,6 @@ def _optimization(config: TrainConfig, weights: MasterWeights) -> Optimization:
         config.weight_decay,
         config.max_grad_norm,
     )
-
-
-def _reference(
-    config: TrainConfig, lm: LanguageModel, head: OutputHead, adapters: Adapters | None
-) -> Reference | None:
-    if config.beta == 0 and config.kl_steps == 0:
-        return None
-    if adapters is not None:
-        return Reference(lm, head, adapters.disabled)
-    copy = load_for_training(config, lm.device)
-    copy.model.requires_grad_(False)
-    return Reference(copy, output_head(copy, config.loss_chunk_size))
 
 
 _NAME = "default"

@@ -1,6 +1,6 @@
-"""The training loop: rollouts, gradient, update, validation, checkpoints.
+"""The training loop: gradient, update, validation, checkpoints.
 
-Strictly on-policy: every rollout is used for one update of the weights that made it. Killed at any
+Where a gradient comes from is a learner's business (`trainers/learners/`). Killed at any
 moment and started again, a run continues from its last state; on a CPU in float32 it then equals
 the uninterrupted run bit for bit, times excepted.
 
@@ -16,9 +16,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-from torch import Tensor
-
 from softeval.display import make_screen
 from softeval.errors import UserError
 from softeval.files import check_space, full_disk, locked, recover
@@ -26,45 +23,28 @@ from softeval.model.checkpoint import torch_device
 from softeval.model.weights import weights_hash
 from softeval.processes import Interruption, Processes, Stopped
 from softeval.trainers import run_files
-from softeval.trainers.algorithms import ALGORITHMS
 from softeval.trainers.checkpoints import (
     SavedState,
     TrainerState,
     export_checkpoint,
     exported_step,
     load_state,
-    save_failure,
     save_state,
     seed_everything,
 )
 from softeval.trainers.config import TrainConfig
+from softeval.trainers.learners.curriculum import StagedLearning
+from softeval.trainers.learners.reinforcement import Reinforcement
 from softeval.trainers.memory import GIB, check_context, check_memory
-from softeval.trainers.metrics import (
-    Metrics,
-    is_finite,
-    noise_fault,
-    pass_metrics,
-    peak_memory,
-    rollout_metrics,
-    rollout_sums,
-    time_metrics,
-)
-from softeval.trainers.questions import DataOrder, QuestionSet, load_questions
-from softeval.trainers.rollout import (
-    RECORDED_TOP,
-    RolloutCollector,
-    StepRollouts,
-    sample_rows,
-    training_decoder,
-    validate,
-)
+from softeval.trainers.metrics import Metrics, is_finite, peak_memory, time_metrics
+from softeval.trainers.questions import QuestionSet, load_questions
+from softeval.trainers.rollout import validate
 from softeval.trainers.setup import (
     keep_embedding_size,
     load_for_training,
     make_trainee,
     training_record,
 )
-from softeval.trainers.training_pass import PassPlan, split_norms
 
 
 @dataclass(frozen=True)
@@ -148,9 +128,8 @@ class Trainer:
         needed = check_memory(config, lm, lengths, processes.size)
         self.trainee = make_trainee(config, lm)
         self.record = training_record(config, self.trainee, self.questions, command)
-        decoder = training_decoder(config, lm)
-        order = DataOrder(len(self.questions.train), config.seed)
-        self.collector = RolloutCollector(decoder, self.questions, order, config, processes)
+        learner = StagedLearning if config.is_staged else Reinforcement
+        self.learner = learner(config, self.trainee, self.questions, processes)
         run_id = ""
         if processes.is_main:
             prints = {"base": weights_hash(lm.model), **self.questions.fingerprints()}
@@ -222,81 +201,47 @@ class Trainer:
         raise Stopped(step, number)
 
     def _update(self, step: int) -> Metrics:
-        """Rollouts, gradient, optimizer."""
-        config, trainee = self.config, self.trainee
-        tabled = _due(config.log_completions_steps, step)
-        self.collector.decoder.record_top = RECORDED_TOP if tabled else 0
-        drawn = self.collector.collect(self.state.cursor)
-        found_PG = ALGORITHMS[config.algorithm].advantages(drawn.rewards_PG)
-        mine = [float(found_PG[r.group, r.member]) for r in drawn.local]
-        found_B = torch.tensor(mine, dtype=found_PG.dtype)
-        started = time.perf_counter()
-        metrics = self._differentiate(step, drawn, found_PG, found_B)
-        differentiated = time.perf_counter()
-        norm = metrics["gradient/norm"]
+        """The learner's gradient, and the optimizer."""
+        trainee = self.trainee
+        found = self.learner.update(step, self.state.cursor)
+        if found.fault:
+            raise self._stop_at_fault(step, found.fault)
+        metrics, norm = found.metrics, found.metrics["gradient/norm"]
         if not is_finite(metrics) or norm is None:
-            raise self._fail(step, drawn, found_B)
+            raise self._fail(step)
+        started = time.perf_counter()
         metrics["optimizer/zero_gradient"] = float(norm == 0)
         metrics["optimizer/learning_rate"] = trainee.optimization.schedule(step - 1)
         trainee.optimization.step(step - 1, norm)
-        self.state.cursor = drawn.cursor
-        metrics["data/epoch"] = drawn.cursor / len(self.questions.train)
-        seconds = {**drawn.seconds, "training": differentiated - started}
-        seconds["optimizer"] = time.perf_counter() - differentiated
-        if tabled:
-            number, tokenizer = config.num_completions, trainee.lm.tokenizer
-            rows = sample_rows(drawn.local, found_B.tolist(), number, tokenizer)
-            self.display.samples(rows)
-            self.log.samples(rows, step)
-        times = time_metrics(seconds, metrics["rollout/tokens_drawn"] or 0)
+        self.state.cursor = found.cursor
+        metrics["data/epoch"] = found.cursor / len(self.questions.train)
+        seconds = {**found.seconds, "optimizer": time.perf_counter() - started}
+        if found.rows:
+            self.display.samples(found.rows)
+            self.log.samples(found.rows, step)
+        times = time_metrics(seconds, found.tokens)
         return {**metrics, **times, **peak_memory(trainee.lm.device)}
-
-    def _differentiate(
-        self, step: int, drawn: StepRollouts, found_PG: Tensor, found_B: Tensor
-    ) -> Metrics:
-        """Gradient of all processes in the masters; the update's numbers."""
-        config, trainee, processes = self.config, self.trainee, self.processes
-        plan = PassPlan(
-            sequences=config.sequences,
-            measure_kl=_due(config.kl_steps, step),
-            split=_due(config.gradient_split_steps, step),
-            keep_first=processes.is_main and bool((found_PG == 0).all()),
-        )
-        result = self.trainee.passes.run([r.generation for r in drawn.local], found_B, plan)
-        trainee.weights.reduce(processes.total)
-        local = {**result.sums, **rollout_sums(drawn.local), **drawn.drawn_sums}
-        sums = processes.totals(local)
-        noisy = trainee.mode.is_gaussian
-        if noisy and (fault := noise_fault(sums, trainee.lm.embedding.width)):
-            raise self._stop_at_fault(step, fault)
-        with_kl = plan.measure_kl or config.beta > 0
-        metrics = {
-            **rollout_metrics(sums, drawn),
-            **pass_metrics(sums, trainee.lm.embedding.width, noisy, with_kl),
-            "gradient/norm": trainee.optimization.norm(),
-            **dict.fromkeys(("gradient/cot_norm", "gradient/answer_norm", "gradient/kl_norm")),
-        }
-        if plan.split:
-            # The KL has a part only where it has a gradient; a process may have passed nothing.
-            names = ("answer", "kl") if config.beta > 0 else ("answer",)
-            norms = split_norms(trainee.weights, result.parts, processes.total, names)
-            metrics |= {f"gradient/{name}_norm": norm for name, norm in norms.items()}
-        return metrics
 
     def _validated(self, metrics: Metrics) -> Metrics:
         """Validate; note whether this is the best model so far."""
         started = time.perf_counter()
         adapters, questions = self.trainee.adapters, self.questions.validation
         with adapters.merged() if adapters else nullcontext():  # what an export holds
-            found = validate(self.trainee.lm, questions, self.config, self.processes)
-        point = {"step": float(self.state.step), **asdict(found)}
-        self.state.curve.append(point)
-        self.display.validated(self.state.curve)
-        if found.success > self.state.best_success:
+            own, *others = self.learner.modes(self.state.step)
+            found = validate(self.trainee.lm, questions, self.config, self.processes, own)
+            numbers = asdict(found)
+            for mode in others:
+                beside = validate(self.trainee.lm, questions, self.config, self.processes, mode)
+                numbers[f"{mode.name}_success"] = beside.success
+        self.state.curve.append({"step": float(self.state.step), **numbers})
+        stage = self.learner.stage
+        now = stage(self.state.step)
+        self.display.validated([p for p in self.state.curve if stage(int(p["step"])) == now])
+        if now > stage(self.state.best_step) or found.success > self.state.best_success:
             self.state.best_step = self.state.step
             self.state.best_success = found.success
         seconds = time.perf_counter() - started
-        shown: Metrics = {f"validation/{name}": value for name, value in asdict(found).items()}
+        shown: Metrics = {f"validation/{name}": value for name, value in numbers.items()}
         return {**metrics, **shown, "time/validation": seconds}
 
     def _save(self) -> None:
@@ -305,7 +250,7 @@ class Trainer:
         The state of a best step is saved before its export, so that `best` is never ahead of it.
         """
         self._export(run_files.LAST)
-        self.state.micro_batch = self.trainee.passes.fitted
+        self.state.micro_batch = self.learner.passes.fitted
         if self.processes.is_main:
             tensors = self.trainee.optimization.tensors()
             states = self.folder / run_files.STATES
@@ -318,7 +263,7 @@ class Trainer:
         if saved is not None:
             self.trainee.optimization.restore(saved.tensors)
             saved.restore_random()
-            self.trainee.passes.fitted = saved.state.micro_batch
+            self.learner.passes.fitted = saved.state.micro_batch
         if self.processes.is_main:
             last = -1 if saved is None else saved.state.step
             for name in (run_files.METRICS, run_files.SAMPLES):
@@ -366,9 +311,9 @@ class Trainer:
         record = replace(self.record, step=state.step, validation=state.curve, selected=name)
         export_checkpoint(self.folder / name, self.trainee.lm, record, self.trainee.adapters)
 
-    def _fail(self, step: int, drawn: StepRollouts, found_B: Tensor) -> UserError:
+    def _fail(self, step: int) -> UserError:
         place = self.folder / f"failed-step-{step:06d}-rank{self.processes.rank}"
-        save_failure(place, drawn.local, found_B.tolist())
+        self.learner.keep(place)
         return UserError(
             f"step {step}: the loss or its gradient is not a finite number; the batch is in "
             f"{place}; lower --learning-rate"
@@ -382,8 +327,3 @@ class Trainer:
             f"another model than the rollout did. The state of step {step - 1} is kept; try --dtype "
             "float32, and if that does not help another architecture"
         )
-
-
-def _due(every: int, step: int) -> bool:
-    """Whether something done every so many steps is done at this one; the first counts too."""
-    return every > 0 and (step == 1 or step % every == 0)

@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,8 @@ SUMS = (
     "choices",
     "sequences",
 )
+Result = TypeVar("Result")
+
 CPU_MICRO_BATCH = 16
 """On a CPU larger passes are no faster and hold more activations."""
 
@@ -94,19 +96,56 @@ class PassResult:
     parts: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
-class TrainingPass:
-    """Computes gradients.
+class MicroBatched:
+    """Goes through sequences part by part.
 
     `fitted` is the number of sequences at once that memory allowed. The sums depend on it in their
     last bits, so a continued run must start with it.
 
     Args:
         lm: the model.
+        weights: its master weights; gradients end up there.
+        micro_batch: sequences at once; None starts with all of this process's on an accelerator,
+            whether the update learns from them or not, and halves while memory runs out.
+    """
+
+    def __init__(
+        self, lm: LanguageModel, weights: MasterWeights, micro_batch: int | None = None
+    ) -> None:
+        self.lm = lm
+        self.weights = weights
+        self.micro_batch = micro_batch
+        self.fitted: int | None = None
+
+    def in_parts(
+        self, chosen: list[int], count: int, work: Callable[[Iterator[list[int]]], Result]
+    ) -> Result:
+        """Do the work on the chosen of `count` sequences; anew in smaller parts if memory runs out."""
+        while True:
+            size = self.micro_batch or self._fitting(max(1, count))
+            try:
+                return work(_parts(chosen, size))
+            except torch.OutOfMemoryError:
+                if self.micro_batch is not None or size == 1:
+                    raise
+            self.weights.clear()
+            self.fitted = max(1, size // 2)
+
+    def _fitting(self, count: int) -> int:
+        if self.fitted is None:
+            self.fitted = CPU_MICRO_BATCH if self.lm.device.type == "cpu" else count
+        return self.fitted
+
+
+class TrainingPass(MicroBatched):
+    """Computes gradients.
+
+    Args:
+        lm: the model.
         head: its output head.
         weights: its master weights; gradients end up there.
         policy: what the rollouts were sampled from.
-        micro_batch: sequences at once; None starts with all of this process's on an accelerator,
-            whether the first update learns from them or not, and halves while memory runs out.
+        micro_batch: as in `MicroBatched`.
         reference: the initial model, where its KL is wanted.
         beta: coefficient of that KL.
         skip_zero: leave out sequences of advantage zero.
@@ -126,12 +165,9 @@ class TrainingPass:
         skip_zero: bool = True,
         algorithm: Algorithm = ALGORITHMS["rloo"],
     ) -> None:
-        self.lm = lm
+        super().__init__(lm, weights, micro_batch)
         self.head = head
-        self.weights = weights
         self.policy = policy
-        self.micro_batch = micro_batch
-        self.fitted: int | None = None
         self.reference = reference
         self.beta = beta
         self.skip_zero = skip_zero
@@ -153,20 +189,9 @@ class TrainingPass:
             chosen = [0]
         # Long sequences together: less padding. Python's sort is stable, so the order is certain.
         chosen.sort(key=lambda b: -_length(rollouts[b]))
-        while True:
-            size = self.micro_batch or self._fitting(max(1, len(rollouts)))
-            try:
-                return self._run(rollouts, advantages_B, plan, _parts(chosen, size))
-            except torch.OutOfMemoryError:
-                if self.micro_batch is not None or size == 1:
-                    raise
-            self.weights.clear()
-            self.fitted = max(1, size // 2)
-
-    def _fitting(self, count: int) -> int:
-        if self.fitted is None:
-            self.fitted = CPU_MICRO_BATCH if self.lm.device.type == "cpu" else count
-        return self.fitted
+        return self.in_parts(
+            chosen, len(rollouts), lambda parts: self._run(rollouts, advantages_B, plan, parts)
+        )
 
     def _run(
         self,

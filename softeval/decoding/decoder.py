@@ -300,7 +300,8 @@ class _Batch:
                 self._enter(place, Phase.ANSWER)
 
     def _judge_cot(self, place: int, row: Row, ids: list[int]) -> None:
-        row.judge_cot(ids, *self._rules, ended=bool(row.ended))
+        silent = self.decoder.mode.silent_steps
+        row.judge_cot(ids, *self._rules, ended=bool(row.ended), silent=silent)
         if row.in_cot:
             self._enter(place, Phase.COT)
             return

@@ -108,15 +108,18 @@ class Row:
         limits: Limits,
         eos_ids: frozenset[int],
         ended: bool = False,
+        silent: int = 0,
     ) -> None:
         """End the CoT of these shadow tokens where the rules say so.
 
         Where the mode ends it (`ended`), the last step is not taken, unless the text ends with it
-        anyway or it is the first: a CoT has at least one position.
+        anyway or it is the first: a CoT has at least one position. The first `silent` tokens are no
+        text that could end it.
         """
-        if ids[-1] in eos_ids:
+        spoken = len(ids) > silent
+        if spoken and ids[-1] in eos_ids:
             self.end_cot(ids, StopReason.EOS, stopper)
-        elif stopper.ends_cot(ids):
+        elif spoken and stopper.ends_cot(ids):
             self.end_cot(ids, StopReason.ANSWER_PREFIX, stopper)
         elif ended and len(ids) > 1:
             self.end_cot(ids[:-1], StopReason.MODE, stopper)

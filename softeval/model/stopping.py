@@ -55,6 +55,9 @@ class Stopper:
 
     @lru_cache(maxsize=16)  # noqa: B019 - a handful of texts, and a stopper lives as long as its model
     def _encode(self, text: str) -> tuple[int, ...]:
+        return self.continuation_ids(text)
+
+    def continuation_ids(self, text: str) -> tuple[int, ...]:
         """Ids that continue a text: encoded behind an anchor, as some tokenizers add a space."""
         anchor = self._tokenizer.encode("is:", add_special_tokens=False)
         whole = self._tokenizer.encode("is:" + text, add_special_tokens=False)

@@ -2,7 +2,8 @@
 
 Hao et al., *Training Large Language Models to Reason in a Continuous Latent Space* (2024, arXiv
 2412.06769). The state after the final norm, of which the logits are made, is fed as it is; a model has
-to be trained for that. `realign` makes it work without training, after Zou et al., *Latent
+to be trained for that (`softeval train --method coconut`) and then thinks in a fixed number of such states
+before its CoT goes on in tokens: `latents`. `realign` makes it work without training, after Zou et al., *Latent
 Collaboration in Multi-Agent Systems* (2025, arXiv 2511.20639): h·A, A = (WᵀW + 10⁻⁵·I)⁻¹·WᵀE with W the
 output head, scaled to the mean length of an embedding. Deterministic, hence without a density.
 
@@ -20,6 +21,7 @@ from softeval.modes.sampling import softmax
 from softeval.modes.seam import Embedding, Head, Mode, Seen, Step, Taken
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 RIDGE = 1e-5
@@ -33,11 +35,18 @@ class Coconut(Mode):
 
     Attributes:
         realign: map it into the space of the input embeddings first.
+        latents: steps that feed it; after them the CoT goes on in its most likely tokens, and only
+            their text can end it. 0 feeds it to the end.
     """
 
     name: str = "coconut"
     family: str = "coconut"
     realign: bool = False
+    latents: int = 0
+
+    def __post_init__(self) -> None:
+        if self.latents < 0:
+            raise UserError(f"{self.name}: latents starts at 0")
 
     @property
     def is_plain(self) -> bool:
@@ -51,16 +60,38 @@ class Coconut(Mode):
         """(N, V) softmax(z); nothing is mixed by it."""
         return softmax(seen.logits_NV, 1.0)
 
+    @property
+    def silent_steps(self) -> int:
+        return self.latents
+
+    def begin(self, rows: int, device: torch.device) -> Tensor | None:
+        """(rows,) steps so far, where they are counted."""
+        import torch
+
+        return torch.zeros(rows, dtype=torch.int32, device=device) if self.latents else None
+
     def step(
         self, seen: Seen, probs_NV: Tensor, drawn: Tensor | None, state: Tensor | None
     ) -> Step:
+        fed_ND, shadow_N = self.thought(seen), seen.logits_NV.argmax(-1)
+        if state is None:
+            return Step(fed_ND, shadow_N)
+        thinks_N1 = (state < self.latents)[:, None]
+        fed_ND = fed_ND.where(thinks_N1, seen.embedding.rows(shadow_N))
+        return Step(fed_ND, shadow_N, state=state + 1)
+
+    def thought(self, seen: Seen) -> Tensor:
+        """(N, D) what a step feeds, in the dtype the model is fed; differentiable in the hidden state.
+
+        Realigned, A counts as a constant; it is that of the present weights.
+        """
         fed_ND = seen.thought_ND
         if self.realign:
             assert seen.head is not None, "realigning reads the output head"
             alignment = _alignment(seen.head, seen.embedding)
             fed_ND = fed_ND.float() @ alignment.matrix_DD
             fed_ND = fed_ND * (alignment.length / fed_ND.norm(dim=-1, keepdim=True))
-        return Step(fed_ND.to(seen.embedding.dtype), seen.logits_NV.argmax(-1))
+        return fed_ND.to(seen.embedding.dtype)
 
     def replay(self, seen: Seen, taken: Taken, other: Embedding) -> Tensor:
         """(N, D) the state itself: it is no mixture of embeddings.
@@ -87,10 +118,18 @@ class Alignment(NamedTuple):
 _ALIGNMENTS: WeakKeyDictionary[Embedding, Alignment] = WeakKeyDictionary()
 
 
+def forget_alignment(embedding: Embedding) -> None:
+    """Have it made anew, because training has moved the weights."""
+    _ALIGNMENTS.pop(embedding, None)
+
+
 def _alignment(head: Head, embedding: Embedding) -> Alignment:
-    """Made once for a loaded checkpoint."""
+    """Made once for a loaded checkpoint, and usable where gradients are taken."""
+    import torch
+
     if embedding not in _ALIGNMENTS:
-        _ALIGNMENTS[embedding] = _align(head.matrix_VD, embedding)
+        with torch.inference_mode(False), torch.no_grad():
+            _ALIGNMENTS[embedding] = _align(head.matrix_VD, embedding)
     return _ALIGNMENTS[embedding]
 
 

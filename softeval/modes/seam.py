@@ -174,6 +174,11 @@ class Mode(ABC):
         return Draws(kind, embedding.width if kind is Randomness.NORMAL else 1)
 
     @property
+    def silent_steps(self) -> int:
+        """Steps at the beginning of a CoT whose shadow is no text that could end it."""
+        return 0
+
+    @property
     def needs_head(self) -> bool:
         """Whether a step reads the output head."""
         return False
