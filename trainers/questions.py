@@ -210,7 +210,7 @@ def _worked_solutions(
     if config.dataset == "demo":
         return [ArithmeticProblem.read(p.question).careful_steps for p in problems]
     if is_jsonl(config.dataset):
-        benchmark = Benchmark(**benchmark.model_dump() | {"solution": "solution"})
+        benchmark = Benchmark.model_validate(benchmark.model_dump() | {"solution": "solution"})
     solutions = gold_solutions(benchmark, config.data_dir, benchmark.training_split)
     if solutions is None:
         raise UserError(

@@ -51,7 +51,7 @@ def train(
         bool, typer.Option("--quiet", "-q", help="Show no progress.", **OUTPUT)
     ] = False,
 ) -> int:
-    """Train a checkpoint with hard, soft or fuzzy chains of thought.
+    """Train a checkpoint with hard, soft or fuzzy chains of thought, or by COCONUT's curriculum.
 
     Started again with the same arguments, it continues where it was stopped; Ctrl-C and SIGTERM
     finish the update and save first (exit codes 130 and 143). Options can also come

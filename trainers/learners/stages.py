@@ -72,11 +72,6 @@ class Curriculum(BaseModel):
         """Number of the last stage, in which no step is left."""
         return self.stages + 1
 
-    @property
-    def least_steps(self) -> int:
-        """Updates that reach the last stage."""
-        return self._first + self.stages * self.updates + 1
-
     def stage(self, update: int) -> int:
         """Stage of an update, counted from 1; 0 for the model before the first."""
         past = update - 1 - self._first
