@@ -20,7 +20,7 @@ from softeval.decoding.rows import Limits
 from softeval.errors import UserError
 from softeval.model.language_model import LanguageModel
 from softeval.model.output_head import output_head
-from softeval.modes import get_mode
+from softeval.modes import Seen, Taken, get_mode
 from softeval.modes.coconut import Coconut, forget_alignment
 from softeval.processes import Processes
 from softeval.records import Generation, StopReason
@@ -206,6 +206,16 @@ def test_after_the_thoughts_the_cot_goes_on_in_tokens() -> None:
         assert not torch.equal(g.inputs[:2], tokens[:2])
 
 
+def test_another_model_is_fed_the_thoughts_as_they_are_and_its_own_tokens() -> None:
+    lm, other, mode = tiny.tiny_lm("llama"), tiny.tiny_lm("llama", seed=1), Coconut(latents=2)
+    g = decoded(lm, mode)[0]
+    shadow_N = torch.from_numpy(g.shadow_ids)
+    seen = Seen(torch.zeros(len(shadow_N), lm.vocab), lm.embedding)
+    fed_ND = mode.replay(seen, Taken(g.inputs, shadow_N), other.embedding)
+    assert g.inputs is not None and torch.equal(fed_ND[:2], g.inputs[:2])
+    assert torch.equal(fed_ND[2:], other.embedding.rows(shadow_N)[2:])
+
+
 def test_more_thoughts_than_the_cap_are_thoughts_to_the_end() -> None:
     lm = tiny.tiny_lm("llama")
     for one, other in zip(decoded(lm, Coconut(latents=99)), decoded(lm, Coconut()), strict=True):
@@ -220,6 +230,7 @@ def test_no_text_of_a_thought_can_end_the_cot(monkeypatch: pytest.MonkeyPatch) -
     lengths = {n: [len(g.shadow_ids) for g in decoded(lm, Coconut(latents=n))] for n in (0, 2)}
     assert lengths == {0: [1, 1, 1], 2: [3, 3, 3]}
     monkeypatch.setattr(lm, "eos_ids", frozenset())
+    monkeypatch.setattr(lm.stopper, "colon_ids", frozenset(range(lm.vocab)))
     monkeypatch.setattr(lm.stopper, "ends_cot", lambda ids: True)
     assert [len(g.shadow_ids) for g in decoded(lm, Coconut(latents=2))] == [3, 3, 3]
 

@@ -94,7 +94,7 @@ class Coconut(Mode):
         return fed_ND.to(seen.embedding.dtype)
 
     def replay(self, seen: Seen, taken: Taken, other: Embedding) -> Tensor:
-        """(N, D) the state itself: it is no mixture of embeddings.
+        """(N, D) the state itself, as it is no mixture of embeddings; of a token the other's embedding.
 
         Raises:
             UserError: the other model has another width.
@@ -105,7 +105,11 @@ class Coconut(Mode):
                 f"a state of {self.name} of width {taken.fed_ND.shape[-1]} cannot be fed to a model of"
                 f" width {other.width}; give a base model as wide"
             )
-        return taken.fed_ND
+        if not self.latents:
+            return taken.fed_ND
+        own_ND = seen.embedding.rows(taken.shadow_N).to(taken.fed_ND.dtype)
+        is_token_N1 = (taken.fed_ND == own_ND).all(-1, keepdim=True)
+        return other.rows(taken.shadow_N).to(own_ND.dtype).where(is_token_N1, taken.fed_ND)
 
 
 class Alignment(NamedTuple):
