@@ -34,7 +34,8 @@ def read_attribution(checkpoint: MeasuredCheckpoint) -> pd.DataFrame | None:
     rows["stopped"] = rows["stop_reason"] == StopReason.MODE
     rows["agreement"] = rows["agreeing"] / rows["steps"].where(rows["steps"] > 0)
     by = ["task", "mode", "intervention", "doc_id"]
-    return rows.groupby(by)[["changed", "correct", "stopped", "agreement", "step_kl"]].mean()
+    kept = [*by, "changed", "correct", "stopped", "agreement", "step_kl"]
+    return rows[kept].groupby(by).mean()  # pyright: ignore[reportReturnType]
 
 
 def of_cell(
