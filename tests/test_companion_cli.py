@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,10 +91,10 @@ def test_env_names_versions_and_hardware(softeval: Callable[..., Ended]) -> None
 def test_lm_eval_gets_its_arguments_as_they_are(
     softeval: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from softeval.lmeval import command
+    import lm_eval.__main__ as theirs
 
     given: list[str] = []
-    monkeypatch.setattr(command, "lm_eval_main", given.extend)
+    monkeypatch.setattr(theirs, "cli_evaluate", lambda: given.extend(sys.argv[1:]))
     arguments = ["run", "--model_args", "mode=soft_sample", "--tasks", "a_b", "--help", "-x"]
     assert softeval("lm_eval", *arguments).code == 0
     assert given == arguments

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softeval.cli.score_table import markdown_lines, print_tables, score_tables
+from softeval.cli.tables import markdown_lines, print_table, score_tables
 from softeval.display import (
     Display,
     LiveScreen,
@@ -136,7 +136,7 @@ SCORES = [
 
 
 def test_tables_hold_each_score_in_its_place() -> None:
-    success, likelihood = (markdown_lines(table) for table in score_tables(SCORES))
+    success, likelihood = (markdown_lines(table)[2:] for table in score_tables(SCORES))
     assert success[0] == "| task | mode | n | pass@1 | pass@2 |"
     assert success[2] == "| t | hard_greedy | 10×4 | 50.0 [40.0, 60.0] |  |"
     assert success[3] == "| t | hard_sample | 10×4 | 40.0 [30.0, 50.0] | 60.0 [50.0, 70.0] |"
@@ -149,14 +149,16 @@ def test_a_narrow_terminal_loses_no_number(monkeypatch: pytest.MonkeyPatch, widt
     monkeypatch.setenv("COLUMNS", str(width))
     many = [score("task", "hard_sample", 2**i, 0.3 + i / 100) for i in range(6)]
     stream = Terminal()
-    print_tables(many, stream)
+    (table,) = score_tables(many)
+    print_table(table, stream)
     for row in many:
         assert f"{100 * row['value']:.1f}" in stream.getvalue()
-        assert f"{100 * row['low']:.1f}–{100 * row['high']:.1f}" in stream.getvalue()
+        assert f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}]" in stream.getvalue()
     assert "…" not in stream.getvalue()
 
 
 def test_elsewhere_the_tables_are_markdown() -> None:
     stream = io.StringIO()
-    print_tables([score("a|b[bold]", "m", 1, 0.5)], stream)
+    (table,) = score_tables([score("a|b[bold]", "m", 1, 0.5)])
+    print_table(table, stream)
     assert "| a\\|b[bold] | m | 10×4 | 50.0 [40.0, 60.0] |" in stream.getvalue()

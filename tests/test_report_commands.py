@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import typer
 from conftest import ROOT, mostly_slow
 from report_runs import keep_documents, write_checkpoint, write_family, write_training
 
@@ -40,13 +39,9 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def app():
-    from softeval.cli import report as cli
-    from softeval.cli import score as cli_score
+    from softeval.cli.main import build_app
 
-    found = typer.Typer(pretty_exceptions_enable=False)
-    cli.register(found)
-    cli_score.register(found)
-    return found
+    return build_app()
 
 
 def _run(app, *words):

@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import typer
 from report_runs import write_checkpoint, write_training
 from typer.testing import CliRunner
 
@@ -107,10 +106,7 @@ def test_a_figure_that_fails_is_one_line_and_a_warning(tmp_path, monkeypatch):
 
 
 def test_a_failure_is_said_on_the_terminal(tmp_path, monkeypatch):
-    from softeval.cli import report as cli
-
-    app = typer.Typer()
-    cli.register(app)
+    from softeval.cli.main import build_app
 
     def warn_only(*_args):
         warnings.warn("KL is left out", SectionFailed, stacklevel=1)
@@ -119,7 +115,7 @@ def test_a_failure_is_said_on_the_terminal(tmp_path, monkeypatch):
     monkeypatch.setattr("softeval.reports.page.build_report", warn_only)
     with warnings.catch_warnings():
         warnings.simplefilter("always", SectionFailed)
-        done = CliRunner().invoke(app, ["report", "x", "-o", str(tmp_path / "r.html")])
+        done = CliRunner().invoke(build_app(), ["report", "x", "-o", str(tmp_path / "r.html")])
     assert done.exit_code == 0
     assert "softeval: warning: KL is left out\n" in done.stderr
 

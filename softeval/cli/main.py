@@ -1,7 +1,7 @@
 """The `softeval` command: a registry of commands, and how errors leave it.
 
-Each command lives in a small module with `register(app)`, imported when the command is called: the
-list of commands costs no numpy and no pydantic. What needs torch or pandas stays inside the commands.
+A command is a function of its name, whose module is imported when it is called: the list of commands
+costs no numpy and no pydantic. What needs torch or pandas stays inside the commands.
 
 Exit codes: 0 done, 1 failed, 2 a mistake in the request (one line on stderr), 3 finished with
 missing samples, 130 interrupted.
@@ -32,20 +32,20 @@ COMMANDS = {
     ),
     "notebook": ("report", "Open a copy of the analysis notebook for a run."),
     "diagnose": (
-        "diagnose",
+        "measure",
         "Measure exact KL to the base model along a run's prefixes, for the report's KL section.",
     ),
     "attribute": (
-        "diagnose",
+        "measure",
         "Change recorded CoTs (snapped, noise only, shuffled, swapped, cut) and decode the answers.",
     ),
     "score": (
-        "score",
+        "measure",
         "Score the stored samples again, without the model; old verdicts are kept beside.",
     ),
-    "show": ("show", "Print a question with its samples."),
-    "ls": ("ls", "List tasks, modes or runs."),
-    "env": ("env", "Print package versions, hardware and settings."),
+    "show": ("look", "Print a question with its samples."),
+    "ls": ("look", "List tasks, modes or runs."),
+    "env": ("look", "Print package versions, hardware and settings."),
     "lm-eval": (
         "lm_eval",
         "Run lm-eval itself (`softeval lm-eval run --help`), with --model softeval and our tasks.",
@@ -98,9 +98,14 @@ def _nothing_yet() -> None:
 
 def load_command(name: str) -> Any:
     """Import a command of `COMMANDS` and build it with all its options."""
-    module, _ = COMMANDS[name]
-    app = typer.Typer()
-    import_module(f"softeval.cli.{module}").register(app)
+    module = import_module(f"softeval.cli.{COMMANDS[name][0]}")
+    command, app = getattr(module, name.replace("-", "_")), typer.Typer()
+    if isinstance(command, typer.Typer):
+        app.add_typer(command, name=name)
+    else:
+        # lm-eval parses all that follows its name.
+        passed = {"context_settings": module.PASS_ALL} if name == "lm-eval" else {}
+        app.command(name, add_help_option=not passed, **passed)(command)
     return typer.main.get_group(app).commands[name]
 
 

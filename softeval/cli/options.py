@@ -1,4 +1,4 @@
-"""Turns the fields of a configuration into typer options.
+"""Options of commands: those that several have, and a configuration's fields as options.
 
 A field's name, type, documentation and limits are declared once, in its pydantic model; flags, help
 text and environment variables follow. An option that is not given is not passed on, so that a file
@@ -11,6 +11,7 @@ import inspect
 import types
 from collections.abc import Callable, Iterable
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
@@ -18,6 +19,15 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 Command = Callable[..., Any]
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+RunFolder = Annotated[Path, typer.Argument(help="Run directory.")]
+MovedModel = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Where the run's checkpoint is now, if it was moved."),
+]
+OneTask = Annotated[str | None, typer.Option("--task", "-t", help="Only this task.")]
+OneMode = Annotated[str | None, typer.Option("--mode", help="Only this CoT mode.")]
 
 
 def with_options(config: type[BaseModel]) -> Callable[[Command], Command]:

@@ -12,20 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from softeval.terminal import clean, say, say_json
+from softeval.cli.options import AsJson, OneMode, OneTask, RunFolder
+from softeval.cli.tables import TextTable, print_table
+from softeval.terminal import say, say_json
 
 if TYPE_CHECKING:
     from softeval.reports.compare import ComparedMetric, PlannedMetric
 
 DEFAULT_OUTPUT = Path("report.html")
-
-
-def register(app: typer.Typer) -> None:
-    """Add `report`, `compare`, `plan` and `notebook`."""
-    app.command("report")(report)
-    app.command("compare")(compare)
-    app.command("plan")(plan)
-    app.command("notebook")(notebook)
+SideA = Annotated[str, typer.Argument(help="Run directory, or several seeds: RUN,RUN,…")]
+Margin = Annotated[
+    float, typer.Option("--margin", help="Equivalence margin, points.", min=0.01, max=100)
+]
+Ks = Annotated[
+    list[int] | None, typer.Option("--k", help="The k of pass@k; repeat for more.", min=1)
+]
 
 
 def report(
@@ -45,9 +46,7 @@ def report(
             "--paper-reference", help="Lay the paper's numbers beside those of the same models."
         ),
     ] = False,
-    margin: Annotated[
-        float, typer.Option("--margin", help="Equivalence margin, points.", min=0.01, max=100)
-    ] = 2.0,
+    margin: Margin = 2.0,
     contrast: Annotated[
         list[str] | None,
         typer.Option(
@@ -71,7 +70,7 @@ def report(
         bool,
         typer.Option("--all-seeds", help="Show samples of every training seed, not the first's."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write one self-contained HTML report about one or many runs."""
     from softeval.reports.page import ReportOptions, build_report, check_output, write_report
@@ -99,17 +98,13 @@ def report(
 
 
 def compare(
-    a: Annotated[str, typer.Argument(help="Run directory, or several seeds: RUN,RUN,…")],
+    a: SideA,
     b: Annotated[str, typer.Argument(help="What it is compared with, likewise.")],
-    task: Annotated[str | None, typer.Option("--task", "-t", help="Only this task.")] = None,
-    mode: Annotated[str | None, typer.Option("--mode", help="Only this CoT mode.")] = None,
-    k: Annotated[
-        list[int] | None, typer.Option("--k", help="The k of pass@k; repeat for more.", min=1)
-    ] = None,
-    margin: Annotated[
-        float, typer.Option("--margin", help="Equivalence margin, points.", min=0.01, max=100)
-    ] = 2.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    task: OneTask = None,
+    mode: OneMode = None,
+    k: Ks = None,
+    margin: Margin = 2.0,
+    as_json: AsJson = False,
 ) -> None:
     """Compare two runs, or the seeds of two methods, question by question."""
     from softeval.reports.compare import compare_runs, comparison_record
@@ -130,7 +125,7 @@ def compare(
 
 
 def plan(
-    a: Annotated[str, typer.Argument(help="Run directory, or several seeds: RUN,RUN,…")],
+    a: SideA,
     b: Annotated[str, typer.Argument(help="What it is to be compared with, likewise.")],
     difference: Annotated[
         float,
@@ -139,12 +134,10 @@ def plan(
     power: Annotated[
         float, typer.Option("--power", help="How often to find it, a share.", min=0.5, max=0.999)
     ] = 0.8,
-    task: Annotated[str | None, typer.Option("--task", "-t", help="Only this task.")] = None,
-    mode: Annotated[str | None, typer.Option("--mode", help="Only this CoT mode.")] = None,
-    k: Annotated[
-        list[int] | None, typer.Option("--k", help="The k of pass@k; repeat for more.", min=1)
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    task: OneTask = None,
+    mode: OneMode = None,
+    k: Ks = None,
+    as_json: AsJson = False,
 ) -> None:
     """Say how many questions, samples or seeds a wanted difference of two sides needs."""
     from softeval.reports.compare import plan_runs
@@ -157,7 +150,7 @@ def plan(
         return
     columns = ["task", "metric", "questions", "samples", "seeds", "detectable"]
     columns += ["questions needed", "samples needed", "seeds needed"]
-    _print_table(columns, [_plan_row(one, power) for one in planned])
+    print_table(TextTable(columns, [_plan_row(one, power) for one in planned]))
     say()
     say(
         f"Detectable: the difference in points that as many questions, samples and seeds find in"
@@ -207,7 +200,7 @@ def _needed(one: PlannedMetric, power: float) -> tuple[int | None, ...]:
 
 
 def notebook(
-    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    run: RunFolder,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Where to put it; default: in the run.")
     ] = None,
@@ -237,27 +230,10 @@ def _finite(record: dict[str, Any]) -> dict[str, Any]:
 
 def _print_comparison(compared: list[ComparedMetric], margin: float) -> None:
     columns = ["task", "metric", "questions", "A", "B", "A − B", "95 % interval", "detectable"]
-    _print_table([*columns, "p", "verdict"], [_row(one) for one in compared])
+    print_table(TextTable([*columns, "p", "verdict"], [_row(one) for one in compared]))
     say()
     for line in _notes(compared, margin):
         say(line)
-
-
-def _print_table(columns: list[str], rows: list[list[str]]) -> None:
-    """On a terminal as it fits; elsewhere as Markdown."""
-    from rich.console import Console
-    from rich.table import Table
-
-    cleaned = [[clean(text) for text in row] for row in rows]
-    console = Console(highlight=False)
-    if console.is_terminal:
-        table = Table(*columns, box=None, header_style="bold", padding=(0, 1))
-        for row in cleaned:
-            table.add_row(*row)
-        console.print(table, markup=False)
-    else:
-        for row in [columns, ["---"] * len(columns), *cleaned]:
-            say(f"| {' | '.join(row)} |")
 
 
 def _row(one: ComparedMetric) -> list[str]:

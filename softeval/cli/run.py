@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from softeval.cli.main import INTERRUPTED
-from softeval.cli.options import with_options
+from softeval.cli.options import AsJson, with_options
+from softeval.cli.tables import print_table, score_tables
 from softeval.display import make_display
 from softeval.runs.config import RunConfig, make_config
 from softeval.terminal import calm_libraries, say, say_json
@@ -22,11 +23,7 @@ MODEL: dict[str, Any] = {"rich_help_panel": "Model", "show_envvar": False}
 OUTPUT: dict[str, Any] = {"rich_help_panel": "Output", "show_envvar": False}
 
 
-def register(app: typer.Typer) -> None:
-    """Add `run`."""
-    app.command("run")(with_options(RunConfig)(run))
-
-
+@with_options(RunConfig)
 def run(
     given: dict[str, Any],
     *,
@@ -52,9 +49,7 @@ def run(
             "--dry-run", help="Check and say what would be done; read no weights.", **OUTPUT
         ),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON.", **OUTPUT)
-    ] = False,
+    as_json: AsJson = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Show no progress.", **OUTPUT)
     ] = False,
@@ -94,9 +89,8 @@ def _print_run(run: Run, as_json: bool) -> None:
         }
         say_json(serialisable(result))
         return
-    from softeval.cli.score_table import print_tables
-
-    print_tables(scores)
+    for table in score_tables(scores):
+        print_table(table)
     missing = run.info["counts"].get("missing", 0)
     if missing:
         say(f"{missing} samples are missing; the same command tries them again.", err=True)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from softeval.cli.options import with_options
+from softeval.cli.options import AsJson, with_options
 from softeval.cli.recipes import read_recipes
 from softeval.terminal import calm_libraries, say, say_json
 from softeval.trainers.config import TrainConfig, make_config
@@ -16,11 +16,7 @@ from softeval.trainers.config import TrainConfig, make_config
 OUTPUT: dict[str, Any] = {"rich_help_panel": "Output", "show_envvar": False}
 
 
-def register(app: typer.Typer) -> None:
-    """Add `train`."""
-    app.command("train")(with_options(TrainConfig)(train))
-
-
+@with_options(TrainConfig)
 def train(
     given: dict[str, Any],
     *,
@@ -44,9 +40,7 @@ def train(
             **OUTPUT,
         ),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the result as JSON.", **OUTPUT)
-    ] = False,
+    as_json: AsJson = False,
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Show no progress.", **OUTPUT)
     ] = False,

@@ -1,38 +1,49 @@
-"""`softeval diagnose` and `softeval attribute`: what replaying a run's CoTs tells."""
+"""`softeval diagnose`, `attribute` and `score`: what is measured on a finished run, later."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from softeval.cli.options import AsJson, MovedModel, RunFolder
+from softeval.display import make_screen, no_progress_bars
+from softeval.runs import rundir
+from softeval.scoring.judge import Rules, Scorer, rules_of
 from softeval.terminal import say, say_json
 
+if TYPE_CHECKING:
+    from softeval.replays.diagnose import Tell
 
-def register(app: typer.Typer) -> None:
-    """Add both."""
-    app.command("diagnose")(diagnose_command)
-    app.command("attribute")(attribute_command)
+Samples = Annotated[
+    int, typer.Option("--samples", help="Samples of each question and mode to replay.", min=1)
+]
+Limit = Annotated[
+    int | None, typer.Option("--limit", help="Only the first questions of each task.", min=1)
+]
 
 
-def diagnose_command(
-    run: Annotated[Path, typer.Argument(help="Run directory.")],
+@contextmanager
+def _told(unit: str) -> Iterator[Tell]:
+    """Shows how many of the units are done."""
+    with no_progress_bars(), make_screen() as screen:
+        yield lambda what, done, total: screen.show(
+            what, done, total, f"{done}/{total} {unit}", stays=done == total
+        )
+
+
+def diagnose(
+    run: RunFolder,
     base: Annotated[str, typer.Option("--base", help="Base model: directory or hub id.")],
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", help="Where the run's checkpoint is now, if it was moved."),
-    ] = None,
+    model: MovedModel = None,
     sets: Annotated[
         str, typer.Option("--sets", help="Prefixes to replay, of own, base, gold.")
     ] = "own,base,gold",
-    samples: Annotated[
-        int, typer.Option("--samples", help="Samples of each question and mode to replay.", min=1)
-    ] = 1,
-    limit: Annotated[
-        int | None, typer.Option("--limit", help="Only the first questions of each task.", min=1)
-    ] = None,
+    samples: Samples = 1,
+    limit: Limit = None,
     data_dir: Annotated[
         str | None, typer.Option("--data-dir", help="Local data with reference solutions.")
     ] = None,
@@ -48,14 +59,13 @@ def diagnose_command(
         bool,
         typer.Option("--overwrite", help="Let fewer prefixes replace more, or another base model."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure exact KL to the base model along a run's prefixes, for the report's KL section."""
-    from softeval.display import make_screen, no_progress_bars
-    from softeval.replays.diagnose import diagnose
+    from softeval.replays.diagnose import diagnose as replay
 
-    with no_progress_bars(), make_screen() as screen:
-        found = diagnose(
+    with _told("prefixes") as tell:
+        found = replay(
             run,
             base,
             model=model,
@@ -67,9 +77,7 @@ def diagnose_command(
             dtype=dtype,
             self_check=self_check,
             overwrite=overwrite,
-            tell=lambda what, done, total: screen.show(
-                what, done, total, f"{done}/{total} prefixes", stays=done == total
-            ),
+            tell=tell,
         )
     if as_json:
         say_json(asdict(found))
@@ -86,21 +94,14 @@ def diagnose_command(
     say(f"Written: {run / 'kl.parquet'}")
 
 
-def attribute_command(
-    run: Annotated[Path, typer.Argument(help="Run directory.")],
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", help="Where the run's checkpoint is now, if it was moved."),
-    ] = None,
+def attribute(
+    run: RunFolder,
+    model: MovedModel = None,
     modes: Annotated[
         str | None, typer.Option("--modes", help="Modes to replay; default: all of the run's.")
     ] = None,
-    samples: Annotated[
-        int, typer.Option("--samples", help="Samples of each question and mode to replay.", min=1)
-    ] = 1,
-    limit: Annotated[
-        int | None, typer.Option("--limit", help="Only the first questions of each task.", min=1)
-    ] = None,
+    samples: Samples = 1,
+    limit: Limit = None,
     steps: Annotated[
         int,
         typer.Option("--steps", help="Steps of each CoT to take again by the token alone.", min=0),
@@ -109,14 +110,14 @@ def attribute_command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Let fewer answers replace more.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Change recorded CoTs (snapped, noise only, shuffled, swapped, cut) and decode the answers."""
-    from softeval.display import make_screen, no_progress_bars
-    from softeval.replays.attribute import NAME, attribute
+    from softeval.replays.attribute import NAME
+    from softeval.replays.attribute import attribute as replay
 
-    with no_progress_bars(), make_screen() as screen:
-        found = attribute(
+    with _told("changes") as tell:
+        found = replay(
             run,
             model=model,
             modes=None if modes is None else [name.strip() for name in modes.split(",")],
@@ -125,9 +126,7 @@ def attribute_command(
             steps=steps,
             device=device,
             overwrite=overwrite,
-            tell=lambda what, done, total: screen.show(
-                what, done, total, f"{done}/{total} changes", stays=done == total
-            ),
+            tell=tell,
         )
     if as_json:
         say_json(found)
@@ -138,3 +137,34 @@ def attribute_command(
             " answer than recorded"
         )
     say(f"Written: {run / NAME}")
+
+
+def score(
+    run: RunFolder,
+    workers: Annotated[
+        int, typer.Option("--workers", help="Scoring processes.", min=1, max=64)
+    ] = 2,
+    timeout: Annotated[
+        float, typer.Option("--timeout", help="CPU seconds for one answer.", min=0.1)
+    ] = 5.0,
+    rules: Annotated[
+        Rules | None,
+        typer.Option("--scorer", help="Rules that judge. Default: those of the run."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Score the stored samples again, without the model; old verdicts are kept beside."""
+    from softeval.runs.rescore import rescore
+
+    rules = rules or rules_of(rundir.read_record(run))
+    with Scorer(workers=workers, timeout=timeout, rules=rules) as scorer:
+        found = rescore(run, scorer)
+    if as_json:
+        say_json(asdict(found))
+        return
+    say(
+        f"{found.samples} samples scored: {found.gained} now right, {found.lost} now wrong,"
+        f" {found.statuses} with another status"
+    )
+    if found.kept is not None:
+        say(f"verdicts before: {run / found.kept}")
