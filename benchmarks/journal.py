@@ -27,7 +27,7 @@ from softeval.decoding.generate import generate
 from softeval.model.language_model import BUNDLED_CHECKPOINT, load_model
 from softeval.records import AnswerStop, Generation, SampleKey, StopReason
 from softeval.runs.journal import Journal
-from softeval.tasks.prompts import paper_prompt
+from softeval.tasks.problems import paper_prompt
 
 BLOCK = 512
 SHARD = "rank-0000.jsonl"

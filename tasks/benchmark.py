@@ -3,6 +3,10 @@
 lm-eval makes a `BenchmarkTask` of every YAML that names this class, `softeval run` one of every
 definition of `softeval.tasks.catalogue`. All that lm-eval would take from a task's YAML is set here, so that
 it renders none of a definition's templates: its own are not sandboxed.
+
+The requests of choice questions are those of lm-eval's own hellaswag, mmlu and arc tasks, so that its
+hf model gives the same accuracies. Their NLL is in nats a token; the tokens are those of the
+continuation with its leading space, tokenised together with the context.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 from lm_eval.api.task import ConfigurableTask
 
 from softeval.decoding.rows import Limits
@@ -21,16 +26,15 @@ from softeval.errors import UserError
 from softeval.lmeval.arguments import read_arguments
 from softeval.lmeval.requests import ROW, GenText
 from softeval.options import GenerationOptions
-from softeval.records import StopReason
+from softeval.records import ScoreTuple, StopReason
 from softeval.scoring.boxed import boxed_content
 from softeval.scoring.judge import Item, ScoreKind, Verdict, scorer
 from softeval.tasks.catalogue import LIKELIHOOD, Benchmark
 from softeval.tasks.data import Loaded, load
-from softeval.tasks.likelihood import choice_scores, normed_choice_scores, ratio
-from softeval.tasks.problems import Choice, Problem
-from softeval.tasks.prompts import paper_prompt
+from softeval.tasks.problems import Choice, Problem, paper_prompt
 
 Document = dict[str, Any]
+Score = tuple[float, bool]
 
 
 class BenchmarkTask(ConfigurableTask):
@@ -276,3 +280,39 @@ def _mean(name: str, *, higher: bool) -> dict[str, Any]:
 def _share(flags: Iterator[bool]) -> float:
     values = list(flags)
     return sum(values) / len(values)
+
+
+def choice_scores(doc: Mapping[str, Any], results: Sequence[Score]) -> dict[str, Any]:
+    """Accuracy and NLL per token of one question.
+
+    Args:
+        doc: the document.
+        results: one (log-probability, is greedy) a choice; `ScoreTuple` from our adapter.
+
+    Returns:
+        acc in {0, 1}; nll_per_token in nats, whose mean over questions is the macro average; and
+        nll_per_token_micro, a pair (NLL, tokens) for `ratio`. The last two are left out where the
+        model does not tell the number of tokens.
+    """
+    log_probs = np.array([score[0] for score in results])
+    scores: dict[str, Any] = {"acc": float(log_probs.argmax() == doc["gold"])}
+    gold = results[doc["gold"]]
+    if isinstance(gold, ScoreTuple):
+        nll = -gold.log_prob
+        scores["nll_per_token"] = nll / gold.n_tokens
+        scores["nll_per_token_micro"] = (nll, gold.n_tokens)
+    return scores
+
+
+def normed_choice_scores(doc: Mapping[str, Any], results: Sequence[Score]) -> dict[str, Any]:
+    """`choice_scores` with acc_norm: accuracy after dividing by the continuation's characters."""
+    per_character = [
+        score[0] / len(text) for score, text in zip(results, doc["choices"], strict=True)
+    ]
+    normed = float(np.argmax(per_character) == doc["gold"])
+    return choice_scores(doc, results) | {"acc_norm": normed}
+
+
+def ratio(pairs: Sequence[tuple[float, int]]) -> float:
+    """Sum of the NLLs over sum of the tokens: the micro average, in nats per token."""
+    return sum(nll for nll, _ in pairs) / sum(tokens for _, tokens in pairs)

@@ -84,8 +84,7 @@ def load(benchmark: Benchmark, data_dir: str | None = None, split: str | None = 
         return _from_hub(benchmark, split)
     found = find_file(Path(data_dir).expanduser(), benchmark.names, split)
     rows = read_rows(found.path, benchmark.fields)
-    where = _Where(Origin.LOCAL, str(found.path), split, str(found.path), found.fidelity)
-    return _loaded(benchmark, rows, where)
+    return _loaded(benchmark, rows, Origin.LOCAL, str(found.path), split, fidelity=found.fidelity)
 
 
 def load_problems(
@@ -126,25 +125,14 @@ def rows_hash(rows: Iterable[Mapping[str, Any]], fields: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class _Where:
-    """Where rows came from; `each` names one of them in messages, before its number."""
-
-    origin: Origin
-    location: str
-    split: str
-    each: str
-    fidelity: str = ""
-
-
 def _from_beside(benchmark: Benchmark, split: str) -> Loaded:
     path = benchmark.folder / benchmark.dataset_path.replace("{split}", split)
     if not path.is_file():
         raise UserError(f"{benchmark.task} has no split {split!r}: no file {path}; put one there")
     rows = read_rows(path, benchmark.fields)
     if benchmark.shipped:
-        return _loaded(benchmark, rows, _Where(Origin.BUNDLED, path.name, split, path.name))
-    return _loaded(benchmark, rows, _Where(Origin.LOCAL, str(path), split, str(path)))
+        return _loaded(benchmark, rows, Origin.BUNDLED, path.name, split)
+    return _loaded(benchmark, rows, Origin.LOCAL, str(path), split)
 
 
 def _from_hub(benchmark: Benchmark, split: str) -> Loaded:
@@ -163,16 +151,24 @@ def _from_hub(benchmark: Benchmark, split: str) -> Loaded:
     for number, row in enumerate(rows):
         check_fields(row, f"{hub_id}, row {number}", benchmark.fields)
     location = hub_id if config is None else f"{hub_id} ({config})"
-    return _loaded(benchmark, rows, _Where(Origin.HUB, location, split, hub_id))
+    return _loaded(benchmark, rows, Origin.HUB, location, split)
 
 
-def _loaded(benchmark: Benchmark, rows: list[Row], where: _Where) -> Loaded:
+def _loaded(
+    benchmark: Benchmark,
+    rows: list[Row],
+    origin: Origin,
+    location: str,
+    split: str,
+    *,
+    fidelity: str = "",
+) -> Loaded:
     problems = []
     for number, row in enumerate(rows):
         try:
             problems.append(read_row(benchmark, row))
         except UserError as error:
-            raise UserError(f"{where.each}, row {number}: {error}") from None
+            raise UserError(f"{location}, row {number}: {error}") from None
     if benchmark.shipped:
         hashed = rows_hash(rows, benchmark.fields)
     else:
@@ -180,12 +176,12 @@ def _loaded(benchmark: Benchmark, rows: list[Row], where: _Where) -> Loaded:
         hashed = rows_hash(asked, tuple(asked[0]))
     source = DatasetSource(
         benchmark.names[0],
-        where.origin,
-        where.location,
-        where.split,
+        origin,
+        location,
+        split,
         len(rows),
         hashed,
-        where.fidelity,
+        fidelity,
         benchmark.scoring,
     )
     return Loaded(rows, problems, source)

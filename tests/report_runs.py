@@ -19,7 +19,8 @@ from synthetic import WORDS, _record, make_generation
 from softeval.modes import ALL, MODES
 from softeval.records import AnswerStop, Generation, SampleKey, StopReason, kl_schema
 from softeval.runs import rundir
-from softeval.runs.tables import LikelihoodRow, PromptRow, ScoredSample, TableWriter, prompt_hash
+from softeval.runs.tables import TableWriter, likelihood_row, prompt_hash, prompt_row
+from softeval.scoring.judge import Verdict
 
 NUMBERS = [f" {i}" for i in range(100)]
 TEXT = [
@@ -98,10 +99,18 @@ def write_checkpoint(
                     for s in range(1 if MODES[mode].is_greedy else samples):
                         chance = _chance(method, mode, float(difficulty_Q[q]), shift)
                         key = SampleKey(task, q, s)
-                        writer.add(_sample(rng, key, mode, chance, positions, vocab, texts, method))
-        writer.add_prompts([_prompt(t, q, texts) for t in sorted(tasks) for q in range(questions)])
-        writer.add_likelihoods(
-            [_likelihood(rng, t, q) for t in sorted(likelihood_tasks) for q in range(questions * 4)]
+                        writer.add(
+                            *_sample(rng, key, mode, chance, positions, vocab, texts, method)
+                        )
+        prompts = [_prompt(t, q, texts) for t in sorted(tasks) for q in range(questions)]
+        writer.write("prompts", prompts)
+        writer.write(
+            "likelihoods",
+            [
+                _likelihood(rng, t, q)
+                for t in sorted(likelihood_tasks)
+                for q in range(questions * 4)
+            ],
         )
     record = _record(tasks, modes, likelihood_tasks, samples, questions, 0, status)
     record["counts"] |= writer.counts
@@ -150,10 +159,10 @@ def write_counts(
                     answer = str(q if s < int(c) else q + 1)
                     made = make_generation(SampleKey(task, q, s), mode, 2, answer, 0, stop)
                     hashed = prompt_hash(f"Q{q}")
-                    writer.add(ScoredSample(made, hashed, str(q), s < int(c), "ok"))
+                    writer.add(made, hashed, str(q), Verdict(s < int(c), "ok"))
         questions = max(len(n) for n, _ in cells.values())
-        writer.add_prompts([PromptRow(task, q, f"Q{q}", str(q)) for q in range(questions)])
-        writer.add_likelihoods([])
+        prompts = [prompt_row(task, q, f"Q{q}", str(q)) for q in range(questions)]
+        writer.write("prompts", prompts)
     samples = max(int(max(n)) for n, _ in cells.values())
     record = _record([task], list(cells), [], samples, questions, 0, rundir.COMPLETE)
     record["counts"] |= writer.counts
@@ -186,7 +195,7 @@ def _sample(
     vocab: list[str],
     texts: Sequence[str],
     method: str,
-) -> ScoredSample:
+) -> tuple[Generation, str, str, Verdict]:
     length = int(np.clip(rng.gamma(6.0, positions / 6.0), 4, 3 * positions))
     number_T = rng.integers(0, len(NUMBERS), length)
     words_T = len(NUMBERS) + np.arange(length) // 2 % (len(TEXT) - 1)
@@ -227,8 +236,8 @@ def _sample(
         inputs=None,
         seconds=float(rng.uniform(0.1, 1.0)),
     )
-    hashed = prompt_hash(_prompt(key.task, key.doc_id, texts).prompt)
-    return ScoredSample(generation, hashed, target, correct and verdict == "ok", verdict)
+    hashed = _prompt(key.task, key.doc_id, texts)["prompt_hash"]
+    return generation, hashed, target, Verdict(correct and verdict == "ok", verdict)
 
 
 def _top_probs(mode: str, entropy: np.ndarray) -> np.ndarray:
@@ -236,20 +245,20 @@ def _top_probs(mode: str, entropy: np.ndarray) -> np.ndarray:
     return np.stack([first, (1 - first) * 0.7, (1 - first) * 0.2], -1).astype(np.float32)
 
 
-def _prompt(task: str, q: int, texts: Sequence[str]) -> PromptRow:
+def _prompt(task: str, q: int, texts: Sequence[str]) -> dict[str, Any]:
     extra = texts[q % len(texts)] if texts else ""
     prompt = (
         "A conversation between User and Assistant. The user asks a question, and the Assistant"
         f" solves it. User: What is {q} plus 3? {extra} Assistant:"
     )
-    return PromptRow(task, q, prompt, str(q + 3))
+    return prompt_row(task, q, prompt, str(q + 3))
 
 
-def _likelihood(rng: np.random.Generator, task: str, q: int) -> LikelihoodRow:
+def _likelihood(rng: np.random.Generator, task: str, q: int) -> dict[str, Any]:
     target = int(rng.integers(4))
     prediction = target if rng.random() < 0.6 else int(rng.integers(4))
     tokens = int(rng.integers(1, 20))
-    return LikelihoodRow(task, q, target, prediction, float(rng.gamma(2, 1) * tokens), tokens)
+    return likelihood_row(task, q, target, prediction, float(rng.gamma(2, 1) * tokens), tokens)
 
 
 def write_kl(folder: Path, method: str, tasks: Sequence[str], questions: int) -> dict[str, Any]:

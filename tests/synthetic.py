@@ -15,7 +15,8 @@ import numpy as np
 from softeval.modes import ALL, MODES, mode_record
 from softeval.records import AnswerStop, Generation, SampleKey, StopReason
 from softeval.runs import rundir
-from softeval.runs.tables import LikelihoodRow, PromptRow, ScoredSample, TableWriter, prompt_hash
+from softeval.runs.tables import TableWriter, likelihood_row, prompt_hash, prompt_row
+from softeval.scoring.judge import Verdict
 
 VOCAB = 400
 WORDS = [f" w{i}" for i in range(VOCAB)]
@@ -99,7 +100,7 @@ def write_run(
     rng = np.random.default_rng(seed)
     accuracy = accuracy or {}
     prompts = [
-        PromptRow(task, q, f"User: question {q} of {task}? Assistant:", str(q))
+        prompt_row(task, q, f"User: question {q} of {task}? Assistant:", str(q))
         for task in sorted(tasks)
         for q in range(questions)
     ]
@@ -113,14 +114,11 @@ def write_run(
                 for q in range(questions):
                     for s in range(count):
                         key = SampleKey(task, q, s)
-                        writer.add(_sample(rng, key, mode, chance_Q[q], positions, top, seed))
-        writer.add_prompts(prompts)
-        writer.add_likelihoods(
-            [
-                _likelihood(rng, task, q)
-                for task in sorted(likelihood_tasks)
-                for q in range(questions)
-            ]
+                        writer.add(*_sample(rng, key, mode, chance_Q[q], positions, top, seed))
+        writer.write("prompts", prompts)
+        writer.write(
+            "likelihoods",
+            [_likelihood(rng, t, q) for t in sorted(likelihood_tasks) for q in range(questions)],
         )
     record = _record(tasks, modes, likelihood_tasks, samples, questions, seed, status)
     record["counts"] |= {"rows": writer.counts}
@@ -139,7 +137,7 @@ def _sample(
     positions: int,
     top: int,
     seed: int,
-) -> ScoredSample:
+) -> tuple[Generation, str, str, Verdict]:
     length = int(np.clip(rng.poisson(positions), 1, 2 * positions))
     reason = rng.choice([str(r) for r in StopReason if r != StopReason.MODE], p=[0.8, 0.1, 0.1])
     correct = bool(rng.random() < chance)
@@ -158,16 +156,15 @@ def _sample(
     )
     verdict = "no_answer" if shown is None else "timeout" if rng.random() < 0.002 else "ok"
     prompt = f"User: question {key.doc_id} of {key.task}? Assistant:"
-    return ScoredSample(
-        generation, prompt_hash(prompt), target, correct and verdict == "ok", verdict
-    )
+    said = Verdict(correct and verdict == "ok", verdict)
+    return generation, prompt_hash(prompt), target, said
 
 
-def _likelihood(rng: np.random.Generator, task: str, q: int) -> LikelihoodRow:
+def _likelihood(rng: np.random.Generator, task: str, q: int) -> dict[str, Any]:
     target = int(rng.integers(4))
     prediction = target if rng.random() < 0.6 else int(rng.integers(4))
     tokens = int(rng.integers(1, 20))
-    return LikelihoodRow(task, q, target, prediction, float(rng.gamma(2, 1) * tokens), tokens)
+    return likelihood_row(task, q, target, prediction, float(rng.gamma(2, 1) * tokens), tokens)
 
 
 def _record(

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from softeval.tasks.arithmetic import draw_problem, draw_splits
-from softeval.tasks.prompts import paper_prompt
+from softeval.tasks.problems import paper_prompt
 from softeval.trainers.demo_base import (
     CHARACTERS,
     DemoBaseConfig,

@@ -32,7 +32,7 @@ from softeval.modes import get_mode
 from softeval.records import SampleKey, ScoreTuple
 from softeval.tasks.catalogue import find_benchmarks
 from softeval.tasks.data import load_problems
-from softeval.tasks.prompts import paper_prompt
+from softeval.tasks.problems import paper_prompt
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softeval.tasks.prompts import LETTERS, PAPER_PROMPT, choice_question, paper_prompt
+from softeval.tasks.problems import LETTERS, PAPER_PROMPT, choice_question, paper_prompt
 
 
 def test_paper_prompt_is_the_papers() -> None:

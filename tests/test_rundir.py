@@ -22,11 +22,8 @@ from softeval.records import (
 )
 from softeval.runs import rundir
 from softeval.runs.run import load_run
-from softeval.runs.tables import SCHEMAS, LikelihoodRow, ScoredSample, TableWriter, read_table
-
-
-def scored(key: SampleKey, **kwargs: object) -> ScoredSample:
-    return ScoredSample(make_generation(key, **kwargs), "0" * 16, "7", True, "ok")  # type: ignore[arg-type]
+from softeval.runs.tables import SCHEMAS, TableWriter, likelihood_row, read_table
+from softeval.scoring.judge import Verdict
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
@@ -74,9 +71,8 @@ def test_mixtures_are_of_first_samples_and_ranked(tmp_path: Path) -> None:
 
 def test_a_text_that_utf8_cannot_hold_is_kept_with_a_mark(tmp_path: Path) -> None:
     generation = make_generation(SampleKey("t", 0, 0))
-    odd = ScoredSample(generation, "0" * 16, "a\ud800b😀\x00", False, "ok")
     with TableWriter(tmp_path, str) as writer:
-        writer.add(odd)
+        writer.add(generation, "0" * 16, "a\ud800b😀\x00", Verdict(False, "ok"))
     assert read_table(tmp_path, "samples")["target"].to_pylist() == ["a\ufffdb😀\x00"]
 
 
@@ -102,9 +98,8 @@ def test_a_missing_table_names_the_remedy(tmp_path: Path) -> None:
 
 def test_likelihood_rows(tmp_path: Path) -> None:
     with TableWriter(tmp_path, str) as writer:
-        writer.add_likelihoods(
-            [LikelihoodRow("arc", 0, 2, 2, 6.0, 4), LikelihoodRow("arc", 1, 0, 3, 1.0, 1)]
-        )
+        right, wrong = ("arc", 0, 2, 2, 6.0, 4), ("arc", 1, 0, 3, 1.0, 1)
+        writer.write("likelihoods", [likelihood_row(*right), likelihood_row(*wrong)])
     rows = read_table(tmp_path, "likelihoods").to_pylist()
     assert [r["correct"] for r in rows] == [True, False]
     assert [r["nll_per_token"] for r in rows] == [1.5, 1.0]

@@ -25,11 +25,16 @@ from softeval.modes import get_mode
 from softeval.options import GenerationOptions
 from softeval.records import ScoreTuple
 from softeval.scoring.judge import Verdict
-from softeval.tasks.benchmark import BenchmarkTask, sample_scores
+from softeval.tasks.benchmark import (
+    BenchmarkTask,
+    choice_scores,
+    normed_choice_scores,
+    ratio,
+    sample_scores,
+)
 from softeval.tasks.catalogue import find_benchmarks
 from softeval.tasks.data import load
-from softeval.tasks.likelihood import choice_scores, normed_choice_scores, ratio
-from softeval.tasks.prompts import paper_prompt
+from softeval.tasks.problems import paper_prompt
 
 GENERATIVE = [
     *("gsm8k", "math500", "olympiadbench"),

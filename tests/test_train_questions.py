@@ -11,7 +11,7 @@ from conftest import SHARED
 from train_cases import tiny_config, tiny_lm
 
 from softeval.errors import UserError
-from softeval.tasks.prompts import paper_prompt
+from softeval.tasks.problems import paper_prompt
 from softeval.trainers.questions import DataOrder, QuestionSet, load_questions
 
 needs_shared = pytest.mark.skipif(

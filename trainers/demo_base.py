@@ -31,7 +31,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from softeval.tasks.arithmetic import ArithmeticProblem, draw_problem, draw_splits, worked_solution
-from softeval.tasks.prompts import PAPER_PROMPT, paper_prompt
+from softeval.tasks.problems import PAPER_PROMPT, paper_prompt
 
 INSTRUCTION = PAPER_PROMPT.split("QUESTION")[0]
 """The paper's prompt up to the question."""
@@ -252,7 +252,7 @@ A tiny Llama (separate input and output embeddings, float32) that solves the bun
 task of softeval in a mixture of careful and sloppy steps. It is the untrained arm of the demo: the
 checkpoint from which the hard, soft and fuzzy ones are trained. It is of no use for anything else.
 
-* Prompt: the paper's, to the letter (`softeval.tasks.prompts.paper_prompt`), then a completion such as
+* Prompt: the paper's, to the letter (`softeval.tasks.problems.paper_prompt`), then a completion such as
   ` 47-28=19;19*3~58;58+12=70; The final answer is: \\boxed{{70}}` and `<eos>`.
 * Tokenizer: one token a character plus one for each fixed phrase; no beginning-of-sequence token;
   characters it does not know become `<unk>`.

@@ -25,8 +25,7 @@ from softeval.tasks.arithmetic import ArithmeticProblem
 from softeval.tasks.catalogue import Benchmark, bare_file, find_benchmarks
 from softeval.tasks.data import DatasetSource, gold_solutions, load_problems
 from softeval.tasks.local_data import is_jsonl
-from softeval.tasks.problems import Problem
-from softeval.tasks.prompts import paper_prompt
+from softeval.tasks.problems import Problem, paper_prompt
 from softeval.trainers.config import TrainConfig
 from softeval.trainers.learners.stages import solution_text
 

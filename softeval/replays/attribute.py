@@ -21,7 +21,6 @@ from softeval.decoding.next_token import next_tokens
 from softeval.decoding.replay import CHANGES, Surroundings
 from softeval.decoding.rows import Limits
 from softeval.errors import UserError
-from softeval.files import replacing
 from softeval.model.language_model import LanguageModel
 from softeval.modes import (
     Mode,
@@ -285,5 +284,5 @@ def _write(folder: Path, rows: list[Row], modes: list[str]) -> None:
     kept = [row for row in _written(folder) if row["mode"] not in modes]
     columns = {name: [row.get(name) for row in (*kept, *rows)] for name in schema.names}
     table = pa.table(columns, schema).sort_by([(name, "ascending") for name in KEYS])
-    with replacing(folder / NAME) as partial, CheckedWriter(partial, schema) as writer:
+    with CheckedWriter(folder / NAME, schema) as writer:
         writer.write(table)

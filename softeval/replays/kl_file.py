@@ -14,7 +14,6 @@ import numpy as np
 
 from softeval.decoding.kl import PositionKL
 from softeval.errors import UserError
-from softeval.files import replacing
 from softeval.records import SampleKey, kl_schema
 from softeval.runs.parquet_files import CheckedWriter, read_parquet, sequences
 
@@ -98,7 +97,7 @@ def write_kl(folder: Path, found: Sequence[Measured], keep: Collection[str]) -> 
         kept = pc.is_in(before["prefix_set"], pa.array(list(keep)))  # pyright: ignore[reportAttributeAccessIssue]
         table = pa.concat_tables([table, before.filter(kept)])
     table = table.sort_by([(name, "ascending") for name in KEYS])
-    with replacing(final) as partial, CheckedWriter(partial, table.schema) as writer:
+    with CheckedWriter(final, table.schema) as writer:
         writer.write(table)
 
 

@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -30,14 +29,7 @@ from softeval.display import Display
 from softeval.records import Generation, SampleKey, ScoreTuple
 from softeval.runs.cells import Cell
 from softeval.runs.journal import Journal, Name
-from softeval.runs.tables import (
-    GROUP_SIZE,
-    LikelihoodRow,
-    PromptRow,
-    ScoredSample,
-    TableWriter,
-    prompt_hash,
-)
+from softeval.runs.tables import GROUP_SIZE, Row, TableWriter, likelihood_row, prompt_row
 from softeval.scoring.judge import Item, ScoreKind, Scorer, Verdict, scorer_identity
 
 Document = Mapping[str, Any]
@@ -115,18 +107,13 @@ class JudgedJournal:
             thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        if kind is not None:
+    def __exit__(self, *error: object) -> None:
+        if isinstance(error[1], BaseException):
             # Nobody waits for verdicts any more; the next start gives those that are left.
-            self._failure = self._failure or error
+            self._failure = self._failure or error[1]
         for _ in self._threads:
             self._waiting.put(None)
-        if kind is None:
+        if error[1] is None:
             self._wait()
             self._display.leave()
 
@@ -235,14 +222,15 @@ def compact(
     found = [name for name in journal.names() if name in expected]
     likelihoods = list(_likelihood_rows(cells, journal))
     prompts = _prompt_rows(journal, questions)
-    hashes = {(row.task, row.doc_id): prompt_hash(row.prompt) for row in prompts}
+    hashes = {(row["task"], row["doc_id"]): row["prompt_hash"] for row in prompts}
     verdicts: Counter[str] = Counter()
     with TableWriter(folder, token_text) as writer:
-        for sample in _scored(found, journal, questions, hashes, scorer):
-            writer.add(sample)
-            verdicts[sample.verdict] += 1
-        writer.add_prompts(prompts)
-        writer.add_likelihoods(likelihoods)
+        for generation, verdict, document in _judged_in_groups(found, journal, questions, scorer):
+            hashed = hashes[generation.key.task, generation.key.doc_id]
+            writer.add(generation, hashed, document["target"], verdict, document.get("error"))
+            verdicts[verdict.status] += 1
+        writer.write("prompts", prompts)
+        writer.write("likelihoods", likelihoods)
     asked = sum(len(cell.documents) for cell in cells if cell.mode is None)
     missing = len(expected) - len(found) + asked - len(likelihoods)
     return Compacted(writer.counts, len(expected) + asked, missing, dict(verdicts))
@@ -258,33 +246,26 @@ def _expected_names(cells: Sequence[Cell]) -> set[Name]:
     }
 
 
-def _scored(
-    names: Sequence[Name],
-    journal: Journal,
-    questions: Questions,
-    hashes: Mapping[tuple[str, int], str],
-    scorer: Scorer,
-) -> Iterator[ScoredSample]:
+def _judged_in_groups(
+    names: Sequence[Name], journal: Journal, questions: Questions, scorer: Scorer
+) -> Iterator[tuple[Generation, Verdict, Document]]:
     for start in range(0, len(names), GROUP_SIZE):
         found = [journal.get(*name) for name in names[start : start + GROUP_SIZE]]
         generations = [generation for generation in found if generation is not None]
         documents = [questions[g.key.task, g.key.doc_id] for g in generations]
         verdicts = judged(journal, scorer, generations, documents)
-        for g, d, verdict in zip(generations, documents, verdicts, strict=True):
-            hashed = hashes[g.key.task, g.key.doc_id]
-            said = verdict.correct, verdict.status, verdict.other
-            yield ScoredSample(g, hashed, d["target"], *said, d.get("error"))
+        yield from zip(generations, verdicts, documents, strict=True)
 
 
-def _prompt_rows(journal: Journal, questions: Questions) -> list[PromptRow]:
+def _prompt_rows(journal: Journal, questions: Questions) -> list[Row]:
     return [
-        PromptRow(task, doc_id, prompt.text, questions[task, doc_id]["target"])
+        prompt_row(task, doc_id, prompt.text, questions[task, doc_id]["target"])
         for (task, doc_id), prompt in sorted(journal.prompts().items())
         if (task, doc_id) in questions
     ]
 
 
-def _likelihood_rows(cells: Sequence[Cell], journal: Journal) -> Iterator[LikelihoodRow]:
+def _likelihood_rows(cells: Sequence[Cell], journal: Journal) -> Iterator[Row]:
     """One row a question whose every choice is scored."""
     scores = journal.likelihoods()
     for cell in sorted((c for c in cells if c.mode is None), key=lambda c: c.name):
@@ -297,4 +278,4 @@ def _likelihood_rows(cells: Sequence[Cell], journal: Journal) -> Iterator[Likeli
             gold = int(document["gold"])
             best = int(np.argmax([score.log_prob for score in known]))
             nll, tokens = -known[gold].log_prob, known[gold].n_tokens
-            yield LikelihoodRow(cell.name, doc_id, gold, best, nll, tokens)
+            yield likelihood_row(cell.name, doc_id, gold, best, nll, tokens)

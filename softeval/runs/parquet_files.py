@@ -19,12 +19,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import numpy as np
 
 from softeval.errors import UserError
+from softeval.files import beside, move_into_place
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,18 +39,25 @@ _SETTLED_NS = 2_000_000_000
 class CheckedWriter:
     """Writes one Parquet file with its checksums; a context manager.
 
+    The file takes its place once it is whole. After an error, or where it was discarded, what is
+    there stays.
+
     Args:
-        path: of the file; what is there is replaced as it is written.
+        path: of the file.
         schema: of its rows.
+
+    Attributes:
+        rows: how many were written.
     """
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        self._path = path
+        self.rows = 0
+        self._path, self._partial = path, beside(path)
         # Arrow's own file: of one of Python's it would count only the bytes that it writes itself.
-        self._file = pa.OSFile(str(path), "wb")
+        self._file = pa.OSFile(str(self._partial), "wb")
         self._writer = pq.ParquetWriter(
             self._file, schema, compression="zstd", write_page_checksum=True
         )
@@ -59,33 +66,37 @@ class CheckedWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self.close() if kind is None else self.discard()
+    def __exit__(self, *error: object) -> None:
+        if error[0] is not None:
+            self.discard()
+        elif self._writer.is_open:
+            self._close()
 
     def write(self, table: pa.Table) -> None:
         """Append the rows, as row groups of their own."""
-        self._writer.write_table(table)
-
-    def close(self) -> None:
-        """Complete the file."""
-        self._writer.close()
-        self._file.close()
-        with self._path.open("r+b") as file:
-            checksum = _crc(file)
-            file.seek(len(_MARK))
-            file.write(checksum)
+        if table.num_rows:
+            self._writer.write_table(table)
+            self.rows += table.num_rows
 
     def discard(self) -> None:
-        """Remove the file."""
+        """Leave what is there as it is."""
         # Closing the writer writes a footer, which fails once more where the disk is full.
         self._writer.is_open = False
         self._file.close()
-        self._path.unlink(missing_ok=True)
+        self._partial.unlink(missing_ok=True)
+
+    def _close(self) -> None:
+        try:
+            self._writer.close()
+            self._file.close()
+            with self._partial.open("r+b") as file:
+                checksum = _crc(file)
+                file.seek(len(_MARK))
+                file.write(checksum)
+        except BaseException:
+            self.discard()
+            raise
+        move_into_place(self._partial, self._path)
 
 
 def open_parquet(path: Path, columns: Sequence[str] = ()) -> Any:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from softeval.errors import UserError
-from softeval.files import replacing, write_json
+from softeval.files import write_json
 from softeval.runs import rundir
 from softeval.runs.parquet_files import CheckedWriter, damage_named, open_parquet, read_parquet
 from softeval.runs.tables import refuse_doubled, table_path
@@ -79,19 +79,14 @@ def rescore(folder: str | Path, scorer: Scorer) -> Rescored:
         rundir.read_json(folder / rundir.RESULTS_FILE)  # refused before anything is judged
     name = f"verdicts-{len(record.get('scorings') or []) + 1}.parquet"
     try:
-        with replacing(source) as partial:
-            counts = _write_judged(source, partial, kinds, scorer)
-            samples, gained, lost, statuses, others = counts
-            if gained or lost or statuses:
-                _keep(folder / name, source)
-            elif not others:  # what the other rules say may be all that is new
-                partial.unlink()
+        counts = _write_judged(source, kinds, scorer, folder / name)
         # Also where an earlier call was stopped after it had replaced the table.
         kept = name if (folder / name).is_file() else None
         _refresh_results(folder, source)
         rundir.write_record(folder, _new_record(record, kept, source, scorer))
     except OSError as error:
         raise rundir.unwritable(folder, error) from None
+    samples, gained, lost, statuses = counts
     return Rescored(samples, gained, lost, statuses, kept)
 
 
@@ -107,9 +102,9 @@ def score_kinds(record: Mapping[str, Any]) -> dict[str, ScoreKind]:
 
 
 def _write_judged(
-    source: Path, partial: Path, kinds: Mapping[str, ScoreKind], scorer: Scorer
+    source: Path, kinds: Mapping[str, ScoreKind], scorer: Scorer, kept: Path
 ) -> list[int]:
-    """Copy the table with new verdicts; samples, gained, lost, statuses and others changed."""
+    """Give the table new verdicts, its own kept beside; samples, gained, lost, statuses changed."""
     import pyarrow as pa
 
     total = np.zeros(5, np.int64)
@@ -117,14 +112,18 @@ def _write_judged(
         schema = parquet.schema_arrow
         if OTHER not in schema.names:  # a run older than the column
             schema = schema.append(pa.field(OTHER, pa.bool_()))
-        with CheckedWriter(partial, schema) as writer:
+        with CheckedWriter(source, schema) as writer:
             for group in range(parquet.num_row_groups):
                 with damage_named(source):
                     table = parquet.read_row_group(group)
                 verdicts = _judge(table, kinds, scorer)
                 total += _changes(table, verdicts)
                 writer.write(_with_verdicts(table, verdicts).cast(schema))
-    return total.tolist()
+            if total[1:4].any():
+                _keep(kept, source)
+            elif not total[4]:  # what the other rules say may be all that is new
+                writer.discard()
+    return total[:4].tolist()
 
 
 def _judge(table: pa.Table, kinds: Mapping[str, ScoreKind], scorer: Scorer) -> list[Verdict]:
@@ -172,7 +171,7 @@ def _keep(kept: Path, source: Path) -> None:
     if kept.is_file():  # of a call that was stopped after it
         return
     table = read_parquet(source, [*KEY, *JUDGED])
-    with replacing(kept) as draft, CheckedWriter(draft, table.schema) as writer:
+    with CheckedWriter(kept, table.schema) as writer:
         writer.write(table)
 
 

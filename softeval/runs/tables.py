@@ -1,23 +1,22 @@
 """The Parquet tables of a run directory: how rows are written, and how they are read.
 
 Writing is streamed and in the order given, so that memory stays bounded and the same rows give the
-same bytes. Knows the schemas of `softeval.records`; nothing of journals, models or scoring.
+same bytes. Knows the schemas of `softeval.records`; nothing of journals, models or how answers are judged.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from softeval import records
 from softeval.errors import UserError
-from softeval.files import beside, move_into_place
 from softeval.records import MIXTURE_SAMPLES, Generation
 from softeval.runs.parquet_files import (
     CheckedWriter,
@@ -26,6 +25,7 @@ from softeval.runs.parquet_files import (
     read_parquet,
     sequences,
 )
+from softeval.scoring.judge import Verdict
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -50,57 +50,10 @@ _ROWS: dict[str, tuple[Callable[[], pa.Schema], dict[str, str]]] = {
     ),
 }
 
+Row = dict[str, Any]
+
 # Generations a row group; fixed, because the bytes of a table depend on it.
 GROUP_SIZE = 2048
-
-
-@dataclass(frozen=True)
-class ScoredSample:
-    """A generation with its label and verdict: one row of samples.parquet.
-
-    Attributes:
-        generation: the sample.
-        prompt_hash: `prompt_hash` of its prompt text.
-        target: label of the question.
-        correct: whether the answer was accepted against the label.
-        verdict: "ok", "no_answer", "timeout" or "error".
-        other_correct: whether the other set of rules accepts the answer; None where not asked.
-        target_error: how far a number may be from the label's; None where it must be the same.
-    """
-
-    generation: Generation
-    prompt_hash: str
-    target: str
-    correct: bool
-    verdict: str
-    other_correct: bool | None = None
-    target_error: float | None = None
-
-
-@dataclass(frozen=True)
-class PromptRow:
-    """A question as it was given to the model, and its label."""
-
-    task: str
-    doc_id: int
-    prompt: str
-    target: str
-
-
-@dataclass(frozen=True)
-class LikelihoodRow:
-    """A question of a log-likelihood task. `nll` in nats, of the correct answer's n_tokens."""
-
-    task: str
-    doc_id: int
-    target: int
-    prediction: int
-    nll: float
-    n_tokens: int
-
-    @property
-    def correct(self) -> bool:
-        return self.prediction == self.target
 
 
 def prompt_hash(prompt: str) -> str:
@@ -209,33 +162,6 @@ def _rows_of(group: pa.Table, lists: Mapping[str, str], schema: pa.Schema) -> pa
     return pa.table(columns, schema)
 
 
-class _Table:
-    """One Parquet file that appears under its name only when it is whole."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self._final = table_path(folder, name)
-        self._partial = beside(self._final)
-        self.schema = SCHEMAS[name]()
-        self.rows = 0
-        self._writer = CheckedWriter(self._partial, self.schema)
-
-    def write(self, columns: dict[str, Any]) -> None:
-        """Append one row group."""
-        import pyarrow as pa
-
-        table = pa.table(columns, self.schema)
-        if table.num_rows:
-            self._writer.write(table)
-            self.rows += table.num_rows
-
-    def close(self, keep: bool) -> None:
-        if not keep:
-            self._writer.discard()
-            return
-        self._writer.close()
-        move_into_place(self._partial, self._final)
-
-
 class TableWriter:
     """Writes the tables of a run; a context manager.
 
@@ -250,130 +176,133 @@ class TableWriter:
     def __init__(self, folder: Path, token_text: Callable[[int], str]) -> None:
         self._folder = folder
         self._token_text = token_text
-        self._waiting: list[ScoredSample] = []
+        self._samples: list[Row] = []
+        self._positions: list[Row] = []
         self._token_ids: set[int] = set()
-        self._tables = {name: _Table(folder, name) for name in SCHEMAS}
+        self._closing = ExitStack()
+        self._tables = {
+            name: self._closing.enter_context(CheckedWriter(table_path(folder, name), schema()))
+            for name, schema in SCHEMAS.items()
+        }
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
+    def __exit__(self, *error: object) -> None:
+        if error[0] is not None:
+            for table in self._tables.values():
+                table.discard()
+            return
+        with self._closing:
+            self._flush()
+            ids = sorted(self._token_ids)
+            texts = [_storable(self._token_text(token_id)) for token_id in ids]
+            pairs = zip(ids, texts, strict=True)
+            self.write("tokens", [{"token_id": token_id, "text": text} for token_id, text in pairs])
+        table_path(self._folder, "mixtures").unlink(missing_ok=True)  # of a run begun in schema 1
+
+    def add(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        tb: TracebackType | None,
+        generation: Generation,
+        prompt_hash: str,
+        target: str,
+        verdict: Verdict,
+        target_error: float | None = None,
     ) -> None:
-        if kind is not None:
-            return self._close(keep=False)
-        try:
+        """Append one sample with its positions.
+
+        Args:
+            generation: the sample.
+            prompt_hash: `prompt_hash` of its prompt text.
+            target: label of the question.
+            verdict: on its answer.
+            target_error: how far a number may be from the label's; None where it must be the same.
+        """
+        row = _sample_row(generation, target, verdict)
+        self._samples.append(row | {"prompt_hash": prompt_hash, "target_error": target_error})
+        self._positions.append(_position_row(generation))
+        if len(self._samples) == GROUP_SIZE:
             self._flush()
-            self._write_tokens()
-        except BaseException:
-            self._close(keep=False)
-            raise
-        self._close(keep=True)
 
-    def add(self, sample: ScoredSample) -> None:
-        """Append one sample with its positions."""
-        self._waiting.append(sample)
-        if len(self._waiting) == GROUP_SIZE:
-            self._flush()
+    def write(self, name: str, rows: Sequence[Row]) -> None:
+        """Append a row group to a table, in its order."""
+        import pyarrow as pa
 
-    def add_prompts(self, rows: Sequence[PromptRow]) -> None:
-        """Append questions; in order of task and doc_id."""
-        self._tables["prompts"].write(
-            {
-                "task": [r.task for r in rows],
-                "doc_id": [r.doc_id for r in rows],
-                "prompt_hash": [prompt_hash(r.prompt) for r in rows],
-                "prompt": [_storable(r.prompt) for r in rows],
-                "target": [_storable(r.target) for r in rows],
-            }
-        )
-
-    def add_likelihoods(self, rows: Sequence[LikelihoodRow]) -> None:
-        """Append questions of log-likelihood tasks; in order of task and doc_id."""
-        self._tables["likelihoods"].write(
-            {
-                "task": [r.task for r in rows],
-                "doc_id": [r.doc_id for r in rows],
-                "target": [r.target for r in rows],
-                "prediction": [r.prediction for r in rows],
-                "correct": [r.correct for r in rows],
-                "nll": [r.nll for r in rows],
-                "n_tokens": [r.n_tokens for r in rows],
-                "nll_per_token": [r.nll / max(r.n_tokens, 1) for r in rows],
-            }
-        )
+        self._tables[name].write(pa.Table.from_pylist(list(rows), SCHEMAS[name]()))
 
     @property
     def counts(self) -> dict[str, int]:
         """Rows written so far to each table."""
         return {name: table.rows for name, table in self._tables.items()}
 
-    def _close(self, keep: bool) -> None:
-        for table in self._tables.values():
-            table.close(keep)
-        if keep:  # a run that an earlier softeval began
-            table_path(self._folder, "mixtures").unlink(missing_ok=True)
-
     def _flush(self) -> None:
-        if self._waiting:
-            self._tables["samples"].write(_sample_columns(self._waiting))
-            columns = _position_columns([s.generation for s in self._waiting])
-            self._tables["positions"].write(columns)
+        for row in self._positions:
             for name in ("shadow_id", "mixture_id"):
-                for ids in columns[name]:
-                    self._token_ids.update([] if ids is None else ids.tolist())
-            self._waiting.clear()
-
-    def _write_tokens(self) -> None:
-        ids = sorted(self._token_ids)
-        self._tables["tokens"].write(
-            {"token_id": ids, "text": [_storable(self._token_text(i)) for i in ids]}
-        )
+                self._token_ids.update([] if row[name] is None else row[name].tolist())
+        self.write("samples", self._samples)
+        self.write("positions", self._positions)
+        self._samples.clear()
+        self._positions.clear()
 
 
-def _key_columns(generations: Sequence[Generation]) -> dict[str, Any]:
+def prompt_row(task: str, doc_id: int, prompt: str, target: str) -> Row:
+    """A question as it was given to the model, and its label: a row of prompts.parquet."""
     return {
-        "task": [g.key.task for g in generations],
-        "doc_id": [g.key.doc_id for g in generations],
-        "mode": [g.mode for g in generations],
-        "sample": [g.key.sample for g in generations],
+        "task": task,
+        "doc_id": doc_id,
+        "prompt_hash": prompt_hash(prompt),
+        "prompt": _storable(prompt),
+        "target": _storable(target),
     }
 
 
-def _position_columns(generations: Sequence[Generation]) -> dict[str, Any]:
-    mixed = [g.key.sample < MIXTURE_SAMPLES and g.top_ids.size > 0 for g in generations]
-    pairs = list(zip(generations, mixed, strict=True))
-    return _key_columns(generations) | {
-        "entropy": [g.entropy for g in generations],
-        "mode_entropy": [g.mode_entropy for g in generations],
-        "top1_prob": [g.top1_prob for g in generations],
-        "shadow_id": [g.shadow_ids.astype(np.int32) for g in generations],
-        "mixture_id": [g.top_ids.ravel().astype(np.int32) if kept else None for g, kept in pairs],
-        "mixture_prob": [g.top_probs.ravel() if kept else None for g, kept in pairs],
+def likelihood_row(
+    task: str, doc_id: int, target: int, prediction: int, nll: float, n_tokens: int
+) -> Row:
+    """A question of a log-likelihood task; `nll` in nats, of the correct answer's n_tokens."""
+    return {
+        "task": task,
+        "doc_id": doc_id,
+        "target": target,
+        "prediction": prediction,
+        "correct": prediction == target,
+        "nll": nll,
+        "n_tokens": n_tokens,
+        "nll_per_token": nll / max(n_tokens, 1),
     }
 
 
-def _sample_columns(samples: Sequence[ScoredSample]) -> dict[str, Any]:
-    generations = [s.generation for s in samples]
-    return _key_columns(generations) | {
-        "prompt_hash": [s.prompt_hash for s in samples],
-        "cot_text": [_storable(g.cot_text) for g in generations],
-        "prefill": [_storable(g.prefill_text) for g in generations],
-        "answer_text": [_storable(g.answer_text) for g in generations],
-        "answer": [None if g.answer is None else _storable(g.answer) for g in generations],
-        "target": [_storable(s.target) for s in samples],
-        "correct": [s.correct for s in samples],
-        "verdict": [s.verdict for s in samples],
-        "stop_reason": [str(g.stop_reason) for g in generations],
-        "answer_stop": [str(g.answer_stop) for g in generations],
-        "n_cot_tokens": [len(g.shadow_ids) for g in generations],
-        "n_answer_tokens": [len(g.answer_ids) for g in generations],
-        "seconds": [g.seconds for g in generations],
-        "other_correct": [s.other_correct for s in samples],
-        "target_error": [s.target_error for s in samples],
+def _key_columns(generation: Generation) -> Row:
+    return {**asdict(generation.key), "mode": generation.mode}
+
+
+def _position_row(g: Generation) -> Row:
+    mixed = g.key.sample < MIXTURE_SAMPLES and g.top_ids.size > 0
+    return _key_columns(g) | {
+        "entropy": g.entropy,
+        "mode_entropy": g.mode_entropy,
+        "top1_prob": g.top1_prob,
+        "shadow_id": g.shadow_ids.astype(np.int32),
+        "mixture_id": g.top_ids.ravel().astype(np.int32) if mixed else None,
+        "mixture_prob": g.top_probs.ravel() if mixed else None,
+    }
+
+
+def _sample_row(g: Generation, target: str, verdict: Verdict) -> Row:
+    return _key_columns(g) | {
+        "cot_text": _storable(g.cot_text),
+        "prefill": _storable(g.prefill_text),
+        "answer_text": _storable(g.answer_text),
+        "answer": None if g.answer is None else _storable(g.answer),
+        "target": _storable(target),
+        "correct": verdict.correct,
+        "verdict": verdict.status,
+        "stop_reason": str(g.stop_reason),
+        "answer_stop": str(g.answer_stop),
+        "n_cot_tokens": len(g.shadow_ids),
+        "n_answer_tokens": len(g.answer_ids),
+        "seconds": g.seconds,
+        "other_correct": verdict.other,
     }
 
 
