@@ -25,8 +25,7 @@ from softeval.modes.coconut import Coconut, forget_alignment
 from softeval.processes import Processes
 from softeval.records import Generation, StopReason
 from softeval.tasks import arithmetic
-from softeval.tasks.problems import Problem
-from softeval.tasks.prompts import paper_prompt
+from softeval.tasks.problems import Problem, paper_prompt
 from softeval.trainers import trainer
 from softeval.trainers.learners.curriculum import (
     Lesson,
