@@ -19,16 +19,23 @@ BEFORE_NAMES = str(Rules.MATH_VERIFY)
 
 def notes(arms: Arms) -> list[str]:
     """Sentences about the runs as a whole; empty where nothing needs saying."""
-    found = []
+    found = unfinished_notes(arms)
     for run in arms.runs:
         where = run.path.name
-        if not run.complete:
-            found.append(f"{where} is not finished: {_progress(run)}.")
         if run.config.get("limit") is not None:
             found.append(f"{where} was limited to {run.config['limit']} questions a task.")
         if not run.entropy and run.cells:
             found.append(f"{where} has no per-position records: no entropy of it is shown.")
     return found + _prompt_notes(arms) + setting_notes(arms)
+
+
+def unfinished_notes(arms: Arms) -> list[str]:
+    """How far each run is that is not finished."""
+    return [
+        f"{run.path.name} is not finished: {_progress(run)}."
+        for run in arms.runs
+        if not run.complete
+    ]
 
 
 def _progress(run: MeasuredRun) -> str:

@@ -22,6 +22,7 @@ from softeval.reports.escaping import visible
 from softeval.reports.layout import Part, Section
 from softeval.reports.material import PROBLEMS, Material, ReportOptions
 from softeval.reports.measured.arms import Arm, Arms, measure
+from softeval.reports.notes import unfinished_notes
 from softeval.reports.sections import SECTIONS
 from softeval.reports.sections.samples import SCRIPT
 from softeval.reports.sections.training import is_training
@@ -38,7 +39,8 @@ def build_report(folders: Sequence[str | Path], options: ReportOptions | None = 
         options: title, margin and the like.
 
     Raises:
-        UserError: a folder that is no run, a damaged file, or runs that do not belong together.
+        UserError: a folder that is no run, a damaged file, runs that do not belong together, or
+            none that has got as far as its tables.
     """
     options = options or ReportOptions()
     named = [split_label(str(folder)) for folder in folders]
@@ -49,6 +51,8 @@ def build_report(folders: Sequence[str | Path], options: ReportOptions | None = 
             f" run beside them (`softeval run --model {training[0]}/best` makes one)"
         )
     arms = measure([(label, f) for label, f in named if not is_training(f)])
+    if not any(run.complete or run.cells or run.answers for run in arms.runs):
+        raise UserError(f"there is nothing to report yet: {' '.join(unfinished_notes(arms))}")
     material = Material(arms, tuple(training), options)
     laid_out = [(section, section.parts(material)) for section in SECTIONS]
     return _render(_header(arms, options, folders), [(s, parts) for s, parts in laid_out if parts])

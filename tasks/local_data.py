@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from softeval.errors import UserError
+from softeval.options import split_list
 
 Row = dict[str, Any]
 
@@ -30,6 +31,19 @@ def is_jsonl(name: str) -> bool:
 def task_name(name: str) -> str:
     """Name of the task that an entry of --tasks stands for: of a file, its own without ending."""
     return Path(name).name.split(".jsonl")[0] if is_jsonl(name) else name
+
+
+def split_tasks(value: Any) -> Any:
+    """As `split_list`, but a JSONL file that is there may have a comma in its name."""
+    if value is None:
+        return None
+    parts = value if isinstance(value, list | tuple) else [value]
+    listed = [[part] if _is_file(part) else split_list(part) for part in parts]
+    return tuple(dict.fromkeys(name for names in listed for name in names))
+
+
+def _is_file(name: Any) -> bool:
+    return isinstance(name, str) and is_jsonl(name) and Path(name).expanduser().is_file()
 
 
 @dataclass(frozen=True)

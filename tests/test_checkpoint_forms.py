@@ -15,6 +15,7 @@ import torch
 from adapter_cases import CAPS, roomy_lm, write_data
 from command_line import Ended
 from conftest import mostly_slow
+from synthetic import make_generation
 from tiny import CHARACTERS, CONFIGS, PADDED, tiny_lm, tiny_tokenizer
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
@@ -23,6 +24,10 @@ from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM, PreTrained
 from softeval import UserError, generate, load_model
 from softeval.model.language_model import wrap_model
 from softeval.modes import ALL
+from softeval.records import SampleKey
+from softeval.runs.journal import Journal
+from softeval.runs.run import load_run
+from softeval.runs.rundir import write_record
 
 pytest_plugins = ("command_line_fixtures",)
 
@@ -457,11 +462,29 @@ def test_a_dry_run_reads_the_questions_at_hand(softeval: Callable[..., Ended]) -
 
 def test_a_dry_run_finds_a_run_with_other_arguments(softeval: Callable[..., Ended]) -> None:
     common = ["--limit", "1", "-n", "2", "--modes", "hard_sample", "--device", "cpu", "-o", "run"]
-    assert softeval("run", *common, "--max-cot-tokens", "4", "--quiet").code == 0
-    assert softeval("run", *common, "--max-cot-tokens", "4", "--dry-run").code == 0
+    common += ["--max-cot-tokens", "4"]
+
+    def planned(*more: str) -> str:
+        ended = softeval("run", *common, *more, "--dry-run", "--json")
+        assert ended.code == 0, ended.err
+        return json.loads(ended.out)["run"]
+
+    assert planned() == "new"
+    assert softeval("run", *common, "--quiet").code == 0
+    assert planned() == "finished before; it is shown again and nothing is computed"
     ended = softeval("run", *common, "--seed", "5", "--dry-run")
     one_line(ended, "holds a run with other arguments", "seed")
-    assert softeval("run", *common, "--seed", "5", "--dry-run", "--overwrite").code == 0
+    assert planned("--seed", "5", "--overwrite").startswith("starts anew")
+    run = Path("run")
+    write_record(run, load_run(run).info | {"status": "partial"})
+    journal = Journal(run / "shards", 0)
+    try:
+        journal.add(make_generation(SampleKey("arithmetic", 0, 0)), "a prompt")
+        one_line(softeval("run", *common, "--dry-run"), "another process")
+        one_line(softeval("run", *common, "--quiet"), "another process")
+    finally:
+        journal.close()
+    assert planned() == "continued; 1 samples are there"
 
 
 @pytest.mark.parametrize("template", ["{% if %}", "{{ messages[7].content }}", "{{ raise('no') }}"])

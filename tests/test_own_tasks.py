@@ -298,6 +298,18 @@ def test_training_drops_the_questions_of_ones_own_task(mine: Path, tmp_path: Pat
     assert sum(load_questions(config, lambda text: list(text.encode())).overlaps.values()) == 2
 
 
+def test_a_file_may_have_a_comma_in_its_name(softeval: Callable[..., Ended]) -> None:
+    for name in ("my,aime.jsonl", "aime.jsonl"):
+        write_jsonl(Path(name), AIME)
+    asked = ("run", "--dry-run", "--json", "--question", "problem", *SMALL, "--tasks")
+    for given in (["my,aime.jsonl"], ["aime.jsonl,arithmetic", "-t", "./my,aime.jsonl"]):
+        planned = softeval(*asked, *given)
+        assert planned.code == 0, planned.err
+        assert "my,aime" in json.loads(planned.out)["tasks"]
+    missing = softeval(*asked, "no,file.jsonl")
+    assert missing.code == 2 and missing.err.count("\n") == 1 and "no" in missing.err
+
+
 @pytest.mark.slow
 def test_a_bare_file_is_a_task(softeval: Callable[..., Ended]) -> None:
     write_jsonl(Path("aime.jsonl"), AIME)

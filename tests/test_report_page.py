@@ -155,16 +155,17 @@ def test_a_partial_run_gets_a_badge(tmp_path):
     assert "run is not finished" in text
 
 
-def test_a_run_killed_before_its_tables_is_no_error(tmp_path, single):
+def test_a_run_killed_before_its_tables_is_told_beside_others_and_refused_alone(tmp_path, single):
     folder = tmp_path / "killed"
     folder.mkdir()
     record = json.loads((single / "run.json").read_text())
     record["model"]["weights_hash"] = "another"
     rundir.write_record(folder, record | {"status": rundir.RUNNING})
-    alone = Outline(build_report([folder])).text
-    assert "no table yet; the same command continues it" in alone and "partial" in alone
+    told = "killed is not finished: 0 of 54 samples so far and no table yet"
+    with pytest.raises(UserError, match=f"nothing to report yet: {told}"):
+        build_report([folder])
     beside = Outline(build_report([single, f"other={folder}"])).text
-    assert "partial: 1 of 2 runs complete" in beside
+    assert "partial: 1 of 2 runs complete" in beside and told in beside
 
 
 def _half(folder, method, seed, low, high):

@@ -654,7 +654,11 @@ def test_the_report_of_an_interrupted_run_says_how_to_go_on(
         f"stopped is not finished: 7 of {asked} samples so far and no table yet; the same command"
         " continues it (softeval run -n 4)."
     )
-    ended = softeval("report", str(folder))
+    Path("report.html").write_text("an earlier page")
+    alone = softeval("report", str(folder))
+    assert alone.code == 2 and first in alone.err and alone.err.count("\n") == 1
+    assert Path("report.html").read_text() == "an earlier page"
+    ended = softeval("report", str(folder), f"done={finished.path}", "-o", "both.html")
     assert ended.code == 0, ended.err
-    page = Path("report.html").read_text()
+    page = Path("both.html").read_text()
     assert first in page and "--overwrite" not in page and "no generative task" not in page

@@ -16,6 +16,8 @@ from softeval import UserError, load_model
 from softeval.model import BUNDLED_CHECKPOINT
 from softeval.model.checkpoint import check_config, read_checkpoint, torch_dtype
 from softeval.model.weights import stored_weights, weights_hash
+from softeval.runs.config import make_config
+from softeval.runs.request import Weights, examine
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
@@ -33,7 +35,7 @@ def check(folder: Path | str, dtype: str = "auto") -> bool:
     if stored is None:
         return False
     lm = load_model(folder, dtype=dtype, device="cpu", self_check=False)
-    assert stored == (weights_hash(lm.model), lm.dtype)
+    assert (stored.sha256, stored.dtype) == (weights_hash(lm.model), lm.dtype)
     return True
 
 
@@ -52,7 +54,7 @@ def test_shards_are_one_checkpoint(tmp_path: Path) -> None:
     shards = saved(tmp_path / "shards", "llama", max_shard_size="20KB")
     assert len(list(shards.glob("*.safetensors"))) > 1
     both = [stored_weights(read_checkpoint(str(folder)), "auto") for folder in (whole, shards)]
-    assert both[0] == both[1] is not None
+    assert None not in both and both[0].sha256 == both[1].sha256
 
 
 def test_one_changed_number_changes_the_hash(tmp_path: Path) -> None:
@@ -66,6 +68,18 @@ def test_one_changed_number_changes_the_hash(tmp_path: Path) -> None:
     assert before is not None
     assert after is not None
     assert before.sha256 != after.sha256
+
+
+def test_weights_written_while_they_are_read_are_refused(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model", "llama")
+    config = make_config({"model": str(folder), "device": "cpu", "self_check": False})
+    weights = Weights(config, examine(config))
+    assert weights.names["weights"] == weights_hash(weights.load().model)
+    late = Weights(config, examine(config))
+    assert late.names == weights.names
+    saved(folder, "llama")
+    with pytest.raises(UserError, match="safetensors was written while it was being read"):
+        late.load()
 
 
 def test_what_files_alone_do_not_tell_is_left_open(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from softeval.errors import UserError
 from softeval.model.checkpoint import Checkpoint
 
 
@@ -27,10 +28,25 @@ class StoredWeights(NamedTuple):
     Attributes:
         sha256: their `weights_hash`.
         dtype: that of the embedding.
+        files: what tells whether a file was written since it was hashed: size and time.
     """
 
     sha256: str
     dtype: torch.dtype
+    files: Mapping[Path, tuple[int, int]]
+
+    def require_unwritten(self) -> None:
+        """Make sure that what was loaded since is what was hashed.
+
+        Raises:
+            UserError: a file was written in between, as by a training that saves its best there.
+        """
+        for file, known in self.files.items():
+            if not file.exists() or _stamp(file) != known:
+                raise UserError(
+                    f"{file} was written while it was being read; start again once it is whole,"
+                    " or give a copy that nothing writes to"
+                )
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -61,11 +77,12 @@ def stored_weights(checkpoint: Checkpoint, dtype: str | torch.dtype) -> StoredWe
         return None
     try:
         places = _tensor_files(checkpoint)
+        files = {file: _stamp(file) for file in set(places.values())}
         names = _stored_names(model, places)
         sha256 = _hash(_as_loaded(model, names, places))
     except (OSError, ValueError, LookupError, SafetensorError):
         return None
-    return StoredWeights(sha256, model.get_input_embeddings().weight.dtype)
+    return StoredWeights(sha256, model.get_input_embeddings().weight.dtype, files)
 
 
 def meta_model(config: Any, dtype: torch.dtype, trust_remote_code: bool = False) -> nn.Module:
@@ -83,6 +100,12 @@ def meta_model(config: Any, dtype: torch.dtype, trust_remote_code: bool = False)
             config, dtype=dtype, trust_remote_code=trust_remote_code
         )
     return model.eval()
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    """Size and time of the last write, in bytes and nanoseconds."""
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def _hash(tensors: Iterable[tuple[str, Tensor]]) -> str:

@@ -12,7 +12,7 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, ValidationError, field_validator, model_validator
 
 from softeval.errors import UserError, suggest
 from softeval.modes import MODES, Mode, select_modes
@@ -23,16 +23,17 @@ from softeval.options import (
     option,
     read_options,
 )
-from softeval.tasks.local_data import is_jsonl
+from softeval.tasks.local_data import is_jsonl, split_tasks
 
 DEFAULT_TASK = "arithmetic"
 Names = Annotated[tuple[str, ...], LISTED]
+TaskNames = Annotated[tuple[str, ...], BeforeValidator(split_tasks)]
 
 
 class RunConfig(GenerationOptions):
     """What to evaluate, how, and where the run goes."""
 
-    tasks: Names = option(
+    tasks: TaskNames = option(
         (DEFAULT_TASK,),
         "Tasks, or JSONL files, separated by commas; see `softeval ls tasks`.",
         panel="Tasks",

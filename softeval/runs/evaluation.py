@@ -137,6 +137,7 @@ def run_evaluation(
         return RunOutcome(request.folder, 0, processes.is_main)
     if processes.is_main:
         rundir.prepare(request.folder)
+        _check_idle(request.folder)
     display.note("loading the checkpoint")
     adapter = _load_adapter(request)
     try:
@@ -166,9 +167,14 @@ def _load_adapter(request: Request) -> SoftEvalLM:
 
 def _tidy_up(folder: Path) -> None:
     """Remove what a finished run that was killed at its very end has left of its shards."""
+    _check_idle(folder)
+    rundir.remove_shards(folder)
+
+
+def _check_idle(folder: Path) -> None:
+    """Refuse a folder that another process is writing to, before any long work."""
     if (folder / rundir.SHARDS).is_dir():
         check_idle(folder / rundir.SHARDS)
-        rundir.remove_shards(folder)
 
 
 def _open_run(request: Request, lm: LanguageModel) -> tuple[Path, dict[str, Any]]:

@@ -6,7 +6,7 @@ the data and the checkpoint are at hand.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from softeval.modes import Mode, mode_record
 from softeval.runs import rundir
 from softeval.runs.cells import Cell, chosen_benchmarks, load_cells, question_count
 from softeval.runs.config import RunConfig
+from softeval.runs.journal import check_idle, count_generations
 from softeval.runs.request import default_folder, examine, settle, settled_cot_cap
 from softeval.tasks.catalogue import LIKELIHOOD, Benchmark
 
@@ -38,10 +39,12 @@ def make_plan(config: RunConfig, overwrite: bool = False) -> dict[str, Any]:
     if checkpoint is not None and {cell.name for cell in cells} == {task.task for task in tasks}:
         request = settle(config, cells, checkpoint, overwrite)
         folder, cap = request.folder, request.config.limits.max_cot_tokens
+        found = request.found
     else:
         folder = Path(config.output_path or default_folder(config)).expanduser()
         rundir.check_place(folder)
-        cap = _cot_cap(config, cells, checkpoint)
+        cap, found = _cot_cap(config, cells, checkpoint), None
+    there = _there(folder, found, overwrite)
     rows = {task.task: _task_plan(task, config, modes, cells, cap) for task in tasks}
     resolved = config.model_dump(mode="json") | {
         "tasks": [task.task for task in tasks],
@@ -52,11 +55,38 @@ def make_plan(config: RunConfig, overwrite: bool = False) -> dict[str, Any]:
     }
     return {
         "config": resolved,
+        "run": there,
         "checkpoint": _checkpoint_plan(checkpoint),
         "tasks": rows,
         "samples": sum(row.get("samples", 0) for row in rows.values()),
         "max_generated_tokens": sum(row.get("max_generated_tokens", 0) for row in rows.values()),
     }
+
+
+def _there(folder: Path, found: Mapping[str, Any] | None, overwrite: bool) -> str:
+    """What becomes of the run directory.
+
+    Args:
+        folder: the directory.
+        found: record of the run that is continued there; None where there is none, or none that
+            could be compared with what is asked.
+        overwrite: whether a run that is there is replaced.
+
+    Raises:
+        UserError: another process is writing to it.
+    """
+    if not rundir.is_run(folder):
+        return "new"
+    shards = folder / rundir.SHARDS
+    if shards.is_dir():
+        check_idle(shards)
+    if overwrite:
+        return "starts anew; the run that is there is removed"
+    if found is None:
+        return "there is one; whether it can be continued is known once everything is downloaded"
+    if found.get("status") == rundir.COMPLETE:
+        return "finished before; it is shown again and nothing is computed"
+    return f"continued; {count_generations(shards):,} samples are there"
 
 
 def _examined(config: RunConfig) -> Checkpoint | None:

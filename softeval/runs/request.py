@@ -34,6 +34,7 @@ from softeval.tasks.local_data import is_jsonl, task_name
 if TYPE_CHECKING:
     from softeval.model.checkpoint import Checkpoint
     from softeval.model.language_model import LanguageModel
+    from softeval.model.weights import StoredWeights
 
 RUNS = Path("runs")
 SHORTEST_DEFAULT_CAP = 64
@@ -52,6 +53,7 @@ class Weights:
     def __init__(self, config: RunConfig, checkpoint: Checkpoint | LanguageModel) -> None:
         self.config = config
         self.checkpoint = checkpoint
+        self._hashed: StoredWeights | None = None
 
     @cached_property
     def names(self) -> dict[str, str]:
@@ -62,13 +64,14 @@ class Weights:
         from softeval.model.checkpoint import Checkpoint, torch_device, torch_dtype
         from softeval.model.weights import stored_weights, weights_hash
 
-        stored, device = None, torch_device(self.config.device)
         if isinstance(self.checkpoint, Checkpoint):
-            stored = stored_weights(self.checkpoint, torch_dtype(self.config.dtype))
-        if stored is None:
+            self._hashed = stored_weights(self.checkpoint, torch_dtype(self.config.dtype))
+        if self._hashed is None:
             lm = self.load()
-            stored, device = (weights_hash(lm.model), lm.dtype), lm.device
-        sha256, dtype = stored
+            sha256, dtype, device = weights_hash(lm.model), lm.dtype, lm.device
+        else:
+            sha256, dtype = self._hashed.sha256, self._hashed.dtype
+            device = torch_device(self.config.device)
         return {
             "weights": sha256,
             "tokenizer": tokenizer_hash(self.checkpoint.tokenizer),
@@ -77,7 +80,11 @@ class Weights:
         }
 
     def load(self) -> LanguageModel:
-        """The loaded model, the same one each time."""
+        """The loaded model, the same one each time.
+
+        Raises:
+            UserError: what `load_checkpoint` raises, and files written since they were hashed.
+        """
         from softeval.lmeval.arguments import device_here
         from softeval.model.checkpoint import Checkpoint
         from softeval.model.language_model import load_checkpoint
@@ -88,6 +95,8 @@ class Weights:
             found = load_checkpoint(
                 found, config.dtype, device, config.logits_dtype, config.self_check
             )
+            if self._hashed is not None:
+                self._hashed.require_unwritten()
             self.checkpoint = found
         return found
 
