@@ -19,10 +19,15 @@ from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaln, expit, ndtr
+from scipy.special import betaln, expit, ndtr, ndtri
 
 from softeval.statistics import pass_at_k
-from softeval.statistics.contrast import guarded_variance, rare_difference
+from softeval.statistics.contrast import (
+    guarded_variance,
+    rare_difference,
+    skew_shift,
+    skewed_tails,
+)
 from softeval.statistics.crossed import satterthwaite, variance_components
 from softeval.statistics.curves import crossing, curve_order, difference_band
 from softeval.statistics.equivalence import MARGIN
@@ -75,6 +80,31 @@ def half_width(variance: Floats, df: Floats, problems: int, level: float) -> Flo
     return np.where(flat, rare_difference(problems, level), half)
 
 
+Ends = tuple[Floats, Floats]
+
+
+def intervals(a: Floats, b: Floats, level: float = 0.95, paired: bool = False) -> tuple[Ends, Ends]:
+    """Both ends of the interval of a difference, before and after; (reps, S, M) in."""
+    d, problems = a.mean(axis=-2) - b.mean(axis=-2), a.shape[-1]
+    gap = d.mean(axis=-1)
+    old = half_width(*before(a, b), problems, level)
+    new = half_width(*guarded_variance(a, b, paired), problems, level)
+    below, above = skewed_tails(skew_shift(d), float(ndtri(0.5 + level / 2)))
+    return (gap - old, gap + old), (gap - new - below, gap + new + above)
+
+
+def holds(ends: Ends, truth: float) -> Floats:
+    return (ends[0] <= truth + 1e-12) & (truth - 1e-12 <= ends[1])
+
+
+def within_margin(ends: Ends) -> Floats:
+    return (ends[0] > -MARGIN) & (ends[1] < MARGIN)
+
+
+def mean_width(ends: Ends) -> float:
+    return float((ends[1] - ends[0]).mean())
+
+
 def lost(rng, reps: int, problems: int, share: float, law, seeds, n: int, ks):
     """A never solves a share of the questions; of the others both solve the same. And D(k)."""
     p = rng.beta(*law, (reps, 1, problems))
@@ -98,22 +128,33 @@ def differences(reps: int) -> Iterator[list[str]]:
             rng = np.random.default_rng([problems, int(1000 * share), cell])
             a, b, (truth,) = lost(rng, reps, problems, share, law, seeds, n, [k])
             a, b = a[..., 0], b[..., 0]
-            gap = (a.mean(axis=-2) - b.mean(axis=-2)).mean(axis=-1)
-            found = []
-            for measure in (before, guarded_variance):
-                variance, df = measure(a, b)
-                wide, narrow = (half_width(variance, df, problems, level) for level in (0.95, 0.9))
-                inside = (gap - narrow > -MARGIN) & (gap + narrow < MARGIN)
-                found.append((np.abs(gap - truth) <= wide + 1e-12, inside))
-            covered.append([found[0][0].mean(), found[1][0].mean()])
+            covered.append([holds(ends, truth).mean() for ends in intervals(a, b)])
             if truth < -MARGIN:
-                equivalent.append([found[0][1].mean(), found[1][1].mean()])
+                equivalent.append([within_margin(x).mean() for x in intervals(a, b, 0.9)])
         low = np.min(covered, axis=0)
         high = np.max(equivalent, axis=0) if equivalent else None
         yield [
             str(problems), f"{100 * share:.0f} %", *(rate(x, reps) for x in low),
             *(["–", "–"] if high is None else [rate(x, reps) for x in high]),
         ]  # fmt: skip
+
+
+def beyond_margin(reps: int) -> Iterator[list[str]]:
+    """The worst of the cells of `differences` with losses just past the margin of 2 points."""
+    shapes = ((64, 1), (64, 8), (64, 32), (32, 32))
+    for problems, truth in product((200, 500, 1319), (0.0201, 0.021, 0.0225)):
+        equivalent, ratio = [], []
+        for cell, (law, (n, k), seeds) in enumerate(product(LAWS.values(), shapes, SEEDS)):
+            solved = 1 - np.exp(betaln(law[0], law[1] + k) - betaln(*law))
+            rng = np.random.default_rng([problems, int(1e4 * truth), cell])
+            a, b, _ = lost(rng, reps, problems, truth / solved, law, seeds, n, [k])
+            a, b = a[..., 0], b[..., 0]
+            equivalent.append([within_margin(ends).mean() for ends in intervals(a, b, 0.9)])
+            old, new = intervals(a, b)
+            ratio.append(mean_width(new) / mean_width(old))
+        high = np.max(equivalent, axis=0)
+        row = [str(problems), f"{-100 * truth:.2f}", *(rate(x, reps) for x in high)]
+        yield [*row, f"{max(ratio):.2f}"]
 
 
 def widths(reps: int) -> Iterator[list[str]]:
@@ -131,10 +172,7 @@ def widths(reps: int) -> Iterator[list[str]]:
         ]
         table = pass_at_k(n, np.arange(n + 1), k)[:, 0]
         a, b = (table[rng.binomial(n, rates)] for rates in arms)
-        half = [
-            half_width(*measure(a, b), problems, 0.95).mean()
-            for measure in (before, guarded_variance)
-        ]
+        half = [mean_width(ends) / 2 for ends in intervals(a, b)]
         points = [f"±{100 * one:.2f}" for one in half]
         sizes = [str(problems), f"pass@{k}, n = {n}", "/".join(map(str, seeds))]
         yield [*sizes, *points, f"{half[1] / half[0]:.3f}"]
@@ -222,10 +260,9 @@ def fixed_base(reps: int) -> Iterator[list[str]]:
             seeds = spread * rng.normal(size=(250, count, 1))
             a = rng.binomial(32, expit(logit + seeds + noise[0])) / 32
             b = rng.binomial(32, expit(logit + noise[1])) / 32
-            gap = np.abs(a.mean(axis=(1, 2)) - b.mean(axis=(1, 2)) - shift)
-            half = [half_width(*f(a, b), problems, 0.95) for f in (before, guarded_variance)]
-            rejected += [(gap > one).sum() for one in half]
-            ratio, done = ratio + np.mean(half[1]) / np.mean(half[0]) * 250, done + 250
+            old, new = intervals(a, b)
+            rejected += [(~holds(ends, shift)).sum() for ends in (old, new)]
+            ratio, done = ratio + mean_width(new) / mean_width(old) * 250, done + 250
         name = [str(problems), f"{spread}", f"{residual}", f"{count}/1"]
         yield [*name, *(rate(x / done, done) for x in rejected), f"{ratio / done:.2f}"]
 
@@ -239,12 +276,10 @@ def same_checkpoints(reps: int) -> Iterator[list[str]]:
         rng = np.random.default_rng([count, int(100 * shift)])
         logit = rng.normal(0, 1.6, (reps, 1, 500)) + rng.normal(0, 0.3, (reps, count, 1))
         a, b = (rng.binomial(32, expit(logit + one)) / 32 for one in (shift, 0.0))
-        gap = (a - b).mean(axis=(1, 2))
         row = [f"{count}", f"{100 * truth:+.1f}"]
-        for measured in (before(a, b), guarded_variance(a, b, paired=True)):
-            half = half_width(*measured, 500, 0.95)
-            row += [rate(np.abs(gap - truth) <= half, reps), rate(np.abs(gap) > half, reps)]
-            row += [f"±{100 * half.mean():.1f}"]
+        for ends in intervals(a, b, paired=True):
+            row += [rate(holds(ends, truth), reps), rate(~holds(ends, 0.0), reps)]
+            row += [f"±{50 * mean_width(ends):.1f}"]
         yield row
 
 
@@ -337,6 +372,13 @@ TABLES = {
             ' and false "equivalent" within ±2 points where the truth is beyond'
         ),
         ("questions", "lost", "cover before", "after", "false before", "after"), differences, 600,
+    ),
+    "margin": (
+        (
+            'a loss just past the margin of 2 points is called "equivalent"; the worst of the same 24'
+            " cells, and the widest interval as a ratio"
+        ),
+        ("questions", "true difference", "before", "after", "width"), beyond_margin, 1000,
     ),
     "widths": (
         (

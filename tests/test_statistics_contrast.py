@@ -233,6 +233,37 @@ def test_questions_that_one_side_loses_whole_are_covered_and_never_called_equiva
     assert truth > -0.02 or equivalent <= 0.05
 
 
+@pytest.mark.parametrize("lost", [10, 25, 50])
+@pytest.mark.parametrize("level", [0.9, 0.95])
+def test_the_end_of_a_rare_loss_is_that_of_a_rare_event(lost, level):
+    """Clopper and Pearson's limit for `lost` of 3,000 questions; plain t ends are 5 to 10 % short."""
+    d = -(np.arange(3000) < lost).astype(float)
+    contrast = compare_methods(1 + d, np.ones(3000))
+    exact = stats.beta.ppf(0.5 + level / 2, lost + 1, 3000 - lost)
+    low, high = contrast.at_level(level)
+    assert -low == pytest.approx(exact, rel=0.03)
+    half = stats.t.ppf(0.5 + level / 2, contrast.df) * contrast.se
+    assert high == pytest.approx(contrast.diff + half)
+    assert low < contrast.diff - half
+    gained = compare_methods(np.ones(3000), 1 + d)
+    assert gained.at_level(level) == pytest.approx((-high, -low))
+
+
+def test_differences_that_lean_to_no_side_have_no_longer_end():
+    d = np.repeat([-0.2, 0.0, 0.2], 40)
+    contrast = compare_methods(0.5 + d, np.full(120, 0.5))
+    half = stats.t.ppf(0.975, contrast.df) * contrast.se
+    assert (contrast.low, contrast.high) == pytest.approx((-half, half))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("problems", [200, 500])
+def test_a_loss_just_past_the_margin_is_rarely_called_equivalent(problems):
+    """The t interval alone says so in 6 to 8 % of samples of 500 questions."""
+    a, b = lost_questions(np.random.default_rng(1), 400, problems, 0.0205, seeds=3)
+    assert covers_and_equivalent(a, b, -0.0205)[1] <= 0.05
+
+
 def test_guard_counts_whole_questions_that_differ():
     """e questions lost whole: K = E = e (nearly), and three imaginary ones fade to none at 20."""
     for events in (0, 1, 5, 10, 25):

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import ndtr
+from scipy.special import ndtr, ndtri
 
 from softeval.statistics.bootstrap import (
     REPLICATES,
@@ -20,7 +20,12 @@ from softeval.statistics.bootstrap import (
     resampled_means,
     sup_t,
 )
-from softeval.statistics.contrast import guarded_variance, rare_difference
+from softeval.statistics.contrast import (
+    guarded_variance,
+    rare_difference,
+    skew_shift,
+    skewed_tails,
+)
 from softeval.statistics.crossed import crossed_variance
 from softeval.statistics.interval import (
     effective_size,
@@ -177,7 +182,7 @@ def difference_band(
 ) -> Band:
     """Simultaneous band of D(k) = pass@k of A − pass@k of B on the same problems.
 
-    Standard errors and degrees of freedom are those of `compare_methods` at each k. With ``paired``
+    Standard errors, degrees of freedom and longer tails are those of `compare_methods` at each k. With ``paired``
     row s of both arms is the same checkpoint, and seeds are drawn in pairs.
     """
     a, b, ks_K = _curves(xA_SMK, xB_SMK, ks)
@@ -189,13 +194,16 @@ def difference_band(
     flat = variance == 0.0  # identical answers at this k: see Contrast.at_level
     half = np.where(flat, unsure, _as_t(critical, df) * se)
     point = np.where(flat, unsure, t_quantile(0.5 + level / 2, df) * se)
+    shift = skew_shift((a.mean(axis=0) - b.mean(axis=0)).T)
+    below, above = skewed_tails(shift, critical)
+    point_below, point_above = skewed_tails(shift, ndtri(0.5 + level / 2))
     return Band(
         ks=ks_K,
         mean=diff,
-        low=np.maximum(diff - half, -1.0),
-        high=np.minimum(diff + half, 1.0),
-        point_low=np.maximum(diff - point, -1.0),
-        point_high=np.minimum(diff + point, 1.0),
+        low=np.maximum(diff - half - below, -1.0),
+        high=np.minimum(diff + half + above, 1.0),
+        point_low=np.maximum(diff - point - point_below, -1.0),
+        point_high=np.minimum(diff + point + point_above, 1.0),
         critical=critical,
         level=level,
         seeds=min(len(a), len(b)),

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from softeval.statistics.contrast import Contrast, compare_methods
-from softeval.statistics.interval import two_sided_p
 from softeval.statistics.passk import Floats
 
 MARGIN = 0.02
@@ -26,7 +25,6 @@ class Equivalence:
 
     Attributes:
         equivalent: the 1 − 2α interval lies inside ±margin.
-        p: the larger of the two one-sided p values.
         low: lower end of the 1 − 2α interval.
         high: upper end.
         margin: δ, in the unit of the scores.
@@ -34,7 +32,6 @@ class Equivalence:
     """
 
     equivalent: bool
-    p: float
     low: float
     high: float
     margin: float
@@ -74,7 +71,6 @@ def tost(contrast: Contrast, margin: float = MARGIN, alpha: float = 0.05) -> Equ
     low, high = contrast.at_level(1.0 - 2.0 * alpha)
     return Equivalence(
         equivalent=bool(-margin < low and high < margin),
-        p=_one_sided_p(contrast, margin),
         low=low,
         high=high,
         margin=margin,
@@ -167,13 +163,3 @@ def not_distinguishable_from_best(
     mask = np.ones(len(cells), dtype=bool)
     mask[others] = ~(holm(p) <= alpha)
     return mask
-
-
-def _one_sided_p(contrast: Contrast, margin: float) -> float:
-    """The larger of P(T ≥ (D+δ)/SE) and P(T ≤ (D−δ)/SE)."""
-    nearest = margin - abs(contrast.diff)
-    if contrast.se == 0.0:
-        share = min(max(nearest, 0.0), 1.0)
-        return float((1.0 - share) ** contrast.problems) if nearest > 0 else 1.0
-    tail = float(two_sided_p(nearest / contrast.se, contrast.df)) / 2.0
-    return tail if nearest > 0 else 1.0 - tail
