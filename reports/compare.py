@@ -8,19 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from softeval.errors import UserError, suggest
-from softeval.reports.contrasts import Metric, Side, compare_sides, scored, shared_scores
+from softeval.reports.contrasts import (
+    Comparison,
+    Draft,
+    Metric,
+    Side,
+    compare_sides,
+    scored,
+    shared_scores,
+)
 from softeval.reports.measured.arms import Arm, Arms, measure
 from softeval.reports.measured.cells import cell_order
 from softeval.reports.measured.refusals import refuse_other_data
 from softeval.reports.measured.scores import HEADLINE_K, Floats, Ints, usual_n
 from softeval.reports.notes import rules_notes, setting_notes
-from softeval.statistics.contrast import Contrast, compare_methods
+from softeval.runs.run import ACCURACY, NLL_PER_TOKEN, RecordedMode
+from softeval.statistics.contrast import compare_methods
 from softeval.statistics.equivalence import MARGIN, EquivalenceVerdict, holm, judge
 from softeval.statistics.passk import within_problem_variance
 from softeval.statistics.power import Needs, Plan, needs, plan_from
@@ -28,44 +38,9 @@ from softeval.statistics.power import Needs, Plan, needs, plan_from
 if TYPE_CHECKING:
     import pandas as pd
 
-NLL = "nll_per_token"
 NLL_MARGIN = 0.02
 """Equivalence margin of an NLL, nats per token."""
-
-
-@dataclass(frozen=True)
-class ComparedMetric:
-    """A - B on one metric.
-
-    Attributes:
-        task: the task.
-        mode: CoT mode; "" for a log-likelihood task.
-        metric: "pass@k", "accuracy" or "nll_per_token".
-        k: of pass@k; 1 elsewhere.
-        questions: of the task that either side has; `contrast.problems` of them are compared.
-        contrast: means, difference, interval, p, minimum detectable effect, scope.
-        verdict: in one word, from the adjusted p.
-        warning: settings of the decoder in which A and B differ; "" where they agree.
-    """
-
-    task: str
-    mode: str
-    metric: str
-    k: int
-    questions: int
-    contrast: Contrast
-    verdict: EquivalenceVerdict
-    warning: str
-
-    @property
-    def name(self) -> str:
-        """For example ``hard_sample pass@32``."""
-        return f"{self.mode} pass@{self.k}" if self.mode else self.metric
-
-    @property
-    def is_nll(self) -> bool:
-        """Whether the unit is nats, lower is better."""
-        return self.metric == NLL
+NO_MODE = RecordedMode.of("", {})
 
 
 @dataclass(frozen=True)
@@ -73,17 +48,13 @@ class PlannedMetric:
     """What a comparison on one metric detects, and what a wanted difference needs.
 
     Attributes:
-        task: the task.
-        mode: CoT mode.
-        k: of pass@k.
+        metric: pass@k of a task under a mode.
         samples: samples a question, the fewer of both sides.
         plan: the comparison as it is.
         needs: of questions, samples or seeds, each alone.
     """
 
-    task: str
-    mode: str
-    k: int
+    metric: Metric
     samples: int
     plan: Plan
     needs: Needs
@@ -101,7 +72,7 @@ def compare_runs(
     mode: str | None = None,
     ks: Sequence[int] = (),
     margin: float = MARGIN,
-) -> list[ComparedMetric]:
+) -> list[Comparison]:
     """Compare two sides on every metric that both have.
 
     Args:
@@ -126,8 +97,8 @@ def compare_runs(
         raise _nothing_in_common(left, right)
     adjusted = holm([contrast.p for *_, contrast in found])
     return [
-        ComparedMetric(*entry, verdict=_judged(entry, margin, float(p)), warning=warning)
-        for entry, p in zip(found, adjusted, strict=True)
+        Comparison(*draft, _judged(draft, margin, float(p)), warning)
+        for draft, p in zip(found, adjusted, strict=True)
     ]
 
 
@@ -157,34 +128,34 @@ def plan_runs(
     left, right = _sides(a, b)
     wanted = Wanted(task, mode and mode.replace("-", "_"), tuple(ks))
     found = []
-    for first, second, metric, n, _ in _metrics(left, right, wanted):
+    for first, second, metric, n in _metrics(left, right, wanted):
         doc_M, a_SM, b_SM = shared_scores(first, second, metric)
         kept = scored(a_SM, b_SM)
         if kept.sum() > 1:
             noise = [_sampling(side, metric, doc_M[kept]) for side in (first, second)]
             plan = plan_from(a_SM[:, kept], b_SM[:, kept], *noise)
             wants = needs(plan, difference, power)
-            found.append(PlannedMetric(metric.task, metric.mode, metric.k, n, plan, wants))
+            found.append(PlannedMetric(metric, n, plan, wants))
     if not found:
         raise _nothing_in_common(left, right)
     return found
 
 
-def comparison_frame(compared: Sequence[ComparedMetric]) -> pd.DataFrame:
+def comparison_frame(compared: Sequence[Comparison]) -> pd.DataFrame:
     """One row a metric; shares and differences as fractions, NLL in nats."""
     import pandas as pd
 
     return pd.DataFrame([comparison_record(one) for one in compared])
 
 
-def comparison_record(one: ComparedMetric) -> dict[str, Any]:
+def comparison_record(one: Comparison) -> dict[str, Any]:
     """A comparison as plain values, for JSON and frames."""
     contrast = one.contrast
     return {
-        "task": one.task,
-        "mode": one.mode,
-        "metric": one.metric,
-        "k": one.k,
+        "task": one.metric.task,
+        "mode": one.metric.mode,
+        "metric": one.metric.measure,
+        "k": one.metric.k,
         "a": contrast.mean_a,
         "b": contrast.mean_b,
         "difference": contrast.diff,
@@ -218,9 +189,6 @@ def _nothing_in_common(*sides: Arm) -> UserError:
         "A and B have no task and mode in common with two questions or more;"
         " `softeval ls runs` shows theirs"
     )
-
-
-Entry = tuple[str, str, str, int, int, Contrast]
 
 
 @dataclass(frozen=True)
@@ -272,30 +240,29 @@ def _side(label: str, folders: Sequence[str | Path]) -> Arm:
     return first
 
 
-def _judged(entry: Entry, margin: float, p: float) -> EquivalenceVerdict:
-    nll = entry[2] == NLL
-    return judge(entry[-1], NLL_MARGIN if nll else margin, p=p, lower_is_better=nll)
+def _judged(draft: Draft, margin: float, p: float) -> EquivalenceVerdict:
+    nll = draft[2].is_nll
+    return judge(draft[-1], NLL_MARGIN if nll else margin, p=p, lower_is_better=nll)
 
 
-def _metrics(a: Arm, b: Arm, wanted: Wanted) -> Iterator[tuple[Side, Side, Metric, int, int]]:
-    """(A, B, metric, samples a question, questions of either side) of every pass@k in common."""
+def _metrics(a: Arm, b: Arm, wanted: Wanted) -> Iterator[tuple[Side, Side, Metric, int]]:
+    """(A, B, metric, samples a question) of every pass@k in common."""
     _refuse_unknown(wanted, a, b)
     keys = {key for c in a.checkpoints for key in c.cells if b.having(key)}
     for key in sorted((key for key in keys if wanted.takes(*key)), key=cell_order):
         sides = [Side(name, arm.having(key), key[1]) for name, arm in (("A", a), ("B", b))]
-        cells = [c.cells[key] for side in sides for c in side.checkpoints]
-        n, questions = usual_n(cells), _union([cell.doc_M for cell in cells])
+        n = usual_n(c.cells[key] for side in sides for c in side.checkpoints)
         for k in _ks(key[1].is_greedy, n, wanted.ks):
             if k > n:
                 raise UserError(f"--k {k}: {key[0]} under {key[1]} has {n} samples a question")
-            yield sides[0], sides[1], Metric(*key, k), n, questions
+            yield sides[0], sides[1], Metric(*key, k), n
 
 
-def _success(a: Arm, b: Arm, wanted: Wanted) -> Iterator[Entry]:
-    for first, second, metric, _, questions in _metrics(a, b, wanted):
+def _success(a: Arm, b: Arm, wanted: Wanted) -> Iterator[Draft]:
+    for first, second, metric, _ in _metrics(a, b, wanted):
         contrast = compare_sides(first, second, metric)
         if contrast is not None:
-            yield metric.task, metric.mode, "pass@k", metric.k, questions, contrast
+            yield first, second, metric, "", contrast
 
 
 def _sampling(side: Side, metric: Metric, doc_M: Ints) -> Floats:
@@ -308,33 +275,26 @@ def _sampling(side: Side, metric: Metric, doc_M: Ints) -> Floats:
     return np.stack(variances)
 
 
-def _union(documents: Sequence[np.ndarray]) -> int:
-    return len(np.unique(np.concatenate(documents)))
-
-
 def _ks(greedy: bool, n: int, given: Sequence[int]) -> list[int]:
     return [1] if greedy else sorted(set(given) or {1, min(HEADLINE_K, n)})
 
 
-def _likelihood(a: Arm, b: Arm, wanted: Wanted) -> Iterator[Entry]:
-    tasks = {task for c in a.checkpoints for task in c.likelihoods}
-    for task in sorted(task for task in tasks if wanted.takes(task, "")):
-        tables = [
-            [c.likelihoods[task] for c in arm.checkpoints if task in c.likelihoods]
-            for arm in (a, b)
-        ]
-        if not tables[1]:
+def _likelihood(a: Arm, b: Arm, wanted: Wanted) -> Iterator[Draft]:
+    tasks = {task for c in a.checkpoints for task in c.likelihoods if wanted.takes(task, "")}
+    for task in sorted(tasks):
+        first, second = (
+            Side(name, tuple(c for c in arm.checkpoints if task in c.likelihoods), NO_MODE)
+            for name, arm in (("A", a), ("B", b))
+        )
+        doc_M = reduce(np.intersect1d, [*first.documents(task), *second.documents(task)])
+        if not second.checkpoints or len(doc_M) < 2:
             continue
-        doc_M = tables[0][0].doc_M
-        for table in (table for side in tables for table in side):
-            doc_M = np.intersect1d(doc_M, table.doc_M)
-        if len(doc_M) < 2:
-            continue
-        questions = _union([table.doc_M for side in tables for table in side])
-        for metric, column in (("accuracy", "correct_M"), (NLL, "nll_M")):
+        for measured, column in ((ACCURACY, "correct_M"), (NLL_PER_TOKEN, "nll_M")):
             a_SM, b_SM = (
-                np.stack([getattr(t, column)[np.isin(t.doc_M, doc_M)] for t in side])
-                for side in tables
+                np.stack([getattr(t, column)[np.isin(t.doc_M, doc_M)] for t in tables])
+                for tables in (
+                    [c.likelihoods[task] for c in s.checkpoints] for s in (first, second)
+                )
             )
-            contrast = compare_methods(a_SM, b_SM, bounded=metric == "accuracy")
-            yield task, "", metric, 1, questions, contrast
+            contrast = compare_methods(a_SM, b_SM, bounded=measured == ACCURACY)
+            yield first, second, Metric(task, NO_MODE, measure=measured), "", contrast

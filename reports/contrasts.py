@@ -20,7 +20,7 @@ from softeval.reports.measured.arms import Arm, Arms, MeasuredCheckpoint, Measur
 from softeval.reports.measured.cells import Key
 from softeval.reports.measured.scores import Floats, Ints, headline_k, shared, table_scores
 from softeval.runs.config import parse_contrast
-from softeval.runs.run import REFERENCE, RecordedMode
+from softeval.runs.run import NLL_PER_TOKEN, REFERENCE, SAMPLED_PASS, RecordedMode
 from softeval.statistics.contrast import Contrast, compare_methods
 from softeval.statistics.equivalence import MARGIN, EquivalenceVerdict, judge, judge_family
 
@@ -29,16 +29,22 @@ CHOSEN = "chosen when this report was made"
 
 @dataclass(frozen=True)
 class Metric:
-    """pass@k of a task under a mode."""
+    """pass@k of a task under a mode; or what a log-likelihood task measures, with the mode ""."""
 
     task: str
     mode: RecordedMode
-    k: int
+    k: int = 1
+    measure: str = SAMPLED_PASS
 
     @property
     def name(self) -> str:
         """For example ``hard_sample pass@32``."""
-        return f"{self.mode} pass@{self.k}"
+        return f"{self.mode} pass@{self.k}" if self.mode else self.measure
+
+    @property
+    def is_nll(self) -> bool:
+        """Whether the unit is nats, lower is better."""
+        return self.measure == NLL_PER_TOKEN
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,12 @@ class Side:
         """The cell on a task."""
         return task, self.mode
 
+    def documents(self, task: str) -> list[Ints]:
+        """(M,) questions of a task that each checkpoint has answered."""
+        if not self.mode:
+            return [checkpoint.likelihoods[task].doc_M for checkpoint in self.checkpoints]
+        return [checkpoint.cells[self.key(task)].doc_M for checkpoint in self.checkpoints]
+
     def runs(self, task: str) -> list[MeasuredRun]:
         """The runs that hold its samples of a task."""
         return [r for c in self.checkpoints for r in c.runs if self.key(task) in r.cells]
@@ -75,6 +87,7 @@ class Comparison:
         origin: since when it is a primary one; "" for an exploratory one.
         contrast: difference, interval, p, minimum detectable effect.
         verdict: in one word; that of a primary one is Holm-adjusted over the primary ones.
+        warning: settings of the decoder in which A and B differ, where nothing else says so.
     """
 
     a: Side
@@ -83,6 +96,7 @@ class Comparison:
     origin: str
     contrast: Contrast
     verdict: EquivalenceVerdict
+    warning: str = ""
 
     @property
     def primary(self) -> bool:
@@ -92,9 +106,8 @@ class Comparison:
     @property
     def questions(self) -> int:
         """Questions of the task that either side has samples of; not all of them may be compared."""
-        task = self.metric.task
-        cells = [c.cells[s.key(task)] for s in (self.a, self.b) for c in s.checkpoints]
-        return len(np.unique(np.concatenate([cell.doc_M for cell in cells])))
+        found = [*self.a.documents(self.metric.task), *self.b.documents(self.metric.task)]
+        return len(np.unique(np.concatenate(found)))
 
     @property
     def name(self) -> str:

@@ -107,7 +107,8 @@ def test_compare_says_on_how_many_questions_it_stands(app, folders, tmp_path):
 
 
 def test_compare_equals_the_statistics_on_the_files(folders):
-    found = {(c.mode, c.k): c for c in compare_runs([folders[1]], [folders[0]]) if c.mode}
+    compared = [c for c in compare_runs([folders[1]], [folders[0]]) if c.metric.mode]
+    found = {(c.metric.mode, c.metric.k): c for c in compared}
     a, b = (read_cells(load_run(f)) for f in (folders[1], folders[0]))
     for (mode, k), one in found.items():
         cells = a["arithmetic", mode], b["arithmetic", mode]
@@ -135,8 +136,8 @@ def test_a_plan_detects_what_compare_detects_and_needs_more_for_less(app, folder
     easily, hardly = planned(50), planned(20)
     metrics = {(one["mode"], one["k"]): one for one in easily}
     for one in compare_runs(folders[1:3], [folders[0]]):
-        if one.mode:
-            found = metrics[one.mode, one.k]
+        if one.metric.mode:
+            found = metrics[one.metric.mode, one.metric.k]
             assert found["detectable"] >= one.contrast.mde - 1e-9
             assert (found["seeds_a"], found["seeds_b"]) == (2, 1)
     for easy, hard in zip(easily, hardly, strict=True):
@@ -175,7 +176,7 @@ def test_a_plan_is_a_table_of_what_is_needed(app, folders):
 def test_compare_of_seeds_speaks_of_seeds(folders):
     found = compare_runs(folders[1:], [folders[0]])
     assert all("over seeds" in one.contrast.scope for one in found)
-    assert {one.metric for one in found} == {"pass@k", "accuracy", "nll_per_token"}
+    assert {one.metric.measure for one in found} == {"pass@k", "accuracy", "nll_per_token"}
 
 
 def test_compare_with_itself_finds_nothing(folders):
@@ -185,8 +186,11 @@ def test_compare_with_itself_finds_nothing(folders):
 
 def test_compare_options_narrow_the_metrics(folders):
     found = compare_runs([folders[1]], [folders[0]], mode="hard_sample", ks=(2, 3))
-    assert [(one.mode, one.k) for one in found] == [("hard_sample", 2), ("hard_sample", 3)]
-    assert {c.task for c in compare_runs([folders[1]], [folders[0]], task="arc")} == {"arc"}
+    assert [(one.metric.mode, one.metric.k) for one in found] == [
+        ("hard_sample", 2),
+        ("hard_sample", 3),
+    ]
+    assert {c.metric.task for c in compare_runs([folders[1]], [folders[0]], task="arc")} == {"arc"}
     wide = compare_runs([folders[0]], [folders[0]], mode="hard_greedy", margin=0.9)
     narrow = compare_runs([folders[0]], [folders[0]], mode="hard_greedy", margin=0.001)
     assert [wide[0].verdict.word, narrow[0].verdict.word] == ["equivalent", "inconclusive"]

@@ -17,7 +17,8 @@ from softeval.cli.tables import TextTable, print_table
 from softeval.terminal import say, say_json
 
 if TYPE_CHECKING:
-    from softeval.reports.compare import ComparedMetric, PlannedMetric
+    from softeval.reports.compare import PlannedMetric
+    from softeval.reports.contrasts import Comparison
 
 DEFAULT_OUTPUT = Path("report.html")
 SideA = Annotated[str, typer.Argument(help="Run directory, or several seeds: RUN,RUN,…")]
@@ -163,9 +164,9 @@ def plan(
 def _plan_record(one: PlannedMetric, power: float) -> dict[str, Any]:
     plan, needed = one.plan, _needed(one, power)
     return {
-        "task": one.task,
-        "mode": one.mode,
-        "k": one.k,
+        "task": one.metric.task,
+        "mode": one.metric.mode,
+        "k": one.metric.k,
         "questions": plan.problems,
         "samples": one.samples,
         "seeds_a": plan.seeds[0],
@@ -182,8 +183,8 @@ def _plan_row(one: PlannedMetric, power: float) -> list[str]:
 
     seeds = dict.fromkeys(one.plan.seeds)
     return [
-        one.task,
-        f"{one.mode} pass@{one.k}".replace("_", " "),
+        one.metric.task,
+        one.metric.name.replace("_", " "),
         str(one.plan.problems),
         str(one.samples),
         " / ".join(map(str, seeds)),
@@ -228,7 +229,7 @@ def _finite(record: dict[str, Any]) -> dict[str, Any]:
     return {name: None if name in odd else value for name, value in record.items()}
 
 
-def _print_comparison(compared: list[ComparedMetric], margin: float) -> None:
+def _print_comparison(compared: list[Comparison], margin: float) -> None:
     columns = ["task", "metric", "questions", "A", "B", "A − B", "95 % interval", "detectable"]
     print_table(TextTable([*columns, "p", "verdict"], [_row(one) for one in compared]))
     say()
@@ -236,11 +237,11 @@ def _print_comparison(compared: list[ComparedMetric], margin: float) -> None:
         say(line)
 
 
-def _row(one: ComparedMetric) -> list[str]:
+def _row(one: Comparison) -> list[str]:
     from softeval.reports.tables import number, p_text, points
 
     contrast = one.contrast
-    if one.is_nll:
+    if one.metric.is_nll:
         shown = (contrast.mean_a, contrast.mean_b, contrast.diff, contrast.low, contrast.high)
         values = [number(v) for v in shown]
         detectable = number(contrast.mde)
@@ -257,23 +258,23 @@ def _row(one: ComparedMetric) -> list[str]:
     word: str = one.verdict.word
     if word == "equivalent":
         found = one.verdict.equivalence
-        shown = number if one.is_nll else points
+        shown = number if one.metric.is_nll else points
         word += f" (90 % interval [{shown(found.low)}, {shown(found.high)}])"
     interval = f"[{low}, {high}]"
-    name = one.name.replace("_", " ")
+    name = one.metric.name.replace("_", " ")
     fewer = contrast.problems < one.questions
     questions = f"{contrast.problems} of {one.questions}" if fewer else f"{one.questions}"
     values = [a, b, difference, interval, detectable, p_text(one.verdict.p), word]
-    return [one.task, name, questions, *values]
+    return [one.metric.task, name, questions, *values]
 
 
-def _notes(compared: list[ComparedMetric], margin: float) -> list[str]:
+def _notes(compared: list[Comparison], margin: float) -> list[str]:
     from softeval.reports.compare import NLL_MARGIN
 
     scopes = list(dict.fromkeys(one.contrast.scope for one in compared))
     tests = list(dict.fromkeys(one.contrast.test for one in compared))
-    zones = [f"{margin:g} points"] if any(not one.is_nll for one in compared) else []
-    zones += [f"{NLL_MARGIN:g} nats"] if any(one.is_nll for one in compared) else []
+    zones = [f"{margin:g} points"] if any(not one.metric.is_nll for one in compared) else []
+    zones += [f"{NLL_MARGIN:g} nats"] if any(one.metric.is_nll for one in compared) else []
     judged = f"Holm-adjusted over these {len(compared)} comparisons"
     lines = [
         "Percent and points, NLL in nats per token. A − B is positive when A is higher.",
