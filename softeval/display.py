@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self, TextIO
 
 from softeval.terminal import clean
@@ -147,67 +147,23 @@ class Tally:
         return f"{100 * self.correct / self.scored:.1f} % correct" if self.scored else "–"
 
 
-@dataclass
-class Meter:
-    """Counts of the whole run and of the cell (task and mode) that is under way."""
-
-    clock: Callable[[], float] = time.monotonic
-    run: Tally = field(default_factory=Tally)
-    cell: Tally = field(default_factory=Tally)
-    title: str = ""
-    started: float = 0.0
-    _counted: tuple[Tally, ...] = ()
-
-    def begin(self, total: int) -> None:
-        """Start the clock of a run of `total` samples."""
-        self.run = Tally(total)
-        self.started = self.clock()
-
-    def enter(self, title: str, total: int, samples: bool = True) -> None:
-        """Start a cell of `total` samples, or of log-likelihood requests, which no run counts."""
-        self.title, self.cell = title, Tally(total)
-        self._counted = (self.run, self.cell) if samples else (self.cell,)
-        if samples and not self.run.fresh:
-            self.started = self.clock()
-
-    def count(self, done: int = 0, fresh: int = 0, tokens: int = 0) -> None:
-        """Count finished samples."""
-        for tally in self._counted:
-            tally.done += done
-            tally.fresh += fresh
-            tally.tokens += tokens
-
-    def score(self, scored: int, correct: int) -> None:
-        """Count verdicts."""
-        for tally in self._counted:
-            tally.scored += scored
-            tally.correct += correct
-
-    @property
-    def counts_for_run(self) -> bool:
-        """Whether the cell's samples are among those of the run."""
-        return any(tally is self.run for tally in self._counted)
-
-    @property
-    def rate(self) -> float:
-        """Tokens a second since the start."""
-        return self.run.tokens / max(self.clock() - self.started, 1e-9)
-
-    @property
-    def eta(self) -> float | None:
-        """Seconds left at the pace of the samples made since the start; None before the first."""
-        if not self.run.fresh:
-            return None
-        pace = (self.clock() - self.started) / self.run.fresh
-        return pace * (self.run.total - self.run.done)
-
-
 class Display:
-    """What an evaluation tells as it goes: counts, and a screen that shows them."""
+    """What an evaluation tells as it goes: counts of the run and of the cell (task and mode) under way.
 
-    def __init__(self, screen: Screen | None = None, meter: Meter | None = None) -> None:
-        self.meter = meter or Meter()
+    Args:
+        screen: shows them; None shows nothing.
+        clock: tells the time in seconds.
+    """
+
+    def __init__(
+        self, screen: Screen | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.run, self.cell = Tally(), Tally()
         self._screen = screen or Screen()
+        self._clock = clock
+        self._title = ""
+        self._started = 0.0
+        self._counted: tuple[Tally, ...] = ()
         self.note = self._screen.note
 
     def __enter__(self) -> Self:
@@ -217,35 +173,67 @@ class Display:
     def __exit__(self, *error: object) -> None:
         self._screen.__exit__(*error)
 
-    def enter(self, title: str, total: int, samples: bool = True) -> None:
-        """A cell begins; see `Meter.enter`."""
-        self.meter.enter(title, total, samples)
+    def begin(self, total: int) -> None:
+        """Start the clock of a run of `total` samples."""
+        self.run = Tally(total)
+        self._started = self._clock()
 
-    def update(self, stays: bool = False) -> None:
-        """The meter has changed."""
-        meter = self.meter
-        state = progress_state(meter)
-        self._screen.show(meter.title, meter.cell.done, meter.cell.total, state, stays)
+    def enter(self, title: str, total: int, samples: bool = True) -> None:
+        """Start a cell of `total` samples, or of log-likelihood requests, which no run counts."""
+        self._title, self.cell = title, Tally(total)
+        self._counted = (self.run, self.cell) if samples else (self.cell,)
+        if samples and not self.run.fresh:
+            self._started = self._clock()
+
+    def count(self, done: int = 0, fresh: int = 0, tokens: int = 0) -> None:
+        """Count and show finished samples."""
+        for tally in self._counted:
+            tally.done += done
+            tally.fresh += fresh
+            tally.tokens += tokens
+        self._show()
+
+    def score(self, scored: int, correct: int) -> None:
+        """Count verdicts."""
+        for tally in self._counted:
+            tally.scored += scored
+            tally.correct += correct
 
     def leave(self) -> None:
         """The cell is done."""
-        self.update(stays=True)
+        self._show(stays=True)
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second since the start."""
+        return self.run.tokens / max(self._clock() - self._started, 1e-9)
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds left at the pace of the samples made since the start; None before the first."""
+        if not self.run.fresh:
+            return None
+        pace = (self._clock() - self._started) / self.run.fresh
+        return pace * (self.run.total - self.run.done)
+
+    @property
+    def state(self) -> str:
+        """Counts of the cell, its running score, the run's pace and the time left."""
+        cell, run = self.cell, self.run
+        if not any(tally is run for tally in self._counted):
+            return f"{cell.done}/{cell.total} log-likelihoods"
+        return (
+            f"{cell.done}/{cell.total}, {cell.score}, {self.rate:.0f} tokens/s,"
+            f" run {run.done}/{run.total}, {duration(self.eta)} left"
+        )
+
+    def _show(self, stays: bool = False) -> None:
+        self._screen.show(self._title, self.cell.done, self.cell.total, self.state, stays)
 
 
 def make_display(quiet: bool = False, stream: TextIO | None = None) -> Display:
     """An evaluation's display on the screen that fits the stream."""
     return Display(make_screen(quiet, stream))
-
-
-def progress_state(meter: Meter) -> str:
-    """Counts of the cell, its running score, the run's pace and the time left."""
-    cell, run = meter.cell, meter.run
-    if not meter.counts_for_run:
-        return f"{cell.done}/{cell.total} log-likelihoods"
-    return (
-        f"{cell.done}/{cell.total}, {cell.score}, {meter.rate:.0f} tokens/s,"
-        f" run {run.done}/{run.total}, {duration(meter.eta)} left"
-    )
 
 
 def duration(seconds: float | None) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from softeval.decoding.rows import Limits
 
 DEFAULT_MAX_COT_TOKENS = 512
+Config = TypeVar("Config", bound=BaseModel)
 
 
 def option(
@@ -108,7 +109,19 @@ def read_options(path: Path, what: str) -> dict[str, Any]:
     return {str(name).replace("-", "_"): value for name, value in (content or {}).items()}
 
 
-def explain(error: ValidationError, fields: Iterable[str]) -> str:
+def validated(config: type[Config], values: Mapping[str, Any]) -> Config:
+    """A configuration.
+
+    Raises:
+        UserError: an unknown option (with a suggestion), or an unusable value.
+    """
+    try:
+        return config(**values)
+    except ValidationError as error:
+        raise UserError(_explained(error, config.model_fields)) from None
+
+
+def _explained(error: ValidationError, fields: Iterable[str]) -> str:
     """The first problem on one line, under the name of its flag; `fields` are the known ones."""
     problem = error.errors()[0]
     message = problem["msg"].removeprefix("Value error, ")

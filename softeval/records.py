@@ -105,6 +105,12 @@ class Generation:
     record: Tensor | None = None
 
     @property
+    def length(self) -> int:
+        """Positions of the whole sequence, the prompt's with them."""
+        parts = (self.prompt_ids, self.shadow_ids, self.prefill_ids, self.answer_ids)
+        return sum(map(len, parts))
+
+    @property
     def text(self) -> str:
         """CoT, prefill and answer as one text."""
         return self.cot_text + self.prefill_text + self.answer_text

@@ -24,7 +24,6 @@ from softeval.trainers.demo_base import (
     completion_loss,
     draw_batches,
     greedy_success,
-    learning_rate_factor,
     make_checkpoint,
     model_card,
     noisy_inputs,
@@ -141,15 +140,6 @@ def test_noise_scale_changes_the_loss(tokenizer):
         for scale in (0.0, 1.0)
     }
     assert len(losses) == 2
-
-
-def test_learning_rate_warms_up_and_ends_at_zero():
-    config = replace(TINY, steps=100, warmup_steps=10)
-    factors = [learning_rate_factor(step, config) for step in range(101)]
-    assert factors[0] == 0.1
-    assert max(factors) == factors[9] == factors[10] == 1.0
-    assert factors[55] == pytest.approx(0.5)
-    assert factors[100] == 0.0
 
 
 @pytest.mark.slow

@@ -14,14 +14,12 @@ from softeval.cli.tables import markdown_lines, print_table, score_tables
 from softeval.display import (
     Display,
     LiveScreen,
-    Meter,
     PlainScreen,
     Screen,
     clean,
     duration,
     make_display,
     make_screen,
-    progress_state,
 )
 
 
@@ -59,7 +57,7 @@ def test_duration(seconds: float | None, text: str) -> None:
 
 def test_the_meter_counts_cell_and_run() -> None:
     clock = Clock()
-    meter = Meter(clock)
+    meter = Display(clock=clock)
     meter.begin(10)
     meter.enter("a", 4)
     meter.count(done=2)  # found in the journal: no time went into them
@@ -75,23 +73,22 @@ def test_the_meter_counts_cell_and_run() -> None:
 
 
 def test_log_likelihood_requests_do_not_count_for_the_run() -> None:
-    meter = Meter(Clock())
+    meter = Display(clock=Clock())
     meter.begin(5)
     meter.enter("arc", 40, samples=False)
     meter.count(done=40, fresh=40, tokens=400)
     assert meter.cell.done == 40 and meter.run.done == 0 and meter.eta is None
-    assert progress_state(meter) == "40/40 log-likelihoods"
+    assert meter.state == "40/40 log-likelihoods"
 
 
 def test_plain_lines_come_now_and_then() -> None:
     clock, stream = Clock(), io.StringIO()
-    display = Display(PlainScreen(stream, clock), Meter(clock))
-    display.meter.begin(100)
+    display = Display(PlainScreen(stream, clock), clock)
+    display.begin(100)
     display.enter("gsm8k|soft_sample", 100)
     for _ in range(100):
         clock.now += 1.0
-        display.meter.count(done=1, fresh=1, tokens=10)
-        display.update()
+        display.count(done=1, fresh=1, tokens=10)
     display.leave()
     lines = stream.getvalue().splitlines()
     assert len(lines) == 4
@@ -109,10 +106,9 @@ def test_the_screen_fits_the_stream() -> None:
 def test_the_live_display_shows_titles_as_text() -> None:
     stream = Terminal()
     with make_display(False, stream) as display:
-        display.meter.begin(2)
+        display.begin(2)
         display.enter("[bold]odd[/bold]\x1b]0;title\x07", 2)
-        display.meter.count(done=2, fresh=2, tokens=5)
-        display.update()
+        display.count(done=2, fresh=2, tokens=5)
         display.note("[red]note[/red]\x1b[2J")
         display.leave()
     shown = stream.getvalue()

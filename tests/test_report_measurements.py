@@ -14,9 +14,8 @@ from report_runs import keep_documents, write_checkpoint, write_family, write_kl
 from softeval.errors import UserError
 from softeval.reports.measured.arms import measure
 from softeval.reports.measured.cells import read_cells
-from softeval.reports.measured.chunks import read_chunks
 from softeval.reports.measured.kl import read_kl
-from softeval.reports.measured.positions import LengthGroups, read_positions
+from softeval.reports.measured.positions import LengthGroups, read_chunks, read_positions
 from softeval.reports.notes import notes
 from softeval.reports.sections.validity import find_validity
 from softeval.runs import rundir

@@ -10,9 +10,9 @@ Knows nothing of tensors, models or files of a run.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import ConfigDict, field_validator, model_validator
 
 from softeval.errors import UserError, suggest
 from softeval.modes import Mode, get_mode
@@ -21,9 +21,9 @@ from softeval.options import (
     BatchSize,
     ModelOptions,
     Pairs,
-    explain,
     option,
     split_list,
+    validated,
 )
 from softeval.scoring.judge import Rules
 from softeval.tasks.local_data import is_jsonl
@@ -32,6 +32,9 @@ from softeval.trainers.learners.stages import FOREIGN, Curriculum, check_stages,
 
 CURRICULUM = "coconut"
 """The method that learns from worked solutions, stage by stage, not from rewards."""
+if TYPE_CHECKING:
+    from softeval.decoding.rows import Limits
+
 METHODS = ("hard", "soft", "fuzzy")
 """The paper's methods: each trains with the sampled mode of the family of that name."""
 DATASETS = ("gsm8k", "math", "deepscaler", "demo")
@@ -335,6 +338,13 @@ class TrainConfig(ModelOptions):
         return self.max_cot_tokens or SHORT_MAX_COT_TOKENS.get(self.dataset, DEFAULT_MAX_COT_TOKENS)
 
     @property
+    def limits(self) -> Limits:
+        """Caps on CoT and answer."""
+        from softeval.decoding.rows import Limits
+
+        return Limits(self.cot_cap, self.max_answer_tokens)
+
+    @property
     def overlaps(self) -> tuple[str, ...]:
         """Evaluation sets whose questions must not be trained on."""
         if self.exclude_tasks is not None:
@@ -363,7 +373,4 @@ def make_config(
     Raises:
         UserError: unknown key (with a suggestion) or unusable value.
     """
-    try:
-        return TrainConfig(**{**(recipe or {}), **explicit})
-    except ValidationError as error:
-        raise UserError(explain(error, TrainConfig.model_fields)) from None
+    return validated(TrainConfig, {**(recipe or {}), **explicit})

@@ -16,7 +16,6 @@ Shapes: B sequences, T positions, D width, V vocabulary.
 """
 
 import argparse
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -32,6 +31,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from softeval.tasks.arithmetic import ArithmeticProblem, draw_problem, draw_splits, worked_solution
 from softeval.tasks.problems import PAPER_PROMPT, paper_prompt
+from softeval.trainers.optimization import Schedule
 
 INSTRUCTION = PAPER_PROMPT.split("QUESTION")[0]
 """The paper's prompt up to the question."""
@@ -187,14 +187,6 @@ def completion_loss(
     return cross_entropy(logits_BTV[:, :-1].flatten(0, 1), targets_BT[:, 1:].flatten())
 
 
-def learning_rate_factor(step: int, config: DemoBaseConfig) -> float:
-    """Linear warm-up, then a cosine from 1 to 0."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * progress))
-
-
 def train(model: Any, tokenizer: Any, config: DemoBaseConfig) -> list[float]:
     """Train ``model`` in place, print the loss now and then, and return it for every step."""
     torch.set_num_threads(config.threads)
@@ -202,9 +194,8 @@ def train(model: Any, tokenizer: Any, config: DemoBaseConfig) -> list[float]:
     optimizer = torch.optim.AdamW(
         model.parameters(), config.learning_rate, (0.9, 0.98), weight_decay=config.weight_decay
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, config)
-    )
+    factor = Schedule(1.0, config.warmup_steps, config.steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     batches = draw_batches(config, tokenizer)
     losses: list[float] = []
     start = time.perf_counter()

@@ -101,14 +101,14 @@ def collate(
         draws: the random numbers of its steps.
         seed: of the rollouts' random numbers; the noise is keyed, so it is drawn again, not stored.
     """
-    length = max(_length(g) for g in rollouts)
+    length = max(g.length for g in rollouts)
     ids_BT = np.zeros((len(rollouts), length), dtype=np.int64)
     for row, g in enumerate(rollouts):
-        ids_BT[row, : _length(g)] = np.concatenate(
+        ids_BT[row, : g.length] = np.concatenate(
             [g.prompt_ids, g.shadow_ids, g.prefill_ids, g.answer_ids]
         )
     cot_starts = [len(g.prompt_ids) for g in rollouts]
-    answer_starts = [_length(g) - len(g.answer_ids) for g in rollouts]
+    answer_starts = [g.length - len(g.answer_ids) for g in rollouts]
     fed_ND = record_NR = drawn_NX = None
     if not mode.feeds_tokens:
         fed_ND = torch.cat([_kept(g.inputs) for g in rollouts]).to(device, dtype)
@@ -146,10 +146,6 @@ def choices(
 def _kept(values: Tensor | None) -> Tensor:
     assert values is not None, "the decoder must keep its steps"
     return values
-
-
-def _length(g: Generation) -> int:
-    return len(g.prompt_ids) + len(g.shadow_ids) + len(g.prefill_ids) + len(g.answer_ids)
 
 
 class Reduction(StrEnum):

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
+from softeval.decoding.rows import check_context
 from softeval.errors import UserError
 from softeval.model.checkpoint import read_config, torch_device
 from softeval.model.language_model import BUNDLED_CHECKPOINT, LanguageModel
 from softeval.model.output_head import CHUNK_ELEMENTS
-from softeval.model.stopping import Stopper
 from softeval.model.weights import meta_model
 from softeval.trainers.config import TrainConfig
 from softeval.trainers.meta_model import position_bytes, saved_bytes, tensors_of
@@ -264,21 +264,17 @@ def _remedy(memory: MemoryModel, limit: int) -> str:
     return larger if memory.config.lora else f"give --lora, or {larger}"
 
 
-def check_context(config: TrainConfig, lm: LanguageModel, questions: QuestionSet) -> Lengths:
+def longest_sequence(config: TrainConfig, lm: LanguageModel, questions: QuestionSet) -> Lengths:
     """Lengths of the longest sequence; questions that do not fit the context are refused.
 
     Raises:
         UserError: naming what is needed.
     """
-    longest = max(len(q.prompt_ids) for q in (*questions.train, *questions.validation))
-    prefill = Stopper(lm.tokenizer).longest_prefill
-    needed = longest + config.cot_cap + prefill + config.max_answer_tokens
-    if needed > lm.max_length:
-        raise UserError(
-            f"the longest prompt ({longest} tokens) and the caps need {needed} positions, the "
-            f"context has {lm.max_length}; lower --max-cot-tokens or set --max-prompt-tokens"
-        )
-    return Lengths(longest, config.cot_cap, needed)
+    asked = (*questions.train, *questions.validation)
+    prompts = [(len(q.prompt_ids), "training", q.index) for q in asked]
+    check_context(prompts, config.limits, lm, "or set --max-prompt-tokens")
+    longest = max(prompts)[0]
+    return Lengths(longest, config.cot_cap, longest + config.limits.room(lm))
 
 
 def check_memory(

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from softeval.decoding.decoder import Decoder, Question
-from softeval.decoding.rows import Limits
 from softeval.model.language_model import LanguageModel
 from softeval.modes import Mode, get_mode
 from softeval.options import fixed_size
@@ -85,10 +84,11 @@ class StepRollouts:
     seconds: dict[str, float] = field(default_factory=lambda: {"rollout": 0.0, "scoring": 0.0})
 
 
+@dataclass(frozen=True, eq=False)
 class RolloutCollector:
     """Draws the rollouts of each update.
 
-    Args:
+    Attributes:
         decoder: decodes in the training mode, keeping what it feeds.
         questions: what to draw from.
         order: in which order.
@@ -96,27 +96,19 @@ class RolloutCollector:
         processes: among which the samples are shared out.
     """
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        questions: QuestionSet,
-        order: DataOrder,
-        config: TrainConfig,
-        processes: Processes,
-    ) -> None:
-        self.decoder = decoder
-        self._questions = questions
-        self._order = order
-        self._config = config
-        self._processes = processes
+    decoder: Decoder
+    questions: QuestionSet
+    order: DataOrder
+    config: TrainConfig
+    processes: Processes
 
     def collect(self, cursor: int) -> StepRollouts:
         """The rollouts of one update, drawing questions from place `cursor` of the order on."""
-        size = self._config.prompts_per_step
-        shape = (size, self._config.num_generations)
+        size = self.config.prompts_per_step
+        shape = (size, self.config.num_generations)
         found = StepRollouts([], torch.zeros(shape, dtype=torch.float64), cursor, 0, 0)
         pending = list(range(size))
-        refills = self._config.max_refills if self._config.dynamic_sampling else 0
+        refills = self.config.max_refills if self.config.dynamic_sampling else 0
         for _ in range(1 + refills):
             self._draw(found, pending)
             equal = uninformative(found.rewards_PG)
@@ -130,8 +122,8 @@ class RolloutCollector:
     def _draw(self, found: StepRollouts, groups: list[int]) -> None:
         """Fill the groups from the next questions, in place of what they held."""
         places = range(found.cursor, found.cursor + len(groups))
-        indices = self._order.take(found.cursor, len(groups))
-        asked = {g: self._questions.train[i] for g, i in zip(groups, indices, strict=True)}
+        indices = self.order.take(found.cursor, len(groups))
+        asked = {g: self.questions.train[i] for g, i in zip(groups, indices, strict=True)}
         found.cursor += len(groups)
         found.drawn += len(groups)
         found.local = [r for r in found.local if r.group not in asked]
@@ -146,15 +138,15 @@ class RolloutCollector:
         rewards_PG = torch.zeros_like(found.rewards_PG)
         for rollout in fresh:
             rewards_PG[rollout.group, rollout.member] = rollout.reward
-        shared = self._processes.total(rewards_PG.to(self._processes.device)).cpu()
+        shared = self.processes.total(rewards_PG.to(self.processes.device)).cpu()
         found.rewards_PG[groups] = shared[groups]
 
     def _decode(
         self, groups: dict[int, int], asked: dict[int, TrainingQuestion]
     ) -> list[tuple[int, int, Generation]]:
         """(group, member, generation) of this process's share; `groups` by place in the order."""
-        size = self._config.num_generations
-        mine = self._processes.share([p * size + m for p in groups for m in range(size)])
+        size = self.config.num_generations
+        mine = self.processes.share([p * size + m for p in groups for m in range(size)])
         requests = [
             Question(
                 TRAIN_KEY,
@@ -171,9 +163,9 @@ class RolloutCollector:
         self, asked: dict[int, TrainingQuestion], decoded: list[tuple[int, int, Generation]]
     ) -> list[Rollout]:
         items = [asked[group].item(g.answer) for group, _, g in decoded]
-        verdicts = scorer(self._config.scorer).score_many(items) if items else []
+        verdicts = scorer(self.config.scorer).score_many(items) if items else []
         return [
-            Rollout(group, member, asked[group], g, verdict, reward(verdict, self._config))
+            Rollout(group, member, asked[group], g, verdict, reward(verdict, self.config))
             for (group, member, g), verdict in zip(decoded, verdicts, strict=True)
         ]
 
@@ -214,7 +206,7 @@ def training_decoder(config: TrainConfig, lm: LanguageModel) -> Decoder:
     return Decoder(
         lm,
         config.mode,
-        Limits(config.cot_cap, config.max_answer_tokens),
+        config.limits,
         seed=config.seed,
         batch_size=fixed_size(config.decode_batch_size),
         answer_temperature=config.answer_temperature,
@@ -235,8 +227,7 @@ def validate(
     mode: Mode,
 ) -> Validation:
     """Decode in a greedy mode and score the held-out questions, shared out among the processes."""
-    limits = Limits(config.cot_cap, config.max_answer_tokens)
-    decoder = Decoder(lm, mode, limits, batch_size=fixed_size(config.decode_batch_size))
+    decoder = Decoder(lm, mode, config.limits, batch_size=fixed_size(config.decode_batch_size))
     mine = {q.index: q for q in processes.share(questions)}
     asked = [Question("validation", q.index, q.prompt_ids, (0,)) for q in mine.values()]
     found = list(decoder.run(asked))

@@ -35,7 +35,7 @@ from softeval.trainers.checkpoints import (
 from softeval.trainers.config import TrainConfig
 from softeval.trainers.learners.curriculum import StagedLearning
 from softeval.trainers.learners.reinforcement import Reinforcement
-from softeval.trainers.memory import GIB, check_context, check_memory
+from softeval.trainers.memory import GIB, check_memory, longest_sequence
 from softeval.trainers.metrics import Metrics, is_finite, peak_memory, time_metrics
 from softeval.trainers.questions import QuestionSet, load_questions
 from softeval.trainers.rollout import validate
@@ -124,7 +124,7 @@ class Trainer:
         if saved is not None:
             keep_embedding_size(lm, saved.state.embedding_rms)
         self.questions: QuestionSet = load_questions(config, lm.vocabulary.encode)
-        lengths = check_context(config, lm, self.questions)
+        lengths = longest_sequence(config, lm, self.questions)
         needed = check_memory(config, lm, lengths, processes.size)
         self.trainee = make_trainee(config, lm)
         self.record = training_record(config, self.trainee, self.questions, command)

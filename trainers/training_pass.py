@@ -188,7 +188,7 @@ class TrainingPass(MicroBatched):
         if not chosen and plan.keep_first:
             chosen = [0]
         # Long sequences together: less padding. Python's sort is stable, so the order is certain.
-        chosen.sort(key=lambda b: -_length(rollouts[b]))
+        chosen.sort(key=lambda b: -rollouts[b].length)
         return self.in_parts(
             chosen, len(rollouts), lambda parts: self._run(rollouts, advantages_B, plan, parts)
         )
@@ -324,10 +324,6 @@ def _count(found: LogProbs, batch: Batch, sums: dict[str, float]) -> None:
 def _parts(chosen: list[int], size: int) -> Iterator[list[int]]:
     for start in range(0, len(chosen), size):
         yield chosen[start : start + size]
-
-
-def _length(g: Generation) -> int:
-    return len(g.prompt_ids) + len(g.shadow_ids) + len(g.prefill_ids) + len(g.answer_ids)
 
 
 def disable_dropout(model: nn.Module) -> None:

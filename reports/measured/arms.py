@@ -15,9 +15,15 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from softeval.errors import UserError
-from softeval.reports.measured.cells import Key, MeasuredCell, cell_order, read_cells
+from softeval.reports.measured.cells import (
+    Key,
+    Likelihoods,
+    MeasuredCell,
+    cell_order,
+    read_cells,
+    read_likelihoods,
+)
 from softeval.reports.measured.kl import KLSums, read_kl
-from softeval.reports.measured.likelihoods import Likelihoods, read_likelihoods
 from softeval.reports.measured.positions import EntropySums, choose_groups, read_positions
 from softeval.reports.measured.refusals import (
     refuse_other_data,

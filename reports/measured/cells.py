@@ -1,7 +1,7 @@
 """Samples of a run reduced to cells: counts and validity of one task under one CoT mode.
 
-Reads samples.parquet once, in batches; texts are hashed and dropped. Knows nothing of entropies,
-several runs or intervals.
+Reads samples.parquet once, in batches; texts are hashed and dropped. The questions of log-likelihood
+tasks, which no mode has, are read here, too. Knows nothing of entropies, several runs or intervals.
 
 Shape letters: R samples (rows), M problems.
 """
@@ -198,4 +198,46 @@ def _cell(path: Path, key: Key, parts: list[dict[str, np.ndarray]]) -> MeasuredC
         target_M=target_R[first_M],
         prompt_M=prompt_R[first_M],
         **joined,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Likelihoods:
+    """Results of one task, sorted by question.
+
+    Attributes:
+        doc_M: questions.
+        correct_M: whether the correct choice was the most likely one; 0 or 1.
+        nll_M: negative log-likelihood per token of the correct answer, nats.
+    """
+
+    doc_M: NDArray[np.int64]
+    correct_M: NDArray[np.float64]
+    nll_M: NDArray[np.float64]
+
+
+def read_likelihoods(run: Run) -> dict[str, Likelihoods]:
+    """Results of each log-likelihood task; empty where the run had none.
+
+    Raises:
+        UserError: likelihoods.parquet is damaged.
+    """
+    if not run.has("likelihoods"):
+        return {}
+    columns = ("task", "doc_id", "correct", "nll_per_token")
+    parts: list[dict[str, np.ndarray]] = [
+        {name: batch.column(name).to_numpy(zero_copy_only=False) for name in columns}
+        for batch in run.batches("likelihoods", columns)
+    ]
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in columns}
+    return {str(task): _of_task(whole, task) for task in sorted(set(whole["task"]))}
+
+
+def _of_task(whole: dict[str, np.ndarray], task: str) -> Likelihoods:
+    rows = np.flatnonzero(whole["task"] == task)
+    rows = rows[np.argsort(whole["doc_id"][rows], kind="stable")]
+    return Likelihoods(
+        doc_M=whole["doc_id"][rows].astype(np.int64),
+        correct_M=whole["correct"][rows].astype(np.float64),
+        nll_M=whole["nll_per_token"][rows].astype(np.float64),
     )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from softeval.reports.measured.chunks import Chunk, read_chunks
+from softeval.reports.measured.positions import Chunk, read_chunks
 from softeval.runs.run import Run
 
 Floats = NDArray[np.float64]

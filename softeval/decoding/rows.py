@@ -39,7 +39,10 @@ class Limits:
 
 
 def check_context(
-    lengths: Sequence[tuple[int, str, int]], limits: Limits, model: LanguageModel | Checkpoint
+    lengths: Sequence[tuple[int, str, int]],
+    limits: Limits,
+    model: LanguageModel | Checkpoint,
+    further: str = "",
 ) -> None:
     """Refuse caps that do not leave the longest prompt its place in the context.
 
@@ -47,6 +50,7 @@ def check_context(
         lengths: (tokens, task, doc_id) of each prompt.
         limits: the caps.
         model: what decodes them.
+        further: another remedy.
 
     Raises:
         UserError: naming the question and the remedy; or a prompt without a token.
@@ -68,7 +72,7 @@ def check_context(
         raise UserError(
             f"{task} question {doc_id} has {longest} prompt tokens; with {limits.max_cot_tokens} CoT"
             f" and {limits.max_answer_tokens} answer tokens it exceeds the context of"
-            f" {model.max_length}; {remedy}"
+            f" {model.max_length}; {remedy} {further}".rstrip()
         )
 
 

@@ -14,13 +14,11 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from pydantic import ValidationError
-
 from softeval.errors import UserError, suggest
 from softeval.model.checkpoint import Checkpoint
 from softeval.model.language_model import LanguageModel, load_model
 from softeval.modes import MODES, Mode, get_mode, load_mode_file, with_options
-from softeval.options import GenerationOptions, ModelOptions, explain
+from softeval.options import GenerationOptions, ModelOptions, validated
 
 CPU_LIKELIHOOD_BATCH = 16
 """Log-likelihood rows at a time on a CPU where the batch size is auto: lm-eval's search for the
@@ -50,10 +48,7 @@ def read_arguments(arguments: Mapping[str, Any]) -> tuple[GenerationOptions, Mod
         values["batch_size"] = "auto"
     # An option of another mode is not passed over: it would seem to have had an effect.
     values["mode_args"] = {n: v for n, v in given.items() if n in _mode_options() - values.keys()}
-    try:
-        options = GenerationOptions(**values)
-    except ValidationError as error:
-        raise UserError(explain(error, names)) from None
+    options = validated(GenerationOptions, values)
     mode = given.get("mode")
     if mode is None:
         return options, None

@@ -12,17 +12,11 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, field_validator, model_validator
 
 from softeval.errors import UserError, suggest
 from softeval.modes import MODES, Mode, select_modes
-from softeval.options import (
-    LISTED,
-    GenerationOptions,
-    explain,
-    option,
-    read_options,
-)
+from softeval.options import LISTED, GenerationOptions, option, read_options, validated
 from softeval.tasks.local_data import is_jsonl, split_tasks
 
 DEFAULT_TASK = "arithmetic"
@@ -194,10 +188,7 @@ def make_config(
     values |= dict(explicit)
     if model_args:
         values |= _from_model_args(model_args, explicit)
-    try:
-        return RunConfig(**values)
-    except ValidationError as error:
-        raise UserError(explain(error, RunConfig.model_fields)) from None
+    return validated(RunConfig, values)
 
 
 def _read_file(path: Path) -> dict[str, Any]:

@@ -225,7 +225,7 @@ def _begin(evaluation: Evaluation, damaged: int) -> None:
         for cell in evaluation.request.cells
         if cell.mode is not None
     ]
-    evaluation.display.meter.begin(sum(shares))
+    evaluation.display.begin(sum(shares))
     if damaged:
         evaluation.display.note(
             f"{damaged} damaged entries of {evaluation.folder / rundir.SHARDS} are computed again"

@@ -140,21 +140,18 @@ class JudgedJournal:
         """The score of a continuation where it is finished; counted as done."""
         found = self._journal.get_likelihood(task, doc_id, choice)
         if found is not None:
-            self._display.meter.count(done=1)
-            self._display.update()
+            self._display.count(done=1)
         return found
 
     def add_likelihood(self, task: str, doc_id: int, choice: int, score: ScoreTuple, /) -> None:
         """Journal the score of a continuation, then count it."""
         self._journal.add_likelihood(task, doc_id, choice, score)
-        self._display.meter.count(done=1, fresh=1, tokens=score.n_tokens)
-        self._display.update()
+        self._display.count(done=1, fresh=1, tokens=score.n_tokens)
 
     def _count(self, generation: Generation, fresh: bool) -> None:
         tokens = len(generation.shadow_ids) + len(generation.answer_ids)
-        self._display.meter.count(done=1, fresh=int(fresh), tokens=tokens if fresh else 0)
         self._waiting.put(generation)
-        self._display.update()
+        self._display.count(done=1, fresh=int(fresh), tokens=tokens if fresh else 0)
 
     def _wait(self) -> None:
         """Until all that waits is judged; raises what went wrong in the threads."""
@@ -177,7 +174,7 @@ class JudgedJournal:
         document = self._documents[generation.key.doc_id]
         (verdict,) = judged(self._journal, self._scorer, [generation], [document])
         with self._counting:
-            self._display.meter.score(1, int(verdict.correct))
+            self._display.score(1, int(verdict.correct))
 
 
 @dataclass(frozen=True)
