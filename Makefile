@@ -22,15 +22,17 @@ help: ## what can be made
 	  --config-settings editable_mode=compat
 	touch $@
 
-demo: .venv/installed ## evaluate the four bundled checkpoints under the six CoT modes, and report
+demo: .venv/installed ## evaluate the four bundled checkpoints under seven CoT modes, and report
 	for method in base hard soft fuzzy; do \
 	  $(ONE_THREAD) $(BIN)/softeval run --model softeval/checkpoints/$$method --tasks arithmetic \
-	    --num-samples 32 --seed 0 --output-path runs/demo/$$method || exit 1; \
+	    --modes all,soft_thinking --num-samples 32 --seed 0 --output-path runs/demo/$$method || exit 1; \
 	done
 	for method in hard soft fuzzy; do \
 	  $(ONE_THREAD) $(BIN)/softeval diagnose runs/demo/$$method --base softeval/checkpoints/base \
-	    --sets own,base --limit 40 || exit 1; \
+	    --sets own,base --limit 20 || exit 1; \
 	done
+	$(ONE_THREAD) $(BIN)/softeval attribute runs/demo/soft \
+	  --modes hard_sample,soft_sample,soft_thinking --limit 20
 	$(BIN)/softeval report runs/demo/base runs/demo/hard runs/demo/soft runs/demo/fuzzy \
 	  --title "The bundled checkpoints" --output runs/demo/report.html
 

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 NEXT_TOKEN = "next_token"
 SHOWN = (NEXT_TOKEN, *INTERVENTIONS[1:], *CONTROLS)
 """Changes as they are shown; the first is of single steps."""
-STEP_RULE = CONTROLS[1]
+STOP_RULE = CONTROLS[1]
 MODES_A_ROW = 2
 NOT_MEASURED = Markup(
     "Not measured. <code>softeval attribute RUN</code> changes the recorded CoTs in one thing, decodes"
@@ -207,7 +207,7 @@ def _cell(e: Effect | None) -> TableCell:
     note += f"\nsuccess {points(gain.mean_a)}"
     if e.change != REFERENCE:
         note += f"\n{points(gain.diff, sign=True)} {interval_text(gain.low, gain.high)}"
-    if e.change == STEP_RULE:
+    if e.change == STOP_RULE:
         note += f"\nrule ended {points(e.stopped)} %"
     return TableCell(points(e.changed.mean), note, detail=f"{gain.problems} questions")
 
@@ -238,7 +238,7 @@ def draw_attribution(effects: Sequence[Effect]) -> Figure:
             right.set_axis_off()
         for left, right in places[max(0, len(modes) - columns) : len(modes)]:
             for axis, label in ((left, "share that changes, %"), (right, "success, points")):
-                axis.set_xlabel(label)
+                axis.set_xlabel(label, visible=True)  # shared axes hide it above an empty place
                 axis.tick_params(labelbottom=True)
         legend(figure, named)
         return figure
