@@ -18,8 +18,10 @@ from softeval.errors import UserError
 from softeval.model.language_model import BUNDLED_CHECKPOINT
 from softeval.records import CONTROLS, INTERVENTIONS, attribution_schema
 from softeval.replays.attribute import attribute
+from softeval.reports.material import Material, ReportOptions
 from softeval.reports.measured.arms import measure
 from softeval.reports.page import build_report
+from softeval.reports.sections import SECTIONS
 from softeval.reports.sections.attribution import find_attribution
 from softeval.runs import rundir
 from softeval.runs.evaluation import evaluate
@@ -195,6 +197,20 @@ def test_steps_and_controls_are_told_with_what_the_rule_ended(tmp_path):
     side = page[page.index('id="families"') :]
     row = side[side.index("soft sample") : side.index("</tr>", side.index("soft sample"))]
     assert "62.5" in row and "0.500" in row and "rule ended 50.0 %" in page
+
+
+def test_verdicts_older_than_the_samples_are_said_to_be(tmp_path):
+    folder = write_checkpoint(tmp_path / "run", questions=2, samples=2, positions=4)
+    write_attribution(folder, np.zeros(2), np.ones(2), "soft_sample")
+    record = rundir.read_record(folder)
+    for scorer, told in ((record.get("scorer"), False), ({"rules": "others"}, True)):
+        block = {"soft_sample": {"scorer": scorer, "replayed": 2, "differing": 0}}
+        rundir.write_record(folder, record | {"attribution": block})
+        (section,) = [s for s in SECTIONS if s.anchor == "attribution"]
+        arms = measure([(None, folder)])
+        parts = section.parts(Material(arms, (), ReportOptions()))
+        said = [p for p in parts if p.kind == "paragraph" and "other rules" in str(p.text)]
+        assert [p.text.startswith("Judged by other rules") for p in said] == [True] * told
 
 
 def test_effective_tokens_are_those_of_the_positions(tmp_path):

@@ -29,12 +29,12 @@ from softeval.reports.drawing import (
     styled,
     vertical_grid,
 )
-from softeval.reports.layout import Details, Heading, Paragraph, Part, Section, figure_block
+from softeval.reports.layout import AMBER, Details, Heading, Paragraph, Part, Section, figure_block
 from softeval.reports.material import Material
 from softeval.reports.measured.arms import Arm, Arms
 from softeval.reports.measured.attribution import REFERENCE, of_cell, read_attribution
 from softeval.reports.tables import Table, TableCell, interval_text, points
-from softeval.runs.run import RecordedMode
+from softeval.runs.run import RecordedMode, Run
 from softeval.statistics.contrast import Contrast, compare_methods
 from softeval.statistics.crossed import crossed_mean
 from softeval.statistics.interval import Interval
@@ -49,6 +49,10 @@ SHOWN = (NEXT_TOKEN, *INTERVENTIONS[1:], *CONTROLS)
 """Changes as they are shown; the first is of single steps."""
 STOP_RULE = CONTROLS[1]
 MODES_A_ROW = 2
+STALE = (
+    "Judged by other rules than the samples: {runs}. The verdicts below are those of softeval attribute"
+    " before softeval score; softeval attribute RUN makes them anew."
+)
 NOT_MEASURED = Markup(
     "Not measured. <code>softeval attribute RUN</code> changes the recorded CoTs in one thing, decodes"
     " the answers again and writes them beside the run; then report again."
@@ -150,6 +154,9 @@ def _next_token(
 def _parts(material: Material) -> Iterator[Part]:
     """A figure of each task, and on demand a table a mode."""
     found = find_attribution(material.arms)
+    stale = [run.path.name for run in material.arms.runs if _is_stale(run)]
+    if stale:
+        yield Paragraph(STALE.format(runs=", ".join(stale)), AMBER)
     for index, task in enumerate(dict.fromkeys(effect.key[0] for effect in found)):
         mine = [effect for effect in found if effect.key[0] == task]
         told = [
@@ -171,6 +178,12 @@ def _parts(material: Material) -> Iterator[Part]:
             yield Details(name, (_table(of_mode, f"{task}, {name}: attribution"),), "view")
     if not found:
         yield Paragraph(NOT_MEASURED)
+
+
+def _is_stale(run: Run) -> bool:
+    """Whether the run's samples have been judged by another scorer since."""
+    entries = (run.info.get("attribution") or {}).values()
+    return any(entry.get("scorer") != run.info.get("scorer") for entry in entries)
 
 
 def _counted(effect: Effect) -> str:

@@ -107,7 +107,7 @@ def attribute(
     _judge(record, rows)
     _write(folder, rows, list(found))
     checks = {name: _check(of_mode) for name, of_mode in found.items()}
-    asked = {"samples": samples, "limit": limit, "steps": steps}
+    asked = {"samples": samples, "limit": limit, "steps": steps, "scorer": record.get("scorer")}
     entries = {name: asked | check for name, check in checks.items()}
     before = record.get("attribution") or {}
     rundir.write_record(folder, record | {"attribution": before | entries})
@@ -121,7 +121,7 @@ def _chosen_modes(folder: Path, record: Row, names: Sequence[str] | None) -> lis
         raise UserError(
             f"--modes {','.join(names or ())}: {folder} has {', '.join(known)}; choose of these"
         )
-    return [mode_from_record(known[name]) for name in names or known]
+    return [mode_from_record(known[name]) for name in dict.fromkeys(names or known)]
 
 
 @dataclass(frozen=True)
