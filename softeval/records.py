@@ -78,7 +78,7 @@ class Generation:
         top_ids: (T, K) token ids of the K largest entries of the mode's distribution; K may be 0.
         top_probs: (T, K) their probabilities.
         inputs: (T, D) vectors as given to the model's ``inputs_embeds``, where they were kept; in the
-            model's dtype and on its device.
+            model's dtype and on its device. With per-layer embeddings these stand behind, in one row.
         record: (T, R) what the mode recorded for its log-probability, float32, where it was kept.
         seconds: wall-clock seconds from admission to the batch until the end.
     """

@@ -76,6 +76,10 @@ _SIZES: dict[str, Any] = {
 _SLIDING = {"layer_types": ["sliding_attention", "full_attention"]}
 _LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
 _MLA = {"num_key_value_heads": 4}
+_ZAMBA = {
+    "num_hidden_layers": 3,
+    "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
+}
 _GEMMA3N = {
     **_SLIDING,
     "num_kv_shared_layers": 0,
@@ -138,6 +142,14 @@ _OWN: dict[str, dict[str, Any]] = {
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_ff_dim": 96},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "minimax": _LINEAR,
+    "kimi_linear": {**_LINEAR, **_MLA},
+    "bailing_hybrid": {**_LINEAR, **_MLA},
+    "lfm3": {"layer_types": ["conv", "full_attention"]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 8},
+    "bamba": {"attn_layer_indices": [1]},
+    "zamba": {**_ZAMBA, "attention_hidden_size": 128, "attention_head_dim": 32},
+    "zamba2": {**_ZAMBA, "attention_hidden_size": 128, "attention_head_dim": 32},
+    "zaya": {"num_experts_per_tok": 1},
     "dots3_note_text": {"num_key_value_heads": 4},
     "cohere_compass_text": {
         "rope_parameters": {"full_attention": {**_ROPE, "rope_type": "default"}}
@@ -166,7 +178,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "activation_sparsity_pattern": [0.0] * 4,
         },
     ),
-    "gemma4_text (shared KV)": ("gemma4_text", {**_FOUR_LAYERS, "hidden_size_per_layer_input": 0}),
+    "gemma4_text (shared KV)": ("gemma4_text", _FOUR_LAYERS),
     "llama (yarn)": (
         "llama",
         {
@@ -342,6 +354,16 @@ def _decoded(name: str, lm: LanguageModel, modes: Sequence[str]) -> Verdict:
     return found
 
 
+def fed_rows(lm: LanguageModel, ids: Sequence[int]) -> Tensor:
+    """(L, F) what each token feeds: its embedding, and behind it its row of a per-layer table."""
+    ids_L = torch.as_tensor(ids, dtype=torch.long)
+    own_LD = lm.model.get_input_embeddings()(ids_L)
+    text = lm.model.base_model
+    if getattr(text, "embed_tokens_per_layer", None) is None:
+        return own_LD
+    return torch.cat([own_LD, text.get_per_layer_inputs(ids_L[None])[0].flatten(1)], -1)
+
+
 def decode(lm: LanguageModel, mode: str) -> list[list[Generation]]:
     """The samples that are judged, one a prompt."""
     return generate(lm, PROMPTS, mode, 1, SEED, 8, 3, keep_inputs=True)
@@ -352,20 +374,19 @@ def _compare(
     lm: LanguageModel, mode: Mode, prompt: str, sample: Generation, found: Verdict
 ) -> Iterator[str]:
     """What in a sample is not what the oracle finds."""
-    table = lm.model.get_input_embeddings()
     prompt_ids = lm.tokenizer.encode(prompt)
     fed_TD = sample.inputs
     tail = [*map(int, sample.prefill_ids), *map(int, sample.answer_ids)]
-    every = torch.cat([table(torch.tensor(prompt_ids)), fed_TD, table(torch.tensor(tail))])
+    every = torch.cat([fed_rows(lm, prompt_ids), fed_TD, fed_rows(lm, tail)])
     start = len(prompt_ids)
-    scale = float(table(torch.arange(lm.vocab)).abs().max())
+    scale = float(fed_rows(lm, range(lm.vocab)).abs().max())
     for step in range(len(fed_TD)):
         logits_V = _logits(lm, every[: start + step])
-        expected_D, token = _expected(lm, mode, sample, step, logits_V)
+        expected_F, token = _expected(lm, mode, sample, step, logits_V)
         entropy = torch.distributions.Categorical(logits=logits_V).entropy()
         wrong = abs(float(entropy) - float(sample.entropy[step]))
-        if expected_D is not None:
-            wrong = max(wrong, float((fed_TD[step] - expected_D).abs().max()) / scale)
+        if expected_F is not None:
+            wrong = max(wrong, float((fed_TD[step] - expected_F).abs().max()) / scale)
         found.steps += 1
         found.worst = max(found.worst, wrong / TOLERANCE)
         if not wrong <= TOLERANCE:
@@ -394,22 +415,22 @@ def _expected(
     lm: LanguageModel, mode: Mode, sample: Generation, step: int, logits_V: Tensor
 ) -> tuple[Tensor | None, int | None]:
     """The vector fed at a step and its token; None where rounding decides between two."""
-    table = lm.model.get_input_embeddings()
     random = SampleRandomness(SEED, sample.key)
     clear = _is_clear(logits_V)
     token = int(logits_V.argmax()) if clear else None
     if isinstance(mode, HardMode):
         if mode.temperature:
             token = _drawn(random, step, logits_V)
-        return table(torch.tensor(int(sample.shadow_ids[step]))), token
+        return fed_rows(lm, [int(sample.shadow_ids[step])])[0], token
     if mode.temperature < 0.01 and not clear:
         return None, token
     probs_V = torch.softmax(logits_V.double() / mode.temperature, -1)
-    mixed_D = (probs_V @ table(torch.arange(lm.vocab)).double()).float()
+    mixed_F = (probs_V @ fed_rows(lm, range(lm.vocab)).double()).float()
     if mode.noise_scale:
         block = random.normal(step // BLOCK, lm.embedding.width, Stream.COT)
-        mixed_D = mixed_D + mode.sigma(lm.embedding) * torch.from_numpy(block[step % BLOCK])
-    return mixed_D, token
+        noise_D = mode.sigma(lm.embedding) * torch.from_numpy(block[step % BLOCK])
+        mixed_F[: len(noise_D)] += noise_D
+    return mixed_F, token
 
 
 def _drawn(random: SampleRandomness, step: int, logits_V: Tensor) -> int | None:
@@ -427,7 +448,7 @@ def _drawn(random: SampleRandomness, step: int, logits_V: Tensor) -> int | None:
 def _compare_ids(lm: LanguageModel, found: Verdict) -> None:
     """Token ids and their embeddings are the same to the model."""
     ids = torch.tensor([lm.tokenizer.encode(PROMPTS[1])])
-    ours = lm.model(inputs_embeds=lm.model.get_input_embeddings()(ids), use_cache=False).logits
+    ours = lm.model(inputs_embeds=fed_rows(lm, ids[0].tolist())[None], use_cache=False).logits
     theirs = lm.model(input_ids=ids, use_cache=False).logits
     if float((ours - theirs).abs().max()) > TOLERANCE * float(theirs.abs().max()):
         found.problems.append("token ids and their embeddings give other logits")

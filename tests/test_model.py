@@ -124,13 +124,13 @@ def test_unknown_model_type_is_one_line(checkpoint):
     refused(checkpoint, "cannot load")
 
 
-def test_layers_that_are_no_attention_are_refused():
+def test_layers_of_a_strange_kind_are_refused():
     from softeval.model.cache import Visibility
 
     model = tiny_lm("qwen3").model
-    model.config.layer_types = ["linear_attention", "full_attention"]
+    model.config.layer_types = ["indexed_attention", "full_attention"]
     try:
-        with pytest.raises(UserError, match="linear_attention"):
+        with pytest.raises(UserError, match="has indexed_attention layers"):
             Visibility(model)
     finally:
         model.config.layer_types = ["full_attention"] * 2

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import architectures
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -28,9 +29,11 @@ from softeval.decoding.decoder import Decoder
 from softeval.decoding.generate import generate
 from softeval.errors import UserError
 from softeval.model.language_model import load_model
+from softeval.model.output_head import last_hidden
 from softeval.scoring.judge import Verdict
 from softeval.trainers import rollout, run_files, training_pass
 from softeval.trainers.config import TrainConfig
+from softeval.trainers.demo_base import build_tokenizer
 
 
 @pytest.mark.slow
@@ -432,3 +435,35 @@ def test_methods_train_from_the_same_rollout_noise() -> None:
 
 def test_a_tiny_random_model_has_the_demos_tokenizer() -> None:
     assert tiny_lm().vocab == load_model().vocab
+
+
+def save_architecture(folder: Path, name: str) -> Path:
+    """A tiny checkpoint of an architecture, with the demo's tokenizer."""
+    tokenizer = build_tokenizer()
+    config = architectures.tiny_config(name)
+    config.vocab_size = config.vocab_size_per_layer_input = len(tokenizer)
+    config.max_position_embeddings, config.eos_token_id, config.bos_token_id = 512, 1, None
+    architectures.tiny_model(config).save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lfm2", "qwen3_next", "falcon_h1"])
+def test_recurrent_layers_train_like_any_others(tmp_path: Path, name: str) -> None:
+    model = save_architecture(tmp_path / "model", name)
+    run(tmp_path / "run", model=str(model), max_steps=1, **METHODS["soft"])
+    line = read_metrics(tmp_path / "run")[1]  # the training pass makes the rollout's mixtures again
+    assert line["health/mixture_mismatch"] == 0
+    assert line["health/chi_square"] == pytest.approx(1, abs=0.1)
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "last")
+    hidden = last_hidden(trained.eval(), trained.get_input_embeddings()(torch.arange(3, 15)[None]))
+    hidden.square().sum().backward()
+    flat = [n for n, p in trained.base_model.named_parameters() if p.grad is None]
+    assert flat == []
+
+
+def test_per_layer_embeddings_are_not_trained(tmp_path: Path) -> None:
+    model = save_architecture(tmp_path / "model", "gemma3n_text")
+    with pytest.raises(UserError, match="per-layer embeddings, for whose mixture"):
+        run(tmp_path / "run", model=str(model))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from softeval.model.layers import memory_argument, prompt_cache
 from softeval.model.output_head import last_hidden
 
 _ATTENTION = "softeval_memory"
@@ -26,20 +27,18 @@ def tensors_of(model: nn.Module) -> Iterator[Tensor]:
 
 
 def position_bytes(model: Any) -> int:
-    """Bytes of the keys and values of one position."""
-    from transformers import DynamicCache
-
-    cache = DynamicCache()
+    """Bytes of the keys and values of one position; a recurrence's state has none to itself."""
+    cache = prompt_cache(model.config)
     inputs = torch.empty(1, 2, width_of(model), device="meta", dtype=model.dtype)
     with torch.no_grad(), _counted_attention(model):
         model.base_model(
             inputs_embeds=inputs,
             position_ids=torch.arange(2, device="meta")[None],
-            past_key_values=cache,
             use_cache=True,
+            **{memory_argument(model) or "past_key_values": cache},
         )
-    held: list[Any] = [t for layer in cache.layers for t in (layer.keys, layer.values)]  # type: ignore[attr-defined]
-    return sum(t.numel() * t.element_size() for t in held) // 2
+    held = [part for layer in cache.layers for part in vars(layer).values()]
+    return sum(t.numel() * t.element_size() for t in held if isinstance(t, Tensor)) // 2
 
 
 def saved_bytes(model: Any, length: int) -> int:

@@ -26,6 +26,7 @@ from softeval.errors import UserError
 from softeval.model.batch_size import auto_batch_size
 from softeval.model.feeding import Prefilled, RowFeeder, tiled
 from softeval.model.language_model import LanguageModel
+from softeval.model.layers import has_states
 from softeval.model.output_head import output_head
 from softeval.modes import Draws, Mode, Randomness, Seen, Step, invert_cdf
 from softeval.records import Generation, SampleKey, StopReason
@@ -61,7 +62,7 @@ class Decoder:
         keep_inputs: keep the vectors that were fed.
         given: CoTs, with what was fed, that these samples take instead of thinking their own.
         look_every: passes between two looks of the host at what was decoded. It never changes a
-            result.
+            result; with recurrent layers it is 1, since a row that waits would go on in them.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Decoder:
         self.record_top = record_top
         self.keep_inputs = keep_inputs
         self.given = given or {}
-        self.look_every = look_every
+        self.look_every = 1 if has_states(lm.model.config) else look_every
         self.stopper = lm.stopper
         self.head = output_head(lm) if mode.needs_head else None
 

@@ -63,8 +63,10 @@ def noise_only(cot: Generation, around: Surroundings) -> Generation | None:
     if not mode.is_gaussian or not sigma:
         return None
     inputs_TD = _inputs(cot)
-    normal_TD = SampleRandomness(around.seed, cot.key).normals(*inputs_TD.shape)
-    noise_TD = sigma * torch.from_numpy(normal_TD).to(inputs_TD.device)
+    width = around.lm.embedding.width
+    normal_TD = SampleRandomness(around.seed, cot.key).normals(len(inputs_TD), width)
+    noise_TD = torch.zeros_like(inputs_TD, dtype=torch.float32)
+    noise_TD[:, :width] = sigma * torch.from_numpy(normal_TD)
     body = len(inputs_TD) - closing(cot, around.lm.stopper)
     return replace(cot, inputs=torch.cat([noise_TD[:body].to(inputs_TD), inputs_TD[body:]]))
 

@@ -86,8 +86,8 @@ def new_state(
     cot_BT, answer_BA, forced_BQ = (
         torch.zeros(rows, cap + 1, dtype=torch.long, device=device) for cap in caps
     )
-    fed_BD = torch.zeros(rows, lm.embedding.width, dtype=lm.dtype, device=device)
-    forced_BQD = fed_BD.new_zeros(rows, caps[2] + 1, lm.embedding.width)
+    fed_BD = torch.zeros(rows, lm.embedding.fed_width, dtype=lm.dtype, device=device)
+    forced_BQD = fed_BD.new_zeros(rows, caps[2] + 1, lm.embedding.fed_width)
     return State(
         phase_B,
         position_B,

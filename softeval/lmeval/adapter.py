@@ -41,7 +41,7 @@ from softeval.lmeval.requests import (
 )
 from softeval.model.chat import render_chat
 from softeval.model.language_model import BUNDLED_CHECKPOINT, LanguageModel
-from softeval.model.rotary import long_rope_limit
+from softeval.model.mends import long_rope_limit
 from softeval.model.weights import weights_hash
 from softeval.modes import Mode, mode_record
 from softeval.options import GenerationOptions, fixed_size

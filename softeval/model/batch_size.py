@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicCache
+
+from softeval.model.layers import memory_argument, prompt_cache
 
 _MOST = {"cpu": 128, "cuda": 512}
 _SHARE = 0.5
@@ -31,11 +33,17 @@ def row_bytes(model: Any, length: int) -> int:
     Measured on a short row: what an architecture stores does not follow from its configuration.
     """
     ids = torch.zeros(1, _MEASURED, dtype=torch.long, device=model.device)
-    cache = DynamicCache()
-    logits = model(input_ids=ids, past_key_values=cache, use_cache=True).logits
-    stored = [part for layer in cache.layers for part in vars(layer).values()]
-    measured = sum(part.nbytes for part in stored if isinstance(part, torch.Tensor))
-    return measured * length // _MEASURED + 6 * 4 * logits.shape[-1]
+    cache = prompt_cache(model.config)
+    memory = {memory_argument(model) or "past_key_values": cache}
+    logits = model(input_ids=ids, use_cache=True, **memory).logits
+    kept = [part for layer in cache.layers for part in vars(layer).values()]
+    states = [part for some in kept if isinstance(some, dict) for part in some.values()]
+    growing, fixed = _bytes(kept) * length // _MEASURED, _bytes(states)
+    return growing + fixed + 6 * 4 * logits.shape[-1]
+
+
+def _bytes(parts: Sequence[Any]) -> int:
+    return sum(part.nbytes for part in parts if isinstance(part, torch.Tensor))
 
 
 def _free_bytes(device: torch.device) -> int:

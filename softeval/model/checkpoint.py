@@ -21,12 +21,9 @@ from typing import Any
 import torch
 
 from softeval.errors import UserError
-from softeval.model.cache import check_layer_kinds
+from softeval.model.layers import SLOT_TILE, check_layer_kinds, memory_argument
 from softeval.model.stopping import Stopper
 from softeval.model.vocabulary import Vocabulary
-
-NEEDED_ARGUMENTS = ("inputs_embeds", "past_key_values")
-"""What a model's `forward` must take: vectors in place of ids, and keys and values of our keeping."""
 
 ATTENTION = ("sdpa", "eager")
 """Implementations of attention that our masks are made for."""
@@ -107,12 +104,18 @@ def read_checkpoint(
 
 
 def max_length(config: Any, tokenizer: Any) -> int:
-    """Largest number of positions the architecture takes; else what the tokenizer names."""
+    """Largest number of positions the architecture takes; else what the tokenizer names.
+
+    Llama 4 as far as its attention's temperature is 1: layers without positions take it from the
+    number of slots, which is that of the longest row of a batch.
+    """
     text = config.get_text_config()
-    for name in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length"):
-        if getattr(text, name, None):
-            return int(getattr(text, name))
-    return int(tokenizer.model_max_length)
+    names = ("max_position_embeddings", "n_positions", "n_ctx", "seq_length")
+    found = next((int(getattr(text, n)) for n in names if getattr(text, n, None)), None)
+    length = int(tokenizer.model_max_length) if found is None else found
+    if getattr(text, "attn_temperature_tuning", False):
+        length = min(length, (int(text.floor_scale) - 2) // SLOT_TILE * SLOT_TILE)
+    return length
 
 
 def check_config(config: Any, remote: bool = False) -> None:
@@ -242,7 +245,10 @@ def _check_class(config: Any) -> None:
     # Encoders such as BERT are in the causal mapping too; the masked one tells them apart.
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
         raise UserError(f"{kind} is an encoder, no decoder-only language model")
-    lacking = [a for a in NEEDED_ARGUMENTS if a not in inspect.signature(model.forward).parameters]
+    takes = inspect.signature(model.forward).parameters
+    lacking = [] if "inputs_embeds" in takes else ["inputs_embeds"]
+    if memory_argument(model) is None:
+        lacking.append("past_key_values")
     if lacking:
         raise UserError(
             f"{model.__name__} takes no {' and no '.join(lacking)}, without which it cannot be fed"

@@ -15,19 +15,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import Cache
 
 from softeval.model.cache import SlotCache, Visibility
-from softeval.model.rotary import long_factors, long_rope_limit
-
-ROW_TILE = 16
-"""Rows of a forward pass are rounded up to a multiple of this. Measured: from 16 rows on, a row of a
-float32 matrix product has the same bits whatever the number of rows; below, it has not."""
-
-
-def tiled(rows: int) -> int:
-    """The number of rows that a pass over `rows` rows really has."""
-    return -(-rows // ROW_TILE) * ROW_TILE
+from softeval.model.layers import memory_argument, prompt_cache, tiled
+from softeval.model.mends import long_factors, long_rope_limit
 
 
 class Prefilled(NamedTuple):
@@ -61,7 +53,8 @@ class RowFeeder:
 
     def __init__(self, model: Any, batch: int, longest: int) -> None:
         self._model = model
-        self._cache = SlotCache(tiled(batch))
+        self._memory = memory_argument(model) or "past_key_values"
+        self._cache = SlotCache(model.config, tiled(batch))
         self._visibility = Visibility(model)
         self._bands = _KeyCountBands(model)
         limit = long_rope_limit(model.config)
@@ -73,23 +66,26 @@ class RowFeeder:
         if length == 0:
             return Prefilled(inputs_PD, None)
         crossing = self._crossing
-        cache = DynamicCache()
+        cache = prompt_cache(self._model.config)
         with long_factors(self._model, crossing is not None and length >= crossing.limit):
             self._model(
                 inputs_embeds=inputs_PD[None],
                 position_ids=torch.arange(length, device=inputs_PD.device)[None],
-                past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
+                **{self._memory: cache},
             )
         return Prefilled(inputs_PD, cache)
 
     def fill(self, rows: Sequence[int], prefilled: Prefilled) -> None:
         """Let rows begin after a prefilled prompt; nothing of an earlier row is left in them."""
-        if prefilled.cache is None:
-            self._cache.clear(rows)
+        if prefilled.cache is not None:
+            self._cache.fill(rows, prefilled.cache, len(prefilled.inputs_PD))
         else:
-            self._cache.fill(rows, prefilled.cache)
+            if self._cache.lacks_states:  # only a pass shows how large they are; of any vector
+                shown = self.prefill(prefilled.inputs_PD.new_zeros(1, prefilled.inputs_PD.shape[1]))
+                self._cache.fill(rows, shown.cache, 1)  # type: ignore[arg-type]
+            self._cache.clear(rows)
         if self._crossing is not None:
             self._crossing.begin(rows, prefilled.inputs_PD)
 
@@ -108,16 +104,16 @@ class RowFeeder:
             for row in self._crossing.due(fed_ND, positions_N):
                 again = self.prefill(self._crossing.cross(row))
                 assert again.cache is not None
-                self._cache.fill([row], again.cache)
-        window = self._cache.window
-        window.point(positions_N, longest)
-        with self._bands.at(positions_N, window.slots), _hidden_states(self._model) as hidden:
+                self._cache.fill([row], again.cache, len(again.inputs_PD))
+        self._cache.point(positions_N, longest)
+        slots = self._cache.window.slots
+        with self._bands.at(positions_N, slots), _hidden_states(self._model) as hidden:
             output = self._model(
                 inputs_embeds=fed_ND[:, None],
-                attention_mask=self._visibility.masks(positions_N[:, None], window.slots),
+                attention_mask=self._visibility.masks(positions_N[:, None], slots),
                 position_ids=positions_N[:, None],
-                past_key_values=self._cache,
                 use_cache=True,
+                **{self._memory: self._cache},
             )
         return Shown(output.logits[:, -1], hidden[0][:, -1] if hidden else None)
 

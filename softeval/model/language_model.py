@@ -29,9 +29,8 @@ from softeval.model.checkpoint import (
     torch_device,
     torch_dtype,
 )
-from softeval.model.embedding import InputEmbedding
-from softeval.model.experts import tile_experts
-from softeval.model.rotary import choose_factors_by_row
+from softeval.model.embedding import InputEmbedding, input_embedding
+from softeval.model.mends import mend
 from softeval.model.stopping import Stopper
 from softeval.model.vocabulary import Vocabulary
 
@@ -176,7 +175,7 @@ def wrap_model(
     """A `LanguageModel` around objects that are already loaded.
 
     Args:
-        model: a transformers model; LongRoPE and experts in it are made to treat rows one by one.
+        model: a transformers model; it is changed as `mends` says.
         tokenizer: its tokenizer.
         path: for messages and records.
         logits_dtype: "model", "bfloat16" or "float32".
@@ -190,15 +189,14 @@ def wrap_model(
         raise UserError(f"--logits-dtype {logits_dtype!r}: choose from model, bfloat16, float32")
     _check_loaded(model)
     refuse_non_finite(model, path or type(model).__name__)
-    choose_factors_by_row(model)
-    tile_experts(model)
+    mend(model)
     table = model.get_input_embeddings()
     vocabulary = Vocabulary(tokenizer, getattr(getattr(table, "weight", None), "shape", (0,))[0])
     lm = LanguageModel(
         model=model,
         tokenizer=tokenizer,
         path=path,
-        embedding=InputEmbedding(table, vocabulary.size, vocabulary.gaps),
+        embedding=input_embedding(model, vocabulary.size, vocabulary.gaps),
         max_length=max_length(model.config, tokenizer),
         eos_ids=_eos_ids(model, vocabulary),
         vocabulary=vocabulary,

@@ -21,7 +21,7 @@ from torch.nn.functional import linear
 
 from softeval.errors import UserError
 from softeval.model.language_model import NEVER, LanguageModel, LogitsDtype
-from softeval.model.rotary import long_rope_limit
+from softeval.model.mends import long_rope_limit
 
 CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}
 """Logits computed at once: 32 or 256 MB a copy in float32. An accelerator reads the whole weight for

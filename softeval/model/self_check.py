@@ -21,11 +21,11 @@ from torch import Tensor
 
 from softeval.errors import UserError
 from softeval.model.check_cache import CheckCache
-from softeval.model.embedding import InputEmbedding
+from softeval.model.embedding import InputEmbedding, input_embedding
 from softeval.model.feeding import RowFeeder, tiled
-from softeval.model.rotary import choose_factors_by_row, long_rope_limit
+from softeval.model.mends import long_rope_limit, mend
 
-VERSION = 1
+VERSION = 2
 """Part of the cache's key; raised when the check or the way of feeding changes."""
 BOUND = 600
 """Longest row, in positions, that a loaded model is tried with."""
@@ -128,16 +128,19 @@ def _disagreement(model: Any, embedding: InputEmbedding, max_length: int) -> str
     return None
 
 
-def _scenes(config: Any, max_length: int, limit: int | None) -> list[tuple[str, tuple[int, int]]]:
-    """Lengths of two rows that are decoded together, and what they are there for."""
+def _scenes(config: Any, max_length: int, limit: int | None) -> list[tuple[str, list[int]]]:
+    """Lengths of rows that are decoded together, and what they are there for.
+
+    The last one is decoded from its first position on, as a prompt of one token is.
+    """
     longest = min(max_length, BOUND)
-    scenes = [("two ragged rows", ROW)]
+    scenes = [("ragged rows", ROW)]
     scenes += [(f"past the window of {w}", w + ROW // 2) for w in windows(config)[:1]]
     if limit is not None:
         scenes.append((f"across LongRoPE's limit of {limit}", limit + STEPS // 2))
     fitting = [(what, length) for what, length in scenes[1:] if length <= longest]
     return [
-        (what, (length, min(NEIGHBOUR, length)))
+        (what, [length, min(NEIGHBOUR, length), min(STEPS, length)])
         for what, length in [(scenes[0][0], min(ROW, longest)), *fitting]
     ]
 
@@ -258,8 +261,7 @@ def _copys_disagreement(model: Any) -> str | None:
     for fewer_heads in (True, False):
         with suppress(Exception):
             small = _shrunk(model, fewer_heads)
-            table = small.get_input_embeddings()
-            rows = InputEmbedding(table, len(table.weight))
+            rows = input_embedding(small, len(small.get_input_embeddings().weight))
             return _disagreement(small, rows, _SHRUNK_LENGTH)
     return _NO_COPY
 
@@ -276,7 +278,7 @@ def _shrunk(model: Any, fewer_heads: bool) -> Any:
             spread = 0.1 if parameter.ndim < 2 else parameter.shape[-1] ** -0.5
             parameter.add_(torch.randn(parameter.shape).to(parameter) * spread)
     torch.random.set_rng_state(random)
-    choose_factors_by_row(small)
+    mend(small)
     return small
 
 

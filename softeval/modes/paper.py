@@ -102,7 +102,7 @@ class MixtureMode(Mode):
         """Mix embeddings; the shadow is the argmax token of the same logits."""
         mixed_ND = seen.embedding.mix(probs_NV)
         if drawn is not None:
-            mixed_ND = mixed_ND + self.sigma(seen.embedding) * drawn
+            mixed_ND[:, : drawn.shape[-1]] += self.sigma(seen.embedding) * drawn
         return Step(mixed_ND.to(seen.embedding.dtype), seen.logits_NV.argmax(-1))
 
     def sigma(self, embedding: Embedding) -> float:

@@ -56,6 +56,8 @@ class Embedding(Protocol):
     @property
     def width(self) -> int: ...
     @property
+    def fed_width(self) -> int: ...
+    @property
     def vocab(self) -> int: ...
     @property
     def dtype(self) -> torch.dtype: ...
@@ -95,7 +97,7 @@ class Seen:
         Raises:
             UserError: the architecture shows none, or one of another width than its input.
         """
-        if self.hidden_ND is None or self.hidden_ND.shape[-1] != self.embedding.width:
+        if self.hidden_ND is None or self.hidden_ND.shape[-1] != self.embedding.fed_width:
             raise UserError(
                 "this architecture shows no last hidden state as wide as its input embedding; "
                 "use another checkpoint, or a mode that needs none"
