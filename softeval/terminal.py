@@ -10,6 +10,8 @@ import os
 import sys
 from typing import Any
 
+from softeval.files import serialisable
+
 
 def clean(text: str) -> str:
     """Text without control characters (newline and tab stay), bidi overrides and surrogates."""
@@ -27,9 +29,12 @@ def say(text: str = "", err: bool = False) -> None:
 
 
 def say_json(value: Any) -> None:
-    """Print a value as JSON in ASCII: control and direction characters are escapes there."""
+    """Print a value as JSON in ASCII: control and direction characters are escapes there.
+
+    Not-a-number is null.
+    """
     # DEL is the one control character that is ASCII and may stand in JSON as it is.
-    print(json.dumps(value, indent=2).replace("\x7f", "\\u007f"))
+    print(json.dumps(serialisable(value), indent=2).replace("\x7f", "\\u007f"))
 
 
 def _is_control(code: int) -> bool:

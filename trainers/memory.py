@@ -8,9 +8,9 @@ Bytes throughout; GiB where people read. Knows nothing of files or rollouts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -285,14 +285,23 @@ def check_memory(
     Raises:
         UserError: more than there is, with what would fit.
     """
+    make = partial(meta_model, lm.model.config, lm.dtype, config.trust_remote_code)
+    memory = _modelled(make, config, lengths, lm.device.type, processes)
+    if isinstance(memory, str):
+        return memory
+    return require_memory(memory, device_memory(lm.device, config.device_memory))
+
+
+def _modelled(
+    make: Callable[[], Any], config: TrainConfig, lengths: Lengths, kind: str, processes: int = 1
+) -> MemoryModel | str:
+    """Estimates of the model that is made; or why there are none, on one line."""
     try:
-        model = meta_model(lm.model.config, lm.dtype, config.trust_remote_code)
-        memory = MemoryModel(model, config, lengths, lm.device.type, processes)
+        return MemoryModel(make(), config, lengths, kind, processes)
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 - code of an architecture that wants real tensors
-        return describe(error)
-    return require_memory(memory, device_memory(lm.device, config.device_memory))
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
 
 
 def device_memory(device: torch.device, given: float | None) -> int | None:
@@ -318,12 +327,9 @@ def plan_memory(config: TrainConfig) -> list[str]:
     rest = config.cot_cap + ASSUMED_PREFILL + config.max_answer_tokens
     lengths = Lengths(prompt, config.cot_cap, prompt + rest)
     device = _planned_device(config.device)
-    try:
-        memory = MemoryModel(planned_model(config), config, lengths, device.type)
-    except UserError:
-        raise
-    except Exception as error:  # noqa: BLE001 - code of an architecture that wants real tensors
-        return [f"memory not estimated: {describe(error)}"]
+    memory = _modelled(partial(planned_model, config), config, lengths, device.type)
+    if isinstance(memory, str):
+        return [f"memory not estimated: {memory}"]
     total = device_memory(device, config.device_memory)
     found = require_memory(memory, total)
     of = "" if total is None else f" of {total / GIB:.1f}"
@@ -332,11 +338,6 @@ def plan_memory(config: TrainConfig) -> list[str]:
         *found.lines(),
         f"highest: {found.peak / GIB:.1f}{of} GiB",
     ]
-
-
-def describe(error: Exception) -> str:
-    """An error on one line."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
 
 
 def _planned_device(name: str) -> torch.device:

@@ -26,6 +26,12 @@ MovedModel = Annotated[
     str | None,
     typer.Option("--model", "-m", help="Where the run's checkpoint is now, if it was moved."),
 ]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", help="Show no progress.", rich_help_panel="Output", show_envvar=False
+    ),
+]
 OneTask = Annotated[str | None, typer.Option("--task", "-t", help="Only this task.")]
 OneMode = Annotated[str | None, typer.Option("--mode", help="Only this CoT mode.")]
 

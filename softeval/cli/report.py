@@ -6,7 +6,6 @@ Everything heavy is imported inside the commands.
 from __future__ import annotations
 
 import warnings
-from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -119,8 +118,7 @@ def compare(
         margin=margin / 100,
     )
     if as_json:
-        records = [_finite(comparison_record(one)) for one in compared]
-        say_json(records)
+        say_json([comparison_record(one) for one in compared])
     else:
         _print_comparison(compared, margin)
 
@@ -221,12 +219,6 @@ def notebook(
 def _folders(text: str) -> list[str]:
     """Folders of a comma-separated list; a folder that has a comma in its name is one folder."""
     return [text] if Path(text).exists() else [part for part in text.split(",") if part]
-
-
-def _finite(record: dict[str, Any]) -> dict[str, Any]:
-    """NaN is no JSON: None instead."""
-    odd = {name for name, value in record.items() if isinstance(value, float) and isnan(value)}
-    return {name: None if name in odd else value for name, value in record.items()}
 
 
 def _print_comparison(compared: list[Comparison], margin: float) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from softeval.cli.main import INTERRUPTED
-from softeval.cli.options import AsJson, with_options
+from softeval.cli.options import AsJson, Quiet, with_options
 from softeval.cli.tables import print_table, score_tables
 from softeval.display import make_display
 from softeval.runs.config import RunConfig, make_config
@@ -50,9 +50,7 @@ def run(
         ),
     ] = False,
     as_json: AsJson = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Show no progress.", **OUTPUT)
-    ] = False,
+    quiet: Quiet = False,
 ) -> int:
     """Evaluate a checkpoint under the chain-of-thought modes.
 
@@ -79,15 +77,13 @@ def run(
 def _print_run(run: Run, as_json: bool) -> None:
     scores: list[dict[str, Any]] = run.scores().to_dict("records")  # type: ignore[assignment]
     if as_json:
-        from softeval.runs.record import serialisable
-
         result = {
             "path": str(run.path.resolve()),
             "status": run.info["status"],
             "counts": run.info["counts"],
             "scores": scores,
         }
-        say_json(serialisable(result))
+        say_json(result)
         return
     for table in score_tables(scores):
         print_table(table)

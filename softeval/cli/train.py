@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from softeval.cli.options import AsJson, with_options
+from softeval.cli.options import AsJson, Quiet, with_options
 from softeval.cli.recipes import read_recipes
 from softeval.terminal import calm_libraries, say, say_json
 from softeval.trainers.config import TrainConfig, make_config
@@ -41,9 +41,7 @@ def train(
         ),
     ] = False,
     as_json: AsJson = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Show no progress.", **OUTPUT)
-    ] = False,
+    quiet: Quiet = False,
 ) -> int:
     """Train a checkpoint with hard, soft or fuzzy chains of thought, or by COCONUT's curriculum.
 

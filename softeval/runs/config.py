@@ -16,7 +16,14 @@ from pydantic import BeforeValidator, field_validator, model_validator
 
 from softeval.errors import UserError, suggest
 from softeval.modes import MODES, Mode, select_modes
-from softeval.options import LISTED, GenerationOptions, option, read_options, validated
+from softeval.options import (
+    LISTED,
+    GenerationOptions,
+    option,
+    read_options,
+    read_pairs,
+    validated,
+)
 from softeval.tasks.local_data import is_jsonl, split_tasks
 
 DEFAULT_TASK = "arithmetic"
@@ -207,15 +214,15 @@ _MODEL_ARGS = {"pretrained": "model"} | {
 
 
 def _from_model_args(text: str, explicit: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        pairs = read_pairs(text)
+    except ValueError as error:
+        raise UserError(f"--model-args: {error}") from None
     values: dict[str, Any] = {}
-    for part in filter(None, (p.strip() for p in text.split(","))):
-        name, equals, value = part.partition("=")
-        name = name.replace("-", "_")
-        if not equals or name not in _MODEL_ARGS:
-            known = ", ".join(_MODEL_ARGS)
-            raise UserError(
-                f"--model-args {part!r}{suggest(name, _MODEL_ARGS)}; it takes name=value of: {known}"
-            )
+    for name, value in pairs.items():
+        if name not in _MODEL_ARGS:
+            hint = suggest(name, _MODEL_ARGS)
+            raise UserError(f"--model-args {name!r}{hint}; it takes {', '.join(_MODEL_ARGS)}")
         field = _MODEL_ARGS[name]
         # lm-eval users type `--model hf --model_args pretrained=PATH`.
         named_kind = field == "model" and explicit.get("model") in ("hf", "softeval")

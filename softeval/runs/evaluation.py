@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from softeval.display import Display, make_display, no_progress_bars
 from softeval.errors import UserError
-from softeval.files import write_json, write_text
+from softeval.files import serialisable, write_json, write_text
 from softeval.processes import Processes
 from softeval.runs import rundir
 from softeval.runs.cells import Cell, load_cells
@@ -33,7 +33,6 @@ from softeval.runs.record import (
     new_record,
     resumed_record,
     run_facts,
-    serialisable,
 )
 from softeval.runs.request import Request, examine, settle
 from softeval.runs.run import Run, load_run
@@ -289,14 +288,14 @@ def _finish(evaluation: Evaluation, journal: Journal, judge: Scorer, started: fl
     def token_text(token_id: int) -> str:
         return tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
 
-    compacted = compact(evaluation.folder, journal, evaluation.request.cells, judge, token_text)
+    counts = compact(evaluation.folder, journal, evaluation.request.cells, judge, token_text)
     results = merge_results(evaluation.results) | run_facts(evaluation.lm, evaluation.request)
     write_json(evaluation.folder / rundir.RESULTS_FILE, serialisable(results))
     record = finished_record(
-        evaluation.record, compacted, evaluation.failures, time.monotonic() - started
+        evaluation.record, counts, evaluation.failures, time.monotonic() - started
     )
     rundir.write_record(evaluation.folder, record)
-    return compacted.missing
+    return counts["missing"]
 
 
 @contextmanager

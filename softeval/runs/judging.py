@@ -18,7 +18,6 @@ import queue
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
@@ -177,30 +176,13 @@ class JudgedJournal:
             self._display.score(1, int(verdict.correct))
 
 
-@dataclass(frozen=True)
-class Compacted:
-    """What a compaction found.
-
-    Attributes:
-        rows: rows of each table.
-        expected: samples and log-likelihood questions that the run asked for.
-        missing: those that are not there.
-        verdicts: samples by verdict.
-    """
-
-    rows: dict[str, int]
-    expected: int
-    missing: int
-    verdicts: dict[str, int]
-
-
 def compact(
     folder: Path,
     journal: Journal,
     cells: Sequence[Cell],
     scorer: Scorer,
     token_text: Callable[[int], str],
-) -> Compacted:
+) -> dict[str, Any]:
     """Write the tables of a run from its journal.
 
     Args:
@@ -209,6 +191,10 @@ def compact(
         cells: what the run asked for; anything else in the journal is left out.
         scorer: judges what has no verdict yet.
         token_text: text of a token id.
+
+    Returns:
+        Samples and log-likelihood questions that were expected, those that are missing, samples by
+        verdict, and rows of each table: the counts of run.json.
 
     Raises:
         OSError: the disk is full; the earlier tables stay.
@@ -229,8 +215,12 @@ def compact(
         writer.write("prompts", prompts)
         writer.write("likelihoods", likelihoods)
     asked = sum(len(cell.documents) for cell in cells if cell.mode is None)
-    missing = len(expected) - len(found) + asked - len(likelihoods)
-    return Compacted(writer.counts, len(expected) + asked, missing, dict(verdicts))
+    return {
+        "expected": len(expected) + asked,
+        "missing": len(expected) - len(found) + asked - len(likelihoods),
+        "verdicts": dict(verdicts),
+        "rows": writer.counts,
+    }
 
 
 def _expected_names(cells: Sequence[Cell]) -> set[Name]:

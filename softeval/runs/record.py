@@ -28,7 +28,6 @@ from softeval.runs.request import Request, absolute
 if TYPE_CHECKING:
     from softeval.lmeval.adapter import SoftEvalLM
     from softeval.model.language_model import LanguageModel
-    from softeval.runs.judging import Compacted
 
 # Keys of lm-eval's results that hold one entry a task.
 PER_TASK = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
@@ -99,27 +98,25 @@ def resumed_record(old: Mapping[str, Any], request: Request) -> dict[str, Any]:
 
 
 def finished_record(
-    record: Mapping[str, Any], compacted: Compacted, failures: Mapping[str, str], seconds: float
+    record: Mapping[str, Any],
+    counts: Mapping[str, Any],
+    failures: Mapping[str, str],
+    seconds: float,
 ) -> dict[str, Any]:
     """The record once the tables are written.
 
     Args:
         record: as it was at this start.
-        compacted: what the tables hold.
+        counts: what the tables hold, and what is missing.
         failures: message of each cell that ended in an error.
         seconds: since this start.
     """
     return {
         **record,
-        "status": rundir.PARTIAL if compacted.missing else rundir.COMPLETE,
+        "status": rundir.PARTIAL if counts["missing"] else rundir.COMPLETE,
         "finished": _now(),
         "seconds": round(record["seconds"] + seconds, 1),
-        "counts": {
-            "expected": compacted.expected,
-            "missing": compacted.missing,
-            "verdicts": compacted.verdicts,
-            "rows": compacted.rows,
-        },
+        "counts": dict(counts),
         "failures": dict(failures),
     }
 
@@ -198,11 +195,6 @@ def run_facts(lm: SoftEvalLM, request: Request) -> dict[str, Any]:
     return facts
 
 
-def serialisable(value: Any) -> Any:
-    """Values as JSON has them: not-a-number becomes null, an unknown object its text."""
-    return json.loads(json.dumps(_finite(value), default=str))
-
-
 def _command() -> str:
     """The command line, or that there was none."""
     called = Path(sys.argv[0])
@@ -222,13 +214,3 @@ def _session() -> dict[str, Any]:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if value - value == 0 else None
-    if isinstance(value, Mapping):
-        return {str(key): _finite(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
-    return value
