@@ -8,6 +8,7 @@ help from it, a YAML file its keys, lm-eval its model arguments. `softeval.runs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -38,6 +39,12 @@ def option(
     """
     extra = {"panel": panel, "flags": list(flags)}
     return Field(default, description=help, json_schema_extra=extra, **limits)
+
+
+_PANELS = ("Model", "Modes", "Sampling", "Tasks", "Output")
+model_option, mode_option, sampling_option, task_option, output_option = (
+    partial(option, panel=title) for title in _PANELS
+)
 
 
 def split_list(value: Any) -> Any:
@@ -141,50 +148,39 @@ class ModelOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    model: str | None = option(
+    model: str | None = model_option(
         None,
         "Checkpoint directory or hub id. Default: the small one inside the package.",
-        panel="Model",
         flags=("-m",),
     )
-    revision: str | None = option(None, "Hub revision of the checkpoint.", panel="Model")
-    trust_remote_code: bool = option(
-        False, "Run Python code that comes with the checkpoint.", panel="Model"
+    revision: str | None = model_option(None, "Hub revision of the checkpoint.")
+    trust_remote_code: bool = model_option(False, "Run Python code that comes with the checkpoint.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = model_option(
+        "auto", "Precision of the weights; auto is the checkpoint's own."
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "Precision of the weights; auto is the checkpoint's own.", panel="Model"
-    )
-    device: str = option("auto", "auto (CUDA if present), cpu, cuda or cuda:N.", panel="Model")
-    logits_dtype: Literal["model", "bfloat16", "float32"] = option(
+    device: str = model_option("auto", "auto (CUDA if present), cpu, cuda or cuda:N.")
+    logits_dtype: Literal["model", "bfloat16", "float32"] = model_option(
         "model",
         "Precision of the logits before the float32 softmax; fuzzy training lasts with bfloat16"
         " only (docs/log.md; the paper trains bfloat16 models).",
-        panel="Model",
     )
-    self_check: bool = option(
-        True,
-        "Try at load that the model decodes rightly; what passed once is not tried again.",
-        panel="Model",
+    self_check: bool = model_option(
+        True, "Try at load that the model decodes rightly; what passed once is not tried again."
     )
-    mode_args: Pairs = option(
-        {},
-        "Options of the chosen modes, as name=value,…; `softeval ls modes` lists them.",
-        panel="Modes",
+    mode_args: Pairs = mode_option(
+        {}, "Options of the chosen modes, as name=value,…; `softeval ls modes` lists them."
     )
-    mode_file: str | None = option(
-        None, "Python file that registers a mode of your own.", panel="Modes"
-    )
-    temperature: float | None = option(
+    mode_file: str | None = mode_option(None, "Python file that registers a mode of your own.")
+    temperature: float | None = mode_option(
         None,
         "CoT temperature τ, for modes of one kind. Default: the mode's own (sampled: hard 1, soft"
         " 0.5, fuzzy 0.0001).",
-        panel="Modes",
     )
-    noise_scale: float | None = option(
-        None, "Noise scale γ of soft and fuzzy modes. Default: 0.33.", panel="Modes"
+    noise_scale: float | None = mode_option(
+        None, "Noise scale γ of soft and fuzzy modes. Default: 0.33."
     )
-    noise_norm: Literal["element", "vector"] | None = option(
-        None, "What γ multiplies to give σ: element (default) or vector.", panel="Modes"
+    noise_norm: Literal["element", "vector"] | None = mode_option(
+        None, "What γ multiplies to give σ: element (default) or vector."
     )
 
     def mode_options(self) -> dict[str, Any]:
@@ -202,35 +198,28 @@ class ModelOptions(BaseModel):
 class GenerationOptions(ModelOptions):
     """How samples are drawn and judged, in `softeval run` and among lm-eval's model arguments."""
 
-    num_samples: int | None = option(
-        None, "Samples a question in the sampled modes.", panel="Sampling", flags=("-n",), ge=1
+    num_samples: int | None = sampling_option(
+        None, "Samples a question in the sampled modes.", flags=("-n",), ge=1
     )
-    pass_at: Annotated[tuple[Annotated[int, Field(ge=1)], ...] | None, LISTED] = option(
-        None,
-        "The k of pass@k, separated by commas. Default: powers of two up to --num-samples.",
-        panel="Sampling",
+    pass_at: Annotated[tuple[Annotated[int, Field(ge=1)], ...] | None, LISTED] = sampling_option(
+        None, "The k of pass@k, separated by commas. Default: powers of two up to --num-samples."
     )
-    seed: int = option(0, "Seed of every random number of the samples.", panel="Sampling", ge=0)
-    max_cot_tokens: int | None = option(
+    seed: int = sampling_option(0, "Seed of every random number of the samples.", ge=0)
+    max_cot_tokens: int | None = sampling_option(
         None,
         "Cap on the CoT. Default: 512, or what the context leaves beside the longest prompt.",
-        panel="Sampling",
         ge=1,
     )
-    max_answer_tokens: int = option(32, "Cap on the answer.", panel="Sampling", ge=1)
-    batch_size: BatchSize = option(
-        "auto",
-        "Samples decoded at a time; it never changes a sample.",
-        panel="Sampling",
-        flags=("-b",),
+    max_answer_tokens: int = sampling_option(32, "Cap on the answer.", ge=1)
+    batch_size: BatchSize = sampling_option(
+        "auto", "Samples decoded at a time; it never changes a sample.", flags=("-b",)
     )
-    scorer: Rules = option(
+    scorer: Rules = task_option(
         Rules.SOFTEVAL,
         "Rules that judge mathematical answers; math-verify's verdicts are the paper's.",
-        panel="Tasks",
     )
-    data_dir: str | None = option(
-        None, "Directory with JSONL files to read instead of the hub.", panel="Tasks"
+    data_dir: str | None = task_option(
+        None, "Directory with JSONL files to read instead of the hub."
     )
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ Knows nothing of tensors, models or files of a run.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, field_validator, model_validator
@@ -21,7 +22,10 @@ from softeval.options import (
     BatchSize,
     ModelOptions,
     Pairs,
+    mode_option,
+    model_option,
     option,
+    output_option,
     split_list,
     validated,
 )
@@ -42,9 +46,10 @@ SHORT_MAX_COT_TOKENS = {"gsm8k": 128, "demo": 64}
 OVERLAPS = {"demo": ("arithmetic",)}
 DEFAULT_OVERLAPS = ("gsm8k", "math500", "olympiadbench")
 
-_WHAT, _POLICY, _LOSS, _OPTIMIZER = "Task", "Policy", "Loss", "Optimizer"
-_BATCH, _SELECTION, _OUTPUT = "Step", "Validation and checkpoints", "Output"
-_MODEL, _MODES = "Model", "Modes"
+_PANELS = ("Task", "Policy", "Loss", "Optimizer", "Step", "Validation and checkpoints")
+task_option, policy_option, loss_option, optimizer_option, step_option, selection_option = (
+    partial(option, panel=title) for title in _PANELS
+)
 
 
 class TrainConfig(ModelOptions):
@@ -52,209 +57,174 @@ class TrainConfig(ModelOptions):
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    dtype: Literal["auto", "float32", "bfloat16"] = option(
-        "auto", "Precision the model computes in; auto is the checkpoint's own.", panel=_MODEL
+    dtype: Literal["auto", "float32", "bfloat16"] = model_option(
+        "auto", "Precision the model computes in; auto is the checkpoint's own."
     )
-    lora: bool = option(
+    lora: bool = model_option(
         False,
         "Train low-rank adapters (peft) instead of all weights. They usually want about ten times the "
         "learning rate, and the defaults are the paper's for all weights.",
-        panel=_MODEL,
     )
-    lora_rank: int = option(16, "Rank of the adapters.", panel=_MODEL, ge=1)
-    lora_alpha: int = option(32, "Scale of the adapters: alpha / rank.", panel=_MODEL, ge=1)
-    lora_target_modules: tuple[str, ...] = option(
-        ("all-linear",), "Modules that get adapters; never embeddings or head.", panel=_MODEL
+    lora_rank: int = model_option(16, "Rank of the adapters.", ge=1)
+    lora_alpha: int = model_option(32, "Scale of the adapters: alpha / rank.", ge=1)
+    lora_target_modules: tuple[str, ...] = model_option(
+        ("all-linear",), "Modules that get adapters; never embeddings or head."
     )
 
-    dataset: str = option(
-        "demo",
-        "gsm8k, math, deepscaler, demo, or a JSONL file with a question and an answer.",
-        panel=_WHAT,
+    dataset: str = task_option(
+        "demo", "gsm8k, math, deepscaler, demo, or a JSONL file with a question and an answer."
     )
-    data_dir: str | None = option(
-        None, "Directory with JSONL files to read instead of the hub.", panel=_WHAT
+    data_dir: str | None = task_option(
+        None, "Directory with JSONL files to read instead of the hub."
     )
-    exclude_tasks: tuple[str, ...] | None = option(
+    exclude_tasks: tuple[str, ...] | None = task_option(
         None,
         "Evaluation sets whose questions are dropped from training; none for no check. Default: "
         "arithmetic for demo, else gsm8k,math500,olympiadbench.",
-        panel=_WHAT,
     )
-    include_path: str | None = option(
-        None, "Folder with YAMLs of tasks of your own, for --exclude-tasks.", panel=_WHAT
+    include_path: str | None = task_option(
+        None, "Folder with YAMLs of tasks of your own, for --exclude-tasks."
     )
-    limit: int | None = option(
-        None, "Use only the first questions of the training set.", panel=_WHAT, ge=2
-    )
-    max_prompt_tokens: int | None = option(
-        None, "Drop questions whose prompt is longer; they are counted.", panel=_WHAT, ge=1
+    limit: int | None = task_option(None, "Use only the first questions of the training set.", ge=2)
+    max_prompt_tokens: int | None = task_option(
+        None, "Drop questions whose prompt is longer; they are counted.", ge=1
     )
 
-    method: str = option(
+    method: str = policy_option(
         "soft",
         "CoT sampled in training: hard, soft or fuzzy tokens, or any sampled mode by name; coconut "
         "learns from worked solutions instead (--curriculum), with --prompts-per-step of them.",
-        panel=_POLICY,
     )
-    curriculum: Pairs = option(
+    curriculum: Pairs = policy_option(
         {},
         "Stages of coconut, as name=value,…: latents for each step (2), stages (3), updates of one "
         "(200), first for stage 0 (twice that), mixing of earlier stages (0).",
-        panel=_POLICY,
     )
-    temperature: float | None = option(
-        None,
-        "CoT temperature τ. Default: the mode's (hard 1, soft 0.5, fuzzy 0.0001).",
-        panel=_MODES,
-        gt=0,
+    temperature: float | None = mode_option(
+        None, "CoT temperature τ. Default: the mode's (hard 1, soft 0.5, fuzzy 0.0001).", gt=0
     )
-    noise_scale: float | None = option(
-        None, "Noise scale γ of soft and fuzzy. Default: 0.33.", panel=_MODES, gt=0
+    noise_scale: float | None = mode_option(
+        None, "Noise scale γ of soft and fuzzy. Default: 0.33.", gt=0
     )
-    answer_temperature: float = option(
-        1.0, "Temperature of the answer tokens (not in the paper).", panel=_POLICY, gt=0
+    answer_temperature: float = policy_option(
+        1.0, "Temperature of the answer tokens (not in the paper).", gt=0
     )
-    max_cot_tokens: int | None = option(
-        None,
-        "Cap on the CoT. Default: 128 for gsm8k, 64 for demo, else 512.",
-        panel=_POLICY,
-        ge=1,
+    max_cot_tokens: int | None = policy_option(
+        None, "Cap on the CoT. Default: 128 for gsm8k, 64 for demo, else 512.", ge=1
     )
-    max_answer_tokens: int = option(32, "Cap on the answer.", panel=_POLICY, ge=1)
+    max_answer_tokens: int = policy_option(32, "Cap on the answer.", ge=1)
 
-    algorithm: str = option(
-        "rloo", f"How rewards become a loss: {', '.join(ALGORITHMS)}.", panel=_LOSS
+    algorithm: str = loss_option("rloo", f"How rewards become a loss: {', '.join(ALGORITHMS)}.")
+    reward_correct: float = loss_option(100.0, "Reward of an accepted answer.")
+    reward_boxed: float = loss_option(10.0, "Reward of any other boxed answer.")
+    reward_none: float = loss_option(0.0, "Reward of a sample without a boxed answer.")
+    cot_logprob_reduction: Literal["sum", "mean"] = loss_option(
+        "sum", "Over the elements of a soft step: sum (the density) or mean."
     )
-    reward_correct: float = option(100.0, "Reward of an accepted answer.", panel=_LOSS)
-    reward_boxed: float = option(10.0, "Reward of any other boxed answer.", panel=_LOSS)
-    reward_none: float = option(0.0, "Reward of a sample without a boxed answer.", panel=_LOSS)
-    cot_logprob_reduction: Literal["sum", "mean"] = option(
-        "sum", "Over the elements of a soft step: sum (the density) or mean.", panel=_LOSS
-    )
-    score_error: Literal["recorded", "recomputed"] | None = option(
+    score_error: Literal["recorded", "recomputed"] | None = loss_option(
         None,
         "What the score of a soft step takes for its noise: recorded (default), what the rollout "
         "drew, or recomputed from the training pass (the paper's formula; the same but for "
         "rounding, which in bfloat16 outweighs the rest of the gradient).",
-        panel=_LOSS,
     )
-    detach_embedding_in_mixture: bool = option(
-        False, "Let no gradient reach E through the mixture p·E; p keeps its own.", panel=_LOSS
+    detach_embedding_in_mixture: bool = loss_option(
+        False, "Let no gradient reach E through the mixture p·E; p keeps its own."
     )
-    beta: float = option(
+    beta: float = loss_option(
         0.0,
         "Coefficient of the KL to the initial model, summed over tokens (not in the paper).",
-        panel=_LOSS,
         ge=0,
     )
-    num_iterations: int = option(
-        1, "Updates per rollout; training is strictly on-policy.", panel=_LOSS, ge=1
+    num_iterations: int = loss_option(
+        1, "Updates per rollout; training is strictly on-policy.", ge=1
     )
 
-    max_steps: int = option(4000, "Updates.", panel=_BATCH, flags=("--steps",), ge=1)
-    prompts_per_step: int = option(2, "Questions B of an update.", panel=_BATCH, ge=1)
-    num_generations: int = option(
-        32, "Samples G of each question.", panel=_BATCH, flags=("--group-size",), ge=1
+    max_steps: int = step_option(4000, "Updates.", flags=("--steps",), ge=1)
+    prompts_per_step: int = step_option(2, "Questions B of an update.", ge=1)
+    num_generations: int = step_option(
+        32, "Samples G of each question.", flags=("--group-size",), ge=1
     )
-    micro_batch_size: BatchSize = option(
-        "auto", "Sequences of one training pass; auto fits memory.", panel=_BATCH
+    micro_batch_size: BatchSize = step_option(
+        "auto", "Sequences of one training pass; auto fits memory."
     )
-    decode_batch_size: BatchSize = option(
-        "auto", "Sequences decoded at a time; it never changes a sample.", panel=_BATCH
+    decode_batch_size: BatchSize = step_option(
+        "auto", "Sequences decoded at a time; it never changes a sample."
     )
-    loss_chunk_size: int | None = option(
+    loss_chunk_size: int | None = step_option(
         None,
         "Positions whose logits are held at once. Default: 8 M logits on a CPU, 64 M on CUDA.",
-        panel=_BATCH,
         ge=1,
     )
-    gradient_checkpointing: bool = option(
-        False, "Recompute activations in the backward pass: less memory, more time.", panel=_BATCH
+    gradient_checkpointing: bool = step_option(
+        False, "Recompute activations in the backward pass: less memory, more time."
     )
-    device_memory: float | None = option(
+    device_memory: float | None = step_option(
         None,
         "GiB that the run may take on each device; --dry-run and the start refuse what takes more. "
         "Default: what the card, or without one the host, has.",
-        panel=_BATCH,
         gt=0,
     )
-    scorer: Rules = option(
-        Rules.SOFTEVAL,
-        "Rules behind the reward; math-verify's verdicts are the paper's.",
-        panel=_BATCH,
+    scorer: Rules = step_option(
+        Rules.SOFTEVAL, "Rules behind the reward; math-verify's verdicts are the paper's."
     )
-    dynamic_sampling: bool = option(
-        False, "Replace groups of equal rewards by new questions (DAPO).", panel=_BATCH
+    dynamic_sampling: bool = step_option(
+        False, "Replace groups of equal rewards by new questions (DAPO)."
     )
-    max_refills: int = option(
-        4, "Rounds of replacement before equal groups are kept.", panel=_BATCH, ge=1
-    )
-    skip_zero_advantage: bool = option(
-        True, "Leave sequences of advantage 0 out of the training pass.", panel=_BATCH
+    max_refills: int = step_option(4, "Rounds of replacement before equal groups are kept.", ge=1)
+    skip_zero_advantage: bool = step_option(
+        True, "Leave sequences of advantage 0 out of the training pass."
     )
 
-    learning_rate: float = option(
+    learning_rate: float = optimizer_option(
         6e-6,
         "Peak learning rate. Paper: Llama 3.2 3B 6e-6, Llama 3.1 8B 3e-6, Qwen 2.5 3B 8e-6.",
-        panel=_OPTIMIZER,
         gt=0,
     )
-    warmup_steps: int = option(20, "Steps of linear warm-up.", panel=_OPTIMIZER, ge=0)
-    min_lr_ratio: float = option(
-        0.0, "End of the cosine as a share of the peak.", panel=_OPTIMIZER, ge=0, le=1
+    warmup_steps: int = optimizer_option(20, "Steps of linear warm-up.", ge=0)
+    min_lr_ratio: float = optimizer_option(
+        0.0, "End of the cosine as a share of the peak.", ge=0, le=1
     )
-    weight_decay: float = option(0.0, "AdamW's (not in the paper).", panel=_OPTIMIZER, ge=0)
-    adam_beta1: float = option(0.9, "AdamW's.", panel=_OPTIMIZER, ge=0, lt=1)
-    adam_beta2: float = option(0.999, "AdamW's.", panel=_OPTIMIZER, ge=0, lt=1)
-    adam_epsilon: float = option(1e-8, "AdamW's.", panel=_OPTIMIZER, gt=0)
-    max_grad_norm: float = option(
-        1.0,
-        "Gradients are scaled to this norm; 0 for never (not in the paper).",
-        panel=_OPTIMIZER,
-        ge=0,
+    weight_decay: float = optimizer_option(0.0, "AdamW's (not in the paper).", ge=0)
+    adam_beta1: float = optimizer_option(0.9, "AdamW's.", ge=0, lt=1)
+    adam_beta2: float = optimizer_option(0.999, "AdamW's.", ge=0, lt=1)
+    adam_epsilon: float = optimizer_option(1e-8, "AdamW's.", gt=0)
+    max_grad_norm: float = optimizer_option(
+        1.0, "Gradients are scaled to this norm; 0 for never (not in the paper).", ge=0
     )
-    master_weights: bool = option(
-        True, "Update float32 copies of half-precision weights.", panel=_OPTIMIZER
+    master_weights: bool = optimizer_option(
+        True, "Update float32 copies of half-precision weights."
     )
 
-    validation_size: int = option(
-        100,
-        "Questions held out of the training set to choose the best checkpoint.",
-        panel=_SELECTION,
+    validation_size: int = selection_option(
+        100, "Questions held out of the training set to choose the best checkpoint."
     )
-    eval_steps: int = option(
-        100, "Greedy validation every so many steps, and at both ends.", panel=_SELECTION, ge=1
+    eval_steps: int = selection_option(
+        100, "Greedy validation every so many steps, and at both ends.", ge=1
     )
-    save_steps: int = option(100, "Save the state every so many steps.", panel=_SELECTION, ge=1)
-    save_total_limit: int = option(
-        2, "States kept; an older one stands in for a torn one.", panel=_SELECTION, ge=2
+    save_steps: int = selection_option(100, "Save the state every so many steps.", ge=1)
+    save_total_limit: int = selection_option(
+        2, "States kept; an older one stands in for a torn one.", ge=2
     )
 
-    seed: int = option(0, "Seed of data order and of every sample.", panel=_OUTPUT, ge=0)
-    output_path: str | None = option(
+    seed: int = output_option(0, "Seed of data order and of every sample.", ge=0)
+    output_path: str | None = output_option(
         None,
         "Directory of the run; the same command continues it. Default: runs/train-….",
-        panel=_OUTPUT,
         flags=("-o",),
     )
-    gradient_split_steps: int = option(
-        50,
-        "Split the gradient norm by CoT and answer every so many steps; 0 never.",
-        panel=_OUTPUT,
-        ge=0,
+    gradient_split_steps: int = output_option(
+        50, "Split the gradient norm by CoT and answer every so many steps; 0 never.", ge=0
     )
-    kl_steps: int = option(
-        50, "Measure the KL to the initial model every so many steps; 0 never.", panel=_OUTPUT, ge=0
+    kl_steps: int = output_option(
+        50, "Measure the KL to the initial model every so many steps; 0 never.", ge=0
     )
-    log_completions_steps: int = option(
-        50, "Keep a table of sample rollouts every so many steps; 0 never.", panel=_OUTPUT, ge=0
+    log_completions_steps: int = output_option(
+        50, "Keep a table of sample rollouts every so many steps; 0 never.", ge=0
     )
-    num_completions: int = option(4, "Rollouts in such a table.", panel=_OUTPUT, ge=1)
-    report_to: tuple[str, ...] = option(
+    num_completions: int = output_option(4, "Rollouts in such a table.", ge=1)
+    report_to: tuple[str, ...] = output_option(
         ("tensorboard",),
         "Trackers besides metrics.jsonl: tensorboard, wandb or others of accelerate; none.",
-        panel=_OUTPUT,
     )
 
     @field_validator("exclude_tasks", "report_to", "lora_target_modules", mode="before")

@@ -19,9 +19,12 @@ from softeval.modes import MODES, Mode, select_modes
 from softeval.options import (
     LISTED,
     GenerationOptions,
-    option,
+    mode_option,
+    output_option,
     read_options,
     read_pairs,
+    sampling_option,
+    task_option,
     validated,
 )
 from softeval.tasks.local_data import is_jsonl, split_tasks
@@ -34,67 +37,54 @@ TaskNames = Annotated[tuple[str, ...], BeforeValidator(split_tasks)]
 class RunConfig(GenerationOptions):
     """What to evaluate, how, and where the run goes."""
 
-    tasks: TaskNames = option(
+    tasks: TaskNames = task_option(
         (DEFAULT_TASK,),
         "Tasks, or JSONL files, separated by commas; see `softeval ls tasks`.",
-        panel="Tasks",
         flags=("-t",),
     )
-    include_path: str | None = option(
-        None, "Folder with YAMLs of tasks of your own; see docs/tasks.md.", panel="Tasks"
+    include_path: str | None = task_option(
+        None, "Folder with YAMLs of tasks of your own; see docs/tasks.md."
     )
-    question: str | None = option(
+    question: str | None = task_option(
         None,
         "Field, or Jinja template, of the question in a JSONL file among --tasks."
         " Default: question, or problem.",
-        panel="Tasks",
     )
-    answer: str | None = option(
+    answer: str | None = task_option(
         None,
         "Field, or Jinja template, of the answer in a JSONL file among --tasks. Default: answer.",
-        panel="Tasks",
     )
-    limit: int | float | None = option(
+    limit: int | float | None = task_option(
         None,
         "Questions a task: a number, or a fraction below 1. Default: all.",
-        panel="Tasks",
         flags=("--max-samples",),
     )
-    apply_chat_template: bool = option(
-        False,
-        "Wrap each prompt in the tokenizer's chat template; the paper does not.",
-        panel="Tasks",
+    apply_chat_template: bool = task_option(
+        False, "Wrap each prompt in the tokenizer's chat template; the paper does not."
     )
-    chat_date: date | None = option(
-        None,
-        "What a chat template is told of the date. Default: the day when the run began.",
-        panel="Tasks",
+    chat_date: date | None = task_option(
+        None, "What a chat template is told of the date. Default: the day when the run began."
     )
 
-    modes: Names = option(
-        ("all",), "CoT modes, separated by commas, or all; see `softeval ls modes`.", panel="Modes"
+    modes: Names = mode_option(
+        ("all",), "CoT modes, separated by commas, or all; see `softeval ls modes`."
     )
-    num_samples: int = option(
-        32, "Samples a question in the sampled modes.", panel="Sampling", flags=("-n",), ge=1
+    num_samples: int = sampling_option(
+        32, "Samples a question in the sampled modes.", flags=("-n",), ge=1
     )
-    record_top: int = option(
+    record_top: int = output_option(
         5,
         "Largest mixture entries recorded at each position of each question's first sample.",
-        panel="Output",
         ge=0,
         le=100,
     )
-    primary: Annotated[tuple[str, ...] | None, LISTED] = option(
+    primary: Annotated[tuple[str, ...] | None, LISTED] = output_option(
         None,
         "Contrasts that the report is to take as declared in advance, separated by commas:"
         " soft_sample:hard_sample@32 (two modes) or soft-hard:hard_sample@32 (two methods).",
-        panel="Output",
     )
-    output_path: str | None = option(
-        None,
-        "Run directory. Default: runs/<date>-<model>-<tasks>.",
-        panel="Output",
-        flags=("-o",),
+    output_path: str | None = output_option(
+        None, "Run directory. Default: runs/<date>-<model>-<tasks>.", flags=("-o",)
     )
 
     @field_validator("tasks", "modes", "pass_at", "primary")
