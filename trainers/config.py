@@ -32,7 +32,7 @@ from softeval.options import (
 from softeval.scoring.judge import Rules
 from softeval.tasks.local_data import is_jsonl
 from softeval.trainers.algorithms import ALGORITHMS, check_rollouts
-from softeval.trainers.learners.stages import FOREIGN, Curriculum, check_stages, read_curriculum
+from softeval.trainers.learners.stages import NEUTRAL, Curriculum, check_stages, read_curriculum
 
 CURRICULUM = "coconut"
 """The method that learns from worked solutions, stage by stage, not from rewards."""
@@ -250,7 +250,7 @@ class TrainConfig(ModelOptions):
         """A curriculum has one sequence of each question, and nothing to measure on rollouts."""
         if values.get("method") != CURRICULUM:
             return values
-        return {name: value for name, value in FOREIGN.items() if value is not None} | values
+        return NEUTRAL | values
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:

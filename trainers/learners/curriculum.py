@@ -38,7 +38,7 @@ from softeval.trainers.chunked import token_log_probs
 from softeval.trainers.config import TrainConfig
 from softeval.trainers.learners.stages import solution_text
 from softeval.trainers.losses import Choices, choices
-from softeval.trainers.metrics import Update
+from softeval.trainers.metrics import Metrics, Update
 from softeval.trainers.questions import DataOrder, QuestionSet, TrainingQuestion
 from softeval.trainers.setup import Trainee
 from softeval.trainers.training_pass import MicroBatched
@@ -173,7 +173,7 @@ class StagedLearning:
         self.processes = processes
         self._questions = questions.train
         self._order = DataOrder(len(questions.train), config.seed)
-        self._lessons: list[Lesson] = []
+        self._lessons: Sequence[Lesson] = ()
         size = fixed_size(config.micro_batch_size)
         self.passes = LessonPass(trainee.lm, trainee.weights, size)
         assert isinstance(config.mode, Coconut)
@@ -204,7 +204,7 @@ class StagedLearning:
         if self._lessons:
             loss = self.passes.run(self._lessons, trainee.head, self.mode, tokens)
         trainee.weights.reduce(self.processes.total)
-        metrics = {
+        metrics: Metrics = {
             "loss/text": self.processes.totals({"loss": loss})["loss"],
             "curriculum/stage": float(stage),
             "curriculum/thoughts": sum(x.thoughts for x in lessons) / len(lessons),

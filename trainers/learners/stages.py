@@ -23,28 +23,14 @@ from softeval.model.stopping import ANSWER_PREFIX
 if TYPE_CHECKING:
     from softeval.trainers.config import TrainConfig
 
-FOREIGN = {
+NEUTRAL = {
     "num_generations": 1,
     "kl_steps": 0,
     "gradient_split_steps": 0,
     "log_completions_steps": 0,
-    "answer_temperature": None,
-    "algorithm": None,
-    "reward_correct": None,
-    "reward_boxed": None,
-    "reward_none": None,
-    "cot_logprob_reduction": None,
-    "score_error": None,
-    "detach_embedding_in_mixture": None,
-    "beta": None,
-    "num_iterations": None,
-    "num_completions": None,
-    "dynamic_sampling": None,
-    "max_refills": None,
-    "skip_zero_advantage": None,
 }
-"""Options of reinforcement learning, which a curriculum must not be given, and what some of them are
-then: one sequence of each question, and nothing measured on rollouts."""
+"""What options of reinforcement learning are here: one sequence a question, no rollouts to measure."""
+_SAMPLED = ("answer_temperature", "dynamic_sampling", "max_refills", "num_completions")
 
 
 class Curriculum(BaseModel):
@@ -98,8 +84,12 @@ class Curriculum(BaseModel):
 
 def check_stages(config: TrainConfig) -> None:
     """Refuse, with a ValueError, what a curriculum has no use for."""
-    for name, own in FOREIGN.items():
-        if name in config.model_fields_set and getattr(config, name) != own:
+    fields = {name: field.json_schema_extra for name, field in type(config).model_fields.items()}
+    loss = [
+        n for n, extra in fields.items() if isinstance(extra, dict) and extra["panel"] == "Loss"
+    ]
+    for name in (*NEUTRAL, *_SAMPLED, "skip_zero_advantage", *loss):
+        if name in config.model_fields_set and getattr(config, name) != NEUTRAL.get(name):
             raise ValueError(
                 f"--{name.replace('_', '-')} is of reinforcement learning; --method coconut learns "
                 "from worked solutions, so leave it out"
