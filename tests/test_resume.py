@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,30 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
     results = [json.loads((folder / "results.json").read_text()) for folder in (ours, theirs)]
     assert results[0]["results"] == results[1]["results"]
     assert not (ours / SHARDS).exists()
+
+
+@pytest.mark.slow
+def test_stopped_by_signals_it_says_how_to_go_on_and_gives_the_same_samples(tmp_path: Path) -> None:
+    options = ["--limit", "2", "-n", "8", "--batch-size", "5", "--max-cot-tokens", "60"]
+    options += ["--modes", "hard_sample,soft_sample", "--device", "cpu"]
+    command = [sys.executable, "-m", "softeval", "run", *options, "-o"]
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    for number, code, lines in ((signal.SIGINT, 130, 4), (signal.SIGTERM, 143, 20)):
+        process = subprocess.Popen(
+            [*command, str(stopped)], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        )
+        shards = stopped / SHARDS
+        while sum(f.read_bytes().count(b"\n") for f in shards.glob("rank-*.jsonl")) < lines:
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(number)
+        told = process.communicate(timeout=120)[1]
+        assert process.returncode == code, told
+        assert told.splitlines()[-1] == "softeval: interrupted; the same command continues"
+        assert "Traceback" not in told
+    for folder in (stopped, whole):
+        subprocess.run([*command, str(folder)], env=ENVIRONMENT, check=True, capture_output=True)
+    assert_same_run(stopped, whole)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -473,8 +474,9 @@ def test_a_failing_cell_costs_no_other(
     assert load_run("run").info["failures"] == {}
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_it_says_how_to_go_on(
-    softeval: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+    softeval: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch, number: int, code: int
 ) -> None:
     from softeval.runs.journal import Journal as Shards
 
@@ -483,14 +485,15 @@ def test_interrupted_it_says_how_to_go_on(
 
     def add(self: Shards, generation: Any, prompt: str) -> None:
         if len(added) == 2:
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
         added.append(generation)
         real(self, generation, prompt)
 
     monkeypatch.setattr(Shards, "add", add)
     ended = softeval("run", *SMALL, "--modes", "hard_sample", "-o", "run")
-    assert ended.code == 130
-    assert "the same command continues" in ended.err and "Traceback" not in ended.err
+    assert ended.code == code
+    assert ended.err.splitlines()[-1] == "softeval: interrupted; the same command continues"
+    assert "Traceback" not in ended.err
     assert load_run("run").info["status"] == "partial"
     journal = Journal(Path("run/shards"))
     assert len(journal.names()) == 2

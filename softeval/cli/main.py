@@ -4,16 +4,19 @@ A command is a function of its name, whose module is imported when it is called:
 costs no numpy and no pydantic. What needs torch or pandas stays inside the commands.
 
 Exit codes: 0 done, 1 failed, 2 a mistake in the request (one line on stderr), 3 finished with
-missing samples, 130 interrupted.
+missing samples, 130 interrupted (Ctrl-C), 143 interrupted (SIGTERM).
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -56,6 +59,17 @@ COMMANDS = {
 FAILED = 1
 MISTAKE = 2
 INTERRUPTED = 130
+TERMINATED = 143
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a scheduler sends it before it kills: left as in order as by Ctrl-C."""
+
+
+def interrupted(error: BaseException) -> int:
+    """Exit code of an interruption, which typer may have wrapped."""
+    told = (error, error.__cause__, error.__context__)
+    return TERMINATED if any(isinstance(one, Terminated) for one in told) else INTERRUPTED
 
 
 def build_app() -> typer.Typer:
@@ -120,13 +134,35 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(argv: list[str]) -> int:
     """Run the command line; returns the exit code."""
+    with _terminable():
+        return _run(argv)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM interrupt as Ctrl-C does; signals reach the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> NoReturn:
+        raise Terminated
+
+    former = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def _run(argv: list[str]) -> int:
     try:
         command = typer.main.get_command(build_app())
         code = command.main(argv, prog_name="softeval", standalone_mode=False)
     except UserError as error:
         return _fail(one_line(str(error)), MISTAKE)
-    except (typer.Abort, KeyboardInterrupt):
-        return _fail("interrupted", INTERRUPTED)
+    except (typer.Abort, KeyboardInterrupt) as error:
+        return _fail("interrupted", interrupted(error))
     except MemoryError:
         return _fail("out of memory; allow more (ulimit -v), or take less at a time", FAILED)
     except BrokenPipeError:

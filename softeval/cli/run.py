@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from softeval.cli.main import INTERRUPTED
+from softeval.cli.main import interrupted
 from softeval.cli.options import AsJson, Quiet, with_options
 from softeval.cli.tables import print_table, score_tables
 from softeval.display import make_display
@@ -66,9 +66,9 @@ def run(
 
     try:
         outcome = run_evaluation(resolved, make_display(quiet), overwrite=overwrite)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         say("softeval: interrupted; the same command continues", err=True)
-        return INTERRUPTED
+        return interrupted(error)
     if outcome.is_main:
         _print_run(load_run(outcome.path), as_json)
     return MISSING_SAMPLES if outcome.missing else 0
