@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from itertools import pairwise
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from conftest import mostly_slow
 from tiny import VOCAB, tiny_lm, tiny_tokenizer
+from transformers.cache_utils import CacheLayerMixin
 
 from softeval.decoding.decoder import Decoder, Question
 from softeval.decoding.generate import generate
@@ -94,6 +96,19 @@ def test_a_sample_is_bit_for_bit_the_same_in_any_batch_and_however_often_it_is_l
     assert len(runs[0]) == 6
     for one, other in pairwise(runs):
         assert one == other
+
+
+def test_keys_and_values_are_gone_once_the_samples_are_there():
+    """Without waiting for Python's search for circles: a training pass wants their memory."""
+    lm = tiny_lm("llama")
+    gc.collect()
+    gc.disable()
+    try:
+        generate(lm, PROMPTS, "soft_sample", num_samples=2, max_cot_tokens=6, max_answer_tokens=2)
+        left = [o for o in gc.get_objects() if isinstance(o, CacheLayerMixin)]
+    finally:
+        gc.enable()
+    assert not left
 
 
 def test_a_subset_of_the_samples_is_the_same_samples():

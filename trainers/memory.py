@@ -18,6 +18,7 @@ import torch
 from softeval.decoding.rows import check_context
 from softeval.errors import UserError
 from softeval.model.checkpoint import read_config, torch_device
+from softeval.model.feeding import tiled
 from softeval.model.language_model import BUNDLED_CHECKPOINT, LanguageModel
 from softeval.model.output_head import CHUNK_ELEMENTS
 from softeval.model.weights import meta_model
@@ -30,6 +31,8 @@ from softeval.trainers.training_pass import recompute_activations
 GIB = 2**30
 ASSUMED_PROMPT, ASSUMED_PREFILL = 256, 8
 """Tokens, where no tokenizer tells."""
+LIBRARIES = 32 * 2**20
+"""What torch and the interpreter take beside all tensors once a run is under way."""
 USABLE = {"cuda": 0.95}
 """Share of a device's memory that tensors can have: the driver's context and gaps take the rest."""
 
@@ -125,13 +128,13 @@ class MemoryModel:
         """
         config = self.config.model_copy(update=changes)
         standing = self._standing(config)
-        held = sum(standing.values())
+        held = sum(standing.values()) + LIBRARIES
         sequence = self._sequence(config)
         for size in self._sizes(config):
             phases = {
                 "the rollouts": held + self._rollouts(config, held, limit),
                 "the training pass": held + self._pass(config, size),
-                "the optimizer step": held + self._gradients(config) + 2 * self._largest(config),
+                "the optimizer step": held + self._gradients(config) + 3 * self._largest(config),
             }
             found = Estimate(
                 standing, phases, size, sequence, self._rows(config, held, limit), self.row
@@ -185,23 +188,28 @@ class MemoryModel:
         """Peak above what stands: at the start of a backward pass, or at its end."""
         half = self.item * sum(p.numel() for p in self.trained)  # the pass's own, of the model's
         wide = self._gradients(config)
-        apart = self._wide(config) != self.item
-        again = size < self.sequences  # gradients of earlier parts are there
+        earlier = wide if size < self.sequences else 0  # gradients of earlier parts
+        parts = self._kept_parts(config)
         layers = self.model.config.get_text_config().num_hidden_layers
         layer = size * self._plain // layers
         start = size * self._sequence(config) + layer * (1 + config.gradient_checkpointing)
-        start += self._head(config)
-        if config.gradient_split_steps:
+        start += self._head(config, size) + earlier + parts
+        if config.gradient_split_steps:  # a term by itself: its gradient while all is still kept
             start += half
-            wide *= 2 if self.kind == "cpu" else 1  # the part is kept on the host
-            again = True
-        ends = (wide if again else 0) + half if apart else wide
-        return max(start + (wide if again else 0), ends, wide)
+        apart = self._wide(config) != self.item
+        return max(start, parts + (earlier + half if apart else wide), parts + wide)
 
-    def _head(self, config: TrainConfig) -> int:
+    def _kept_parts(self, config: TrainConfig) -> int:
+        """Gradients of single terms, which are kept on the host: the device's own on a CPU."""
+        if not config.gradient_split_steps or self.kind != "cpu":
+            return 0
+        return self._gradients(config) * (2 if config.beta else 1)
+
+    def _head(self, config: TrainConfig, size: int) -> int:
         """Logits of a chunk and the gradients of head and E, which are summed in float32."""
         elements = CHUNK_ELEMENTS.get(self.kind, 2**24)
         rows = config.loss_chunk_size or max(16, elements // self.vocab)
+        rows = min(rows, size * max(self.lengths.cot, config.max_answer_tokens))
         measured = bool(config.beta or config.kl_steps)
         chunk = rows * self.vocab * ((6 if measured else 4) * 4 + self.item)
         matrices = 2 if not config.mode.feeds_tokens else 1
@@ -218,7 +226,8 @@ class MemoryModel:
 
     def _rollouts(self, config: TrainConfig, held: int, limit: int | None) -> int:
         fed = self.lengths.cot * self.width * self.item
-        return self._rows(config, held, limit) * (self.row + fed + 24 * self.vocab)
+        rows = tiled(self._rows(config, held, limit))
+        return rows * (self.row + fed + 24 * self.vocab)
 
 
 def require_memory(memory: MemoryModel, total: int | None) -> Estimate:

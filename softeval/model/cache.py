@@ -31,9 +31,10 @@ class SlotCache(Cache):
     """All layers of a batch of rows."""
 
     def __init__(self, config: Any, batch: int) -> None:
-        self.window = RowWindow()
-        super().__init__(layers=row_layers(config, self.window, batch))  # type: ignore[arg-type]
-        self.layer_class_to_replicate = lambda: SlotLayer(self.window, batch)  # type: ignore[assignment]
+        window = self.window = RowWindow()
+        super().__init__(layers=row_layers(config, window, batch))  # type: ignore[arg-type]
+        # No `self` in there: a circle would keep all keys and values until Python looks for circles.
+        self.layer_class_to_replicate = lambda: SlotLayer(window, batch)  # type: ignore[assignment]
 
     @property
     def lacks_states(self) -> bool:
