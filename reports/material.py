@@ -45,12 +45,12 @@ class Material:
 
     Attributes:
         arms: the runs, gathered.
-        training: training directories.
+        training: (label or None, folder) of the training directories.
         options: what was asked for.
     """
 
     arms: Arms
-    training: tuple[str, ...]
+    training: tuple[tuple[str | None, str], ...]
     options: ReportOptions
 
     @cached_property

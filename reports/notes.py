@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from softeval.reports.measured.arms import Arms, MeasuredRun
@@ -20,8 +21,10 @@ BEFORE_NAMES = str(Rules.MATH_VERIFY)
 def notes(arms: Arms) -> list[str]:
     """Sentences about the runs as a whole; empty where nothing needs saying."""
     found = unfinished_notes(arms)
+    names = Counter(run.path.name for run in arms.runs)
     for run in arms.runs:
-        where = run.path.name
+        name = run.path.name
+        where = name if names[name] == 1 else f"{run.path.parent.name}/{name}"
         if run.config.get("limit") is not None:
             found.append(f"{where} was limited to {run.config['limit']} questions a task.")
         if not run.entropy and run.cells:

@@ -35,7 +35,7 @@ def build_report(folders: Sequence[str | Path], options: ReportOptions | None = 
 
     Args:
         folders: run directories, each a path or LABEL=path; training directories among them give
-            training curves.
+            training curves, under their labels.
         options: title, margin and the like.
 
     Raises:
@@ -44,11 +44,12 @@ def build_report(folders: Sequence[str | Path], options: ReportOptions | None = 
     """
     options = options or ReportOptions()
     named = [split_label(str(folder)) for folder in folders]
-    training = [folder for _, folder in named if is_training(folder)]
+    training = [(label, folder) for label, folder in named if is_training(folder)]
     if training and len(training) == len(named):
+        alone = [folder for _, folder in training]
         raise UserError(
-            f"{', '.join(training)}: training curves alone, and a report is about evaluations; give a"
-            f" run beside them (`softeval run --model {training[0]}/best` makes one)"
+            f"{', '.join(alone)}: training curves alone, and a report is about evaluations; give a"
+            f" run beside them (`softeval run --model {alone[0]}/best` makes one)"
         )
     arms = measure([(label, f) for label, f in named if not is_training(f)])
     if not any(run.complete or run.cells or run.answers for run in arms.runs):

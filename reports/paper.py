@@ -1,18 +1,20 @@
-"""Reference numbers of *Soft Tokens, Hard Truths* (tables 2-5), laid beside measured ones.
+"""Reference numbers of *Soft Tokens, Hard Truths* (tables 2-8), laid beside measured ones.
 
 The CSV files ship with the package. A measured cell is matched by model, task, training set and
 method, mode and k, and only where it was decoded with the paper's settings on the whole benchmark;
-nothing is matched by guess.
+nothing is matched by guess. The ablations (tables 6-8), made with one model on one task, are matched by
+the options of the training alone: who shows them says of which model they are.
 """
 
 from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 from softeval.modes import MODES
 from softeval.options import DEFAULT_MAX_COT_TOKENS
@@ -44,6 +46,9 @@ class PublishedScore:
 PassKey = tuple[str, str, str, str, str, int]
 
 TASKS = {"gsm8k": "gsm8k", "math500": "math500", "olympiadbench": "olympiadbench"}
+ABLATED = "Llama 3.2 3B Instruct, trained and tested on GSM8K"
+"""What the paper's ablations are of."""
+UNTRAINED = "none"
 LIKELIHOOD_TASKS = {"hellaswag": "hellaswag", "arc": "arc", "arc_challenge": "arc", "mmlu": "mmlu"}
 
 
@@ -66,6 +71,18 @@ def paper_out_of_domain(arm: Arm, task: str, metric: str) -> PublishedScore | No
             return None
     model, paper_task, dataset, method = _arm_key(arm, LIKELIHOOD_TASKS.get(task, ""))
     return _out_of_domain().get((model, paper_task, dataset, method, metric))
+
+
+def paper_ablation(trained: Mapping[str, Any], mode: str, k: int) -> PublishedScore | None:
+    """The paper's pass@k (appendix F) after such a training, or None where it printed none.
+
+    Args:
+        trained: the training's mode with its options, as a run records it; empty for no training.
+        mode: of the evaluation.
+        k: of pass@k.
+    """
+    found = _ablations().get((str(trained.get("name", UNTRAINED)), mode, k), [])
+    return next((score for options, score in found if options.items() <= trained.items()), None)
 
 
 def _decoded_as_in_paper(run: MeasuredRun, key: Key) -> bool:
@@ -126,6 +143,20 @@ def _out_of_domain() -> dict[tuple[str, str, str, str, str], PublishedScore]:
         ): PublishedScore(float(row["mean"]), _spread(row, "std"), row["source"])
         for row in _rows("out_of_domain.csv")
     }
+
+
+@cache
+def _ablations() -> dict[tuple[str, str, int], list[tuple[dict[str, float], PublishedScore]]]:
+    """(options of the training, score) by mode of the training, mode of the evaluation and k."""
+    table: dict[tuple[str, str, int], list[tuple[dict[str, float], PublishedScore]]] = {}
+    for row in _rows("ablations.csv"):
+        pairs = (part.split("=") for part in row["train_options"].split(";") if part)
+        options = {name: float(value) for name, value in pairs}
+        spread = None if row["train_mode"] == UNTRAINED else float(row["std_percent"])
+        score = PublishedScore(float(row["mean_percent"]), spread, row["source"])
+        key = (row["train_mode"], row["mode"], int(row["k"]))
+        table.setdefault(key, []).append((options, score))
+    return table
 
 
 def _spread(row: dict[str, str], column: str) -> float | None:

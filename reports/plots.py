@@ -19,7 +19,7 @@ from softeval.reports.sections.curves import draw_curves, find_curves
 from softeval.reports.sections.entropy import VIEWS, draw_entropy, find_entropy
 from softeval.reports.sections.kl import draw_kl, find_kl
 from softeval.reports.sections.out_of_domain import draw_out_of_domain, find_out_of_domain
-from softeval.reports.sections.training import draw_training, read_all
+from softeval.reports.sections.training import draw_training, read_training
 from softeval.statistics.equivalence import MARGIN
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def plot_out_of_domain(runs: Sequence[AnyRun]) -> Figure:
 
 def plot_training(folders: Sequence[str | Path]) -> Figure:
     """Success against steps of training directories."""
-    return draw_training(read_all(folders))
+    return draw_training([read_training(folder) for folder in folders])
 
 
 def _chosen(task: str | None, present: Sequence[str]) -> str:

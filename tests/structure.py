@@ -32,6 +32,7 @@ FLOORS = (
     {"replays"},
     {"reports.measured"},
     {"trainers", "trainers.learners", "reports.sections", "reports"},
+    {"sweeps"},
     {"cli"},
     {"__init__", "__main__"},
 )

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 
@@ -161,6 +162,11 @@ class Arm:
         """Whether its checkpoints were trained by softeval."""
         return any(checkpoint.trained for checkpoint in self.checkpoints)
 
+    @property
+    def training(self) -> Mapping[str, Any]:
+        """How its first checkpoint was trained; the others differ in their seed."""
+        return self.checkpoints[0].runs[0].training
+
     def having(self, key: Key) -> tuple[MeasuredCheckpoint, ...]:
         """The checkpoints that were evaluated on this task and mode."""
         return tuple(c for c in self.checkpoints if key in c.cells)
@@ -289,9 +295,11 @@ def measure(named: Sequence[tuple[str | None, str | Path]], positions: bool = Tr
 
 def _gather(runs: Sequence[MeasuredRun]) -> Arms:
     refuse_other_data(runs)
-    by_weights: dict[tuple[str, str | None], list[MeasuredRun]] = {}
+    by_weights: dict[tuple[str, str | None, int | None], list[MeasuredRun]] = {}
     for run in runs:
-        by_weights.setdefault((run.identity, run.label), []).append(run)
+        # Two seeds of which neither gained anything keep the same weights, the base's.
+        seed = run.training.get("train_seed")
+        by_weights.setdefault((run.identity, run.label, seed), []).append(run)
     labelled = any(run.label for run in runs)
     checkpoints = [_checkpoint(tuple(group), labelled) for group in by_weights.values()]
     by_arm: dict[tuple[str, str, str | None], list[MeasuredCheckpoint]] = {}

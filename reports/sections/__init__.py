@@ -4,6 +4,7 @@ To add one: write its file, which ends in a `SECTION`, and add that to `SECTIONS
 """
 
 from softeval.reports.layout import Section
+from softeval.reports.sections.ablation import SECTION as ABLATION
 from softeval.reports.sections.attribution import SECTION as ATTRIBUTION
 from softeval.reports.sections.comparisons import SECTION as COMPARISONS
 from softeval.reports.sections.curves import SECTION as CURVES
@@ -21,6 +22,7 @@ from softeval.reports.sections.verdict import SECTION as VERDICT
 SECTIONS: tuple[Section, ...] = (
     VERDICT,
     RESULTS,
+    ABLATION,
     CURVES,
     COMPARISONS,
     ENTROPY,

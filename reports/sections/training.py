@@ -42,7 +42,7 @@ class TrainingCurve:
 
     Attributes:
         name: of its folder, or method and seed where they are on record.
-        method: training method; "" where unknown.
+        method: training method, or the label that the user gave; "" where unknown.
         steps: step of each training success.
         success: share of rollouts that were right.
         validation_steps: steps of the validations.
@@ -70,8 +70,12 @@ def is_training(folder: str | Path) -> bool:
     return (Path(folder) / METRICS_FILE).is_file()
 
 
-def read_training(folder: str | Path) -> TrainingCurve:
+def read_training(folder: str | Path, label: str | None = None) -> TrainingCurve:
     """Curves of one training run.
+
+    Args:
+        folder: its directory.
+        label: stands for the training method.
 
     Raises:
         UserError: a line that is not JSON, other than a torn last one.
@@ -79,7 +83,7 @@ def read_training(folder: str | Path) -> TrainingCurve:
     path = Path(folder) / METRICS_FILE
     rows = _rows(path)
     identity = _identity(Path(folder))
-    method, seed = str(identity.get("method") or ""), identity.get("seed")
+    method, seed = label or str(identity.get("method") or ""), identity.get("seed")
     name = method if method and seed is None else f"{method} seed {seed}" if method else ""
     steps, success = _series(rows, TRAIN_SUCCESS)
     validation_steps, validation = _series(rows, VALIDATION_SUCCESS)
@@ -91,11 +95,6 @@ def read_training(folder: str | Path) -> TrainingCurve:
         validation_steps=validation_steps,
         validation=validation,
     )
-
-
-def read_all(folders: Sequence[str | Path]) -> list[TrainingCurve]:
-    """Curves of several training runs, in the order given."""
-    return [read_training(folder) for folder in folders]
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -146,7 +145,7 @@ def _series(
 
 def _parts(material: Material) -> Iterator[Part]:
     """Success against steps of the training directories given; nothing where there are none."""
-    curves = read_all(material.training)
+    curves = [read_training(folder, label) for label, folder in material.training]
     if not curves:
         return
     rows = [

@@ -27,6 +27,10 @@ from softeval.terminal import one_line, say
 COMMANDS = {
     "run": ("run", "Evaluate a checkpoint under the chain-of-thought modes."),
     "train": ("train", "Train a checkpoint with hard, soft or fuzzy chains of thought."),
+    "ablate": (
+        "ablate",
+        "Train and evaluate every cell of a grid, and report them side by side.",
+    ),
     "report": ("report", "Write one self-contained HTML report about one or many runs."),
     "compare": ("report", "Compare two runs, or the seeds of two methods, question by question."),
     "plan": (

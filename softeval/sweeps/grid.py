@@ -1,0 +1,226 @@
+"""A grid of trainings, as a YAML file asks for it.
+
+    title: The noise scale of fuzzy training
+    config: demo_fuzzy                    # recipes, as softeval train --config takes them
+    train: {max_steps: 60}                # options of softeval train, over the recipes
+    grid: {noise_scale: [0.1, 0.33, 1]}   # every combination is a cell
+    seeds: [0, 1, 2]                      # of training; each cell once a seed
+    run: {modes: all, num_samples: 32}    # options of softeval run, on what was trained
+
+`grid` takes options of `softeval train` and of the trained mode; a list of such mappings is the union
+of their grids. Everything is resolved and checked here, before the first update.
+
+Knows nothing of how cells are run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from softeval.errors import UserError, suggest
+from softeval.fields import read_options, read_pairs
+from softeval.modes import MODES, mode_record
+from softeval.runs import config as evaluation
+from softeval.sweeps.chain import Command, SweepCell
+from softeval.trainers import config as training
+from softeval.trainers.config import TrainConfig
+
+Options = dict[str, Any]
+OWN = {
+    "train": {"output_path": "is chosen here", "seed": "belongs under seeds"},
+    "run": {"output_path": "is chosen here", "model": "is what was trained"},
+}
+"""Options of the two commands that a file does not set, and why."""
+MODE_FIELDS = ("method", "mode_args", "temperature", "noise_scale", "noise_norm")
+"""Options of a training that end in its mode."""
+
+
+def _listed(value: Any) -> Any:
+    """A list of one for anything else."""
+    return value if isinstance(value, list | tuple) else [value]
+
+
+def _axes(value: Any) -> Any:
+    """Each option's values as a list, `_` for `-` in its name."""
+    if not isinstance(value, Mapping):
+        return value  # refused as what it is
+    return {str(name).replace("-", "_"): _listed(values) for name, values in value.items()}
+
+
+Axes = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], BeforeValidator(_axes)]
+
+
+class GridFile(BaseModel):
+    """Content of the file; the module's docstring says what each key means.
+
+    Attributes:
+        checkpoint: which of a training's checkpoints is evaluated; the paper's choice is the best.
+        base: whether the untrained model is evaluated beside the cells.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str | None = None
+    config: Annotated[list[str], BeforeValidator(_listed)] = []
+    train: Options = {}
+    grid: Annotated[list[Axes], BeforeValidator(_listed)]
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_listed)] = [0, 1, 2]
+    run: Options = {}
+    checkpoint: Literal["best", "last"] = "best"
+    base: bool = True
+
+    @field_validator("train", "run")
+    @classmethod
+    def _snake_names(cls, value: Options) -> Options:
+        return {str(name).replace("-", "_"): option for name, option in value.items()}
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, value: list[int]) -> list[int]:
+        if not value or len(set(value)) < len(value):
+            raise ValueError(f"{value}: name one or more seeds, each once")
+        return value
+
+
+def read_grid(path: Path) -> GridFile:
+    """The file, its keys checked.
+
+    Raises:
+        UserError: unreadable, no YAML, an unknown key or an unusable value.
+    """
+    try:
+        return GridFile(**read_options(path, "grid"))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            raise UserError(
+                f"{path}: unknown key {key!r}{suggest(key, GridFile.model_fields)}"
+            ) from None
+        said = problem["msg"].removeprefix("Value error, ")
+        raise UserError(f"{path}: {key}: {said[0].lower()}{said[1:]}") from None
+
+
+def expand(file: GridFile, recipe: Mapping[str, Any], folder: Path) -> list[SweepCell]:
+    """Every cell of a grid with its commands, the untrained model first.
+
+    Args:
+        file: the grid.
+        recipe: the options of its recipes.
+        folder: where the cells' directories go.
+
+    Raises:
+        UserError: an unknown or unusable option, or two cells that are the same.
+    """
+    options = {**recipe, **file.train}
+    _refuse_own(file.train, "train")
+    _refuse_own(file.run, "run")
+    points = [dict(point) for axes in file.grid for point in _product(axes)]
+    trained = [_training(options, point) for point in points]
+    names = _names(points, trained)
+    _refuse_same(names, trained)
+    run = evaluation.make_config(file.run)
+    run.selected_modes()
+    cells = [
+        _cell(name, seed, config, run, file.checkpoint, folder)
+        for name, config in zip(names, trained, strict=True)
+        for seed in file.seeds
+    ]
+    place = folder / "base" / "run"
+    base = Command(_run_arguments(run, trained[0].model, place), place)
+    return ([SweepCell("base", None, (base,))] if file.base else []) + cells
+
+
+def _product(axes: Mapping[str, Sequence[Any]]) -> Iterator[Iterator[tuple[str, Any]]]:
+    for values in itertools.product(*axes.values()):
+        yield zip(axes, values, strict=True)
+
+
+def _training(options: Mapping[str, Any], point: Mapping[str, Any]) -> TrainConfig:
+    """The configuration of one cell, its seed aside."""
+    _refuse_own(point, "train")
+    fields = {name: value for name, value in point.items() if name in TrainConfig.model_fields}
+    of_mode = {name: value for name, value in point.items() if name not in fields}
+    for name in of_mode:
+        if not any(name in mode.options for mode in MODES.values()):
+            raise UserError(
+                f"grid: unknown option {name!r}{suggest(name, TrainConfig.model_fields)}"
+            )
+    values = {**options, **fields}
+    if of_mode:
+        values["mode_args"] = {**read_pairs(values.get("mode_args", {})), **of_mode}
+    return training.make_config(values)
+
+
+def _refuse_own(options: Mapping[str, Any], command: str) -> None:
+    for name in options:
+        if name in OWN[command]:
+            raise UserError(f"{command}: {name} {OWN[command][name]}; take it out")
+
+
+def _names(points: Sequence[Mapping[str, Any]], trained: Sequence[TrainConfig]) -> list[str]:
+    """What tells the cells apart: the method, and the other options that vary, with their names."""
+    keys = dict.fromkeys(key for point in points for key in point)
+    vary = [key for key in keys if len({str(point.get(key)) for point in points}) > 1]
+    parts = [[_part(key, point[key]) for key in vary if key in point] for point in points]
+    return [", ".join(p) or config.method for p, config in zip(parts, trained, strict=True)]
+
+
+def _part(key: str, value: Any) -> str:
+    text = str(value).replace("=", " ")  # LABEL=RUN is how a report is given them
+    return text if key == "method" else f"{key} {text}"
+
+
+def _refuse_same(names: Sequence[str], trained: Sequence[TrainConfig]) -> None:
+    seen: dict[str, str] = {}
+    for name, config in zip(names, trained, strict=True):
+        rest = config.model_dump(mode="json", exclude=set(MODE_FIELDS))
+        for known in (json.dumps([rest, mode_record(config.mode)]), _folder_name(name)):
+            if known in seen:
+                raise UserError(f"cells {seen[known]!r} and {name!r} are the same; name it once")
+            seen[known] = name
+
+
+def _cell(
+    name: str, seed: int, config: TrainConfig, run: evaluation.RunConfig, kept: str, folder: Path
+) -> SweepCell:
+    place = folder / f"{_folder_name(name)}-seed-{seed}"
+    train = ("train", *_flags(config), "--seed", str(seed), "--output-path", str(place / "train"))
+    evaluate = _run_arguments(run, str(place / "train" / kept), place / "run")
+    commands = Command(train, place / "train"), Command(evaluate, place / "run")
+    return SweepCell(name, seed, commands)
+
+
+def _folder_name(name: str) -> str:
+    return re.sub(r"[^\w.+-]+", "-", name)
+
+
+def _run_arguments(run: evaluation.RunConfig, model: str | None, place: Path) -> tuple[str, ...]:
+    chosen = () if model is None else ("--model", model)
+    return ("run", *chosen, *_flags(run), "--output-path", str(place))
+
+
+def _flags(config: BaseModel) -> Iterator[str]:
+    """The options that were given, as the command line takes them: the command stands alone."""
+    values = config.model_dump(mode="json", include=config.model_fields_set)
+    for name in sorted(values):
+        value, flag = values[name], name.replace("_", "-")
+        if isinstance(value, bool):
+            yield f"--{flag}" if value else f"--no-{flag}"
+        elif value is not None:
+            yield from (f"--{flag}", _text(value))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={part}" for name, part in value.items())
+    if isinstance(value, list):
+        return ",".join(map(str, value)) or "none"
+    return str(value)
