@@ -121,6 +121,7 @@ def test_shipped_grids_are_those_of_the_paper(path: Path) -> None:
         ({"grid": {}, "train": {"output_path": "x"}}, "train: output_path is chosen here"),
         ({"grid": {}, "train": {"max_step": 2}}, "unknown option 'max_step'; did you mean"),
         ({"grid": {}, "run": {"model": "x"}}, "run: model is what was trained"),
+        ({"grid": {"model": ["a", "b"]}}, "start from several models; set base to false"),
         ({"grid": {}, "run": {"modes": "soft"}}, "unknown mode 'soft'"),
         ({"grid": {}, "run": {"tasks": "gsm9k"}}, "gsm9k"),
         ({"grid": {}, "config": "demo_sft"}, "no recipe 'demo_sft'; did you mean demo_soft"),

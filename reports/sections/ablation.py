@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from softeval.reports.drawing import (
-    Look,
+    Looks,
     dots,
     legend,
     lines,
@@ -30,7 +30,8 @@ from softeval.reports.material import Material
 from softeval.reports.measured.arms import Arm, Arms
 from softeval.reports.measured.scores import ArmScore, arm_score, metrics
 from softeval.reports.paper import ABLATED, PublishedScore, paper_ablation
-from softeval.reports.tables import Table, TableCell, interval_text, metric_name, points
+from softeval.reports.sections.results import score_cell
+from softeval.reports.tables import Table, TableCell, metric_name, points
 from softeval.runs.run import RecordedMode
 
 if TYPE_CHECKING:
@@ -63,28 +64,13 @@ class Trained:
         return paper_ablation(self.arm.training.get("mode") or {}, *metric)
 
 
-@dataclass(frozen=True, eq=False)
-class DoseResponse:
-    """Cells that differ in one number only.
-
-    Attributes:
-        option: its name.
-        doses: its values, ascending.
-        cells: in the order of the doses.
-    """
-
-    option: str
-    doses: tuple[float, ...]
-    cells: tuple[Trained, ...]
-
-
 def trained_cells(arms: Arms, task: str) -> list[Trained]:
     """The arms that were evaluated on a task, as cells."""
-    return [
-        Trained(arm, _options(arm), {(mode, k): score for mode, k, score in found})
+    found = [
+        (arm, {(m, k): s for m, k in metrics(arms, task) if (s := arm_score(arm, (task, m), k))})
         for arm in arms.arms
-        if (found := list(_scores(arms, arm, task)))
     ]
+    return [Trained(arm, _options(arm), scores) for arm, scores in found if scores]
 
 
 def varying(cells: Sequence[Trained]) -> list[str]:
@@ -94,10 +80,9 @@ def varying(cells: Sequence[Trained]) -> list[str]:
     return [name for name in names if len({str(options.get(name)) for options in known}) > 1]
 
 
-def find_curves(cells: Sequence[Trained]) -> list[DoseResponse]:
-    """Every set of cells in which one number takes at least `DOSES` values, all else being equal."""
+def dose_responses(cells: Sequence[Trained]) -> Iterator[tuple[str, list[Trained]]]:
+    """(option, cells by its value) wherever one number takes `DOSES` values, all else being equal."""
     names = varying(cells)
-    curves = []
     for option in names:
         alike: dict[tuple[str, ...], list[Trained]] = {}
         for cell in cells:
@@ -105,11 +90,8 @@ def find_curves(cells: Sequence[Trained]) -> list[DoseResponse]:
                 rest = tuple(str(cell.options.get(name)) for name in names if name != option)
                 alike.setdefault(rest, []).append(cell)
         for group in alike.values():
-            group.sort(key=lambda cell: cell.options[option])
-            doses = tuple(float(cell.options[option]) for cell in group)
-            if len(set(doses)) >= DOSES:
-                curves.append(DoseResponse(option, doses, tuple(group)))
-    return curves
+            if len({cell.options[option] for cell in group}) >= DOSES:
+                yield option, sorted(group, key=lambda cell: cell.options[option])
 
 
 def _options(arm: Arm) -> dict[str, Any]:
@@ -123,18 +105,11 @@ def _options(arm: Arm) -> dict[str, Any]:
     return {"mode": str(mode), **mode.options} | {k: v for k, v in config.items() if k not in own}
 
 
-def _scores(arms: Arms, arm: Arm, task: str) -> Iterator[tuple[RecordedMode, int, ArmScore]]:
-    for mode, k in metrics(arms, task):
-        score = arm_score(arm, (task, mode), k)
-        if score is not None:
-            yield mode, k, score
-
-
 # Layout --------------------------------------------------------------------------------------
 
 
 def _parts(material: Material) -> Iterator[Part]:
-    """A table of each task with the paper's values, and its curves, or all cells as points."""
+    """Of each task: every dose with its response, or all cells as points; a table of all."""
     arms = material.arms
     if not any(run.label for run in arms.runs):
         return
@@ -142,55 +117,37 @@ def _parts(material: Material) -> Iterator[Part]:
         cells = trained_cells(arms, task)
         if not varying(cells):
             continue
-        table = ablation_table(arms, task, cells)
-        curves = find_curves(cells)
         untrained = [cell for cell in cells if not cell.options]
-        for part, curve in enumerate(curves):
+        doses = list(dose_responses(cells))
+        figures = [(f"{o.replace('_', ' ')} of the training", o, group) for o, group in doses]
+        for part, (title, option, drawn) in enumerate(figures or [("all trainings", None, cells)]):
             yield figure_block(
                 f"ablation-{number}-{part}",
-                f"{task}: {curve.option.replace('_', ' ')} of the training",
-                _told(curve.cells),
-                partial(draw_curve, curve, untrained),
-                "Success of the evaluated modes against what was varied in training. Bands: 95 %"
-                " over training seeds and questions; dotted: the untrained model; hollow: the"
-                f" paper's values ({ABLATED}).",
-                table if part == 0 else None,
-            )
-        if not curves:
-            yield figure_block(
-                f"ablation-{number}",
-                f"{task}: trainings side by side",
-                _told(cells),
-                partial(draw_cells, cells),
+                f"{task}: {title}",
+                [text for cell in drawn for text in _told(cell)],
+                partial(draw, drawn, option, untrained),
                 "Success of the evaluated modes after each training, with 95 % intervals over training"
-                f" seeds and questions; hollow: the paper's values ({ABLATED}).",
-                table,
+                f" seeds and questions{'; dotted: the untrained model' if option else ''}; hollow: the"
+                f" paper's values ({ABLATED}).",
+                ablation_table(arms, task, cells) if part == 0 else None,
             )
 
 
-def _told(cells: Sequence[Trained]) -> list[str]:
-    return [
-        f"{cell.arm.method}, {_name(metric)}: {points(score.mean.mean)} %"
-        for cell in cells
-        for metric, score in cell.scores.items()
-    ]
-
-
-def _name(metric: Metric) -> str:
-    mode, k = metric
-    return f"{mode.replace('_', ' ')} {'' if mode.is_greedy else f'pass@{k}'}".strip()
+def _told(cell: Trained) -> Iterator[str]:
+    for (mode, k), score in cell.scores.items():
+        yield f"{cell.arm.method}, {mode} {metric_name(mode, k)}: {points(score.mean.mean)} %"
 
 
 def ablation_table(arms: Arms, task: str, cells: Sequence[Trained]) -> Table:
     """Rows are cells, columns modes and metrics, with the paper's value where it has one."""
-    columns = metrics(arms, task)
-    rows = [
-        (
-            TableCell(cell.arm.method, f"{cell.arm.seeds} seeds" if cell.arm.seeds > 1 else ""),
-            *(_score_cell(cell, metric) for metric in columns),
+    columns, questions = metrics(arms, task), arms.questions(task)
+    rows = []
+    for cell in cells:
+        found = [(cell.scores.get(metric), cell.paper(metric)) for metric in columns]
+        header = TableCell(cell.arm.method, f"{cell.arm.seeds} seeds" if cell.options else "")
+        rows.append(
+            (header, *(score_cell(s, p, questions) if s else TableCell("–") for s, p in found))
         )
-        for cell in cells
-    ]
     modes = list(dict.fromkeys(mode for mode, _ in columns))
     return Table(
         caption=f"{task}: problems solved, percent, mean ± SD over training seeds; below, the 95 %"
@@ -198,118 +155,90 @@ def ablation_table(arms: Arms, task: str, cells: Sequence[Trained]) -> Table:
         columns=("training", *(metric_name(mode, k) for mode, k in columns)),
         rows=tuple(rows),
         label=f"{task}: trainings side by side",
-        groups=tuple(
-            (mode.replace("_", " "), sum(m == mode for m, _ in columns)) for mode in modes
-        ),
-    )
-
-
-def _score_cell(cell: Trained, metric: Metric) -> TableCell:
-    score, paper = cell.scores.get(metric), cell.paper(metric)
-    reference = f"paper {paper.text}" if paper else ""
-    if score is None:
-        return TableCell("–", reference=reference, detail="not evaluated")
-    mean = score.mean
-    spread = "" if np.isnan(mean.sd) else f" ± {points(mean.sd)}"
-    seeds = ", ".join(points(value) for value in mean.seed_means)
-    return TableCell(
-        points(mean.mean) + spread,
-        interval_text(mean.interval.low, mean.interval.high),
-        reference,
-        f"seeds {seeds}",
+        groups=tuple((m.replace("_", " "), sum(c[0] == m for c in columns)) for m in modes),
     )
 
 
 # Drawing -------------------------------------------------------------------------------------
 
 
-def draw_curve(curve: DoseResponse, untrained: Sequence[Trained]) -> Figure:
-    """A panel a metric: success against the dose, a line a family of evaluated modes."""
-    x = np.array(curve.doses)
-    with styled():
-        panels, named = _panels([*curve.cells, *untrained])
-        figure = new_figure(3.2)
-        grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for axes, (title, found) in zip(grid, panels.items(), strict=True):
-            _draw_base(axes, found, untrained, named)
-            for metric in found:
-                there = [i for i, cell in enumerate(curve.cells) if metric in cell.scores]
-                scored = [curve.cells[i] for i in there]
-                lines(axes, [_spans(metric, x[there], scored)], named)
-                _draw_paper(axes, metric, curve, named[metric[0].family])
-            if x.min() > 0 and x.max() >= LOG_RANGE * x.min():
-                axes.set_xscale("log")
-                axes.minorticks_off()
-            axes.set_xticks(x, [f"{dose:g}" for dose in x])
-            axes.set_xlabel(curve.option.replace("_", " "))
-            axes.set_title(title)
-        percent_axis(grid[0], "success, %")
-        legend(figure, named)
-        return figure
+def draw(cells: Sequence[Trained], option: str | None, untrained: Sequence[Trained]) -> Figure:
+    """A panel a metric, a look a family of evaluated modes: success against a dose, or by cell.
 
-
-def draw_cells(cells: Sequence[Trained]) -> Figure:
-    """A panel a metric: cells as rows, a point a family of evaluated modes."""
-    from matplotlib.ticker import FuncFormatter
-
-    with styled():
-        panels, named = _panels(cells)
-        figure = new_figure(1.2 + 0.33 * len(cells))
-        grid = figure.subplots(1, len(panels), sharey=True, sharex=True, squeeze=False)[0]
-        rows = np.arange(len(cells), dtype=float)
-        for axes, (title, found) in zip(grid, panels.items(), strict=True):
-            for place, metric in enumerate(found):
-                shift = 0.22 * (place - (len(found) - 1) / 2)
-                there = [i for i, cell in enumerate(cells) if metric in cell.scores]
-                scored = _spans(metric, rows[there] + shift, [cells[i] for i in there])
-                dots(axes, [scored], named, orient="y")
-                for row, cell in zip(rows, cells, strict=True):
-                    if (paper := cell.paper(metric)) is not None:
-                        look = named[metric[0].family]
-                        _hollow(axes, paper.mean / 100, row + shift, look)
-            axes.set_yticks(rows, [cell.arm.method for cell in cells])
-            axes.set_ylim(len(cells) - 0.5, -0.5)
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
-            axes.set_xlabel("success, %")
-            axes.set_title(title)
-            vertical_grid(axes)
-        legend(figure, named)
-        return figure
-
-
-def _panels(cells: Sequence[Trained]) -> tuple[dict[str, list[Metric]], dict[str, Look]]:
-    """Metrics by the title of their panel, and the look of each family."""
+    Args:
+        cells: by ascending dose, or in the order of the rows.
+        option: what the dose is; None makes each cell a row.
+        untrained: drawn as a line where there is a dose.
+    """
     found = dict.fromkeys(metric for cell in cells for metric in cell.scores)
+    named = looks([mode.family for mode, _ in found])
     panels: dict[str, list[Metric]] = {}
     for metric in found:
         panels.setdefault(metric_name(*metric), []).append(metric)
-    return panels, looks([mode.family for mode, _ in found])
+    doses = [float(cell.options[option]) for cell in cells] if option else range(len(cells))
+    with styled():
+        figure = new_figure(3.2 if option else 1.2 + 0.33 * len(cells))
+        grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, (title, shown) in zip(grid, panels.items(), strict=True):
+            for place, metric in enumerate(shown):
+                apart = 0.0 if option else 0.22 * (place - (len(shown) - 1) / 2)
+                _draw_metric(axes, metric, cells, np.array(doses) + apart, option is None, named)
+                for cell in (c for c in untrained if option and metric in c.scores):
+                    level, colour = cell.scores[metric].mean.mean, named[metric[0].family].colour
+                    axes.axhline(level, color=colour, ls=":", lw=0.8)
+            axes.set_title(title)
+            if option:
+                _dose_axis(axes, np.array(doses), option)
+            else:
+                _cell_axis(axes, [cell.arm.method for cell in cells])
+        if option:
+            percent_axis(grid[0], "success, %")
+        legend(figure, named)
+        return figure
 
 
-def _spans(metric: Metric, at: np.ndarray, cells: Sequence[Trained]) -> Any:
-    found = [cell.scores[metric].mean for cell in cells]
-    low, high = [m.interval.low for m in found], [m.interval.high for m in found]
-    return spans(metric[0].family, at, [m.mean for m in found], low, high)
-
-
-def _draw_base(
-    axes: Axes, found: Sequence[Metric], untrained: Sequence[Trained], named: Mapping[str, Look]
+def _draw_metric(
+    axes: Axes,
+    metric: Metric,
+    cells: Sequence[Trained],
+    at: np.ndarray,
+    as_rows: bool,
+    named: Looks,
 ) -> None:
-    for cell in untrained:
-        for metric in found:
-            if metric in cell.scores:
-                look = named[metric[0].family]
-                axes.axhline(cell.scores[metric].mean.mean, color=look.colour, ls=":", lw=0.8)
+    """One metric of the cells that have it, and the paper's values."""
+    family = metric[0].family
+    there = [i for i, cell in enumerate(cells) if metric in cell.scores]
+    means = [cells[i].scores[metric].mean for i in there]
+    ends = [m.interval.low for m in means], [m.interval.high for m in means]
+    series = spans(family, at[there], [m.mean for m in means], *ends)
+    if as_rows:
+        dots(axes, [series], named, orient="y")
+    else:
+        lines(axes, [series], named)
+    papers = [
+        (x, p.mean / 100) for x, cell in zip(at, cells, strict=True) if (p := cell.paper(metric))
+    ]
+    for x, y in papers:
+        look, place = named[family], (y, x) if as_rows else (x, y)
+        axes.plot(*place, look.marker, mfc="none", mec=look.colour, ms=6, mew=0.8)
 
 
-def _draw_paper(axes: Axes, metric: Metric, curve: DoseResponse, look: Look) -> None:
-    for dose, cell in zip(curve.doses, curve.cells, strict=True):
-        if (paper := cell.paper(metric)) is not None:
-            _hollow(axes, dose, paper.mean / 100, look)
+def _dose_axis(axes: Axes, doses: np.ndarray, option: str) -> None:
+    if doses.min() > 0 and doses.max() >= LOG_RANGE * doses.min():
+        axes.set_xscale("log")
+        axes.minorticks_off()
+    axes.set_xticks(doses, [f"{dose:g}" for dose in doses])
+    axes.set_xlabel(option.replace("_", " "))
 
 
-def _hollow(axes: Axes, x: float, y: float, look: Look) -> None:
-    axes.plot(x, y, look.marker, mfc="none", mec=look.colour, ms=6, mew=0.8)
+def _cell_axis(axes: Axes, names: Sequence[str]) -> None:
+    from matplotlib.ticker import FuncFormatter
+
+    axes.set_yticks(range(len(names)), list(names))
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
+    axes.set_xlabel("success, %")
+    vertical_grid(axes)
 
 
 SECTION = Section("ablation", "Ablation", "Trainings side by side", {"Trainings": _parts})

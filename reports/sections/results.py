@@ -15,7 +15,7 @@ from softeval.reports.material import Material
 from softeval.reports.measured.arms import Arm, Arms, MeasuredCheckpoint
 from softeval.reports.measured.cells import Key
 from softeval.reports.measured.scores import ArmScore, Floats, arm_score, metrics
-from softeval.reports.paper import paper_out_of_domain, paper_pass_at_k
+from softeval.reports.paper import PublishedScore, paper_out_of_domain, paper_pass_at_k
 from softeval.reports.tables import (
     Table,
     TableCell,
@@ -122,7 +122,7 @@ def _main_table(
         seeds = max(len(arms[r].having((task, mode))) for mode, _ in columns)
         header = TableCell(names[r], f"{seeds} seeds" if seeds > 1 else "1 checkpoint")
         cells = [
-            _score_cell(s, strong[c][r], paper, questions)
+            score_cell(s, _paper_value(s) if paper else None, questions, strong[c][r])
             if s
             else _no_score(arms[r], (task, columns[c][0]))
             for c, s in enumerate(row)
@@ -171,7 +171,17 @@ def _no_score(arm: Arm, key: Key) -> TableCell:
     return TableCell("–", detail=why)
 
 
-def _score_cell(score: ArmScore, strong: bool, paper: bool, questions: int) -> TableCell:
+def score_cell(
+    score: ArmScore, paper: PublishedScore | None, questions: int, strong: bool = False
+) -> TableCell:
+    """Mean ± SD over seeds, the interval, and the paper's value below.
+
+    Args:
+        score: what is printed.
+        paper: the paper's value; None for none.
+        questions: of the task.
+        strong: not distinguishable from the best of its column.
+    """
     mean, interval = score.mean, score.mean.interval
     spread = "" if math.isnan(mean.sd) else f" ± {points(mean.sd)}"
     several = len(mean.seed_means) > 1
@@ -182,12 +192,11 @@ def _score_cell(score: ArmScore, strong: bool, paper: bool, questions: int) -> T
         detail += "; seeds " + ", ".join(points(value) for value in mean.seed_means)
     if interval.excluded:
         detail += f"; {interval.excluded} problems with n < {score.k} left out"
-    reference = paper_pass_at_k(score.arm, *score.key, score.k) if paper else None
     fewer = f"\n{on_questions(interval.m, questions)}" if interval.m < questions else ""
     return TableCell(
         text=points(mean.mean) + spread,
         note=interval_text(interval.low, interval.high) + fewer,
-        reference=f"paper {reference.text}" if reference else "",
+        reference=f"paper {paper.text}" if paper else "",
         detail=detail,
         strong=strong,
     )
@@ -219,9 +228,13 @@ def _main_csv(
     return tuple(rows)
 
 
+def _paper_value(score: ArmScore) -> PublishedScore | None:
+    return paper_pass_at_k(score.arm, *score.key, score.k)
+
+
 def _paper_numbers(score: ArmScore) -> tuple[str, str]:
     """The paper's mean and standard deviation as in its file; empty where it has none."""
-    found = paper_pass_at_k(score.arm, *score.key, score.k)
+    found = _paper_value(score)
     if found is None:
         return "", ""
     return f"{found.mean:g}", "" if found.std is None else f"{found.std:g}"

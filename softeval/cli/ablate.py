@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from softeval.cli.main import FAILED
-from softeval.errors import UserError, suggest
 from softeval.terminal import calm_libraries, say, say_json
 
 if TYPE_CHECKING:
@@ -53,14 +52,14 @@ def ablate(
     Each cell is an ordinary softeval train and softeval run in a directory of its own. Started again,
     the command does what is missing, and continues what was stopped.
     """
-    from softeval.cli.recipes import read_recipes
+    from softeval.cli.recipes import find_shipped, read_recipes
     from softeval.runs.cells import chosen_benchmarks
     from softeval.runs.config import make_config
     from softeval.sweeps.chain import run_missing
     from softeval.sweeps.grid import expand, read_grid
 
     calm_libraries()
-    path = _find(file)
+    path = find_shipped(file, Path(str(files("softeval.sweeps") / "ablations")), "grid")
     grid = read_grid(path)
     folder = output_path or Path("runs") / f"ablate-{path.stem}"
     cells = expand(grid, read_recipes(grid.config), folder)
@@ -78,20 +77,6 @@ def ablate(
         return stopped
     _report(cells, grid.title, folder / REPORT)
     return FAILED if failed else 0
-
-
-def _find(name: str) -> Path:
-    """The file of a grid, by path or shipped name."""
-    path = Path(name).expanduser()
-    if path.suffix in (".yaml", ".yml"):
-        return path
-    shipped = {p.stem: p for p in Path(str(files("softeval.sweeps") / "ablations")).glob("*.yaml")}
-    if name not in shipped:
-        known = sorted(shipped)
-        raise UserError(
-            f"no grid {name!r}{suggest(name, known)}; give a YAML file or one of {', '.join(known)}"
-        )
-    return shipped[name]
 
 
 def _record(cell: SweepCell) -> dict[str, Any]:

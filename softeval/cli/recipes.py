@@ -43,15 +43,24 @@ def find_recipe(name: str) -> Path:
     Raises:
         UserError: neither.
     """
+    return find_shipped(name, _folder(), "recipe")
+
+
+def find_shipped(name: str, folder: Path, what: str) -> Path:
+    """A YAML file, by path or by its name in a folder of the package; `what` is for messages.
+
+    Raises:
+        UserError: neither.
+    """
     path = Path(name).expanduser()
     if path.suffix in (".yaml", ".yml"):
         if path.is_file():
             return path
-        raise UserError(f"no recipe {name}; give a YAML file or a shipped name")
-    shipped = _folder() / f"{name}.yaml"
+        raise UserError(f"no {what} {name}; give a YAML file or a shipped name")
+    shipped = folder / f"{name}.yaml"
     if not shipped.is_file():
-        known = shipped_recipes()
-        raise UserError(f"no recipe {name!r}{suggest(name, known)}; shipped are {', '.join(known)}")
+        known = sorted(path.stem for path in folder.glob("*.yaml"))
+        raise UserError(f"no {what} {name!r}{suggest(name, known)}; shipped are {', '.join(known)}")
     return shipped
 
 

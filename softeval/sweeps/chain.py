@@ -14,8 +14,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -119,21 +118,20 @@ def execute(command: Command) -> int:
 
     Ctrl-C and SIGTERM are passed on once, and the command is waited for: it saves its state first.
     """
-    words = [sys.executable, "-m", "softeval", *command.arguments]
-    # In a session of its own, a terminal's Ctrl-C does not reach it a second time.
-    child = subprocess.Popen(words, stdout=2, start_new_session=True)
-    with _passing_on(child):
-        return child.wait()
+    child: subprocess.Popen[bytes] | None = None
+    early: list[int] = []
 
+    def pass_on(number: int, frame: object) -> None:
+        early.append(number) if child is None else child.send_signal(number)
 
-@contextmanager
-def _passing_on(child: subprocess.Popen[bytes]) -> Iterator[None]:
-    kept = {
-        number: signal.signal(number, lambda got, _: child.send_signal(got))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    kept = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        words = [sys.executable, "-m", "softeval", *command.arguments]
+        # In a session of its own, a terminal's Ctrl-C does not reach it a second time.
+        child = subprocess.Popen(words, stdout=2, start_new_session=True)
+        for number in early:
+            child.send_signal(number)
+        return child.wait()
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)

@@ -35,7 +35,11 @@ from softeval.trainers.config import TrainConfig
 Options = dict[str, Any]
 OWN = {
     "train": {"output_path": "is chosen here", "seed": "belongs under seeds"},
-    "run": {"output_path": "is chosen here", "model": "is what was trained"},
+    "run": {
+        "output_path": "is chosen here",
+        "model": "is what was trained",
+        "revision": "is of what was trained",
+    },
 }
 """Options of the two commands that a file does not set, and why."""
 MODE_FIELDS = ("method", "mode_args", "temperature", "noise_scale", "noise_norm")
@@ -133,9 +137,20 @@ def expand(file: GridFile, recipe: Mapping[str, Any], folder: Path) -> list[Swee
         for name, config in zip(names, trained, strict=True)
         for seed in file.seeds
     ]
+    return ([_untrained(trained, run, folder)] if file.base else []) + cells
+
+
+def _untrained(
+    trained: Sequence[TrainConfig], run: evaluation.RunConfig, folder: Path
+) -> SweepCell:
+    """The evaluation of what all cells start from."""
+    models = {(config.model, config.revision) for config in trained}
+    if len(models) > 1:
+        raise UserError("base: the cells start from several models; set base to false")
+    [(model, revision)] = models
     place = folder / "base" / "run"
-    base = Command(_run_arguments(run, trained[0].model, place), place)
-    return ([SweepCell("base", None, (base,))] if file.base else []) + cells
+    arguments = _run_arguments(run, place, model=model, revision=revision)
+    return SweepCell("base", None, (Command(arguments, place),))
 
 
 def _product(axes: Mapping[str, Sequence[Any]]) -> Iterator[Iterator[tuple[str, Any]]]:
@@ -193,7 +208,7 @@ def _cell(
 ) -> SweepCell:
     place = folder / f"{_folder_name(name)}-seed-{seed}"
     train = ("train", *_flags(config), "--seed", str(seed), "--output-path", str(place / "train"))
-    evaluate = _run_arguments(run, str(place / "train" / kept), place / "run")
+    evaluate = _run_arguments(run, place / "run", model=str(place / "train" / kept))
     commands = Command(train, place / "train"), Command(evaluate, place / "run")
     return SweepCell(name, seed, commands)
 
@@ -202,9 +217,11 @@ def _folder_name(name: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", name)
 
 
-def _run_arguments(run: evaluation.RunConfig, model: str | None, place: Path) -> tuple[str, ...]:
-    chosen = () if model is None else ("--model", model)
-    return ("run", *chosen, *_flags(run), "--output-path", str(place))
+def _run_arguments(
+    run: evaluation.RunConfig, place: Path, model: str | None, revision: str | None = None
+) -> tuple[str, ...]:
+    chosen = run.model_copy(update={"model": model, "revision": revision})
+    return ("run", *_flags(chosen), "--output-path", str(place))
 
 
 def _flags(config: BaseModel) -> Iterator[str]:
