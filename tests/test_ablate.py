@@ -21,7 +21,7 @@ from conftest import ROOT
 
 from softeval.cli.recipes import read_recipes
 from softeval.sweeps import chain
-from softeval.sweeps.chain import Command, State, SweepCell
+from softeval.sweeps.chain import Command, CommandState, SweepCell
 from softeval.sweeps.grid import expand, read_grid
 
 pytest_plugins = ("command_line_fixtures",)
@@ -159,17 +159,17 @@ def write_training(folder: Path, command: str, last: int = 2, best: int = 0) -> 
 @pytest.mark.parametrize(
     ("changes", "state"),
     [
-        ({}, State.DONE),
-        ({"last": 1}, State.BEGUN),
-        ({"best": 2}, State.BEGUN),  # the first of equals is kept: `best` was not exported
-        ({"command": "softeval train --seed 1"}, State.BEGUN),
+        ({}, CommandState.DONE),
+        ({"last": 1}, CommandState.BEGUN),
+        ({"best": 2}, CommandState.BEGUN),  # the first of equals is kept: `best` was not exported
+        ({"command": "softeval train --seed 1"}, CommandState.BEGUN),
     ],
 )
 def test_a_training_is_done_when_its_best_checkpoint_stands(
-    tmp_path: Path, changes: dict[str, object], state: State
+    tmp_path: Path, changes: dict[str, object], state: CommandState
 ) -> None:
     command = Command(("train", "--seed", "0"), tmp_path / "train")
-    assert command.state is State.MISSING
+    assert command.state is CommandState.MISSING
     write_training(command.folder, **({"command": command.text} | changes))
     assert command.state is state
 
@@ -180,7 +180,7 @@ def test_an_evaluation_is_done_when_its_record_says_so(
 ) -> None:
     command = Command(("run", "--seed", "0"), tmp_path / "run")
     command.folder.mkdir()
-    assert command.state is State.BEGUN
+    assert command.state is CommandState.BEGUN
     record = {"command": command.text, "status": status}
     (command.folder / "run.json").write_text(json.dumps(record))
     assert command.state == state
@@ -198,11 +198,12 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(
     [text] = [c["command"] for c in known if c["folder"] == str(folder)]
     write_training(folder, text)
     shown = softeval("ablate", path, "--dry-run").out.splitlines()
-    assert [line.split() for line in shown] == [
+    assert [[part.strip() for part in line.strip("|").split("|")] for line in shown] == [
         ["cell", "seed", "train", "run"],
+        ["---", "---", "---:", "---:"],
         ["base", "–", "–", "missing"],
-        ["noise_scale", "0.1", "0", "missing", "missing"],
-        ["noise_scale", "1", "0", "done", "missing"],
+        ["noise_scale 0.1", "0", "missing", "missing"],
+        ["noise_scale 1", "0", "done", "missing"],
     ]
 
 

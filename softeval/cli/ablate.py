@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from softeval.cli.main import FAILED
+from softeval.cli.options import AsJson
+from softeval.cli.recipes import find_shipped, read_recipes
+from softeval.cli.tables import TextTable, print_table
+from softeval.runs.cells import chosen_benchmarks
+from softeval.runs.config import make_config
+from softeval.sweeps.chain import KINDS, SweepCell, run_missing
+from softeval.sweeps.grid import expand, read_grid
 from softeval.terminal import calm_libraries, say, say_json
-
-if TYPE_CHECKING:
-    from softeval.sweeps.chain import SweepCell
 
 REPORT = "report.html"
 BROWSED = 8
 """Questions in the report's browser of samples: there are many cells."""
-
-
-def register(app: typer.Typer) -> None:
-    """Add `ablate`."""
-    app.command("ablate")(ablate)
 
 
 def ablate(
@@ -43,21 +42,13 @@ def ablate(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="List the cells and what is there; run nothing.")
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the cells, their commands and states as JSON.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Train and evaluate every cell of a grid, and report them side by side.
 
     Each cell is an ordinary softeval train and softeval run in a directory of its own. Started again,
     the command does what is missing, and continues what was stopped.
     """
-    from softeval.cli.recipes import find_shipped, read_recipes
-    from softeval.runs.cells import chosen_benchmarks
-    from softeval.runs.config import make_config
-    from softeval.sweeps.chain import run_missing
-    from softeval.sweeps.grid import expand, read_grid
-
     calm_libraries()
     path = find_shipped(file, Path(str(files("softeval.sweeps") / "ablations")), "grid")
     grid = read_grid(path)
@@ -85,15 +76,12 @@ def _record(cell: SweepCell) -> dict[str, Any]:
 
 
 def _print_cells(cells: Sequence[SweepCell]) -> None:
-    from softeval.cli.ls import print_rows
-
     rows = []
     for cell in cells:
         states = {command.arguments[0]: command.state.value for command in cell.commands}
-        seed = "–" if cell.seed is None else cell.seed
-        found = {kind: states.get(kind, "–") for kind in ("train", "run")}
-        rows.append({"cell": cell.name, "seed": seed, **found})
-    print_rows(rows)
+        seed = "–" if cell.seed is None else str(cell.seed)
+        rows.append([cell.name, seed, *(states.get(kind, "–") for kind in KINDS)])
+    print_table(TextTable(["cell", "seed", *KINDS], rows))
 
 
 def _report(cells: Sequence[SweepCell], title: str | None, output: Path) -> None:

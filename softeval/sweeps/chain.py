@@ -26,7 +26,7 @@ INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 """Exit codes of a command that was told to stop."""
 
 
-class State(StrEnum):
+class CommandState(StrEnum):
     """How far a command is."""
 
     MISSING = "missing"
@@ -52,7 +52,7 @@ class Command:
         return shlex.join(["softeval", *self.arguments])
 
     @property
-    def state(self) -> State:
+    def state(self) -> CommandState:
         """Read from the directory."""
         name, is_whole = KINDS[self.arguments[0]]
         try:
@@ -61,8 +61,8 @@ class Command:
         except (OSError, ValueError, KeyError, TypeError):
             done = False
         if done:
-            return State.DONE
-        return State.BEGUN if self.folder.exists() else State.MISSING
+            return CommandState.DONE
+        return CommandState.BEGUN if self.folder.exists() else CommandState.MISSING
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class SweepCell:
     @property
     def is_done(self) -> bool:
         """Whether nothing is left to do."""
-        return all(command.state is State.DONE for command in self.commands)
+        return all(command.state is CommandState.DONE for command in self.commands)
 
 
 def run_missing(
@@ -101,7 +101,7 @@ def run_missing(
     failed: list[Command] = []
     for number, cell in enumerate(cells, 1):
         for command in cell.commands:
-            if command.state is State.DONE:
+            if command.state is CommandState.DONE:
                 continue
             tell(f"cell {number} of {len(cells)}: {command.text}")
             code = execute(command)

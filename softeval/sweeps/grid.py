@@ -25,8 +25,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from softeval.errors import UserError, suggest
-from softeval.fields import read_options, read_pairs
 from softeval.modes import MODES, mode_record
+from softeval.options import read_options, read_pairs
 from softeval.runs import config as evaluation
 from softeval.sweeps.chain import Command, SweepCell
 from softeval.trainers import config as training
