@@ -329,6 +329,15 @@ def test_an_update_learns_from_the_next_questions_at_its_stage() -> None:
         staged.trainee.weights.clear()
 
 
+def test_a_batch_that_went_wrong_can_be_read(tmp_path: Path) -> None:
+    staged = learner(prompts_per_step=2)
+    staged.update(3, 0)
+    staged.keep(tmp_path / "failed")
+    rows = json.loads((tmp_path / "failed" / "batch.json").read_text())
+    assert len(rows) == 2 and {row["thoughts"] for row in rows} == {2}
+    assert all("What is" in row["prompt"] and "final answer" in row["text"] for row in rows)
+
+
 def test_the_loss_is_a_mean_over_the_update_whatever_its_parts() -> None:
     whole, parts = learner(prompts_per_step=6), learner(prompts_per_step=6, micro_batch_size=2)
     one, other = whole.update(3, 0), parts.update(3, 0)
