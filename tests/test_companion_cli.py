@@ -75,10 +75,10 @@ def test_ls_lists_runs(softeval: Callable[..., Ended]) -> None:
 
 
 def test_ls_tasks_are_those_lm_eval_finds(softeval: Callable[..., Ended]) -> None:
-    from softeval.lmeval import task_names
+    from softeval.lmeval import task_manager
 
     listed = json.loads(softeval("ls", "tasks", "--json").out)
-    assert sorted(row["task"] for row in listed) == task_names()
+    assert sorted(row["task"] for row in listed) == sorted(task_manager().all_tasks)
     kinds = {row["task"]: row["kind"] for row in listed}
     assert kinds["hellaswag"] == "log-likelihood" and kinds["hellaswag_cot"] == "generative"
 

@@ -18,7 +18,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from softeval.decoding.rows import Limits
 from softeval.errors import UserError
-from softeval.lmeval import TASKS_DIR, load_tasks, task_names
+from softeval.lmeval import TASKS_DIR, load_tasks, task_manager
 from softeval.lmeval.arguments import read_arguments
 from softeval.lmeval.requests import ROW, GenText
 from softeval.modes import get_mode
@@ -67,8 +67,8 @@ def small(tmp_path: Path) -> str:
 def test_the_demanded_tasks_are_there() -> None:
     single = {*GENERATIVE, "hellaswag", "mmlu", "arc_challenge", "arc_easy", "arithmetic"}
     single |= {"aime24", "aime25", "amc23", "minerva_math", "math", "deepscaler"}
-    assert set(task_names(groups=False)) == single
-    assert set(task_names()) == single | {"arc", "arc_cot"}
+    assert set(task_manager().all_subtasks) == single
+    assert set(task_manager().all_tasks) == single | {"arc", "arc_cot"}
 
 
 @pytest.mark.parametrize("path", sorted(TASKS_DIR.glob("**/*.yaml")), ids=lambda p: p.stem)

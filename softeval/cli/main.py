@@ -26,7 +26,10 @@ from softeval.terminal import one_line, say
 
 COMMANDS = {
     "run": ("run", "Evaluate a checkpoint under the chain-of-thought modes."),
-    "train": ("train", "Train a checkpoint with hard, soft or fuzzy chains of thought."),
+    "train": (
+        "train",
+        "Train a checkpoint with hard, soft or fuzzy chains of thought, or by COCONUT's curriculum.",
+    ),
     "ablate": (
         "ablate",
         "Train and evaluate every cell of a grid, and report them side by side.",

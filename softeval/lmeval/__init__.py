@@ -60,17 +60,11 @@ def task_manager(**metadata: Any) -> TaskManager:
     return TaskManager(include_path=str(TASKS_DIR), include_defaults=False, metadata=metadata)
 
 
-def task_names(*, groups: bool = True) -> list[str]:
-    """Names of our tasks, with those of groups of tasks unless left out."""
-    manager = task_manager()
-    return sorted(manager.all_tasks if groups else manager.all_subtasks)
-
-
 def load_tasks(names: list[str], **metadata: Any) -> dict[str, Any]:
     """Load tasks and groups, with their questions, as ``lm_eval.evaluate`` takes them.
 
     Args:
-        names: names of `task_names`.
+        names: of tasks and groups.
         metadata: see `task_manager`.
 
     Returns:
