@@ -84,7 +84,7 @@ def run_python(code: str, *arguments: str, launcher: tuple[str, ...] = ()) -> st
 def test_lm_evals_command_line_writes_its_result_files(tmp_path: Path) -> None:
     data_dir = write_data(tmp_path)
     path = save_lm(tmp_path / "tiny")
-    code = "import sys; from softeval.cli.lm_eval import lm_eval_main; lm_eval_main(sys.argv[1:])"
+    code = "import sys; from softeval.cli.main import main; main(['lm-eval', *sys.argv[1:]])"
     model = f"pretrained={path},mode=soft_sample,num_samples=3,data_dir={data_dir}"
     caps = ",".join(f"{name}={value}" for name, value in CAPS.items())
     printed = run_python(
