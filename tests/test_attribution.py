@@ -18,6 +18,7 @@ from softeval.errors import UserError
 from softeval.model.language_model import BUNDLED_CHECKPOINT
 from softeval.records import CONTROLS, INTERVENTIONS, attribution_schema
 from softeval.replays.attribute import attribute
+from softeval.reports.layout import AMBER
 from softeval.reports.material import Material, ReportOptions
 from softeval.reports.measured.arms import measure
 from softeval.reports.page import build_report
@@ -113,6 +114,12 @@ def test_modes_and_limit_choose_and_fewer_never_replace_more_unasked(run, tmp_pa
     kept, whole = (table.query("mode != 'hard_sample'") for table in (rows, run.attribution()))
     pd.testing.assert_frame_equal(kept.reset_index(drop=True), whole.reset_index(drop=True))
     assert rundir.read_record(folder)["attribution"]["hard_sample"]["limit"] == 2
+    table = folder / "attribution.parquet"
+    table.write_bytes(table.read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"damaged .* --overwrite"):
+        attribute(folder, modes=["hard_sample"], device="cpu")
+    attribute(folder, **options)
+    assert set(load_run(folder).attribution()["mode"]) == {"hard_sample"}
 
 
 @pytest.mark.slow
@@ -199,18 +206,24 @@ def test_steps_and_controls_are_told_with_what_the_rule_ended(tmp_path):
     assert "62.5" in row and "0.500" in row and "rule ended 50.0 %" in page
 
 
-def test_verdicts_older_than_the_samples_are_said_to_be(tmp_path):
+def said_of(folder: Path, entry: dict) -> list[str]:
+    """What the section says in amber of a run with this entry in its record."""
+    record = rundir.read_record(folder)
+    whole = {"scorer": record.get("scorer"), "replayed": 2, "differing": 0} | entry
+    rundir.write_record(folder, record | {"attribution": {"soft_sample": whole}})
+    (section,) = [s for s in SECTIONS if s.anchor == "attribution"]
+    parts = section.parts(Material(measure([(None, folder)]), (), ReportOptions()))
+    return [str(p.text) for p in parts if p.kind == "paragraph" and p.look == AMBER]
+
+
+def test_verdicts_of_another_scorer_and_cots_that_came_out_otherwise_are_told(tmp_path):
     folder = write_checkpoint(tmp_path / "run", questions=2, samples=2, positions=4)
     write_attribution(folder, np.zeros(2), np.ones(2), "soft_sample")
-    record = rundir.read_record(folder)
-    for scorer, told in ((record.get("scorer"), False), ({"rules": "others"}, True)):
-        block = {"soft_sample": {"scorer": scorer, "replayed": 2, "differing": 0}}
-        rundir.write_record(folder, record | {"attribution": block})
-        (section,) = [s for s in SECTIONS if s.anchor == "attribution"]
-        arms = measure([(None, folder)])
-        parts = section.parts(Material(arms, (), ReportOptions()))
-        said = [p for p in parts if p.kind == "paragraph" and "other rules" in str(p.text)]
-        assert [p.text.startswith("Judged by other rules") for p in said] == [True] * told
+    assert said_of(folder, {}) == []
+    (stale,) = said_of(folder, {"scorer": {"rules": "others"}})
+    assert stale.startswith("Judged by other rules than the samples: run.")
+    (otherwise,) = said_of(folder, {"differing": 2})
+    assert otherwise.startswith("Not replayed bit for bit: run, 2.")
 
 
 def test_effective_tokens_are_those_of_the_positions(tmp_path):

@@ -10,10 +10,10 @@ Shapes: S seeds, M problems.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
@@ -52,6 +52,11 @@ MODES_A_ROW = 2
 STALE = (
     "Judged by other rules than the samples: {runs}. The verdicts below are those of softeval attribute"
     " before softeval score; softeval attribute RUN makes them anew."
+)
+NOT_REPLAYED = (
+    "Not replayed bit for bit: {runs}. That many unchanged CoTs gave another answer text than recorded"
+    " (rounding on another device, or a model whose batches change its results), so the shares of"
+    " changed answers hold as much by themselves: see unchanged."
 )
 NOT_MEASURED = Markup(
     "Not measured. <code>softeval attribute RUN</code> changes the recorded CoTs in one thing, decodes"
@@ -157,6 +162,9 @@ def _parts(material: Material) -> Iterator[Part]:
     stale = [run.path.name for run in material.arms.runs if _is_stale(run)]
     if stale:
         yield Paragraph(STALE.format(runs=", ".join(stale)), AMBER)
+    differing = [f"{run.path.name}, {n}" for run in material.arms.runs if (n := _differing(run))]
+    if differing:
+        yield Paragraph(NOT_REPLAYED.format(runs="; ".join(differing)), AMBER)
     for index, task in enumerate(dict.fromkeys(effect.key[0] for effect in found)):
         mine = [effect for effect in found if effect.key[0] == task]
         told = [
@@ -180,10 +188,18 @@ def _parts(material: Material) -> Iterator[Part]:
         yield Paragraph(NOT_MEASURED)
 
 
+def _entries(run: Run) -> list[Mapping[str, Any]]:
+    """What the run's record says of each mode that was replayed."""
+    return list((run.info.get("attribution") or {}).values())
+
+
 def _is_stale(run: Run) -> bool:
     """Whether the run's samples have been judged by another scorer since."""
-    entries = (run.info.get("attribution") or {}).values()
-    return any(entry.get("scorer") != run.info.get("scorer") for entry in entries)
+    return any(entry.get("scorer") != run.info.get("scorer") for entry in _entries(run))
+
+
+def _differing(run: Run) -> int:
+    return sum(int(entry.get("differing", 0)) for entry in _entries(run))
 
 
 def _counted(effect: Effect) -> str:

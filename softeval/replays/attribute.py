@@ -71,7 +71,7 @@ def attribute(
         steps: how many steps of each CoT are taken again with another vector, to see whether the next
             token is the same.
         device: where to compute; elsewhere than the run did, CoTs may come out otherwise.
-        overwrite: let fewer CoTs replace more.
+        overwrite: let fewer CoTs replace more, and a damaged table go.
         tell: called as answers are decoded.
 
     Returns:
@@ -105,7 +105,7 @@ def attribute(
     if not rows:
         raise UserError(f"{folder} has no CoT to replay; choose other --modes, or evaluate more")
     _judge(record, rows)
-    _write(folder, rows, list(found))
+    _write(folder, rows, list(found), overwrite)
     checks = {name: _check(of_mode) for name, of_mode in found.items()}
     asked = {"samples": samples, "limit": limit, "steps": steps, "scorer": record.get("scorer")}
     entries = {name: asked | check for name, check in checks.items()}
@@ -261,7 +261,7 @@ def _refuse_loss(folder: Path, modes: Sequence[str], planned: Collection[SampleK
     Raises:
         UserError: saying how many answers would be lost.
     """
-    there = [row for row in _written(folder) if row["mode"] in modes]
+    there = [row for row in _written(folder, overwrite=False) if row["mode"] in modes]
     lost = [r for r in there if SampleKey(r["task"], r["doc_id"], r["sample"]) not in planned]
     if lost:
         raise UserError(
@@ -270,18 +270,29 @@ def _refuse_loss(folder: Path, modes: Sequence[str], planned: Collection[SampleK
         )
 
 
-def _written(folder: Path) -> list[Row]:
-    """What an earlier call wrote."""
+def _written(folder: Path, overwrite: bool) -> list[Row]:
+    """What an earlier call wrote; nothing where that cannot be read and may go.
+
+    Raises:
+        UserError: a damaged table that may not be overwritten.
+    """
     path = folder / NAME
-    return read_parquet(path, attribution_schema().names).to_pylist() if path.is_file() else []
+    if not path.is_file():
+        return []
+    try:
+        return read_parquet(path, attribution_schema().names).to_pylist()
+    except UserError:
+        if overwrite:
+            return []
+        raise
 
 
-def _write(folder: Path, rows: list[Row], modes: list[str]) -> None:
+def _write(folder: Path, rows: list[Row], modes: list[str], overwrite: bool) -> None:
     """Replace the rows of these modes; those of others stay."""
     import pyarrow as pa
 
     schema = attribution_schema()
-    kept = [row for row in _written(folder) if row["mode"] not in modes]
+    kept = [row for row in _written(folder, overwrite) if row["mode"] not in modes]
     columns = {name: [row.get(name) for row in (*kept, *rows)] for name in schema.names}
     table = pa.table(columns, schema).sort_by([(name, "ascending") for name in KEYS])
     with CheckedWriter(folder / NAME, schema) as writer:
