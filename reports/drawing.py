@@ -273,6 +273,14 @@ def vertical_grid(axes: Axes) -> None:
     axes.grid(visible=True, axis="x")
 
 
+def label_lowest(places: np.ndarray, used: np.ndarray, label: str) -> None:
+    """Axes of a grid whose last row may have gaps: label the x axis of the lowest used of each column."""
+    for column, filled in zip(places.T, used.T, strict=True):
+        lowest = column[np.flatnonzero(filled)[-1]]
+        lowest.set_xlabel(label, visible=True)  # shared axes hide what is not in the last row
+        lowest.tick_params(labelbottom=True)
+
+
 def legend(figure: Figure, named: Looks, markers: bool = True) -> None:
     """One frameless legend above the panels."""
     from matplotlib.lines import Line2D

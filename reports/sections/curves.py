@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 from markupsafe import Markup
 
 from softeval.reports.contrasts import mode_arms
@@ -21,6 +22,7 @@ from softeval.reports.drawing import (
     Looks,
     dots,
     k_axis,
+    label_lowest,
     legend,
     lines,
     looks,
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+PANELS_A_ROW = 4
 GREEDY_X = 0.5  # left of k = 1 on the log axis: beside the curve, not on it
 NOTHING_SAMPLED = Markup(
     "No mode was sampled more than once: run with"
@@ -291,47 +294,58 @@ def _curve_numbers(curves: CurveFigure, label: str) -> Table:
 
 
 def draw_curves(curves: CurveFigure) -> Figure:
-    """One column a panel: pass@k above, difference from the baseline below."""
+    """Four panels a row: pass@k above, difference from the baseline below."""
     with styled():
         panels = curves.panels
         differing = any(panel.differences for panel in panels)
-        figure = new_figure(5.2 if differing else 3.4, 9.0 if len(panels) > 1 else 6.2)
         heights = [1.7, 1.0] if differing else [1.0]
+        columns = min(PANELS_A_ROW, len(panels))
+        rows = -(-len(panels) // columns)
+        height = (5.2 if differing else 3.4) * (1 if rows == 1 else 0.8 * rows)
+        figure = new_figure(height, 9.0 if len(panels) > 1 else 6.2)
         axes = figure.subplots(
-            len(heights), len(panels), squeeze=False, sharex=True, sharey="row",
-            height_ratios=heights,
+            rows * len(heights), columns, squeeze=False, sharex=True, sharey="row",
+            height_ratios=heights * rows,
         )  # fmt: skip
+        upper, lower = axes[:: len(heights)], axes[len(heights) - 1 :: len(heights)]
         named = looks([curve.name for panel in panels for curve in panel.curves])
-        for column, panel in enumerate(panels):
-            _draw_panel(axes[0][column], panel, named)
-            axes[0][column].annotate(
+        for axis, panel in zip(upper.flat, panels, strict=False):
+            _draw_panel(axis, panel, named)
+            axis.annotate(
                 "\n".join(curves.fewer(panel)), (0.98, 0.02), xycoords="axes fraction",
                 ha="right", va="bottom", fontsize=7, color=MUTED,
             )  # fmt: skip
-            if differing:
-                _draw_differences(axes[1][column], panel, named)
-        percent_axis(axes[0][0], "problems solved, %")
+        for row in upper:
+            percent_axis(row[0], "problems solved, %")
         if differing:
-            _label_differences(axes[1], curves)
-        for axis in axes[-1]:
+            for axis, panel in zip(lower.flat, panels, strict=False):
+                _draw_differences(axis, panel, named)
+            for at, row in enumerate(lower):
+                _label_differences(row, curves, panels[at * columns : (at + 1) * columns])
+        used = np.arange(rows * columns).reshape(rows, columns) < len(panels)
+        for axis in [*upper[~used], *lower[~used]]:
+            axis.set_axis_off()
+        for axis in lower[used]:
             k_axis(axis, curves.n)
+            axis.set_xlabel("")
             axis.set_xlim(left=GREEDY_X * 0.68)
+        label_lowest(lower, used, "k")
         legend(figure, named)
         return figure
 
 
-def _label_differences(row: Sequence[Axes], curves: CurveFigure) -> None:
+def _label_differences(row: Sequence[Axes], curves: CurveFigure, panels: Sequence[Panel]) -> None:
     """The baseline once at the left where all panels have the same, else beside each panel."""
     several = len(curves.baselines) > 1
     common = next(iter(curves.baselines))
     percent_axis(row[0], "difference, points" if several else f"minus {common}, points")
-    for axes, panel in zip(row, curves.panels, strict=True):
+    for axes, panel in zip(row, panels, strict=False):
         if several and panel.baseline:
             axes.set_title(f"minus {panel.baseline}", fontsize=8, fontweight="normal")
 
 
 def _draw_panel(axes: Axes, panel: Panel, named: Looks) -> None:
-    axes.set_title(panel.title)
+    axes.set_title(panel.title.replace("_", " "))
     lines(axes, [_span(c.name, c.band) for c in panel.curves if c.band is not None], named)
     greedy = [
         spans(c.name, _greedy_x(index, panel), interval.mean, interval.low, interval.high)

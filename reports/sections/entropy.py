@@ -19,6 +19,7 @@ from softeval.reports.drawing import (
     MUTED,
     Look,
     Looks,
+    label_lowest,
     legend,
     looks,
     new_figure,
@@ -51,14 +52,15 @@ from softeval.reports.tables import (
 from softeval.runs.run import RecordedMode
 from softeval.statistics.crossed import crossed_mean
 from softeval.statistics.positions import PositionSums
-from softeval.statistics.profiles import Profile, position_profile
+from softeval.statistics.profiles import Profile, bin_width, position_profile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-POINTS = 64
-"""Points of a line, at most: positions are put together in bins of 1, 2, 4, 8, … of them."""
+PANELS_A_ROW = 3
+MOST_STRETCH = 4
+"""Panels share their x axis up to this ratio of the longest chain of thought to the shortest."""
 
 VIEWS = {
     "all": "All chains of thought",
@@ -166,14 +168,6 @@ def _not_drawn(
         unfit = sum(one.unfit for one in _sums(arm, key))
         if unfit:
             yield f"{unfit:,} entropies of {arms.name(arm)} are not finite"
-
-
-def bin_width(longest: int) -> int:
-    """Smallest power of two that cuts so many positions into `POINTS` bins or fewer."""
-    width = 1
-    while width * POINTS < longest:
-        width *= 2
-    return width
 
 
 def _sums(arm: Arm, key: Key) -> list[EntropySums]:
@@ -307,7 +301,7 @@ def _mean_cell(arm: Arm, key: Key) -> TableCell | None:
 
 
 def draw_entropy(entropy: EntropyFigure) -> Figure:
-    """Greedy modes above, sampled modes below; columns hard, fuzzy, soft; one y axis for all.
+    """Greedy modes above, sampled modes below, three a row; one y axis for all.
 
     Raises:
         NothingToShow: no line has a point.
@@ -321,7 +315,7 @@ def draw_entropy(entropy: EntropyFigure) -> Figure:
         figure = new_figure(0.5 + (2.4 if strips else 2.0) * rows, 9.0 if columns > 1 else 5.0)
         heights = ([3.0, 0.75] if strips else [3.0]) * rows
         axes = figure.subplots(
-            len(heights), columns, squeeze=False, sharex=True, height_ratios=heights
+            len(heights), columns, squeeze=False, sharex=_alike(entropy), height_ratios=heights
         )
         named = _looks(entropy)
         step = 2 if strips else 1
@@ -334,8 +328,8 @@ def draw_entropy(entropy: EntropyFigure) -> Figure:
                     for cell in cells:
                         cell.set_axis_off()
         _share_y(axes[::step])
-        for axis in axes[-1]:
-            axis.set_xlabel(X_LABELS.get(entropy.view, "CoT position"))
+        used = np.array([[n < len(row) for n in range(columns)] for row in grid])
+        label_lowest(axes[step - 1 :: step], used, X_LABELS.get(entropy.view, "CoT position"))
         axes[0][0].set_ylabel("entropy, nats")
         if strips:
             meaning = "that\nlong" if entropy.view == "end" else "still\nrunning"
@@ -346,7 +340,13 @@ def draw_entropy(entropy: EntropyFigure) -> Figure:
 
 def _grid(modes: list[RecordedMode]) -> list[list[RecordedMode]]:
     rows = [[m for m in modes if m.is_greedy == greedy] for greedy in (True, False)]
-    return [row for row in rows if row]
+    return [row[at : at + PANELS_A_ROW] for row in rows for at in range(0, len(row), PANELS_A_ROW)]
+
+
+def _alike(entropy: EntropyFigure) -> bool:
+    """Whether the panels are of one length, more or less, so that one x axis shows them all."""
+    longest = [max(len(p.start) for p in lines.values()) for lines in entropy.panels.values()]
+    return max(longest) <= MOST_STRETCH * min(longest)
 
 
 def _looks(entropy: EntropyFigure) -> Looks:

@@ -25,7 +25,6 @@ from softeval.reports.tables import (
     TableCell,
     interval_text,
     nats,
-    not_negative,
     number,
     points,
 )
@@ -36,15 +35,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = (
-    "", "temperature", "pass@1, %", "CoT tokens", "entropy, nats", "effective tokens",
-    "sure steps, %", "KL of the draw, nats", "next token kept, %",
+    "", "temperature", "pass@1", "length", "entropy", "effective", "sure", "draw KL", "kept",
 )  # fmt: skip
 CAPTION = (
-    "{task}, {name}: entropy of the next token at temperature 1; effective tokens, exp of the entropy of"
-    " the mode's own distribution; sure steps, whose largest probability at temperature 1 is at least"
-    " 0.99; KL from the next token after the mode's mixture to that after what was fed, 0 without draw"
-    " or noise; next token kept when the top-1 token is fed in the place of the vector. Means over"
-    " tokens, the last two over the steps that were tried, with 95 % intervals over questions and seeds."
+    "{task}, {name}: pass@1 in percent; CoT tokens; entropy of the next token at temperature 1, nats;"
+    " effective tokens, exp of the entropy of the mode's own distribution; sure steps, percent, whose"
+    " largest probability at temperature 1 is at least 0.99; draw KL, nats, from the next token after"
+    " the mode's mixture to that after what was fed, 0 without draw or noise; next tokens kept, percent,"
+    " when the top-1 token is fed in the place of the vector. Means over tokens, the last two over the"
+    " steps that were tried, with 95 % intervals over questions and seeds."
 )
 NOT_TRIED = (
     "The last two columns come with softeval attribute RUN, which takes some steps once more with"
@@ -129,7 +128,8 @@ def _over_questions(cells: Sequence[pd.DataFrame], column: str) -> TableCell:
     found = crossed_mean(tried.to_numpy().T, bounded=share).interval
     if share:
         return TableCell(points(found.mean), interval_text(found.low, found.high))
-    return TableCell(nats(found.mean), not_negative(found.low, found.high))
+    low, high = number(max(found.low, 0.0), 2), number(found.high, 2)
+    return TableCell(number(found.mean, 2), f"[{low}, {high}]")
 
 
 SECTION = Section("families", "Side by side", "Modes side by side", {"Modes side by side": _parts})

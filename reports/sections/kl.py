@@ -32,13 +32,12 @@ from softeval.reports.left_out import NothingToShow
 from softeval.reports.material import Material
 from softeval.reports.measured.arms import Arm, Arms
 from softeval.reports.measured.kl import DIRECTIONS, KLKey, KLSums, noise_floor
-from softeval.reports.sections.entropy import bin_width
 from softeval.reports.tables import Table, TableCell, number
 from softeval.runs.run import mode_order
 from softeval.statistics.crossed import crossed_mean
 from softeval.statistics.interval import Interval
 from softeval.statistics.positions import PositionSums
-from softeval.statistics.profiles import Profile, position_profile
+from softeval.statistics.profiles import Profile, bin_width, position_profile
 
 if TYPE_CHECKING:
     import pandas as pd

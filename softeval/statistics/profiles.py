@@ -30,6 +30,10 @@ MIN_PROBLEMS = 30
 with 1 of 64 chains left is not one more (effective number, Kish 1965)."""
 
 
+POINTS = 64
+"""Points of a profile, at most: positions are put together in bins of 1, 2, 4, 8, … of them."""
+
+
 @dataclass(frozen=True)
 class Profile:
     """A mean by position with its interval and its risk set.
@@ -121,3 +125,11 @@ def _ratio(above: Floats, below: Floats) -> Floats:
     """Quotient; NaN where the divisor is 0, or what rounding leaves of 0."""
     some = below > 1e-12
     return np.where(some, above / np.where(some, below, 1.0), np.nan)
+
+
+def bin_width(longest: int) -> int:
+    """Smallest power of two that cuts so many positions into `POINTS` bins or fewer."""
+    width = 1
+    while width * POINTS < longest:
+        width *= 2
+    return width
