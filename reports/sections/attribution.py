@@ -20,6 +20,7 @@ from markupsafe import Markup
 
 from softeval.records import CONTROLS, INTERVENTIONS
 from softeval.reports.drawing import (
+    MUTED,
     Looks,
     dots,
     legend,
@@ -195,7 +196,8 @@ def _entries(run: Run) -> list[Mapping[str, Any]]:
 
 def _is_stale(run: Run) -> bool:
     """Whether the run's samples have been judged by another scorer since."""
-    return any(entry.get("scorer") != run.info.get("scorer") for entry in _entries(run))
+    scorer = run.info.get("scorer")
+    return any(entry.get("scorer", scorer) != scorer for entry in _entries(run))
 
 
 def _differing(run: Run) -> int:
@@ -252,7 +254,7 @@ def draw_attribution(effects: Sequence[Effect]) -> Figure:
         changes = [c for c in SHOWN if any(e.change == c for e in effects)]
         columns = min(MODES_A_ROW, len(modes))
         rows = -(-len(modes) // columns)
-        figure = new_figure(0.8 + (0.45 + 0.24 * len(changes)) * rows)
+        figure = new_figure(0.8 + (0.6 + 0.24 * len(changes)) * rows)
         axes = figure.subplots(rows, 2 * columns, squeeze=False, sharex="col", sharey=True)
         places = axes.reshape(-1, 2)
         for (left, right), mode in zip(places, modes, strict=False):
@@ -262,13 +264,13 @@ def draw_attribution(effects: Sequence[Effect]) -> Figure:
             gains = [(e, s.diff, s.low, s.high) for e in mine if (s := e.success) is not None]
             _draw(left, shares, changes, named)
             _draw(right, gains, changes, named)
+            right.axvline(0, color=MUTED, lw=0.8)
         for left, right in places[len(modes) :]:
             left.set_axis_off()
             right.set_axis_off()
         for left, right in places[max(0, len(modes) - columns) : len(modes)]:
             for axis, label in ((left, "share that changes, %"), (right, "success, points")):
                 axis.set_xlabel(label, visible=True)  # shared axes hide it above an empty place
-                axis.tick_params(labelbottom=True)
         legend(figure, named)
         return figure
 
@@ -289,6 +291,7 @@ def _draw(
     dots(axes, series, named, orient="y")
     axes.set_yticks(range(len(changes)), [change.replace("_", " ") for change in changes])
     axes.set_ylim(len(changes) - 0.5, -0.5)
+    axes.tick_params(labelbottom=True)
     vertical_grid(axes)
 
 
