@@ -24,9 +24,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from softeval.decoding.decoder import Decoder, Question
-from softeval.decoding.rows import Limits
 from softeval.environment import hardware
 from softeval.model.language_model import LanguageModel, wrap_model
+from softeval.model.stopping import Limits
 from softeval.modes import MODES
 
 SIZES = {

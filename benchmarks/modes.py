@@ -14,8 +14,8 @@ import statistics
 import time
 
 from softeval.decoding.decoder import Decoder, Question
-from softeval.decoding.rows import Limits
 from softeval.model.language_model import BUNDLED_CHECKPOINT, LanguageModel, load_model
+from softeval.model.stopping import Limits
 from softeval.modes import MODES, Mode, get_mode
 
 REFERENCE = "hard_sample"

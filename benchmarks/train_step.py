@@ -204,8 +204,8 @@ class Clock:
 def our_steps(lm: Any, method: str, naive: bool = False) -> Iterator[dict[str, float]]:
     """Whole steps of ours: rollout, training pass, optimizer. Rewards are made up."""
     from softeval.decoding.decoder import Decoder, Question
-    from softeval.decoding.rows import Limits
     from softeval.model.output_head import output_head
+    from softeval.model.stopping import Limits
     from softeval.modes import get_mode
     from softeval.trainers.algorithms import RLOO
     from softeval.trainers.losses import Policy

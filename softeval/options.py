@@ -19,7 +19,7 @@ from softeval.modes import Mode, joined_options, load_mode_file
 from softeval.scoring.judge import Rules
 
 if TYPE_CHECKING:
-    from softeval.decoding.rows import Limits
+    from softeval.model.stopping import Limits
 
 DEFAULT_MAX_COT_TOKENS = 512
 Config = TypeVar("Config", bound=BaseModel)
@@ -167,6 +167,9 @@ class ModelOptions(BaseModel):
     self_check: bool = model_option(
         True, "Try at load that the model decodes rightly; what passed once is not tried again."
     )
+    graphs: bool = model_option(
+        True, "On a GPU, capture decode steps as CUDA graphs; it never changes a sample."
+    )
     mode_args: Pairs = mode_option(
         {}, "Options of the chosen modes, as name=value,…; `softeval ls modes` lists them."
     )
@@ -235,7 +238,7 @@ class GenerationOptions(ModelOptions):
     @property
     def limits(self) -> Limits:
         """Caps on CoT and answer."""
-        from softeval.decoding.rows import Limits
+        from softeval.model.stopping import Limits
 
         return Limits(self.max_cot_tokens or DEFAULT_MAX_COT_TOKENS, self.max_answer_tokens)
 

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from torch import Tensor
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+
+RANDOM_NUMBERS = "philox4x32-10"
+"""Where samples draw from; what another generator drew (schema versions 1 and 2) cannot be drawn again."""
 
 MIXTURE_SAMPLES = 1
 """Mixture entries are kept of the first samples of a question: they are many, and for looking at."""

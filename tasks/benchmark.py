@@ -21,10 +21,10 @@ import datasets
 import numpy as np
 from lm_eval.api.task import ConfigurableTask
 
-from softeval.decoding.rows import Limits
 from softeval.errors import UserError
 from softeval.lmeval.arguments import read_arguments
 from softeval.lmeval.requests import ROW, GenText
+from softeval.model.stopping import Limits
 from softeval.options import GenerationOptions
 from softeval.records import ScoreTuple, StopReason
 from softeval.scoring.boxed import boxed_content

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from softeval import Generation, UserError, generate
-from softeval.decoding.randomness import BLOCK, SampleRandomness, Stream
+from softeval.decoding.randomness import SampleRandomness
 from softeval.model.checkpoint import check_config
 from softeval.model.language_model import LanguageModel, wrap_model
 from softeval.modes import MODES, HardMode, Mode, invert_cdf
@@ -427,15 +427,14 @@ def _expected(
     probs_V = torch.softmax(logits_V.double() / mode.temperature, -1)
     mixed_F = (probs_V @ fed_rows(lm, range(lm.vocab)).double()).float()
     if mode.noise_scale:
-        block = random.normal(step // BLOCK, lm.embedding.width, Stream.COT)
-        noise_D = mode.sigma(lm.embedding) * torch.from_numpy(block[step % BLOCK])
+        noise_D = mode.sigma(lm.embedding) * random.normals(step + 1, lm.embedding.width)[step]
         mixed_F[: len(noise_D)] += noise_D
     return mixed_F, token
 
 
 def _drawn(random: SampleRandomness, step: int, logits_V: Tensor) -> int | None:
     """The token that the sample's own uniform falls on; None near an edge between two."""
-    uniform = torch.tensor([float(random.uniform(step // BLOCK, Stream.COT)[step % BLOCK])])
+    uniform = random.uniforms(step + 1)[step]
     probs_V = logits_V.softmax(-1)[None]
     near = {
         int(invert_cdf(probs_V, (uniform.double() + shift).clamp(0, 1 - 1e-9)))

@@ -15,9 +15,9 @@ from transformers.cache_utils import CacheLayerMixin
 
 from softeval.decoding.decoder import Decoder, Question
 from softeval.decoding.generate import generate
-from softeval.decoding.rows import Limits
 from softeval.errors import UserError
 from softeval.model.language_model import wrap_model
+from softeval.model.stopping import Limits
 from softeval.modes import ALL, MODES, get_mode
 from softeval.records import AnswerStop, Generation, StopReason
 

@@ -18,7 +18,7 @@ from scipy.stats import gamma
 from tiny import tiny_lm
 
 import softeval
-from softeval.decoding.randomness import BLOCK, SampleRandomness
+from softeval.decoding.randomness import SampleRandomness
 from softeval.modes import ALL, MODES, get_mode
 
 SEED, STEPS = 3, 3
@@ -37,16 +37,14 @@ class Place:
         )
         self.logits = found.logits[0, -1, : self.lm.vocab].double()
         self.hidden = found.hidden_states[-1][0, -1].double()
-        self._random, self._block = SampleRandomness(SEED, key), divmod(step, BLOCK)
+        self._random, self._step = SampleRandomness(SEED, key), step
         self.table = self.lm.model.get_input_embeddings()(torch.arange(self.lm.vocab)).double()
 
     def uniforms(self, width: int) -> list[float]:
-        block, offset = self._block
-        return self._random.uniform(block, width=width).reshape(BLOCK, width)[offset].tolist()
+        return self._random.uniforms(self._step + 1, width)[-1].tolist()
 
     def normals(self, width: int) -> torch.Tensor:
-        block, offset = self._block
-        return torch.from_numpy(self._random.normal(block, width)[offset]).double()
+        return self._random.normals(self._step + 1, width)[-1].double()
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of a hidden state."""

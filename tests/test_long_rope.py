@@ -14,11 +14,11 @@ from transformers import Phi3Config, Phi3ForCausalLM
 
 from softeval.decoding.decoder import Decoder, Question
 from softeval.decoding.generate import generate
-from softeval.decoding.rows import Limits
 from softeval.errors import UserError
 from softeval.lmeval.adapter import SoftEvalLM
 from softeval.model.language_model import LanguageModel, wrap_model
 from softeval.model.output_head import last_hidden
+from softeval.model.stopping import Limits
 from softeval.modes import MODES
 
 LIMIT = 24

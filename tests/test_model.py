@@ -146,7 +146,7 @@ def test_an_embedding_that_is_no_table_is_refused():
 
 
 def test_batch_size_follows_memory(monkeypatch):
-    from softeval.decoding import batch_size
+    from softeval.model import batch_size
 
     model = tiny_lm().model
     one = row_bytes(model, 200)
@@ -162,7 +162,7 @@ def test_batch_size_follows_memory(monkeypatch):
 @pytest.mark.parametrize("idle", [0, 4, 7])
 def test_memory_that_the_allocator_keeps_idle_counts_as_free_on_cuda(monkeypatch, idle):
     """After a training pass that filled the card nothing is left but what torch reserved."""
-    from softeval.decoding import batch_size
+    from softeval.model import batch_size
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8 - idle, 80))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 50 + idle)

@@ -14,10 +14,10 @@ from train_cases import tiny_config
 from softeval.decoding import decoder as decoding
 from softeval.decoding.decoder import Decoder, Question
 from softeval.decoding.generate import generate
-from softeval.decoding.rows import Limits
 from softeval.errors import UserError
 from softeval.lmeval.adapter import SoftEvalLM
 from softeval.model.language_model import load_model, wrap_model
+from softeval.model.stopping import Limits
 from softeval.modes import MODES
 from softeval.trainers.setup import load_for_training
 

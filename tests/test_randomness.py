@@ -9,70 +9,105 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from softeval.decoding.randomness import BLOCK, NoiseFeed, SampleRandomness, Stream
+from softeval.decoding.randomness import AHEAD, NoiseFeed, SampleRandomness, Stream, philox
 from softeval.modes import Draws, Randomness
 from softeval.records import SampleKey
+
+CPU = torch.device("cpu")
 
 
 def source(seed=0, task="t", doc_id=0, sample=0) -> SampleRandomness:
     return SampleRandomness(seed, SampleKey(task, doc_id, sample))
 
 
+@pytest.mark.parametrize(
+    ("counter", "key", "known"),
+    [
+        ("0 0 0 0", "0 0", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        (" ".join(["ffffffff"] * 4), "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        (
+            "243f6a88 85a308d3 13198a2e 03707344",
+            "a4093822 299f31d0",
+            "d16cfe09 94fdcceb 5001e420 24126ea1",
+        ),
+    ],
+)
+def test_the_words_are_those_of_random123(counter, key, known):
+    """Known answers of the authors' kat_vectors."""
+    given = [[torch.tensor([int(word, 16)]) for word in part.split()] for part in (counter, key)]
+    assert [f"{int(word):08x}" for word in philox(*given)] == known.split()
+
+
 def test_every_part_of_the_key_matters_and_nothing_else_does():
     variants = [{}, {"seed": 1}, {"task": "u"}, {"doc_id": 1}, {"sample": 1}]
-    drawn = [source(**v).uniform(0).tobytes() for v in variants]
-    drawn += [source().uniform(1).tobytes(), source().uniform(0, Stream.ANSWER).tobytes()]
+    drawn = [source(**v).uniforms(1).item() for v in variants]
+    drawn += [source().uniforms(2)[1].item(), source().uniforms(1, stream=Stream.ANSWER).item()]
     assert len(set(drawn)) == len(drawn)
     again = source()
-    again.normal(7, 5)  # what was drawn before leaves no trace
-    assert again.uniform(0).tobytes() == drawn[0]
+    again.normals(7, 5)  # what was drawn before leaves no trace
+    assert again.uniforms(1).item() == drawn[0]
+
+
+def test_a_step_has_the_same_numbers_however_many_are_drawn():
+    assert torch.equal(source().normals(9, 6)[:4], source().normals(4, 6))
+    assert torch.equal(source().normals(3, 7)[:, :5], source().normals(3, 5))
+    assert torch.equal(source().uniforms(3, 7)[:, :5], source().uniforms(3, 5))
 
 
 def test_keys_do_not_run_into_each_other():
-    assert source(doc_id=1, sample=23).uniform(0).tolist() != (
-        source(doc_id=12, sample=3).uniform(0).tolist()
-    )
+    assert source(doc_id=1, sample=23).key != source(doc_id=12, sample=3).key
 
 
 def test_distributions():
     samples = [source(doc_id=d, sample=s) for d, s in product(range(20), range(20))]
-    normals = np.concatenate([r.normal(b, 8).ravel() for r in samples for b in (0, 3)])
-    uniforms = np.concatenate([r.uniform(b) for r in samples for b in (0, 3)])
-    assert kstest(normals, "norm").pvalue > 1e-3
-    assert kstest(uniforms, "uniform").pvalue > 1e-3
+    normals = torch.stack([r.normals(16, 8) for r in samples]).numpy()
+    uniforms = torch.stack([r.uniforms(32) for r in samples]).numpy()
+    assert kstest(normals.ravel(), "norm").pvalue > 1e-3
+    assert kstest(uniforms.ravel(), "uniform").pvalue > 1e-3
+    assert kstest((normals**2).sum(-1).ravel(), "chi2", args=(8,)).pvalue > 1e-3
 
 
-def test_streams_of_neighbouring_samples_are_uncorrelated():
-    table = np.stack([source(sample=s).normal(0, 64).ravel() for s in range(40)])
-    correlation = np.corrcoef(table) - np.eye(40)
-    assert np.abs(correlation).max() < 5 / np.sqrt(table.shape[1])
+def test_numbers_of_neighbours_are_uncorrelated():
+    """Samples, steps, elements; a pair of normals shares its uniforms."""
+    drawn = torch.stack([source(sample=s).normals(40, 40) for s in range(40)]).numpy()
+    for axis in range(3):
+        table = np.moveaxis(drawn, axis, 0).reshape(40, -1)
+        correlation = np.corrcoef(table) - np.eye(40)
+        assert np.abs(correlation).max() < 5 / np.sqrt(table.shape[1])
 
 
+@pytest.mark.parametrize("ahead", [AHEAD, 0])
 @pytest.mark.parametrize(
     ("kind", "width"), [(Randomness.NORMAL, 4), (Randomness.UNIFORM, 1), (Randomness.UNIFORM, 4)]
 )
-def test_a_feed_gives_each_row_the_numbers_of_its_own_step(kind, width):
-    feed = NoiseFeed(Draws(kind, width), 16, torch.device("cpu"))
+def test_a_feed_gives_each_row_the_numbers_of_its_own_step(kind, width, ahead):
+    feed = NoiseFeed(Draws(kind, width), 16, CPU, ahead=ahead)
     rows = [source(sample=s) for s in range(3)]
+    feed.begin([0, 1, 2], rows)
 
     def expected(row, step):
-        block, offset = divmod(step, BLOCK)
-        normal = kind is Randomness.NORMAL
-        numbers = row.normal(block, width) if normal else row.uniform(block, width=width)
-        return torch.from_numpy(np.asarray(numbers[offset]))
+        if kind is Randomness.NORMAL:
+            return row.normals(step + 1, width)[step]
+        drawn_W = row.uniforms(step + 1, width)[step]
+        return drawn_W[0] if width == 1 else drawn_W
 
-    for base in (0, 5, BLOCK - 1, BLOCK, 3 * BLOCK + 2):
-        steps = [base, base + 7, base + 20]
-        drawn = feed.read(rows, steps, 16)
+    def check(steps):
+        drawn = feed.read(torch.tensor(steps))
         assert drawn is not None
-        for index, (row, step) in enumerate(zip(rows, steps, strict=True)):
-            assert torch.equal(drawn[index], expected(row, step))
+        for row, step, numbers in zip(rows, steps, drawn, strict=True):
+            assert torch.equal(numbers, expected(row, step))
+
+    for base in (0, 5, 6, AHEAD - 1, AHEAD, 3 * AHEAD + 2, 0):
+        check([base, base + 7, base + 20])
     feed.move(2, 0)
-    moved = feed.read([rows[2]], [steps[2]], 16)
-    assert moved is not None
-    assert torch.equal(moved[0], expected(rows[2], steps[2]))
+    rows[0] = rows[2]
+    check([20, 8, 21])
+    rows[1] = source(doc_id=5)
+    feed.begin([1], [rows[1]])
+    check([21, 0, 22])
 
 
 def test_a_mode_without_randomness_reads_nothing():
-    feed = NoiseFeed(Draws(Randomness.NONE), 16, torch.device("cpu"))
-    assert feed.read([source()], [0], 16) is None
+    feed = NoiseFeed(Draws(Randomness.NONE), 16, CPU)
+    feed.begin([0], [source()])
+    assert feed.read(torch.tensor([0])) is None

@@ -12,7 +12,7 @@ from tiny import tiny_lm
 
 from softeval.decoding.decoder import Decoder, Question
 from softeval.decoding.replay import CHANGES, Surroundings, closing
-from softeval.decoding.rows import Limits
+from softeval.model.stopping import Limits
 from softeval.modes import MODES, get_mode
 from softeval.records import Generation, SampleKey, StopReason
 
@@ -161,7 +161,7 @@ def test_a_cut_keeps_a_prefix_and_goes_on_as_at_the_cap(name, kept):
     lm, mode = tiny_lm(), MODES["soft_sample"]
     limits = Limits(12, 4)
     whole = Decoder(lm, mode, limits, seed=SEED, keep_inputs=True).run(questions(lm))
-    cots = {g.key: g for g in whole if len(g.shadow_ids) == 12}
+    cots = {g.key: g for g in whole if g.stop_reason is StopReason.LENGTH}
     assert cots
     around = Surroundings(lm, mode, SEED)
     for cot in cots.values():

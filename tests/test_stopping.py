@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 from tiny import tiny_tokenizer
 
-from softeval.decoding.randomness import SampleRandomness
-from softeval.decoding.rows import Limits, Row
-from softeval.model.stopping import ANSWER_PREFIX, Stopper
+from softeval.decoding.rows import Row
+from softeval.model.stopping import ANSWER_PREFIX, Limits, Stopper
 from softeval.records import AnswerStop, SampleKey, StopReason
 
 REAL = ["qwen2.5", "llama-3.2-instruct"]
@@ -121,7 +120,7 @@ def test_an_answer_is_cut_at_the_brace_that_closes_the_box(stopper, text, conten
 
 def new_row() -> Row:
     key = SampleKey("t", 0, 0)
-    return Row(key, (5, 6), SampleRandomness(0, key))
+    return Row(key, (5, 6))
 
 
 def beginnings(tokens):

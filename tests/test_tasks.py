@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from softeval.decoding.rows import Limits
 from softeval.errors import UserError
 from softeval.lmeval import TASKS_DIR, load_tasks, task_manager
 from softeval.lmeval.arguments import read_arguments
 from softeval.lmeval.requests import ROW, GenText
+from softeval.model.stopping import Limits
 from softeval.modes import get_mode
 from softeval.options import GenerationOptions
 from softeval.records import ScoreTuple

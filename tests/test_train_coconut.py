@@ -16,10 +16,10 @@ from torch.nn.functional import cross_entropy
 from train_cases import STAGED, directional_derivative, run, tiny_config, tiny_gpt2, tiny_lm
 
 from softeval.decoding.decoder import Decoder, Question
-from softeval.decoding.rows import Limits
 from softeval.errors import UserError
 from softeval.model.language_model import LanguageModel
 from softeval.model.output_head import output_head
+from softeval.model.stopping import Limits
 from softeval.modes import Seen, Taken, get_mode
 from softeval.modes.coconut import Coconut, forget_alignment
 from softeval.processes import Processes

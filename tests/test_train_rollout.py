@@ -12,8 +12,8 @@ import torch
 from train_cases import made_generation, relative_distance, tiny_config, tiny_lm
 
 from softeval.decoding.decoder import Decoder
-from softeval.decoding.rows import Limits
 from softeval.model.output_head import output_head
+from softeval.model.stopping import Limits
 from softeval.modes import get_mode
 from softeval.processes import Processes
 from softeval.tasks.data import DatasetSource, Origin

@@ -37,7 +37,7 @@ from softeval.trainers.learners.stages import NEUTRAL, Curriculum, check_stages,
 CURRICULUM = "coconut"
 """The method that learns from worked solutions, stage by stage, not from rewards."""
 if TYPE_CHECKING:
-    from softeval.decoding.rows import Limits
+    from softeval.model.stopping import Limits
 
 METHODS = ("hard", "soft", "fuzzy")
 """The paper's methods: each trains with the sampled mode of the family of that name."""
@@ -310,7 +310,7 @@ class TrainConfig(ModelOptions):
     @property
     def limits(self) -> Limits:
         """Caps on CoT and answer."""
-        from softeval.decoding.rows import Limits
+        from softeval.model.stopping import Limits
 
         return Limits(self.cot_cap, self.max_answer_tokens)
 

@@ -118,7 +118,7 @@ def collate(
         drawn = [
             SampleRandomness(seed, g.key).normals(len(g.shadow_ids), draws.width) for g in rollouts
         ]
-        drawn_NX = torch.from_numpy(np.concatenate(drawn)).to(device)
+        drawn_NX = torch.cat(drawn).to(device)
     return Batch(
         ids_BT=torch.from_numpy(ids_BT).to(device),
         cot=choices(ids_BT, cot_starts, [len(g.shadow_ids) for g in rollouts], device),

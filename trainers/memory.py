@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from softeval.decoding.rows import check_context
 from softeval.errors import UserError
 from softeval.model.checkpoint import read_config, torch_device
 from softeval.model.feeding import tiled
 from softeval.model.language_model import BUNDLED_CHECKPOINT, LanguageModel
 from softeval.model.output_head import CHUNK_ELEMENTS
+from softeval.model.stopping import check_context
 from softeval.model.weights import meta_model
 from softeval.trainers.config import TrainConfig
 from softeval.trainers.meta_model import position_bytes, saved_bytes, tensors_of

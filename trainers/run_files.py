@@ -23,6 +23,7 @@ from typing import Any
 from softeval.display import Screen, duration
 from softeval.errors import UserError
 from softeval.files import LOCK, beside, write_bytes, write_json
+from softeval.records import RANDOM_NUMBERS
 from softeval.runs.rundir import differing_fields
 from softeval.scoring.judge import Rules, rules_name
 from softeval.trainers.checkpoints import TrainingRecord
@@ -38,6 +39,7 @@ BEST = "best"
 LAST = "last"
 COSMETIC_FIELDS = {
     "self_check",
+    "graphs",
     "output_path",
     "data_dir",
     "include_path",
@@ -63,7 +65,8 @@ def identity_of(config: TrainConfig) -> dict[str, Any]:
     """What must agree when a run is continued: all fields but those that change no number."""
     fields = config.model_dump(mode="json", exclude=COSMETIC_FIELDS)
     rules = rules_name(Rules(config.scorer))
-    return {**fields, "score_error": config.soft_score_error, "scorer": rules}
+    drawn = {"random_numbers": RANDOM_NUMBERS}
+    return {**fields, **drawn, "score_error": config.soft_score_error, "scorer": rules}
 
 
 def open_directory(
@@ -340,6 +343,7 @@ def _with_former_defaults(identity: Mapping[str, Any]) -> dict[str, Any]:
     """An identity with what runs did before they recorded it."""
     noisy = identity.get("method") != "hard"
     former = {"score_error": "recomputed"} if noisy else {}
+    former |= {"random_numbers": "numpy"}
     return former | {"scorer": "math-verify", "curriculum": {}} | dict(identity)
 
 

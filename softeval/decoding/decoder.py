@@ -13,21 +13,22 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from softeval.decoding.randomness import NoiseFeed, SampleRandomness, Stream
-from softeval.decoding.rows import Limits, Row, check_context
+from softeval.decoding.randomness import AHEAD, NoiseFeed, SampleRandomness, Stream
+from softeval.decoding.rows import Row
 from softeval.decoding.state import NOT_FINITE, Phase, State, advance, holds, new_state
 from softeval.decoding.trace import Trace, measure
 from softeval.errors import UserError
 from softeval.model.batch_size import auto_batch_size
-from softeval.model.feeding import Prefilled, RowFeeder, tiled
+from softeval.model.feeding import Prefilled, Replays, RowFeeder, tiled
 from softeval.model.language_model import LanguageModel
-from softeval.model.layers import has_states
 from softeval.model.output_head import output_head
+from softeval.model.stopping import Limits, check_context
 from softeval.modes import Draws, Mode, Randomness, Seen, Step, invert_cdf
 from softeval.records import Generation, SampleKey, StopReason
 
@@ -47,6 +48,10 @@ class Question:
         return [SampleKey(self.task, self.doc_id, sample) for sample in self.samples]
 
 
+LOOK_EVERY = 8
+"""Passes between two looks of the host, where passes are captured."""
+
+
 class Decoder:
     """Runs questions through one checkpoint and one mode.
 
@@ -61,8 +66,9 @@ class Decoder:
         record_top: how many of the mixture's largest entries to record at each position.
         keep_inputs: keep the vectors that were fed.
         given: CoTs, with what was fed, that these samples take instead of thinking their own.
-        look_every: passes between two looks of the host at what was decoded. It never changes a
-            result; with recurrent layers it is 1, since a row that waits would go on in them.
+        look_every: passes between two looks of the host at what was decoded; None chooses 8 where
+            passes are captured, else 1. It never changes a result; it is 1 where a row that waits
+            would go on all the same, as with recurrent layers.
     """
 
     def __init__(
@@ -77,7 +83,7 @@ class Decoder:
         record_top: int = 0,
         keep_inputs: bool = False,
         given: Mapping[SampleKey, Generation] | None = None,
-        look_every: int = 1,
+        look_every: int | None = None,
     ) -> None:
         _check_limits(limits, batch_size)
         self.lm = lm
@@ -89,7 +95,7 @@ class Decoder:
         self.record_top = record_top
         self.keep_inputs = keep_inputs
         self.given = given or {}
-        self.look_every = 1 if has_states(lm.model.config) else look_every
+        self.look_every = look_every
         self.stopper = lm.stopper
         self.head = output_head(lm) if mode.needs_head else None
 
@@ -145,9 +151,15 @@ class _Batch:
         self._feeder = RowFeeder(lm.model, size, longest)
         self._prompt: tuple[Question, Prefilled] | None = None
         passed = tiled(size)
-        self._noise = NoiseFeed(mode.draws(lm.embedding), passed, lm.device)
         answers = Draws(Randomness.UNIFORM if decoder.answer_temperature else Randomness.NONE)
-        self._answer_noise = NoiseFeed(answers, passed, lm.device, Stream.ANSWER)
+        self._replays = Replays(lm.device, wanted=lm.graphs and self._feeder.repeats)
+        usual = LOOK_EVERY if self._replays.captures else 1
+        self._look_every = (decoder.look_every or usual) if self._feeder.repeats else 1
+        ahead = AHEAD if self._look_every == 1 else 0
+        self._noise, self._answer_noise = (
+            NoiseFeed(draws, passed, lm.device, stream, ahead)
+            for draws, stream in ((mode.draws(lm.embedding), Stream.COT), (answers, Stream.ANSWER))
+        )
         given = [len(g.shadow_ids) for g in decoder.given.values()]
         forced = lm.stopper.longest_prefill + max(given, default=0)
         caps = (limits.max_cot_tokens, limits.max_answer_tokens, forced)
@@ -169,6 +181,9 @@ class _Batch:
             self._begin(places, question)
             for place, sample in zip(places, samples, strict=True):
                 self.rows[place] = self._row(place, question, sample)
+            random = [SampleRandomness(self.decoder.seed, self.rows[p].key) for p in places]
+            self._noise.begin(places, random)
+            self._answer_noise.begin(places, random)
             self._longest = max(self._longest, len(question.prompt_ids) - 1)
 
     def _prefilled(self, question: Question) -> Prefilled:
@@ -198,7 +213,7 @@ class _Batch:
     def _row(self, place: int, question: Question, sample: int) -> Row:
         decoder = self.decoder
         key = SampleKey(question.task, question.doc_id, sample)
-        row = Row(key, question.prompt_ids, SampleRandomness(decoder.seed, key))
+        row = Row(key, question.prompt_ids)
         if (given := decoder.given.get(key)) is not None:
             row.end_cot(given.shadow_ids.tolist(), given.stop_reason, decoder.stopper)
             self._force(place, (*row.cot_ids, *row.prefill_ids), given.inputs)
@@ -221,30 +236,36 @@ class _Batch:
     def step(self) -> list[Generation]:
         """Let rows go on until the host looks; those that have ended leave."""
         with torch.inference_mode():
-            for _ in range(self.decoder.look_every):
+            for _ in range(self._look_every):
                 self._pass()
             return self._look()
 
     def _pass(self) -> None:
         """Feed each row one vector and let it choose the next."""
-        lm = self.decoder.lm
-        state = self._state.first(tiled(1 + max(self.rows)))
-        shown = self._feeder.step(state.fed_BD, state.position_B, self._longest)
-        logits_NV = lm.logits(shown.logits_NW)
-        seen = Seen(logits_NV, lm.embedding, shown.hidden_ND, self.decoder.head)
-        step = self._think(seen, state) if self._anyone(Phase.COT) else None
-        answer_N = self._answer_tokens(logits_NV, state) if self._anyone(Phase.ANSWER) else None
-        advance(state, step, answer_N, self._holds, lm.embedding)
+        rows, slots = self._feeder.bucket(1 + max(self.rows), self._longest + 1)
+        thinks, answers = self._anyone(Phase.COT), self._anyone(Phase.ANSWER)
+        work = partial(self._work, rows, slots, thinks=thinks, answers=answers)
+        self._replays.run((rows, slots, thinks, answers), work)
         self._longest += 1
 
-    def _anyone(self, phase: Phase) -> bool:
+    def _work(self, rows: int, slots: int, *, thinks: bool, answers: bool) -> None:
+        """One pass over the first rows and slots: nothing in it asks the host, all shapes are fixed."""
+        lm, state = self.decoder.lm, self._state.first(rows)
+        shown = self._feeder.step(state.fed_BD, state.position_B, slots)
+        logits_NV = lm.logits(shown.logits_NW)
+        seen = Seen(logits_NV, lm.embedding, shown.hidden_ND, self.decoder.head)
+        step = self._think(seen, state) if thinks else None
+        answer_N = self._answer_tokens(logits_NV, state) if answers else None
+        advance(state, step, answer_N, self._holds, lm.embedding)
+
+    def _anyone(self, phase: int) -> bool:
         """Whether a row may be in a phase; between two looks any row may be."""
-        return self.decoder.look_every > 1 or any(row.phase == phase for row in self.rows.values())
+        return self._look_every > 1 or any(row.phase == phase for row in self.rows.values())
 
     def _think(self, seen: Seen, state: State) -> Step:
         """A CoT step for all rows at once; recorded for those in their CoT."""
         mode, logits_NV = self.decoder.mode, seen.logits_NV
-        drawn = self._drawn(self._noise, state.cot_len_B)
+        drawn = self._noise.read(state.cot_len_B)
         probs_NV = mode.probs(seen)
         step = mode.step(seen, probs_NV, drawn, state.thought_B)
         measures = measure(logits_NV, probs_NV, mode.is_plain)
@@ -258,15 +279,10 @@ class _Batch:
         largest_N = logits_NV.gather(-1, greedy_N[:, None])[:, 0]
         if temperature == 0:
             return _if_finite(greedy_N, largest_N)
-        uniform_N = self._drawn(self._answer_noise, state.answer_len_B)
+        uniform_N = self._answer_noise.read(state.answer_len_B)
         assert uniform_N is not None
         sampled_N = invert_cdf((logits_NV.float() / temperature).softmax(-1), uniform_N)
         return _if_finite(sampled_N, largest_N)
-
-    def _drawn(self, noise: NoiseFeed, steps_N: Tensor) -> Tensor | None:
-        idle = SampleRandomness(0, SampleKey("", 0, 0))
-        rows = [self.rows[p].random if p in self.rows else idle for p in range(len(steps_N))]
-        return noise.read(rows, steps_N.tolist(), len(steps_N))
 
     def _look(self) -> list[Generation]:
         """Judge the rows that are held; take out those that have ended."""
@@ -315,7 +331,7 @@ class _Batch:
             if len(row.prefill_ids) == 1:
                 self._enter(place, Phase.ANSWER)
 
-    def _enter(self, place: int, phase: Phase) -> None:
+    def _enter(self, place: int, phase: int) -> None:
         self._state.phase_B[place] = phase
         self.rows[place].phase = phase
 

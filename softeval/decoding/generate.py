@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from softeval.decoding.decoder import Decoder, Question
-from softeval.decoding.rows import Limits
 from softeval.errors import UserError
 from softeval.model.language_model import LanguageModel
+from softeval.model.stopping import Limits
 from softeval.modes import Mode, get_mode
 from softeval.records import Generation
 

@@ -18,7 +18,7 @@ from softeval.decoding.kl import exact_kl
 from softeval.decoding.randomness import SampleRandomness, Stream
 from softeval.decoding.replay import closing
 from softeval.errors import UserError
-from softeval.model.feeding import RowFeeder, Shown, tiled
+from softeval.model.feeding import RowFeeder, Shown
 from softeval.model.language_model import LanguageModel
 from softeval.model.output_head import output_head
 from softeval.modes import Mode, Seen
@@ -90,12 +90,8 @@ def next_tokens(lm: LanguageModel, mode: Mode, cot: Generation, seed: int, most:
 
 def _step(lm: LanguageModel, feeder: RowFeeder, fed_ND: Tensor, positions: list[int]) -> Shown:
     """What is seen of the rows in use, over the ids that the tokenizer knows."""
-    rows, idle = len(fed_ND), tiled(len(fed_ND)) - len(fed_ND)
-    passed_ND = torch.cat([fed_ND, fed_ND.new_zeros(idle, fed_ND.shape[1])])
-    positions_N = torch.tensor([*positions, *[0] * idle], device=fed_ND.device)
-    shown = feeder.step(passed_ND, positions_N, max(positions))
-    hidden_ND = None if shown.hidden_ND is None else shown.hidden_ND[:rows]
-    return Shown(lm.logits(shown.logits_NW)[:rows], hidden_ND)
+    shown = feeder.feed(fed_ND, positions)
+    return Shown(lm.logits(shown.logits_NW), shown.hidden_ND)
 
 
 def _mixtures(lm: LanguageModel, mode: Mode, shown: Shown) -> Tensor:

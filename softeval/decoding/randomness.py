@@ -1,19 +1,20 @@
-"""Random numbers keyed by (seed, task, question, sample, step).
+"""Random numbers keyed by (seed, task, question, sample, step, element).
 
-A sample's numbers come from a counter-based generator whose key is a hash of what names the sample
-and whose counter is the step. They depend on nothing else, so neither batch size, batch
-composition, order, number of processes nor a resume can change them. They are drawn on the CPU in
-every case, so they are also the same on every device.
+A counter-based generator: its key is a hash of what names the sample, its counter the step and the
+element. A number depends on nothing else, so neither batch size, batch composition, order, number
+of processes nor a resume can change it. The generator is integer arithmetic alone, so its words are
+the same on every device; logarithm and cosine of a normal may differ there in the last bit.
 
 The mode is deliberately not part of the key: soft_sample and fuzzy_sample see the same noise, which
 pairs their comparison.
 
-Shapes of the feed: B rows of the batch, N rows of a forward pass, W numbers of a step.
+Shapes: B rows of the batch, N rows of a pass or steps of a sample, W numbers of a step.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from enum import IntEnum
 
@@ -24,8 +25,10 @@ from torch import Tensor
 from softeval.modes import Draws, Randomness
 from softeval.records import SampleKey
 
-BLOCK = 16
-"""Steps drawn at once; a block's numbers depend on its index alone."""
+AHEAD = 16
+"""Steps drawn at once where a pass is a few small operations and drawing would be as many again."""
+ROUNDS = 10
+_WORD = 0xFFFFFFFF
 
 
 class Stream(IntEnum):
@@ -38,43 +41,87 @@ class Stream(IntEnum):
     STEPS = 4
 
 
+def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]:
+    """Four 32-bit words, as int64, of Philox4x32-10 (Salmon et al. 2011, Random123).
+
+    Args:
+        counter: four words.
+        key: two words.
+    """
+    (a, b, c, d), (k, m) = counter, key
+    for _ in range(ROUNDS):
+        p, q = a * 0xD2511F53, c * 0xCD9E8D57  # wraps around, and the 64 bits are right
+        a, b, c, d = ((q >> 32) & _WORD) ^ b ^ k, q & _WORD, ((p >> 32) & _WORD) ^ d ^ m, p & _WORD
+        k, m = (k + 0x9E3779B9) & _WORD, (m + 0xBB67AE85) & _WORD
+    return [a, b, c, d]
+
+
+def words(keys_N3: Tensor, steps_N: Tensor, width: int, stream: Stream) -> Tensor:
+    """(N, width) 32-bit words, as int64, of each row at its own step.
+
+    Args:
+        keys_N3: from `SampleRandomness.key`.
+        steps_N: steps.
+        width: W.
+        stream: what the numbers are for.
+    """
+    element_C = torch.arange(-(-width // 4), device=keys_N3.device)
+    step_N1 = steps_N[:, None].expand(-1, len(element_C))
+    key_N1, more_N1, rest_N1 = keys_N3.unsqueeze(1).unbind(-1)
+    counter = (element_C.expand_as(step_N1), step_N1, torch.full_like(step_N1, stream), rest_N1)
+    return torch.stack(philox(counter, (key_N1, more_N1)), -1).flatten(1)[:, :width]
+
+
+def normals(keys_N3: Tensor, steps_N: Tensor, width: int, stream: Stream = Stream.COT) -> Tensor:
+    """(N, width) float32 standard normals, two of each pair of uniforms (Box and Muller)."""
+    pairs_NC2 = words(keys_N3, steps_N, width + width % 2, stream).unflatten(1, (-1, 2))
+    radius_NC, turn_NC = ((pairs_NC2.float() + 0.5) * 2.0**-32).unbind(-1)
+    radius_NC, turn_NC = (-2 * radius_NC.log()).sqrt(), 2 * math.pi * turn_NC
+    both_NC2 = torch.stack([radius_NC * turn_NC.cos(), radius_NC * turn_NC.sin()], -1)
+    return both_NC2.flatten(1)[:, :width]
+
+
+def uniforms(keys_N3: Tensor, steps_N: Tensor, width: int, stream: Stream = Stream.COT) -> Tensor:
+    """(N, width) float64 uniforms in [0, 1), multiples of 2^-53."""
+    high_NW, low_NW = words(keys_N3, steps_N, 2 * width, stream).unflatten(1, (-1, 2)).unbind(-1)
+    return ((high_NW >> 5) * 2**26 + (low_NW >> 6)).double() * 2.0**-53
+
+
 class SampleRandomness:
     """The random numbers of one sample."""
 
     def __init__(self, seed: int, key: SampleKey) -> None:
         name = f"{seed}|{key.task}|{key.doc_id}|{key.sample}"
         digest = hashlib.sha256(name.encode()).digest()
-        self._key = np.frombuffer(digest[:16], dtype=np.uint64)
+        self.key = tuple(int.from_bytes(digest[at : at + 4], "little") for at in (0, 4, 8))
 
-    def normal(self, block: int, width: int, stream: Stream = Stream.COT) -> np.ndarray:
-        """(BLOCK, width) float32 standard normals for steps block·BLOCK and following."""
-        return self._generator(block, stream).standard_normal((BLOCK, width), dtype=np.float32)
+    def normals(self, steps: int, width: int, stream: Stream = Stream.COT) -> Tensor:
+        """(steps, width) float32 standard normals of the first steps."""
+        return normals(*self._rows(steps), width, stream)
 
-    def normals(self, steps: int, width: int) -> np.ndarray:
-        """(steps, width) float32 standard normals of a CoT from its first step on."""
-        blocks = [self.normal(block, width) for block in range(-(-steps // BLOCK))]
-        return np.concatenate(blocks)[:steps] if blocks else np.empty((0, width), np.float32)
-
-    def uniform(self, block: int, stream: Stream = Stream.COT, width: int = 1) -> np.ndarray:
-        """(BLOCK, width) float64 uniforms in [0, 1) for steps block·BLOCK and following.
-
-        (BLOCK,) for a width of 1.
-        """
-        shape = (BLOCK, width) if width > 1 else BLOCK
-        return self._generator(block, stream).random(shape)
+    def uniforms(self, steps: int, width: int = 1, stream: Stream = Stream.COT) -> Tensor:
+        """(steps, width) float64 uniforms in [0, 1) of the first steps."""
+        return uniforms(*self._rows(steps), width, stream)
 
     def order(self, steps: int, stream: Stream) -> np.ndarray:
         """(steps,) the numbers 0, 1, … in an order of chance."""
-        drawn = self.uniform(0, stream, width=-(-steps // BLOCK)).ravel()[:steps]
-        return drawn.argsort(kind="stable")
+        return self.uniforms(steps, stream=stream)[:, 0].argsort(stable=True).numpy()
 
-    def _generator(self, block: int, stream: Stream) -> np.random.Generator:
-        counter = np.array([0, block, int(stream), 0], dtype=np.uint64)
-        return np.random.Generator(np.random.Philox(key=self._key, counter=counter))
+    def _rows(self, steps: int) -> tuple[Tensor, Tensor]:
+        return torch.tensor(self.key).expand(steps, -1), torch.arange(steps)
 
 
 class NoiseFeed:
-    """Buffers of (B, BLOCK, W) numbers, or (B, BLOCK) uniforms where W is 1, refilled row by row."""
+    """What the rows of a batch draw at each step.
+
+    Args:
+        draws: kind and width of a step's numbers.
+        batch: B.
+        device: of the numbers.
+        stream: what they are for.
+        ahead: steps drawn at once; 0 draws each step's when it is asked for, which asks the host
+            for nothing.
+    """
 
     def __init__(
         self,
@@ -82,45 +129,69 @@ class NoiseFeed:
         batch: int,
         device: torch.device,
         stream: Stream = Stream.COT,
+        ahead: int = AHEAD,
     ) -> None:
-        kind, width = self._kind, self._width = draws
+        self._draws = draws
         self._stream = stream
-        self._filled: list[tuple[SampleRandomness, int] | None] = [None] * batch
-        flat = kind is Randomness.UNIFORM and width == 1
-        shape = (batch, BLOCK) if flat else (batch, BLOCK, width)
-        dtype = torch.float32 if kind is Randomness.NORMAL else torch.float64
-        if kind is not Randomness.NONE:
-            # Double precision is not to be had on every accelerator; uniforms stay on the host.
-            self._buffer = torch.zeros(shape, dtype=dtype, device=_home(kind, device))
+        self._ahead = ahead
         self._device = device
+        self._keys_B3 = torch.zeros(batch, 3, dtype=torch.long, device=_home(device))
+        self._first_B = torch.full((batch,), -AHEAD, device=_home(device))
+        self._drawn_BAW: Tensor | None = None
 
-    def read(
-        self, rows: Sequence[SampleRandomness], steps: Sequence[int], tiled: int
-    ) -> Tensor | None:
-        """(tiled, W) or (tiled,) numbers of each row at its own step; None where none are used."""
-        if self._kind is Randomness.NONE:
-            return None
-        for index, (random, step) in enumerate(zip(rows, steps, strict=True)):
-            if self._filled[index] != (random, step // BLOCK):
-                self._fill(index, random, step // BLOCK)
-        offsets = [step % BLOCK for step in steps] + [0] * (tiled - len(steps))
-        picked = self._buffer[torch.arange(tiled), torch.tensor(offsets)]
-        return picked.to(self._device)
+    def begin(self, places: Sequence[int], rows: Sequence[SampleRandomness]) -> None:
+        """Let samples take places of the batch."""
+        self._keys_B3[list(places)] = torch.tensor([row.key for row in rows]).to(self._keys_B3)
+        self._first_B[list(places)] = -AHEAD
 
     def move(self, source: int, target: int) -> None:
-        """Move a row's block."""
-        if self._kind is not Randomness.NONE:
-            self._buffer[target] = self._buffer[source]
-            self._filled[target] = self._filled[source]
+        """Move a row."""
+        for part in (self._keys_B3, self._first_B, self._drawn_BAW):
+            if part is not None:
+                part[target] = part[source]
 
-    def _fill(self, index: int, random: SampleRandomness, block: int) -> None:
-        if self._kind is Randomness.NORMAL:
-            numbers = random.normal(block, self._width, self._stream)
-        else:
-            numbers = random.uniform(block, self._stream, self._width)
-        self._buffer[index] = torch.from_numpy(numbers)
-        self._filled[index] = (random, block)
+    def read(self, steps_N: Tensor) -> Tensor | None:
+        """(N, W) numbers of the first N rows at their steps, (N,) uniforms where W is 1.
+
+        None where none are used.
+        """
+        if self._draws.kind is Randomness.NONE:
+            return None
+        steps_N = steps_N.to(self._keys_B3.device)
+        drawn_NW = (
+            self._buffered(steps_N) if self._ahead else self._now(steps_N, slice(len(steps_N)))
+        )
+        if self._draws.kind is Randomness.UNIFORM and self._draws.width == 1:
+            drawn_NW = drawn_NW[:, 0]
+        return drawn_NW.to(self._device)
+
+    def _now(self, steps_N: Tensor, rows: slice | Tensor) -> Tensor:
+        draw = normals if self._draws.kind is Randomness.NORMAL else uniforms
+        return draw(self._keys_B3[rows], steps_N, self._draws.width, self._stream)
+
+    def _buffered(self, steps_N: Tensor) -> Tensor:
+        """The same from a buffer; who has used up its part lets all rows draw anew."""
+        at_N = steps_N - self._first_B[: len(steps_N)]
+        lacks_N = (at_N < 0) | (at_N >= self._ahead)
+        if lacks_N.any():
+            everyone = bool((at_N == self._ahead).any())
+            self._refill(steps_N, torch.ones_like(lacks_N) if everyone else lacks_N)
+            at_N = steps_N - self._first_B[: len(steps_N)]
+        assert self._drawn_BAW is not None
+        return self._drawn_BAW[torch.arange(len(at_N)), at_N]
+
+    def _refill(self, steps_N: Tensor, chosen_N: Tensor) -> None:
+        rows = chosen_N.nonzero()[:, 0]
+        first_R = steps_N[rows]
+        steps = (first_R[:, None] + torch.arange(self._ahead)).flatten()
+        drawn = self._now(steps, rows.repeat_interleave(self._ahead))
+        if self._drawn_BAW is None:
+            shape = (len(self._keys_B3), self._ahead, drawn.shape[-1])
+            self._drawn_BAW = drawn.new_zeros(shape)
+        self._drawn_BAW[rows] = drawn.unflatten(0, (-1, self._ahead))
+        self._first_B[rows] = first_R
 
 
-def _home(kind: Randomness, device: torch.device) -> torch.device:
-    return device if kind is Randomness.NORMAL else torch.device("cpu")
+def _home(device: torch.device) -> torch.device:
+    """Where numbers are made: not every accelerator has the double precision of uniforms."""
+    return device if device.type == "cuda" else torch.device("cpu")

@@ -66,7 +66,7 @@ def noise_only(cot: Generation, around: Surroundings) -> Generation | None:
     width = around.lm.embedding.width
     normal_TD = SampleRandomness(around.seed, cot.key).normals(len(inputs_TD), width)
     noise_TD = torch.zeros_like(inputs_TD, dtype=torch.float32)
-    noise_TD[:, :width] = sigma * torch.from_numpy(normal_TD)
+    noise_TD[:, :width] = sigma * normal_TD
     body = len(inputs_TD) - closing(cot, around.lm.stopper)
     return replace(cot, inputs=torch.cat([noise_TD[:body].to(inputs_TD), inputs_TD[body:]]))
 
@@ -86,7 +86,7 @@ def donor(cot: Generation, around: Surroundings) -> Generation | None:
     others = [o for o in around.others if o.key.doc_id != key.doc_id and o.key.sample == key.sample]
     if not others:
         return None
-    drawn = SampleRandomness(around.seed, key).uniform(0, Stream.DONOR)[0]
+    drawn = SampleRandomness(around.seed, key).uniforms(1, stream=Stream.DONOR).item()
     given = sorted(others, key=lambda o: o.key.doc_id)[int(drawn * len(others))]
     return replace(given, key=key, prompt_ids=cot.prompt_ids)
 

@@ -11,7 +11,6 @@ D width, V vocabulary. Columns T, A and Q exist, too: rows that write nothing wr
 
 from __future__ import annotations
 
-from enum import IntEnum
 from typing import NamedTuple
 
 import torch
@@ -24,7 +23,7 @@ NOT_FINITE = -1
 """Stands in for the token of a row whose logits hold NaN or infinity."""
 
 
-class Phase(IntEnum):
+class Phase:
     """What a row does with the logits of a pass."""
 
     IDLE = 0

@@ -80,7 +80,9 @@ def loaded_model(pretrained: str | LanguageModel, options: ModelOptions) -> Lang
         return pretrained
     names = ("dtype", "logits_dtype", "revision", "trust_remote_code", "self_check")
     how = {name: getattr(options, name) for name in names}
-    return load_model(str(pretrained), device=device_here(options.device), **how)
+    lm = load_model(str(pretrained), device=device_here(options.device), **how)
+    lm.graphs = options.graphs
+    return lm
 
 
 def device_here(device: str) -> str:

@@ -22,16 +22,16 @@ from softeval.model.layers import (
     StateLayer,
     check_layer_kinds,
     has_attention,
+    rounded_slots,
     row_layers,
-    slots_for,
 )
 
 
 class SlotCache(Cache):
-    """All layers of a batch of rows."""
+    """All layers of a batch of rows, with room for at least `fewest` slots from the start."""
 
-    def __init__(self, config: Any, batch: int) -> None:
-        window = self.window = RowWindow()
+    def __init__(self, config: Any, batch: int, fewest: int = 0) -> None:
+        window = self.window = RowWindow(fewest)
         super().__init__(layers=row_layers(config, window, batch))  # type: ignore[arg-type]
         # No `self` in there: a circle would keep all keys and values until Python looks for circles.
         self.layer_class_to_replicate = lambda: SlotLayer(window, batch)  # type: ignore[assignment]
@@ -43,15 +43,15 @@ class SlotCache(Cache):
 
     def fill(self, rows: Sequence[int], prompt: Cache, length: int) -> None:
         """Give several rows the same prefilled prompt."""
-        self.window.slots = max(self.window.slots, slots_for(length))
+        self.window.slots = max(self.window.slots, rounded_slots(length + 1))
         while len(self.layers) < len(prompt.layers):
             self.layers.append(self.layer_class_to_replicate())  # type: ignore[misc]
         for layer, filled in zip(self.layers, prompt.layers, strict=True):
             layer.fill(rows, filled)  # type: ignore[union-attr]
 
-    def point(self, positions_N: Tensor, longest: int) -> None:
-        """Aim the next pass at rows 0…N-1, whose new token stands at `positions_N`."""
-        self.window.point(positions_N, longest)
+    def point(self, positions_N: Tensor, slots: int) -> None:
+        """Aim the next pass at rows 0…N-1, whose new token stands at `positions_N` below `slots`."""
+        self.window.point(positions_N, slots)
         for layer in self.layers:
             layer.aim()  # type: ignore[union-attr]
 

@@ -9,7 +9,8 @@ Shapes: B rows of the batch, N rows in use, P prompt length, D width, W rows of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -17,9 +18,20 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from softeval.errors import UserError
 from softeval.model.cache import SlotCache, Visibility
-from softeval.model.layers import memory_argument, prompt_cache, tiled
+from softeval.model.layers import (
+    ROW_TILE,
+    has_states,
+    memory_argument,
+    prompt_cache,
+    rounded_slots,
+    tiled,
+)
 from softeval.model.mends import long_factors, long_rope_limit
+
+CUDA_SLOTS = 256
+"""Slots on CUDA are rounded up to a multiple of this."""
 
 
 class Prefilled(NamedTuple):
@@ -54,9 +66,13 @@ class RowFeeder:
     def __init__(self, model: Any, batch: int, longest: int) -> None:
         self._model = model
         self._memory = memory_argument(model) or "past_key_values"
-        self._cache = SlotCache(model.config, tiled(batch))
+        self._batch = batch
+        on_cuda = model.device.type == "cuda"  # where a graph holds their addresses
+        fewest = rounded_slots(longest, CUDA_SLOTS) if on_cuda else 0
+        self._cache = SlotCache(model.config, tiled(batch), fewest)
         self._visibility = Visibility(model)
         self._bands = _KeyCountBands(model)
+        self._head = _Head(model)
         limit = long_rope_limit(model.config)
         self._crossing = None if limit is None or longest <= limit else _Crossing(limit, batch)
 
@@ -89,13 +105,28 @@ class RowFeeder:
         if self._crossing is not None:
             self._crossing.begin(rows, prefilled.inputs_PD)
 
-    def step(self, fed_ND: Tensor, positions_N: Tensor, longest: int) -> Shown:
+    @property
+    def repeats(self) -> bool:
+        """Whether a row may be fed the same vector at the same position twice without a trace."""
+        return self._crossing is None and not has_states(self._model.config)
+
+    def bucket(self, rows: int, positions: int) -> tuple[int, int]:
+        """The rows and slots of a pass over so many rows, none beyond so many positions.
+
+        Few different ones on CUDA, where each is captured for itself.
+        """
+        if self._model.device.type != "cuda":
+            return tiled(rows), rounded_slots(positions)
+        power = max(ROW_TILE, 1 << (rows - 1).bit_length())
+        return min(power, tiled(self._batch)), rounded_slots(positions, CUDA_SLOTS)
+
+    def step(self, fed_ND: Tensor, positions_N: Tensor, slots: int) -> Shown:
         """Feed each row one vector at its position.
 
         Args:
             fed_ND: vectors, with those of the tile's idle rows.
             positions_N: positions; 0 for an idle row.
-            longest: no position is beyond this one.
+            slots: no position is beyond so many.
 
         Returns:
             What is seen of N rows, the idle ones among them.
@@ -105,9 +136,8 @@ class RowFeeder:
                 again = self.prefill(self._crossing.cross(row))
                 assert again.cache is not None
                 self._cache.fill([row], again.cache, len(again.inputs_PD))
-        self._cache.point(positions_N, longest)
-        slots = self._cache.window.slots
-        with self._bands.at(positions_N, slots), _hidden_states(self._model) as hidden:
+        self._cache.point(positions_N, slots)
+        with self._bands.at(positions_N, slots):
             output = self._model(
                 inputs_embeds=fed_ND[:, None],
                 attention_mask=self._visibility.masks(positions_N[:, None], slots),
@@ -115,7 +145,17 @@ class RowFeeder:
                 use_cache=True,
                 **{self._memory: self._cache},
             )
-        return Shown(output.logits[:, -1], hidden[0][:, -1] if hidden else None)
+        hidden = self._head.take()
+        return Shown(output.logits[:, -1], None if hidden is None else hidden[:, -1])
+
+    def feed(self, fed_ND: Tensor, positions: Sequence[int]) -> Shown:
+        """`step` of as many rows as there are positions; what is seen of these."""
+        rows, slots = self.bucket(len(positions), max(positions) + 1)
+        places = [*positions, *[0] * (rows - len(positions))]
+        idle_ID = fed_ND.new_zeros(rows - len(positions), fed_ND.shape[1])
+        places_N = torch.tensor(places, device=fed_ND.device)
+        shown = self.step(torch.cat([fed_ND[: len(positions)], idle_ID]), places_N, slots)
+        return Shown(*(part if part is None else part[: len(positions)] for part in shown))  # type: ignore[arg-type]
 
     def move(self, source: int, target: int, length: int) -> None:
         """Move a row of `length` positions to another place of the batch."""
@@ -124,17 +164,69 @@ class RowFeeder:
             self._crossing.move(source, target)
 
 
-@contextmanager
-def _hidden_states(model: Any) -> Iterator[list[Tensor]]:
-    """Collects what the output head is given."""
-    given: list[Tensor] = []
-    hook = model.get_output_embeddings().register_forward_pre_hook(
-        lambda _, args: given.append(args[0])
-    )
-    try:
-        yield given
-    finally:
-        hook.remove()
+class Replays:
+    """Runs the same work again and again; on CUDA captured, a graph a bucket.
+
+    A decode step is some 1,400 small kernels; launched one by one from Python they take several
+    times as long as the device needs for them.
+
+    Args:
+        device: where the work is done; only on CUDA is it captured.
+        wanted: whether to capture at all.
+    """
+
+    def __init__(self, device: torch.device, *, wanted: bool = True) -> None:
+        self.captures = wanted and device.type == "cuda"
+        self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
+        self._pool = torch.cuda.graph_pool_handle() if self.captures else None
+
+    def run(self, bucket: Hashable, work: Callable[[], None]) -> None:
+        """Do the work, which for one bucket must be the same kernels on the same memory each time.
+
+        The first time as it is, so that everything is allocated and set up; then by its graph.
+
+        Raises:
+            UserError: work that asks the host for something, as routing by experts does.
+        """
+        if not self.captures or bucket not in self._graphs:
+            work()
+            self._graphs[bucket] = None
+            return
+        graph = self._graphs[bucket]
+        if graph is None:
+            graph = self._graphs[bucket] = self._captured(work)
+        graph.replay()
+
+    def _captured(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool):
+                work()
+        except RuntimeError as problem:
+            first = str(problem).splitlines()[0]
+            raise UserError(
+                f"this architecture's step cannot be captured ({first}); use --no-graphs"
+            ) from problem
+        return graph
+
+
+class _Head:
+    """Sees what the output head is given, as long as it lives."""
+
+    def __init__(self, model: Any) -> None:
+        last: list[Tensor] = []
+
+        def keep(_: Any, args: tuple[Tensor, ...]) -> None:
+            last[:] = args[:1]
+
+        self._last = last
+        hook = model.get_output_embeddings().register_forward_pre_hook(keep)
+        weakref.finalize(self, hook.remove)
+
+    def take(self) -> Tensor | None:
+        """What it was given last; None where the architecture goes without its head."""
+        return self._last.pop() if self._last else None
 
 
 class _Crossing:

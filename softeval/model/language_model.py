@@ -68,6 +68,7 @@ class LanguageModel:
         vocabulary: the ids that count, and how a text becomes ids.
         notes: what is done otherwise than the checkpoint's files say, a sentence each.
         self_check: whether it was tried that this model decodes rightly (`SelfCheck.status`).
+        graphs: capture decode steps on CUDA.
         batch_invariant: whether a row had the same bits alone and beside many; None if not tried.
     """
 
@@ -81,6 +82,7 @@ class LanguageModel:
     logits_dtype: LogitsDtype = LogitsDtype.MODEL
     notes: tuple[str, ...] = ()
     self_check: str = "skipped"
+    graphs: bool = True
     batch_invariant: bool | None = None
 
     @property

@@ -44,21 +44,22 @@ def tiled(rows: int) -> int:
 class RowWindow:
     """Which rows the next forward pass writes to, at which positions; shared by all layers."""
 
-    def __init__(self) -> None:
+    def __init__(self, fewest: int) -> None:
         self.rows = 0
         self.slots = 0
+        self.fewest = fewest
         self.positions_N: Tensor = torch.empty(0, dtype=torch.long)
 
-    def point(self, positions_N: Tensor, longest: int) -> None:
-        """Aim the next pass at rows 0…N-1, whose new token stands at `positions_N`."""
+    def point(self, positions_N: Tensor, slots: int) -> None:
+        """Aim the next pass at rows 0…N-1, whose new token stands at `positions_N` below `slots`."""
         self.rows = len(positions_N)
-        self.slots = slots_for(longest)
+        self.slots = slots
         self.positions_N = positions_N
 
 
-def slots_for(longest: int) -> int:
-    """Slots that are visible where the longest row's new token stands at position `longest`."""
-    return -(-(longest + 1) // SLOT_TILE) * SLOT_TILE
+def rounded_slots(positions: int, tile: int = SLOT_TILE) -> int:
+    """Slots that are visible where no row has more than so many positions."""
+    return -(-positions // tile) * tile
 
 
 class SlotLayer(CacheLayerMixin):
@@ -71,7 +72,7 @@ class SlotLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate as the first keys and values come by. Zeros: hidden slots must be finite."""
-        slots = self.window.slots
+        slots = max(self.window.slots, self.window.fewest)
         self.keys = key_states.new_zeros(
             self.batch, key_states.shape[1], slots, key_states.shape[-1]
         )

@@ -22,7 +22,7 @@ from torch import Tensor
 from softeval.errors import UserError
 from softeval.model.check_cache import CheckCache
 from softeval.model.embedding import InputEmbedding, input_embedding
-from softeval.model.feeding import RowFeeder, tiled
+from softeval.model.feeding import RowFeeder
 from softeval.model.mends import long_rope_limit, mend
 
 VERSION = 2
@@ -169,14 +169,13 @@ def _stepped(model: Any, rows: Sequence[Tensor]) -> list[Tensor]:
     starts = [len(row) - steps for row in rows]
     for index, (row_LD, start) in enumerate(zip(rows, starts, strict=True)):
         feeder.fill([index], feeder.prefill(row_LD[:start]))
-    fed_ND = rows[0].new_zeros(tiled(len(rows)), rows[0].shape[1])
+    fed_ND = rows[0].new_zeros(len(rows), rows[0].shape[1])
     found = []
     for step in range(steps):
         for index, (row_LD, start) in enumerate(zip(rows, starts, strict=True)):
             fed_ND[index] = row_LD[start + step]
-        positions = [start + step for start in starts]
-        places_N = torch.tensor(positions + [0] * (len(fed_ND) - len(rows)), device=fed_ND.device)
-        found.append(feeder.step(fed_ND, places_N, max(positions)).logits_NW[: len(rows)])
+        shown = feeder.feed(fed_ND, [start + step for start in starts])
+        found.append(shown.logits_NW)
     return list(torch.stack(found, 1))
 
 
@@ -227,9 +226,7 @@ def _same_bits(model: Any, embedding: InputEmbedding, max_length: int) -> bool:
     for rows in (1, MANY):
         feeder = RowFeeder(model, rows, length)
         feeder.fill(range(rows), feeder.prefill(row_LD[:-1]))
-        places_N = torch.zeros(tiled(rows), dtype=torch.long, device=fed_ND.device)
-        places_N[:rows] = length - 1
-        found.append(feeder.step(fed_ND[: tiled(rows)], places_N, length - 1).logits_NW[0])
+        found.append(feeder.feed(fed_ND, [length - 1] * rows).logits_NW[0])
     return torch.equal(*found)
 
 

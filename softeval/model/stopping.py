@@ -1,4 +1,4 @@
-"""When a CoT or an answer ends, and what is prefilled between them (paper appendix C).
+"""When a CoT or an answer ends, by its text or its caps, and what is prefilled between them (paper appendix C).
 
 Knows text and token ids, not tensors. The paper stops when the generated text ends with
 "The final answer is: ". With byte-pair vocabularies the space after the colon belongs to the next
@@ -9,11 +9,17 @@ space before the box.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from softeval.errors import UserError
 from softeval.records import StopReason
 from softeval.scoring.boxed import closing_brace
+
+if TYPE_CHECKING:
+    from softeval.model.checkpoint import Checkpoint
+    from softeval.model.language_model import LanguageModel
 
 ANSWER_PREFIX = "The final answer is:"
 BOX = "\\boxed{"
@@ -21,6 +27,61 @@ BOX = "\\boxed{"
 _TAIL = 32
 """Tokens decoded for the test: the prefix has 20 characters, so 32 tokens hold it in any tokenizer
 of at least one character a token, white space after it included."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Caps of a generation (paper appendix C), in tokens; the prefill is not counted."""
+
+    max_cot_tokens: int = 512
+    max_answer_tokens: int = 32
+
+    @property
+    def tokens(self) -> int:
+        """CoT and answer together."""
+        return self.max_cot_tokens + self.max_answer_tokens
+
+    def room(self, model: LanguageModel | Checkpoint) -> int:
+        """Positions that a sample can take beside its prompt."""
+        return self.tokens + model.stopper.longest_prefill
+
+
+def check_context(
+    lengths: Sequence[tuple[int, str, int]],
+    limits: Limits,
+    model: LanguageModel | Checkpoint,
+    further: str = "",
+) -> None:
+    """Refuse caps that do not leave the longest prompt its place in the context.
+
+    Args:
+        lengths: (tokens, task, doc_id) of each prompt.
+        limits: the caps.
+        model: what decodes them.
+        further: another remedy.
+
+    Raises:
+        UserError: naming the question and the remedy; or a prompt without a token.
+    """
+    if not lengths:
+        return
+    shortest, task, doc_id = min(lengths)
+    if not shortest:
+        raise UserError(f"{task} question {doc_id}: the prompt has no token")
+    longest, task, doc_id = max(lengths)
+    spare = model.max_length - longest - limits.room(model)
+    if spare < 0:
+        fits = limits.max_cot_tokens + spare
+        remedy = (
+            f"lower --max-cot-tokens to at most {fits}"
+            if fits > 0
+            else "take a checkpoint with a longer context"
+        )
+        raise UserError(
+            f"{task} question {doc_id} has {longest} prompt tokens; with {limits.max_cot_tokens} CoT"
+            f" and {limits.max_answer_tokens} answer tokens it exceeds the context of"
+            f" {model.max_length}; {remedy} {further}".rstrip()
+        )
 
 
 class Stopper:

@@ -19,9 +19,9 @@ from typing import Any
 from softeval.decoding.decoder import Decoder, Question
 from softeval.decoding.next_token import next_tokens
 from softeval.decoding.replay import CHANGES, Surroundings
-from softeval.decoding.rows import Limits
 from softeval.errors import UserError
 from softeval.model.language_model import LanguageModel
+from softeval.model.stopping import Limits
 from softeval.modes import (
     Mode,
     hard_controls,
@@ -138,7 +138,7 @@ class _Replay:
 
     @property
     def seed(self) -> int:
-        return int(self.record["seeds"]["samples"])
+        return rundir.samples_seed(self.folder, self.record)
 
     def rows(self, mode: Mode) -> list[Row]:
         """One row a change or control, and CoT."""

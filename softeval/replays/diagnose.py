@@ -18,9 +18,9 @@ import numpy as np
 
 from softeval.decoding.decoder import Decoder, Question
 from softeval.decoding.kl import ModelComparison, Prefix
-from softeval.decoding.rows import Limits
 from softeval.errors import UserError
 from softeval.model.language_model import LanguageModel, load_model
+from softeval.model.stopping import Limits
 from softeval.model.weights import weights_hash
 from softeval.modes import Mode, get_mode, load_mode_file, mode_from_record
 from softeval.records import PREFIX_SETS, SampleKey
@@ -202,7 +202,7 @@ class _Session:
 
     @property
     def seed(self) -> int:
-        return int(self.record["seeds"]["samples"])
+        return rundir.samples_seed(self.folder, self.record)
 
     def block(self, sets: Sequence[str], samples: int) -> dict[str, Any]:
         """What run.json says of this diagnosis."""

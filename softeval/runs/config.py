@@ -199,7 +199,15 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 _MODEL_ARGS = {"pretrained": "model"} | {
     name: name
-    for name in ("revision", "trust_remote_code", "dtype", "device", "logits_dtype", "self_check")
+    for name in (
+        "revision",
+        "trust_remote_code",
+        "dtype",
+        "device",
+        "logits_dtype",
+        "self_check",
+        "graphs",
+    )
 }
 
 

@@ -24,6 +24,7 @@ from softeval.model import BUNDLED_CHECKPOINT
 from softeval.model.chat import example_hash, render_chat
 from softeval.modes import Mode, mode_record
 from softeval.options import DEFAULT_MAX_COT_TOKENS
+from softeval.records import RANDOM_NUMBERS
 from softeval.runs import rundir
 from softeval.runs.cells import Cell
 from softeval.runs.config import RunConfig
@@ -98,6 +99,7 @@ class Weights:
             if self._hashed is not None:
                 self._hashed.require_unwritten()
             self.checkpoint = found
+        found.graphs = config.graphs
         return found
 
 
@@ -131,6 +133,7 @@ class Request:
             "num_samples": config.num_samples,
             "limit": config.limit,
             "seed": config.seed,
+            "random_numbers": RANDOM_NUMBERS,
             "max_cot_tokens": config.max_cot_tokens,
             "max_answer_tokens": config.max_answer_tokens,
             "apply_chat_template": config.apply_chat_template,
@@ -250,7 +253,7 @@ def settled_cot_cap(
         UserError: a prompt that the template or the embedding does not take, or one that with the
             caps exceeds the context.
     """
-    from softeval.decoding.rows import Limits, check_context
+    from softeval.model.stopping import Limits, check_context
 
     if config.apply_chat_template:
         example_hash(checkpoint.tokenizer, config.chat_date)

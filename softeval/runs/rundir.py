@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from softeval.errors import UserError
 from softeval.files import PARTIAL as BEING_WRITTEN
 from softeval.files import beside, write_json
-from softeval.records import SCHEMA_VERSION
+from softeval.records import RANDOM_NUMBERS, SCHEMA_VERSION
 
 RUN_FILE = "run.json"
 RESULTS_FILE = "results.json"
@@ -136,6 +136,21 @@ def read_record(folder: Path) -> dict[str, Any]:
         )
     check_shape(path, record, RunShape)
     return record
+
+
+def samples_seed(folder: Path, record: Mapping[str, Any]) -> int:
+    """The seed by which a run's samples can be drawn again.
+
+    Raises:
+        UserError: they were drawn by another generator.
+    """
+    identity = record.get("identity") or {}
+    if identity.get("random_numbers") != RANDOM_NUMBERS:
+        raise UserError(
+            f"{folder} was made by a softeval that drew other random numbers, so its samples cannot"
+            " be decoded again; evaluate the checkpoint once more"
+        )
+    return int(record["seeds"]["samples"])
 
 
 def write_record(folder: Path, record: Mapping[str, Any]) -> None:

@@ -1,0 +1,185 @@
+"""A decode step that never leaves the device: fixed shapes, nothing asked of the host, one graph."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_lm
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from softeval import UserError
+from softeval.decoding.decoder import Decoder, Question
+from softeval.model.feeding import Replays
+from softeval.model.stopping import Limits
+from softeval.modes import MODES
+
+PROMPTS = ("12+34=", "abcdefg", "x")
+HOST = {"aten::_local_scalar_dense", "aten::lift_fresh", "aten::nonzero", "aten::equal"}
+"""What torch does for `item`, `tolist`, a tensor made of a Python list, and shapes that depend on data."""
+
+
+class Watch(TorchDispatchMode):
+    """Notes every operation with the shapes of what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        shapes = tuple(tuple(a.shape) for a in args if isinstance(a, torch.Tensor))
+        self.seen.append((func.name().split(".")[0], shapes))
+        return func(*args, **(kwargs or {}))
+
+
+def forbidden(*args):
+    raise AssertionError("a step reads numbers on the host")
+
+
+@contextmanager
+def without_reading():
+    """Lets no number be read on the host, which dispatch does not show of a tensor that lies there."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("tolist", "numpy", "item", "__bool__", "__int__", "__float__", "__index__"):
+            patch.setattr(torch.Tensor, name, forbidden)
+        yield
+
+
+@contextmanager
+def watched_passes(around):
+    """Lets `around(work, bucket)` do each pass of a decoder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Replays, "run", lambda self, bucket, work: around(work, bucket))
+        yield
+
+
+def decoded(lm, mode, **how):
+    questions = [
+        Question("t", index, tuple(lm.tokenizer.encode(text)), (0, 1, 2))
+        for index, text in enumerate(PROMPTS)
+    ]
+    decoder = Decoder(lm, mode, Limits(10, 3), keep_inputs=True, record_top=2, **how)
+    return {g.key: g for g in decoder.run(questions)}
+
+
+def test_a_step_asks_the_host_for_nothing_and_keeps_its_shapes():
+    passes = []
+
+    def around(work, bucket):
+        first = len(passes) < 2  # these allocate and measure
+        with Watch() as watch, nullcontext() if first else without_reading():
+            work()
+        passes.append(watch.seen)
+
+    with watched_passes(around):
+        decoded(tiny_lm("llama"), MODES["soft_sample"], batch_size=4, look_every=3)
+    later = passes[2:]
+    assert len(later) > 20
+    assert not {name for seen in later for name, _ in seen} & HOST
+    assert all(seen == later[0] for seen in later)
+
+
+def test_the_watch_sees_what_it_watches_for():
+    with Watch() as watch, without_reading():
+        torch.tensor([1, 2])
+        torch.ones(3).nonzero()
+        for read in (torch.Tensor.tolist, bool, float, torch.Tensor.numpy):
+            with pytest.raises(AssertionError, match="on the host"):
+                read(torch.ones(1))
+    assert len({name for name, _ in watch.seen} & HOST) == 2
+
+
+def graphs_of(lm, mode) -> int:
+    """Graphs that a decoder's passes are traced into, the first passes apart; breaks are errors."""
+    count = 0
+
+    def backend(graph, example_inputs):
+        nonlocal count
+        count += 1
+        return graph.forward
+
+    torch._dynamo.reset()
+    before, compiled = [], {}
+
+    def around(work, bucket):
+        if len(before) < 3:  # allocates; and `partial` objects are compared by their function
+            before.append(work())
+            return
+        if bucket not in compiled:
+            compiled[bucket] = torch.compile(work, fullgraph=True, backend=backend, dynamic=False)
+        compiled[bucket]()
+
+    with watched_passes(around):
+        found = decoded(lm, mode, batch_size=4, look_every=2)
+    assert len(found) == len(PROMPTS) * (1 if mode.is_greedy else 3) or len(found) == 9
+    assert len(compiled) == 1
+    return count
+
+
+FAMILIES = ["llama", "qwen2", "qwen3", "gemma2", "gemma3", "mistral", "olmo2"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_is_one_graph_whatever_rows_positions_and_phases(family):
+    assert graphs_of(tiny_lm(family), MODES["fuzzy_sample"]) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [m for m in MODES if m != "fuzzy_sample"])
+def test_a_step_of_every_mode_is_one_graph(mode):
+    assert graphs_of(tiny_lm("llama"), MODES[mode]) == 1
+
+
+def test_work_runs_as_it_is_where_nothing_is_captured():
+    done = []
+    for wanted in (True, False):
+        replays = Replays(torch.device("cpu"), wanted=wanted)
+        assert not replays.captures
+        for _ in range(3):
+            replays.run((16, 64), lambda: done.append(1))
+    assert len(done) == 6
+
+
+def test_graphs_can_be_declined():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+        assert Replays(torch.device("cuda")).captures
+        assert not Replays(torch.device("cuda"), wanted=False).captures
+
+
+def test_what_cannot_be_captured_is_refused_with_the_remedy():
+    class Graph:
+        pass
+
+    @contextmanager
+    def failing(graph, pool):
+        yield
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+        patch.setattr(torch.cuda, "CUDAGraph", Graph)
+        patch.setattr(torch.cuda, "synchronize", lambda: None)
+        patch.setattr(torch.cuda, "graph", failing)
+        replays = Replays(torch.device("cuda"))
+        replays.run("bucket", lambda: None)
+        with pytest.raises(UserError, match=r"capturing\); use --no-graphs"):
+            replays.run("bucket", lambda: None)
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_runs_on_a_cpu_at_small_size(tmp_path):
+    script = Path(__file__).parent.parent / "benchmarks" / "gpu_decode.py"
+    asked = ["--shape", "tiny", "--device", "cpu", "--rows", "16", "--modes", "hard_sample"]
+    output = tmp_path / "found.json"
+    subprocess.run([sys.executable, script, *asked, "--output", output], check=True, timeout=300)
+    (arm,) = json.loads(output.read_text())["arms"]
+    assert arm["rows"] == 16 and arm["floor_ms"] > 0
+    assert arm["of_floor"] == pytest.approx(arm["ms"] / arm["floor_ms"])
