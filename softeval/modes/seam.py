@@ -41,7 +41,8 @@ class Randomness(StrEnum):
 class Draws(NamedTuple):
     """Kind and width of a step's random numbers: (N, width), and (N,) for uniforms of width 1.
 
-    They are drawn on the CPU, so a width of V makes a step of a large vocabulary slow.
+    A number costs some ten integer operations a word of 32 bits, so a width of V makes a step of a
+    large vocabulary slow on a CPU.
     """
 
     kind: Randomness
