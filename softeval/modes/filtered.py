@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from softeval.errors import UserError
 from softeval.modes.sampling import Support, most_likely, softmax
-from softeval.modes.seam import Embedding, Mode, Seen
+from softeval.modes.seam import Embedding, Mode, Seen, Taken
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,9 +52,18 @@ class FilteredMode(Mode):
     def probs(self, seen: Seen) -> Tensor:
         """(N, V) softmax(z/τ), filtered: top-k, top-p, min-p in this order, each renormalised."""
         probs_NV = softmax(seen.logits_NV, self.temperature)
-        if not self.is_filtered:
-            return probs_NV
-        return most_likely(probs_NV, self.top_k, self.top_p, self.min_p)
+        return most_likely(probs_NV, **self.cuts) if self.is_filtered else probs_NV
+
+    @property
+    def cuts(self) -> dict[str, Any]:
+        """The options that cut tokens."""
+        return {"top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p}
+
+    def log_prob(self, seen: Seen, taken: Taken) -> Tensor:
+        """(N,) ln p of the token drawn, nats, where the shadow is that token."""
+        if self.is_greedy:
+            return super().log_prob(seen, taken)
+        return self.token_log_probs(seen, taken.shadow_N[:, None])[:, 0]
 
     def token_log_probs(self, seen: Seen, ids_NK: Tensor) -> Tensor:
         """(N, K) log-probabilities of tokens that were drawn, nats, differentiable in the logits.
@@ -97,18 +106,9 @@ class FewTokensMode(FilteredMode):
     def is_filtered(self) -> bool:
         return super().is_filtered or self.top_n > 0
 
-    def probs(self, seen: Seen) -> Tensor:
-        """(N, V) weights w of the mixture before any noise."""
-        probs_NV = softmax(seen.logits_NV, self.temperature)
-        if not self.is_filtered:
-            return probs_NV
-        return most_likely(probs_NV, self.top_k, self.top_p, self.min_p, self.top_n)
-
     @property
     def cuts(self) -> dict[str, Any]:
-        """The options that make w."""
-        names = ("temperature", "top_k", "top_p", "min_p", "top_n")
-        return {name: getattr(self, name) for name in names}
+        return super().cuts | {"top_n": self.top_n}
 
     def most_tokens(self, embedding: Embedding) -> int:
         """K, how many tokens a step may mix."""

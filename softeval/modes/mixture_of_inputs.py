@@ -91,7 +91,3 @@ class MixtureOfInputs(FilteredMode):
         share_N1 = (entropy(prior_NK) / largest).clamp(max=1.0)[:, None]
         parts_NK = share_N1 * prior_NK + (self.beta + 1 - share_N1) * hot_NK
         return parts_NK / (self.beta + 1), torch.cat([ids_NK, token_N[:, None]], -1)
-
-    def log_prob(self, seen: Seen, taken: Taken) -> Tensor:
-        """(N,) ln p of the token drawn, nats."""
-        return self.token_log_probs(seen, taken.shadow_N[:, None])[:, 0]

@@ -57,6 +57,44 @@ class _PlacedNoise(Mode):
         """(N, V) softmax(z/τ), without noise."""
         return softmax(seen.logits_NV, self.temperature)
 
+    def clean(self, seen: Seen) -> Tensor:
+        """(N, K) the numbers that are noised."""
+        return seen.logits_NV
+
+    def spread(self, clean_NK: Tensor) -> Tensor:
+        """(N, 1) what γ is multiplied with."""
+        return _deviation(clean_NK)
+
+    def logits(self, seen: Seen, noised_NK: Tensor) -> Tensor:
+        """(N, V) z̃."""
+        return noised_NK
+
+    def noised(self, clean_NK: Tensor, drawn: Tensor | None) -> tuple[Tensor, Tensor]:
+        """σ of each row, (N, 1), and the numbers with noise of it, float32."""
+        clean_NK = clean_NK.float()
+        sigma_N1 = self.noise_scale * self.spread(clean_NK)
+        return sigma_N1, clean_NK if drawn is None else clean_NK + sigma_N1 * drawn
+
+    def step(
+        self, seen: Seen, probs_NV: Tensor, drawn: Tensor | None, state: Tensor | None
+    ) -> Step:
+        """Mix; the shadow is the heaviest token."""
+        sigma_N1, noised_NK = self.noised(self.clean(seen), drawn)
+        logits_NV = self.logits(seen, noised_NK)
+        mixed_ND = seen.embedding.mix(softmax(logits_NV, self.temperature))
+        record_NR = _record(sigma_N1, noised_NK)
+        return Step(mixed_ND.to(seen.embedding.dtype), logits_NV.argmax(-1), record_NR)
+
+    def replay(self, seen: Seen, taken: Taken, other: Embedding) -> Tensor:
+        """(N, D) the weights that the noised numbers give, of the other model's embeddings."""
+        assert taken.record_NR is not None, "the noised numbers are recorded"
+        return other.mix(softmax(self.logits(seen, taken.record_NR[:, 1:]), self.temperature))
+
+    def log_prob(self, seen: Seen, taken: Taken) -> Tensor:
+        """(N,) ln N(noised; clean, σ²I) without its constant, nats; differentiable in the clean."""
+        assert taken.record_NR is not None, "the noised numbers are recorded"
+        return _gaussian(taken.record_NR, self.clean(seen))
+
 
 @dataclass(frozen=True)
 class HiddenNoise(_PlacedNoise):
@@ -69,30 +107,16 @@ class HiddenNoise(_PlacedNoise):
     def needs_head(self) -> bool:
         return True
 
-    def step(
-        self, seen: Seen, probs_NV: Tensor, drawn: Tensor | None, state: Tensor | None
-    ) -> Step:
-        """Mix; the shadow is the heaviest token."""
-        assert seen.head is not None, "noised states go through the output head"
-        hidden_ND = seen.thought_ND.float()
-        sigma_N1 = self.noise_scale * hidden_ND.square().mean(-1, keepdim=True).sqrt()
-        noised_ND = hidden_ND if drawn is None else hidden_ND + sigma_N1 * drawn
-        logits_NV = seen.head.logits(noised_ND.to(seen.thought_ND.dtype))
-        mixed_ND = seen.embedding.mix(softmax(logits_NV, self.temperature))
-        record_NR = _record(sigma_N1, noised_ND)
-        return Step(mixed_ND.to(seen.embedding.dtype), logits_NV.argmax(-1), record_NR)
+    def clean(self, seen: Seen) -> Tensor:
+        return seen.thought_ND
 
-    def replay(self, seen: Seen, taken: Taken, other: Embedding) -> Tensor:
-        """(N, D) the weights that the noised state gives, of the other model's embeddings."""
-        assert taken.record_NR is not None, "the noised state is recorded"
-        assert seen.head is not None, "noised states go through the output head"
-        logits_NV = seen.head.logits(taken.record_NR[:, 1:].to(seen.thought_ND.dtype))
-        return other.mix(softmax(logits_NV, self.temperature))
+    def spread(self, clean_NK: Tensor) -> Tensor:
+        """(N, 1) root mean square."""
+        return clean_NK.square().mean(-1, keepdim=True).sqrt()
 
-    def log_prob(self, seen: Seen, taken: Taken) -> Tensor:
-        """(N,) ln N(h̃; h, σ²I) without its constant, nats; differentiable in the hidden state."""
-        assert taken.record_NR is not None, "the noised state is recorded"
-        return _gaussian(taken.record_NR, seen.thought_ND)
+    def logits(self, seen: Seen, noised_NK: Tensor) -> Tensor:
+        assert seen.head is not None, "noised states go through the output head"
+        return seen.head.logits(noised_NK.to(seen.thought_ND.dtype))
 
 
 @dataclass(frozen=True)
@@ -104,25 +128,6 @@ class LogitNoise(_PlacedNoise):
 
     def draws(self, embedding: Embedding) -> Draws:
         return Draws(self.randomness, embedding.vocab)
-
-    def step(
-        self, seen: Seen, probs_NV: Tensor, drawn: Tensor | None, state: Tensor | None
-    ) -> Step:
-        """Mix; the shadow is the heaviest token."""
-        sigma_N1, noised_NV = _noised(seen.logits_NV, self.noise_scale, drawn)
-        mixed_ND = seen.embedding.mix(softmax(noised_NV, self.temperature))
-        record_NR = _record(sigma_N1, noised_NV)
-        return Step(mixed_ND.to(seen.embedding.dtype), noised_NV.argmax(-1), record_NR)
-
-    def replay(self, seen: Seen, taken: Taken, other: Embedding) -> Tensor:
-        """(N, D) the weights that the noised logits give, of the other model's embeddings."""
-        assert taken.record_NR is not None, "the noised logits are recorded"
-        return other.mix(softmax(taken.record_NR[:, 1:], self.temperature))
-
-    def log_prob(self, seen: Seen, taken: Taken) -> Tensor:
-        """(N,) ln N(z̃; z, σ²I) without its constant, nats."""
-        assert taken.record_NR is not None, "the noised logits are recorded"
-        return _gaussian(taken.record_NR, seen.logits_NV)
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,7 @@ class TopLogitNoise(_PlacedNoise):
         import torch
 
         logits_NK, ids_NK = seen.logits_NV.topk(self._size(seen.embedding), dim=-1)
-        sigma_N1, noised_NK = _noised(logits_NK, self.noise_scale, drawn)
+        sigma_N1, noised_NK = self.noised(logits_NK, drawn)
         mixed_ND = mix_tokens(seen.embedding, softmax(noised_NK, self.temperature), ids_NK)
         heaviest_N1 = noised_NK.argmax(-1, keepdim=True)
         record_NR = torch.cat([_record(sigma_N1, noised_NK), ids_NK.float()], -1)
@@ -183,15 +188,13 @@ class TopLogitNoise(_PlacedNoise):
         return _gaussian(noised_NR, seen.logits_NV.gather(-1, ids_NK))
 
 
-def _noised(logits_NK: Tensor, scale: float, drawn: Tensor | None) -> tuple[Tensor, Tensor]:
-    """σ of each row, (N, 1), and the logits with noise of it, float32."""
-    logits_NK = logits_NK.float()
+def _deviation(logits_NK: Tensor) -> Tensor:
+    """(N, 1) root mean square about the mean, over known tokens."""
     known_NK = logits_NK > UNKNOWN
     count_N1 = known_NK.sum(-1, keepdim=True)
     mean_N1 = logits_NK.where(known_NK, 0.0).sum(-1, keepdim=True) / count_N1
     about_NK = (logits_NK - mean_N1).where(known_NK, 0.0)
-    sigma_N1 = scale * (about_NK.square().sum(-1, keepdim=True) / count_N1).sqrt()
-    return sigma_N1, logits_NK if drawn is None else logits_NK + sigma_N1 * drawn
+    return (about_NK.square().sum(-1, keepdim=True) / count_N1).sqrt()
 
 
 def _record(sigma_N1: Tensor, noised_NK: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ class _NoisyWeights(FewTokensMode):
 
     def greedy(self) -> Mode:
         """The mixture w itself."""
-        return SoftThinking(**self.cuts, entropy_threshold=0.0)
+        return SoftThinking(temperature=self.temperature, **self.cuts, entropy_threshold=0.0)
 
     @abstractmethod
     def noised(self, found: Support, drawn: Tensor) -> Tensor:

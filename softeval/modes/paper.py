@@ -70,12 +70,6 @@ class HardMode(FilteredMode):
             shadow_N = invert_cdf(probs_NV, drawn)
         return Step(seen.embedding.rows(shadow_N), shadow_N)
 
-    def log_prob(self, seen: Seen, taken: Taken) -> Tensor:
-        """(N,) log p[token] at the sampling temperature, in nats."""
-        if self.temperature == 0:
-            return super().log_prob(seen, taken)
-        return self.token_log_probs(seen, taken.shadow_N[:, None])[:, 0]
-
     def fused_log_prob(self, kernels: Kernels, taken: Taken) -> Fused | None:
         if self.is_filtered:
             return None
