@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from softeval.statistics.interval import (
     Interval,
     guarded_error,
-    t_quantile,
+    student_interval,
     wilson_interval,
 )
 from softeval.statistics.passk import Floats
@@ -146,8 +146,7 @@ def crossed_mean(x_SM: ArrayLike, level: float = 0.95, bounded: bool = True) -> 
         guarded = float(guarded_error(mean, variance, problems))
         interval = wilson_interval(mean, guarded, problems, df, level, excluded)
     else:
-        half = float(t_quantile(0.5 + level / 2, df)) * variance**0.5
-        interval = Interval(mean, mean - half, mean + half, level, np.nan, df, problems, excluded)
+        interval = student_interval(mean, variance**0.5, problems, df, level, excluded)
     seed_means = tuple(float(value) for value in x.mean(axis=1))
     return CrossedMean(
         interval=interval,

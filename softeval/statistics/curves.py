@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtr
 
 from softeval.statistics.bootstrap import (
     REPLICATES,
@@ -45,8 +45,6 @@ class Band:
         mean: the curve (scores, or differences of scores), shape (K,).
         low: lower edge of the simultaneous band.
         high: upper edge.
-        point_low: lower end of the pointwise interval, for reference.
-        point_high: upper end of the pointwise interval.
         critical: simultaneous critical value c of the bootstrap (pointwise normal: 1.96).
         level: nominal coverage.
         seeds: training seeds behind the curve; the smaller number for a difference.
@@ -57,8 +55,6 @@ class Band:
     mean: Floats
     low: Floats
     high: Floats
-    point_low: Floats
-    point_high: Floats
     critical: float
     level: float
     seeds: int
@@ -167,8 +163,7 @@ def curve_band(
     size = effective_size(mean, guarded_error(mean, variance, problems), problems)
     low, high, _ = score_bounds(mean, size, _as_t(critical, df))
     low, high = _never_falling(low, high, ks_K)
-    point_low, point_high, _ = score_bounds(mean, size, t_quantile(0.5 + level / 2, df))
-    return Band(ks_K, mean, low, high, point_low, point_high, critical, level, seeds, problems)
+    return Band(ks_K, mean, low, high, critical, level, seeds, problems)
 
 
 def difference_band(
@@ -190,20 +185,15 @@ def difference_band(
     diff = a.mean(axis=(0, 1)) - b.mean(axis=(0, 1))
     critical = sup_t(_resampled_difference(a, b, replicates, seed, paired), diff, level)
     variance, df = guarded_variance(np.moveaxis(a, 2, 0), np.moveaxis(b, 2, 0), paired)
-    se, unsure = np.sqrt(variance), rare_difference(problems, level)
     flat = variance == 0.0  # identical answers at this k: see Contrast.at_level
-    half = np.where(flat, unsure, _as_t(critical, df) * se)
-    point = np.where(flat, unsure, t_quantile(0.5 + level / 2, df) * se)
-    shift = skew_shift((a.mean(axis=0) - b.mean(axis=0)).T)
-    below, above = skewed_tails(shift, critical)
-    point_below, point_above = skewed_tails(shift, ndtri(0.5 + level / 2))
+    unsure = rare_difference(problems, level)
+    half = np.where(flat, unsure, _as_t(critical, df) * np.sqrt(variance))
+    below, above = skewed_tails(skew_shift((a.mean(axis=0) - b.mean(axis=0)).T), critical)
     return Band(
         ks=ks_K,
         mean=diff,
         low=np.maximum(diff - half - below, -1.0),
         high=np.minimum(diff + half + above, 1.0),
-        point_low=np.maximum(diff - point - point_below, -1.0),
-        point_high=np.minimum(diff + point + point_above, 1.0),
         critical=critical,
         level=level,
         seeds=min(len(a), len(b)),

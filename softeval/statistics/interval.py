@@ -174,18 +174,16 @@ def mean_interval(x_M: ArrayLike, level: float = 0.95) -> Interval:
     x = scores[~np.isnan(scores)]
     if not x.size:
         raise ValueError("no score to average")
-    half = t_quantile(0.5 + level / 2, x.size - 1) * np.sqrt(squared_error(x))
-    mean = float(x.mean())
-    return Interval(
-        mean,
-        float(mean - half),
-        float(mean + half),
-        level,
-        np.nan,
-        x.size - 1,
-        x.size,
-        scores.size - x.size,
-    )
+    se = float(np.sqrt(squared_error(x)))
+    return student_interval(float(x.mean()), se, x.size, x.size - 1, level, scores.size - x.size)
+
+
+def student_interval(
+    mean: float, se: float, m: int, df: float, level: float, excluded: int
+) -> Interval:
+    """x̄ ± t·SE from the mean and its standard error; the arguments are those of `Interval`."""
+    half = float(t_quantile(0.5 + level / 2, df)) * se
+    return Interval(mean, mean - half, mean + half, level, np.nan, df, m, excluded)
 
 
 def squared_error(x_M: Floats) -> float:
