@@ -61,6 +61,20 @@ def test_mathematical_verdict(judge: Scorer, answer: str, label: str, accepted: 
 
 
 @pytest.mark.parametrize(
+    ("answer", "label", "accepted"),
+    [
+        ("€12", r"\$12", False),
+        ("€12", "£12", False),
+        ("€12", r"12 \text{ euros}", True),
+        ("£1,200", "1200", True),
+        ("12€", "12.00", True),
+    ],
+)
+def test_a_currency_is_a_unit(judge: Scorer, answer: str, label: str, accepted: bool) -> None:
+    assert judge.score(answer, label) == Verdict(accepted, "ok")
+
+
+@pytest.mark.parametrize(
     ("answer", "label", "accepted"), mostly_slow(math_cases(), math_cases()[::10])
 )
 def test_verdict_of_math_verify(paper: Scorer, answer: str, label: str, accepted: bool) -> None:

@@ -19,12 +19,16 @@ _LETTER = re.compile(r"(?:\(([A-Za-z])\)[.:]?|([A-Za-z])[.:)])(?:\s.*)?|([A-Za-z
 def tidy(content: str) -> str:
     r"""Write out what math-verify 0.9 stumbles over and what can only mean one thing.
 
-    The full stop of a sentence (`18.`), LaTeX spaces between the thousands (`10\,000`), currency
-    signs other than the dollar (which math-verify knows), and the sign for degrees.
+    The full stop of a sentence (`18.`), LaTeX spaces between the thousands (`10\,000`), and the
+    sign for degrees.
     """
-    content = _THOUSANDS_SPACE.sub("", content)
-    content = content.translate(_CURRENCY).replace("°", r"^\circ")
+    content = _THOUSANDS_SPACE.sub("", content).replace("°", r"^\circ")
     return _FULL_STOP.sub("", content.strip())
+
+
+def without_currency(content: str) -> str:
+    """Drop the signs of currencies other than the dollar, the only one that math-verify knows."""
+    return content.translate(_CURRENCY)
 
 
 def plainly_equal(answer: str, target: str) -> bool | None:

@@ -36,7 +36,7 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any, Literal, NamedTuple, Self
 
-from softeval.scoring.answer_text import choice_letter, plainly_equal, tidy
+from softeval.scoring.answer_text import choice_letter, plainly_equal, tidy, without_currency
 from softeval.scoring.grading import RULES
 from softeval.scoring.process import ScoringProcess
 
@@ -118,7 +118,9 @@ def _cheap_verdict(item: Item, rules: Rules) -> Verdict | Pair:
         return Verdict(False, "ok")
     if kind is ScoreKind.LETTER:
         return _letter_verdict(answer, target)
-    pair = Pair(tidy(answer), tidy(target), rules, error if rules is Rules.SOFTEVAL else None)
+    if rules is Rules.MATH_VERIFY:
+        answer, target, error = without_currency(answer), without_currency(target), None
+    pair = Pair(tidy(answer), tidy(target), rules, error)
     equal = plainly_equal(pair.answer, pair.target)
     return pair if equal is None or (pair.error and not equal) else Verdict(equal, "ok")
 
