@@ -280,6 +280,8 @@ def _same_unordered(ours: Sequence[Form], theirs: Sequence[Form]) -> bool:
 
 
 def _same_single(answer: Form, label: Form) -> bool:
+    if isinstance(label, Colon | Numeral | Matrix) and isinstance(answer, Formula | Quantity):
+        answer, label = label, answer
     match answer, label:
         case Formula(), Formula():
             return same_value(answer.nodes, label.nodes)
@@ -287,24 +289,19 @@ def _same_single(answer: Form, label: Form) -> bool:
             return same_quantity(answer, label)
         case Colon(), Colon():
             return _same_colon(answer, label)
-        case (Colon(), other) | (other, Colon()) if isinstance(other, Formula | Quantity):
-            colon = answer if isinstance(answer, Colon) else label
-            assert isinstance(colon, Colon)
-            return _same_quotient(colon, other)
-        case Numeral(), Numeral():
-            return False  # equal ones ended before
-        case (Numeral(), Formula(nodes)) | (Formula(nodes), Numeral()):
-            numeral = answer if isinstance(answer, Numeral) else label
-            assert isinstance(numeral, Numeral)
-            return written(nodes).replace(" ", "").lstrip("0").upper() == numeral.digits
+        case Colon(), Formula() | Quantity():
+            return _same_quotient(answer, label)
+        case Numeral(digits), Formula(nodes):
+            return written(nodes).replace(" ", "").lstrip("0").upper() == digits
         case Words(), Words():
             return same_words(answer, label)
         case Prose(), Prose():
             return _same_ordered(answer.pieces, label.pieces)
         case Matrix(), Matrix():
             return _same_matrix(answer, label)
-        case (Matrix(), Formula()) | (Formula(), Matrix()):
-            return equal_expressions(_value_of(answer), _value_of(label))
+        case Matrix(rows), Formula(nodes):
+            matrix = sympy.Matrix([[formula(cell) for cell in row] for row in rows])
+            return equal_expressions(matrix, formula(nodes))
         case RealInterval(), RealInterval():
             brackets = answer.opening == label.opening and answer.closing == label.closing
             ends = ((answer.left, label.left), (answer.right, label.right))
@@ -314,13 +311,6 @@ def _same_single(answer: Form, label: Form) -> bool:
         ):
             return _same_unordered(answer.parts, label.parts)
     return False
-
-
-def _value_of(form: Form) -> sympy.Expr | sympy.MatrixBase:
-    if isinstance(form, Matrix):
-        return sympy.Matrix([[formula(cell) for cell in row] for row in form.rows])
-    assert isinstance(form, Formula)
-    return formula(form.nodes)
 
 
 def _same_colon(answer: Colon, label: Colon) -> bool:
