@@ -109,7 +109,7 @@ class _Writer:
             if solid(row)
         ]
         if node.text in LINES:
-            lines = [[*cell.children] for row in rows for cell in row.children]
+            lines = [[one for cell in row.children for one in cell.children] for row in rows]
             return [one for line in lines for one in [*line, symbol(",")]][:-1]
         return [Node("environment", "matrix" if node.text in MATRICES else node.text, tuple(rows))]
 
