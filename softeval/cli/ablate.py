@@ -66,7 +66,10 @@ def ablate(
         say(f"softeval: failed: {command.text}", err=True)
     if dry_run or stopped:
         return stopped
-    _report(cells, grid.title, folder / REPORT)
+    done = [cell for cell in cells if not set(cell.commands) & set(failed)]
+    if done:
+        _report(done, grid.title, folder / REPORT)
+    say(f"{len(done)} of {len(cells)} cells are done")
     return FAILED if failed else 0
 
 
@@ -85,17 +88,12 @@ def _print_cells(cells: Sequence[SweepCell]) -> None:
 
 
 def _report(cells: Sequence[SweepCell], title: str | None, output: Path) -> None:
-    """One page about every cell that is done."""
     from softeval.reports.page import ReportOptions, build_report, write_report
 
-    done = [cell for cell in cells if cell.is_done]
-    if not done:
-        say("softeval: no cell is done, so there is no report yet", err=True)
-        return
     named = [
         f"{cell.name}={command.folder}" if cell.seed is not None else str(command.folder)
-        for cell in done
+        for cell in cells
         for command in cell.commands
     ]
     size = write_report(output, build_report(named, ReportOptions(title=title, problems=BROWSED)))
-    say(f"report on {len(done)} of {len(cells)} cells: {output} ({size / 1e6:.1f} MB)")
+    say(f"report: {output} ({size / 1e6:.1f} MB)")

@@ -79,11 +79,6 @@ class SweepCell:
     seed: int | None
     commands: tuple[Command, ...]
 
-    @property
-    def is_done(self) -> bool:
-        """Whether nothing is left to do."""
-        return all(command.state is CommandState.DONE for command in self.commands)
-
 
 def run_missing(
     cells: Sequence[SweepCell], tell: Callable[[str], None]
@@ -127,8 +122,9 @@ def execute(command: Command) -> int:
     kept = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         words = [sys.executable, "-m", "softeval", *command.arguments]
-        # In a session of its own, a terminal's Ctrl-C does not reach it a second time.
-        child = subprocess.Popen(words, stdout=2, start_new_session=True)
+        # In a group of its own, a terminal's Ctrl-C does not reach it a second time. No session of
+        # its own: Linux shares the processors among sessions, and one that is nice stays so.
+        child = subprocess.Popen(words, stdout=2, process_group=0)
         for number in early:
             child.send_signal(number)
         return child.wait()
