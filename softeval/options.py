@@ -159,6 +159,9 @@ class ModelOptions(BaseModel):
         "auto", "Precision of the weights; auto is the checkpoint's own."
     )
     device: str = model_option("auto", "auto (CUDA if present), cpu, cuda or cuda:N.")
+    attn_implementation: Literal["sdpa", "eager"] | None = model_option(
+        None, "Attention. Default: the checkpoint's own, if it is one of these."
+    )
     logits_dtype: Literal["model", "bfloat16", "float32"] = model_option(
         "model",
         "Precision of the logits before the float32 softmax; fuzzy training lasts with bfloat16"
@@ -201,6 +204,9 @@ class ModelOptions(BaseModel):
 class GenerationOptions(ModelOptions):
     """How samples are drawn and judged, in `softeval run` and among lm-eval's model arguments."""
 
+    device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = model_option(
+        None, "Spread the layers over this machine's GPUs, in place of --device."
+    )
     num_samples: int | None = sampling_option(
         None, "Samples a question in the sampled modes.", flags=("-n",), ge=1
     )

@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from softeval import Generation, UserError, generate
 from softeval.decoding.randomness import SampleRandomness
-from softeval.model.checkpoint import check_config
+from softeval.model.checkpoint import check_config, text_part
 from softeval.model.language_model import LanguageModel, wrap_model
 from softeval.modes import MODES, HardMode, Mode, invert_cdf
 
@@ -232,7 +232,7 @@ def names() -> list[str]:
 
 @dataclass
 class Verdict:
-    """How an architecture ends: "exact", "refused", "WRONG" or "not built", and why.
+    """How an architecture ends: "exact", "text part", "refused", "WRONG" or "not built", and why.
 
     Attributes:
         worst: largest deviation from the oracle, in units of its tolerance.
@@ -309,6 +309,11 @@ def judge(name: str, modes: Sequence[str]) -> Verdict:
             return Verdict(name, "refused", refusal)
         return Verdict(name, "not built", f"config: {type(error).__name__}: {_line(error)}")
     try:
+        text = text_part(config)
+        if text is not config:
+            return Verdict(
+                name, "text part", f"its language model is decoded as `{text.model_type}`"
+            )
         check_config(config)
     except UserError as refusal:
         return Verdict(name, "refused", str(refusal))
@@ -330,7 +335,7 @@ def judge(name: str, modes: Sequence[str]) -> Verdict:
 def _default_refusal(name: str) -> str:
     """Why the default config is refused, for one that takes no tiny sizes; "" if it is not."""
     try:
-        check_config(AutoConfig.for_model(name))
+        check_config(text_part(AutoConfig.for_model(name)))
     except UserError as refusal:
         return str(refusal)
     except Exception:  # noqa: BLE001 - nor has it a default
@@ -426,8 +431,8 @@ def _expected(
         return None, token
     probs_V = torch.softmax(logits_V.double() / mode.temperature, -1)
     mixed_F = (probs_V @ fed_rows(lm, range(lm.vocab)).double()).float()
-    if mode.noise_scale:
-        noise_D = mode.sigma(lm.embedding) * random.normals(step + 1, lm.embedding.width)[step]
+    if sigma := mode.sigma(lm.embedding):
+        noise_D = sigma * random.normals(step + 1, lm.embedding.width)[step]
         mixed_F[: len(noise_D)] += noise_D
     return mixed_F, token
 

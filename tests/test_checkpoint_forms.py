@@ -19,10 +19,19 @@ from synthetic import make_generation
 from tiny import CHARACTERS, CONFIGS, PADDED, tiny_lm, tiny_tokenizer
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from softeval import UserError, generate, load_model
+from softeval.model.checkpoint import read_checkpoint
 from softeval.model.language_model import wrap_model
+from softeval.model.weights import stored_weights, weights_hash
 from softeval.modes import ALL
 from softeval.records import SampleKey
 from softeval.runs.journal import Journal
@@ -111,23 +120,93 @@ def test_encoders_are_no_decoders(tmp_path: Path, kind: str) -> None:
     refused(folder(tmp_path / "m", AutoConfig.for_model(kind)), "is an encoder")
 
 
-@pytest.mark.parametrize("named", [None, ["Gemma3ForConditionalGeneration"]])
-def test_multimodal_checkpoints_are_called_what_they_are(tmp_path: Path, named: Any) -> None:
-    """AutoModelForCausalLM does load them, so the message must not advise that."""
-    path = folder(tmp_path / "m", AutoConfig.for_model("gemma3"), architectures=named)
-    message = refusal(lambda: load_model(path))
-    assert "Gemma3ForConditionalGeneration is a multimodal checkpoint" in message
-    assert "AutoModelForCausalLM" not in message
+def test_a_multimodal_checkpoint_without_a_text_class_is_called_what_it_is(tmp_path: Path) -> None:
+    path = folder(tmp_path / "m", AutoConfig.for_model("qwen2_5_vl"))
+    refused(path, "is multimodal", "no text-only class for its language model (qwen2_5_vl_text)")
 
 
-def test_an_adapter_is_to_be_merged(tmp_path: Path) -> None:
-    only = tmp_path / "adapter"
-    only.mkdir()
-    (only / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
-    refused(only, "adapter for org/base", "merge_and_unload")
+def test_the_language_model_of_a_multimodal_checkpoint_is_taken(tmp_path: Path) -> None:
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+    text = CONFIGS["gemma3"]().to_dict()
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision)
+    torch.manual_seed(0)
+    whole = AutoModelForImageTextToText.from_config(config).eval()
+    whole.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    lm = load_model(tmp_path, device="cpu")
+    assert type(lm.model).__name__ == "Gemma3ForCausalLM" and lm.self_check == "passed"
+    assert any("language model of a gemma3" in note for note in lm.notes)
+    ids = torch.arange(3, 30)[None]
+    with torch.inference_mode():
+        assert torch.equal(lm.model(ids).logits, whole(input_ids=ids).logits)
+    assert stored_weights(read_checkpoint(str(tmp_path)), "auto") is None  # hashed once loaded
+    assert generate(lm, ["A b"], "soft_sample", 1, 0, 4, 2)[0][0].shadow_ids.size
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> Path:
+    """A LoRA adapter with weights of its own beside its base."""
+    peft = pytest.importorskip("peft")
+    base = with_weights(tmp_path / "base")
+    model = LlamaForCausalLM.from_pretrained(base)
+    tuned = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"]))
+    torch.manual_seed(1)
+    for name, parameter in tuned.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    tuned.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_an_adapter_is_merged_into_its_base(adapter: Path) -> None:
+    lm = load_model(adapter, device="cpu")
+    plain = load_model(adapter.parent / "base", device="cpu")
+    ids = torch.arange(3, 30)[None]
+    tuned = AutoModelForCausalLM.from_pretrained(adapter).eval()
+    with torch.inference_mode():
+        merged = lm.model(ids).logits
+        assert torch.allclose(merged, tuned(ids).logits, atol=1e-4)
+        assert not torch.allclose(merged, plain.model(ids).logits, atol=1e-2)
+    assert lm.adapter is not None and lm.adapter.base == str(adapter.parent / "base")
+    assert len(lm.adapter.sha256) == 64 and plain.adapter is None
+    assert weights_hash(lm.model) != weights_hash(plain.model)
+    assert not any("lora" in name for name, _ in lm.model.named_parameters())
+
+
+def test_an_adapter_whose_base_is_gone_is_one_line(adapter: Path) -> None:
+    described = adapter / "adapter_config.json"
+    fields = json.loads(described.read_text())
+    fields["base_model_name_or_path"] = str(adapter.parent / "moved")
+    described.write_text(json.dumps(fields))
+    refused(adapter, "no checkpoint at", "moved', the base of the adapter")
+    described.write_text("{}")
+    refused(adapter, "names no base")
+
+
+def test_a_model_and_an_adapter_in_one_folder_are_refused(tmp_path: Path) -> None:
     both = with_weights(tmp_path / "both")
     (both / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
     refused(both, "a model and an adapter", "merge_and_unload")
+
+
+def test_attention_and_device_map_are_what_was_asked_for(tmp_path: Path, monkeypatch: Any) -> None:
+    path = with_weights(tmp_path / "m")
+    kinds = [load_model(path, device="cpu", attn_implementation=a) for a in (None, "eager")]
+    assert [lm.model.config._attn_implementation for lm in kinds] == ["sdpa", "eager"]
+    refused(
+        path, "--attn-implementation flash_attention_2", attn_implementation="flash_attention_2"
+    )
+    asked, read = [], AutoModelForCausalLM.from_pretrained
+
+    def reading(*args: Any, **given: Any) -> Any:
+        asked.append(given["device_map"])
+        return read(*args, **given)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", reading)
+    spread, single = load_model(path, device_map="auto"), load_model(path, device="cpu")
+    assert asked == ["auto", None]
+    assert weights_hash(spread.model) == weights_hash(single.model)
 
 
 def test_the_attention_named_in_the_config_is_replaced_and_said(tmp_path: Path) -> None:

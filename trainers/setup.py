@@ -68,6 +68,7 @@ def load_for_training(config: TrainConfig, device: torch.device) -> LanguageMode
         revision=config.revision,
         trust_remote_code=config.trust_remote_code,
         self_check=config.self_check,
+        attn_implementation=config.attn_implementation,
     )
     if lm.embedding.per_layer is not None:
         raise UserError(

@@ -79,7 +79,9 @@ def loaded_model(pretrained: str | LanguageModel, options: ModelOptions) -> Lang
     if isinstance(pretrained, LanguageModel):
         return pretrained
     names = ("dtype", "logits_dtype", "revision", "trust_remote_code", "self_check")
-    how = {name: getattr(options, name) for name in names}
+    how: dict[str, Any] = {name: getattr(options, name) for name in names}
+    for name in ("attn_implementation", "device_map"):
+        how[name] = getattr(options, name, None)
     lm = load_model(str(pretrained), device=device_here(options.device), **how)
     lm.graphs = options.graphs
     return lm

@@ -8,6 +8,7 @@ raises while it reads files is one line, too.
 from __future__ import annotations
 
 import copy
+import hashlib
 import inspect
 import json
 import sys
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -31,16 +32,26 @@ ATTENTION = ("sdpa", "eager")
 _NO_DEVICE = "softeval runs on cpu, cuda and cuda:N; use --device auto or cpu"
 
 
+class Adapter(NamedTuple):
+    """A PEFT adapter: directory or hub id of its base, and sha256 over its files."""
+
+    base: str
+    sha256: str
+
+
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
     """Config and tokenizer of a checkpoint that can be decoded, as far as they can tell.
 
     Attributes:
         path: directory or hub id.
-        config: of transformers.
+        config: of transformers; of a multimodal checkpoint, that of its language model.
         tokenizer: of transformers.
         options: revision and trust_remote_code, for further files.
         notes: what is done otherwise than the files say, a sentence each.
+        whole: config of a multimodal checkpoint; None of another.
+        adapter: the PEFT adapter that the path holds; None where it holds a model.
+        device_map: how transformers spreads the layers over devices; None for one device.
     """
 
     path: str
@@ -48,6 +59,14 @@ class Checkpoint:
     tokenizer: Any
     options: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    whole: Any = None
+    adapter: Adapter | None = None
+    device_map: str | None = None
+
+    @property
+    def base(self) -> str:
+        """Where config and weights are: the path, or an adapter's base."""
+        return self.path if self.adapter is None else self.adapter.base
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -65,20 +84,6 @@ class Checkpoint:
         """Largest number of positions the architecture takes."""
         return max_length(self.config, self.tokenizer)
 
-    def load(self, dtype: str | torch.dtype, device: torch.device) -> Any:
-        """The transformers model, in evaluation mode.
-
-        Raises:
-            UserError: weights that are not there, not whole, or do not fit the device.
-        """
-        model = _load_weights(self.path, self.config, dtype, self.options)
-        try:
-            return model.to(device).eval()
-        except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"{self.path} does not fit {device} ({_first_line(error)}); try --dtype bfloat16"
-            ) from None
-
 
 def read_checkpoint(
     path: str,
@@ -86,8 +91,18 @@ def read_checkpoint(
     revision: str | None = None,
     trust_remote_code: bool = False,
     local_files_only: bool = False,
+    attn_implementation: str | None = None,
+    device_map: str | None = None,
 ) -> Checkpoint:
     """Config and tokenizer of a directory or hub id; no weights.
+
+    Args:
+        path: of a model, or of a PEFT adapter, whose base is then read.
+        revision: hub revision.
+        trust_remote_code: run code that comes with the checkpoint.
+        local_files_only: download nothing.
+        attn_implementation: "sdpa" or "eager"; None is what config.json names of these.
+        device_map: transformers' `device_map`, such as "auto".
 
     Raises:
         UserError: nothing there, no tokenizer, or a checkpoint that cannot be decoded.
@@ -95,11 +110,18 @@ def read_checkpoint(
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     if local_files_only:
         options["local_files_only"] = True
-    config = read_config(path, options)
-    notes = _choose_attention(config)
-    tokenizer = _load_tokenizer(path, options)
-    checkpoint = Checkpoint(path, config, tokenizer, options, notes)
-    checkpoint.vocabulary.eos_ids(config.get_text_config().eos_token_id)
+    adapter = _adapter(path)
+    whole = _read_whole(path if adapter is None else adapter.base, options, adapter and path)
+    config = text_part(whole)
+    notes = _choose_attention(config, attn_implementation)
+    tokenizer = _load_tokenizer(path, options, adapter)
+    if adapter is not None:
+        notes = (*notes, f"the adapter is merged into {adapter.base}")
+    composite = None if config is whole else whole
+    if composite is not None:
+        notes = (*notes, f"the language model of a {whole.model_type}, without its other parts")
+    checkpoint = Checkpoint(path, config, tokenizer, options, notes, composite, adapter, device_map)
+    checkpoint.vocabulary.eos_ids(config.eos_token_id)
     return checkpoint
 
 
@@ -180,47 +202,85 @@ def read_config(path: str, options: dict[str, Any]) -> Any:
     Raises:
         UserError: nothing there, or a checkpoint that cannot be decoded.
     """
+    adapter = _adapter(path)
+    return text_part(_read_whole(path if adapter is None else adapter.base, options))
+
+
+def _read_whole(path: str, options: dict[str, Any], adapter: str | None = None) -> Any:
+    """A config, checked; `adapter` is the path of the adapter that names this one as its base."""
     from transformers import AutoConfig
 
-    _check_directory(path)
-    with _one_line(repr(path)):
+    where = repr(path) if adapter is None else f"{path!r}, the base of the adapter {adapter}"
+    _check_directory(path, where)
+    with one_line(where):
         config = AutoConfig.from_pretrained(path, **options)
     remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     try:
-        check_config(config, remote=remote and options["trust_remote_code"])
+        check_config(text_part(config), remote=remote and options["trust_remote_code"])
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    with _one_line(f"the quantised weights of {path!r}"):
+    with one_line(f"the quantised weights of {path!r}"):
         _check_quantisation(config)
     return config
 
 
-def _check_directory(path: str) -> None:
-    local = Path(path).expanduser()
-    adapter = local / "adapter_config.json"
-    has_config = (local / "config.json").is_file()
-    if adapter.is_file():
-        merge = "merge it first: peft's merge_and_unload(), then save_pretrained()"
-        if not has_config:
-            raise UserError(
-                f"{path} holds a PEFT adapter for {_base_of(adapter)}, no model; {merge}"
-            )
-        # transformers would apply it without a word where peft is installed, and not elsewhere.
+def text_part(config: Any) -> Any:
+    """The config of the language model in a multimodal one; of a text-only one, itself.
+
+    Raises:
+        UserError: a language model that transformers has no text-only class for.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    text = config.get_text_config()
+    if text is config or getattr(config, "is_encoder_decoder", False):
+        return config
+    apart = type(text) in MODEL_FOR_CAUSAL_LM_MAPPING
+    if not apart or type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        named = [*(config.architectures or ()), f"{config.model_type} checkpoint"][0]
         raise UserError(
-            f"{path} holds a model and an adapter (adapter_config.json), so which of the two is"
-            f" meant is open; {merge}, or move the adapter to a folder of its own"
+            f"{named} is multimodal, and transformers has no text-only class for its language"
+            f" model ({text.model_type}); give a text-only checkpoint (…ForCausalLM)"
         )
+    return text
+
+
+def _check_directory(path: str, where: str) -> None:
+    local = Path(path).expanduser()
+    has_config = (local / "config.json").is_file()
     if local.exists() and not has_config:
         raise UserError(f"{path} holds no config.json; give a transformers checkpoint directory")
     if not local.exists() and (path.startswith((".", "/", "~")) or path.count("/") > 1):
-        raise UserError(f"no checkpoint at {path}; give a directory or a hub id like org/name")
+        raise UserError(f"no checkpoint at {where}; give a directory or a hub id like org/name")
 
 
-def _base_of(adapter: Path) -> str:
+def _adapter(path: str) -> Adapter | None:
+    """The adapter that a directory holds, if it does.
+
+    Raises:
+        UserError: a model beside it, or a base that is not named.
+    """
+    local = Path(path).expanduser()
+    described = local / "adapter_config.json"
+    if not described.is_file():
+        return None
+    if (local / "config.json").is_file():
+        # transformers would apply it without a word where peft is installed, and not elsewhere.
+        raise UserError(
+            f"{path} holds a model and an adapter (adapter_config.json), so which of the two is"
+            " meant is open; merge it first: peft's merge_and_unload(), then save_pretrained(), or"
+            " move the adapter to a folder of its own"
+        )
     try:
-        return str(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
+        base = json.loads(described.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        digest = hashlib.sha256()
+        for file in sorted(local.glob("adapter_*")):
+            digest.update(file.read_bytes())
     except (OSError, ValueError, KeyError, TypeError):
-        return "another model"
+        base = None
+    if not base:
+        raise UserError(f"{path} is a PEFT adapter that names no base; merge it into its model")
+    return Adapter(str(base), digest.hexdigest())
 
 
 def _check_class(config: Any) -> None:
@@ -234,11 +294,10 @@ def _check_class(config: Any) -> None:
         )
     model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     named = list(config.architectures or [model.__name__])
-    composite = config.get_text_config() is not config
-    if composite or any(name.endswith("ForConditionalGeneration") for name in named):
+    if config.get_text_config() is not config or named[0].endswith("ForConditionalGeneration"):
         raise UserError(
-            f"{named[0]} is a multimodal checkpoint, of which softeval cannot take the language"
-            " model alone; give a text-only one (…ForCausalLM)"
+            f"{named[0]} is a multimodal model; load it by its path, which takes the language model"
+            " alone"
         )
     if not any(name.endswith(("CausalLM", "LMHeadModel", "Decoder")) for name in named):
         raise UserError(f"{named[0]} is no decoder-only language model: it has no causal head")
@@ -256,8 +315,12 @@ def _check_class(config: Any) -> None:
         )
 
 
-def _choose_attention(config: Any) -> tuple[str, ...]:
-    """Leave sdpa or eager attention as named; take transformers' own choice of the two otherwise."""
+def _choose_attention(config: Any, wanted: str | None) -> tuple[str, ...]:
+    """Take what is wanted, or named; transformers' own choice where neither is sdpa or eager."""
+    if wanted is not None:
+        if wanted not in ATTENTION:
+            raise UserError(f"--attn-implementation {wanted}: choose from {', '.join(ATTENTION)}")
+        config._attn_implementation = wanted
     named = config._attn_implementation
     if named is None or named in ATTENTION:
         return ()
@@ -269,43 +332,26 @@ def _check_quantisation(config: Any) -> None:
     """Ask transformers whether it could read these weights here; only packages are looked at."""
     from transformers.quantizers.auto import get_hf_quantizer
 
-    if getattr(config.get_text_config(), "quantization_config", None) is not None:
+    parts = (config, config.get_text_config())
+    if any(getattr(part, "quantization_config", None) is not None for part in parts):
         get_hf_quantizer(copy.deepcopy(config), None, None, True, {})
 
 
-def _load_tokenizer(path: str, options: dict[str, Any]) -> Any:
+def _load_tokenizer(path: str, options: dict[str, Any], adapter: Adapter | None) -> Any:
     from transformers import AutoTokenizer
 
     local = Path(path).expanduser()
     names = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
     if local.is_dir() and not any((local / name).is_file() for name in names):
+        if adapter is not None:
+            return _load_tokenizer(adapter.base, options, None)
         raise UserError(f"{path} holds no tokenizer; save it beside the model: save_pretrained()")
-    with _one_line(f"the tokenizer of {path!r}"):
+    with one_line(f"the tokenizer of {path!r}"):
         return AutoTokenizer.from_pretrained(path, **options)
 
 
-def _load_weights(
-    path: str, config: Any, dtype: str | torch.dtype, options: Mapping[str, Any]
-) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    with _one_line(f"the weights of {path!r}"):
-        model, info = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
-            path,
-            config=config,
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
-    if info["missing_keys"]:  # transformers would fill them with random numbers
-        some = ", ".join(sorted(info["missing_keys"])[:3])
-        raise UserError(f"{path} lacks weights ({some}); give a complete checkpoint")
-    return model
-
-
 @contextmanager
-def _one_line(what: str) -> Iterator[None]:
+def one_line(what: str) -> Iterator[None]:
     """Make one line of whatever a library raises while it reads a checkpoint's files.
 
     Everything on purpose: what a damaged or unforeseen file raises in there can be anything, and a
@@ -317,9 +363,9 @@ def _one_line(what: str) -> Iterator[None]:
         raise
     except BaseException as error:
         kind = type(error).__name__
-        raise UserError(f"cannot load {what} ({kind}): {_first_line(error)}") from error
+        raise UserError(f"cannot load {what} ({kind}): {first_line(error)}") from error
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0] if lines else "no message"

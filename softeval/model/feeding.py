@@ -145,8 +145,9 @@ class RowFeeder:
                 use_cache=True,
                 **{self._memory: self._cache},
             )
-        hidden = self._head.take()
-        return Shown(output.logits[:, -1], None if hidden is None else hidden[:, -1])
+        hidden, device = self._head.take(), fed_ND.device  # layers may be spread over devices
+        shown = None if hidden is None else hidden[:, -1].to(device)
+        return Shown(output.logits[:, -1].to(device), shown)
 
     def feed(self, fed_ND: Tensor, positions: Sequence[int]) -> Shown:
         """`step` of as many rows as there are positions; what is seen of these."""

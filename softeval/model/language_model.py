@@ -22,6 +22,7 @@ from softeval.model import BUNDLED_CHECKPOINT
 from softeval.model.check_cache import refuse_non_finite
 from softeval.model.checkpoint import (
     ATTENTION,
+    Adapter,
     Checkpoint,
     check_config,
     max_length,
@@ -30,6 +31,7 @@ from softeval.model.checkpoint import (
     torch_dtype,
 )
 from softeval.model.embedding import InputEmbedding, input_embedding
+from softeval.model.loading import load_weights
 from softeval.model.mends import mend
 from softeval.model.stopping import Stopper
 from softeval.model.vocabulary import Vocabulary
@@ -70,6 +72,7 @@ class LanguageModel:
         self_check: whether it was tried that this model decodes rightly (`SelfCheck.status`).
         graphs: capture decode steps on CUDA.
         batch_invariant: whether a row had the same bits alone and beside many; None if not tried.
+        adapter: the PEFT adapter that was merged into the model.
     """
 
     model: Any
@@ -84,6 +87,7 @@ class LanguageModel:
     self_check: str = "skipped"
     graphs: bool = True
     batch_invariant: bool | None = None
+    adapter: Adapter | None = None
 
     @property
     def vocab(self) -> int:
@@ -123,8 +127,10 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     self_check: bool = True,
+    attn_implementation: str | None = None,
+    device_map: str | None = None,
 ) -> LanguageModel:
-    """Load a checkpoint directory or hub id.
+    """Load a checkpoint directory or hub id, or the directory of a PEFT adapter.
 
     Args:
         path: local directory or hub id of a decoder-only transformers checkpoint.
@@ -134,13 +140,21 @@ def load_model(
         revision: hub revision.
         trust_remote_code: run code that comes with the checkpoint.
         self_check: try that the model decodes rightly; what passed once is not tried again.
+        attn_implementation: "sdpa" or "eager"; None is the checkpoint's own.
+        device_map: spread the layers over devices as transformers does; "auto" over all GPUs.
 
     Raises:
         UserError: nothing there, no tokenizer, not decoder-only, weights that are not finite, a
             model that would be decoded wrongly, or an unusable option.
     """
     place, precision = torch_device(device), torch_dtype(dtype)
-    checkpoint = read_checkpoint(str(path), revision=revision, trust_remote_code=trust_remote_code)
+    checkpoint = read_checkpoint(
+        str(path),
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        attn_implementation=attn_implementation,
+        device_map=device_map,
+    )
     return load_checkpoint(checkpoint, precision, place, logits_dtype, self_check)
 
 
@@ -153,13 +167,14 @@ def load_checkpoint(
 ) -> LanguageModel:
     """The same for a checkpoint whose config and tokenizer are read already."""
     lm = wrap_model(
-        checkpoint.load(torch_dtype(dtype), torch_device(device)),
+        load_weights(checkpoint, torch_dtype(dtype), torch_device(device)),
         checkpoint.tokenizer,
         checkpoint.path,
         logits_dtype=logits_dtype,
         notes=checkpoint.notes,
         self_check=False,
     )
+    lm.adapter = checkpoint.adapter
     if self_check:
         _check(lm, remembered=True)
     return lm

@@ -99,8 +99,9 @@ class SlotLayer(CacheLayerMixin):
         self.grow(window.slots)
         assert self.keys is not None and self.values is not None
         rows = torch.arange(window.rows, device=key_states.device)
-        self.keys[rows, :, window.positions_N] = key_states[:, :, 0]
-        self.values[rows, :, window.positions_N] = value_states[:, :, 0]
+        places = window.positions_N.to(key_states.device)  # layers may be spread over devices
+        self.keys[rows, :, places] = key_states[:, :, 0]
+        self.values[rows, :, places] = value_states[:, :, 0]
         seen = (slice(window.rows), slice(None), slice(window.slots))
         return self.keys[seen], self.values[seen]
 

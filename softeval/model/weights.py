@@ -62,7 +62,8 @@ def stored_weights(checkpoint: Checkpoint, dtype: str | torch.dtype) -> StoredWe
         dtype: precision in which it would be loaded; "auto" is the checkpoint's own.
 
     Returns:
-        None where the files alone do not tell: quantised weights, code that comes with the
+        None where the files alone do not tell: quantised weights, an adapter, the language model of
+        a multimodal checkpoint, code that comes with the
         checkpoint, weights that are renamed, merged or kept in another precision as they are
         loaded, and files that cannot be read, of which loading says why.
     """
@@ -70,7 +71,8 @@ def stored_weights(checkpoint: Checkpoint, dtype: str | torch.dtype) -> StoredWe
     precision = config.dtype if dtype == "auto" else dtype
     quantised = getattr(config.get_text_config(), "quantization_config", None) is not None
     remote = checkpoint.options["trust_remote_code"]
-    if quantised or remote or not isinstance(precision, torch.dtype):
+    made = checkpoint.whole is not None or checkpoint.adapter is not None
+    if quantised or remote or made or not isinstance(precision, torch.dtype):
         return None
     model: Any = meta_model(config, precision)
     if model._get_dtype_plan(precision):

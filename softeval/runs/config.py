@@ -207,6 +207,8 @@ _MODEL_ARGS = {"pretrained": "model"} | {
         "logits_dtype",
         "self_check",
         "graphs",
+        "attn_implementation",
+        "device_map",
     )
 }
 

@@ -55,6 +55,8 @@ def new_record(request: Request, lm: LanguageModel) -> dict[str, Any]:
             "max_length": lm.max_length,
             "embedding_rms": lm.embedding.rms,
             "attention": lm.model.config._attn_implementation,
+            "adapter": None if lm.adapter is None else lm.adapter._asdict(),
+            "device_map": _device_map(lm),
             "notes": list(lm.notes),
             "self_check": lm.self_check,
             "batch_invariant": lm.batch_invariant,
@@ -76,6 +78,12 @@ def new_record(request: Request, lm: LanguageModel) -> dict[str, Any]:
     }
     training = read_training(lm.path)
     return record if training is None else record | {"training": training}
+
+
+def _device_map(lm: LanguageModel) -> dict[str, str] | None:
+    """Where each part of a model lies that was spread over devices."""
+    found = getattr(lm.model, "hf_device_map", None)
+    return None if found is None else {part: str(place) for part, place in found.items()}
 
 
 def resumed_record(old: Mapping[str, Any], request: Request) -> dict[str, Any]:

@@ -73,12 +73,14 @@ class Weights:
         else:
             sha256, dtype = self._hashed.sha256, self._hashed.dtype
             device = torch_device(self.config.device)
-        return {
+        names = {
             "weights": sha256,
             "tokenizer": tokenizer_hash(self.checkpoint.tokenizer),
             "dtype": str(dtype).removeprefix("torch."),
             "device": device.type,
         }
+        chosen = self.config.attn_implementation  # runs of before have none to agree with
+        return names if chosen is None else names | {"attention": chosen}
 
     def load(self) -> LanguageModel:
         """The loaded model, the same one each time.
@@ -197,6 +199,8 @@ def examine(config: RunConfig, *, local_files_only: bool = False) -> Checkpoint:
         revision=config.revision,
         trust_remote_code=config.trust_remote_code,
         local_files_only=local_files_only,
+        attn_implementation=config.attn_implementation,
+        device_map=config.device_map,
     )
     known_tokenizer(checkpoint)
     return checkpoint
