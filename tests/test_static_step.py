@@ -122,7 +122,8 @@ def graphs_of(lm, mode) -> int:
     return count
 
 
-FAMILIES = ["llama", "qwen2", "qwen3", "gemma2", "gemma3", "mistral", "olmo2"]
+FAMILIES = ["qwen3", "gemma2", "gemma3", "mistral"]
+OWN_STEPS = ["soft_thinking", "gumbel", "multiplex", "mixture_of_inputs", "coconut", "logit_noise"]
 
 
 @pytest.mark.slow
@@ -132,9 +133,24 @@ def test_a_step_is_one_graph_whatever_rows_positions_and_phases(family):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", [m for m in MODES if m != "fuzzy_sample"])
+@pytest.mark.parametrize("mode", ["hard_sample", *OWN_STEPS])
 def test_a_step_of_every_mode_is_one_graph(mode):
     assert graphs_of(tiny_lm("llama"), MODES[mode]) == 1
+
+
+def test_a_mode_that_asks_the_host_says_so():
+    """Its step cannot be captured; every other one reads nothing there."""
+    assert {name for name, mode in MODES.items() if mode.asks_host} == {"dirichlet"}
+    passes = 0
+
+    def around(work, bucket):
+        nonlocal passes
+        passes += 1
+        with nullcontext() if passes < 3 else without_reading():
+            work()
+
+    with watched_passes(around), pytest.raises(AssertionError, match="on the host"):
+        decoded(tiny_lm("llama"), MODES["dirichlet"], batch_size=4, look_every=3)
 
 
 def test_work_runs_as_it_is_where_nothing_is_captured():

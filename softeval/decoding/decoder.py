@@ -152,7 +152,8 @@ class _Batch:
         self._prompt: tuple[Question, Prefilled] | None = None
         passed = tiled(size)
         answers = Draws(Randomness.UNIFORM if decoder.answer_temperature else Randomness.NONE)
-        captured = lm.graphs and self._feeder.repeats and not hasattr(lm.model, "hf_device_map")
+        spread = hasattr(lm.model, "hf_device_map")
+        captured = lm.graphs and self._feeder.repeats and not (spread or mode.asks_host)
         self._replays = Replays(lm.device, wanted=captured)
         usual = LOOK_EVERY if self._replays.captures else 1
         self._look_every = (decoder.look_every or usual) if self._feeder.repeats else 1

@@ -186,6 +186,7 @@ class Dirichlet(_NoisyWeights):
     alpha: float = 1.0
 
     uniforms: ClassVar[int] = 2
+    asks_host: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

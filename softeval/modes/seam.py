@@ -165,6 +165,8 @@ class Mode(ABC):
     """Whether every fed vector is the embedding of the shadow token."""
     is_gaussian: ClassVar[bool] = False
     """Whether a sampled step is a mixture plus Gaussian noise, so that χ²/d and ties are defined."""
+    asks_host: ClassVar[bool] = False
+    """Whether a step computes something on the host, so that it cannot be captured on a GPU."""
 
     @property
     def randomness(self) -> Randomness:
