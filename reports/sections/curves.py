@@ -322,6 +322,10 @@ def draw_curves(curves: CurveFigure) -> Figure:
                 _draw_differences(axis, panel, named)
             for at, row in enumerate(lower):
                 _label_differences(row, curves, panels[at * columns : (at + 1) * columns])
+        for kind in (upper, lower):  # one scale over the rows, as within them
+            bottoms, tops = zip(*(row[0].get_ylim() for row in kind), strict=True)
+            for row in kind:
+                row[0].set_ylim(min(bottoms), max(tops))
         used = np.arange(rows * columns).reshape(rows, columns) < len(panels)
         for axis in [*upper[~used], *lower[~used]]:
             axis.set_axis_off()

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 COLUMNS = (
     "", "temperature", "pass@1", "length", "entropy", "effective", "sure", "draw KL", "kept",
 )  # fmt: skip
-CAPTION = (
-    "{task}, {name}: pass@1 in percent; CoT tokens; entropy of the next token at temperature 1, nats;"
+EXPLANATION = (
+    "pass@1 in percent; length in CoT tokens; entropy of the next token at temperature 1, nats;"
     " effective tokens, exp of the entropy of the mode's own distribution; sure steps, percent, whose"
     " largest probability at temperature 1 is at least 0.99; draw KL, nats, from the next token after"
     " the mode's mixture to that after what was fed, 0 without draw or noise; next tokens kept, percent,"
@@ -55,6 +55,8 @@ UNKNOWN = TableCell("–", detail="not measured")
 def _parts(material: Material) -> Iterator[Part]:
     """A table of each task and arm."""
     arms, tried = material.arms, False
+    if arms.tasks:
+        yield Paragraph(EXPLANATION)
     for task in arms.tasks:
         for arm in arms.arms:
             frames = [read_attribution(c) for c in arm.checkpoints]
@@ -63,8 +65,8 @@ def _parts(material: Material) -> Iterator[Part]:
             rows = tuple(_row(arm, key, frames) for key in keys)
             name = arms.name(arm)
             if rows:
-                caption = CAPTION.format(task=task, name=name)
-                yield Table(caption, COLUMNS, rows, f"{task}, {name}: modes side by side")
+                title = f"{task}, {name}"
+                yield Table(title, COLUMNS, rows, f"{title}: modes side by side")
     if arms.tasks and not tried:
         yield Paragraph(NOT_TRIED)
 
