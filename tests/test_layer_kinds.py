@@ -14,7 +14,7 @@ from softeval import UserError, generate
 from softeval.decoding.decoder import Decoder, Limits, Question
 from softeval.model import embedding, layers, mends
 from softeval.model.batch_size import row_bytes
-from softeval.model.feeding import RowFeeder, tiled
+from softeval.model.feeding import RowFeeder
 from softeval.model.language_model import LanguageModel, wrap_model
 from softeval.modes import MODES
 
@@ -61,17 +61,11 @@ def test_a_row_decodes_as_a_plain_pass_after_a_move_and_after_another_row(name):
     feeder = RowFeeder(lm.model, 2, 32)
     feeder.fill([0], feeder.prefill(first[:9]))
     feeder.fill([1], feeder.prefill(second[:4]))
-    fed = first.new_zeros(tiled(2), first.shape[1])
-    fed[0], fed[1] = first[9], second[4]
-    positions = torch.zeros(len(fed), dtype=torch.long)
-    positions[:2] = torch.tensor([9, 4])
-    feeder.step(fed, positions, 9)
+    feeder.feed(torch.stack([first[9], second[4]]), [9, 4])
     feeder.move(1, 0, 5)
     feeder.fill([1], feeder.prefill(third[:0]))
     for step in range(5):
-        fed[0], fed[1] = second[5 + step], third[step]
-        positions[:2] = torch.tensor([5 + step, step])
-        logits = feeder.step(fed, positions, 5 + step).logits_NW
+        logits = feeder.feed(torch.stack([second[5 + step], third[step]]), [5 + step, step])[0]
     for found, row in ((logits[0], second[:10]), (logits[1], third[:5])):
         expected = lm.model(inputs_embeds=row[None], use_cache=False).logits[0, -1]
         assert torch.allclose(found, expected, atol=1e-3 * float(expected.std()))
