@@ -35,7 +35,7 @@ float32. Every model type that AutoModelForCausalLM maps is built from a tiny co
 parameters, none of them constant, and decoded under {modes}: prompts of {lengths} tokens,
 windows of {window} positions. **Exact**: each entropy, each vector fed and each token is what a pass of
 the whole prefix without a cache gives, to {tolerance:g}, and `hard_greedy` is what `generate()` gives.
-**Refused**: in one line, before the weights are read where the config tells, at load by a trial
+**Text part**: of a multimodal checkpoint the language model is decoded. **Refused**: in one line, before the weights are read where the config tells, at load by a trial
 otherwise. A real checkpoint is tried in the same way when it is loaded.
 
 {counts}

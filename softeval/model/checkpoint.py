@@ -232,8 +232,10 @@ def text_part(config: Any) -> Any:
     """
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
+    if getattr(config, "is_encoder_decoder", False):
+        return config
     text = config.get_text_config()
-    if text is config or getattr(config, "is_encoder_decoder", False):
+    if text is config:
         return config
     apart = type(text) in MODEL_FOR_CAUSAL_LM_MAPPING
     if not apart or type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
