@@ -60,6 +60,7 @@ class Turned:
     def __init__(self, embedding, turn_DD: torch.Tensor) -> None:
         self._embedding, self._turn_DD = embedding, turn_DD
         self.width, self.vocab, self.dtype = embedding.width, embedding.vocab, embedding.dtype
+        self.fed_width = embedding.fed_width
 
     def rows(self, ids):
         return self._embedding.rows(ids) @ self._turn_DD

@@ -100,10 +100,10 @@ class Coconut(Mode):
             UserError: the other model has another width.
         """
         assert taken.fed_ND is not None, "a state that was fed is kept"
-        if taken.fed_ND.shape[-1] != other.width:
+        if taken.fed_ND.shape[-1] != other.fed_width:
             raise UserError(
                 f"a state of {self.name} of width {taken.fed_ND.shape[-1]} cannot be fed to a model of"
-                f" width {other.width}; give a base model as wide"
+                f" width {other.fed_width}; give a base model as wide"
             )
         if not self.latents:
             return taken.fed_ND
