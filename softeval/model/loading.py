@@ -70,8 +70,11 @@ def _language_model(whole: Any) -> Any:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
     text, head = whole.get_decoder(), whole.get_output_embeddings()
+    text_only: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(text.config)]
+    if isinstance(text, text_only):  # Llama 4 holds a whole language model
+        text.generation_config = whole.generation_config
+        return text
     with torch.device("meta"):
-        text_only: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(text.config)]
         model = text_only(text.config)
     place = next(name for name, part in model.named_children() if type(part) is type(text))
     setattr(model, place, text)
