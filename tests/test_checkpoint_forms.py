@@ -554,7 +554,7 @@ def test_a_dry_run_finds_a_run_with_other_arguments(softeval: Callable[..., Ende
     one_line(ended, "holds a run with other arguments", "seed")
     assert planned("--seed", "5", "--overwrite").startswith("starts anew")
     run = Path("run")
-    write_record(run, load_run(run).info | {"status": "partial"})
+    write_record(run, {**load_run(run).info, "status": "partial"})
     journal = Journal(run / "shards", 0)
     try:
         journal.add(make_generation(SampleKey("arithmetic", 0, 0)), "a prompt")
