@@ -179,7 +179,7 @@ def test_an_adapter_whose_base_is_gone_is_one_line(adapter: Path) -> None:
     fields = json.loads(described.read_text())
     fields["base_model_name_or_path"] = str(adapter.parent / "moved")
     described.write_text(json.dumps(fields))
-    refused(adapter, "no checkpoint at", "moved', the base of the adapter")
+    refused(adapter, "no checkpoint at", "moved, the base of the adapter")
     described.write_text("{}")
     refused(adapter, "names no base")
 
@@ -481,7 +481,7 @@ def test_the_device_comes_first(softeval: Callable[..., Ended], dry: list[str]) 
 @pytest.mark.parametrize(
     ("fields", "options", "part"),
     [
-        ({"layer_types": ["linear_attention", "full_attention"], "model_type": "qwen3"}, [], "linear_attention layers"),
+        ({"layer_types": ["hybrid_sliding", "full_attention"], "model_type": "qwen3"}, [], "hybrid_sliding layers"),
         ({"quantization_config": {"quant_method": "awq", "bits": 4}}, [], "quantised"),
         ({}, ["--apply-chat-template"], "has no chat template"),
         ({}, ["--max-cot-tokens", "100000"], "lower --max-cot-tokens"),

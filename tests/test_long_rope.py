@@ -129,7 +129,6 @@ def test_log_likelihoods_do_not_depend_on_their_neighbours():
 def test_factors_chosen_for_the_whole_batch_are_refused(limit, monkeypatch):
     """As transformers alone does it; far limits on a shrunk copy of the same class."""
     assert wrap_model(long_rope(limit), tiny_tokenizer()).self_check == "passed"
-    for module in ("softeval.model.language_model", "softeval.model.self_check"):
-        monkeypatch.setattr(f"{module}.choose_factors_by_row", lambda model: None)
+    monkeypatch.setattr("softeval.model.mends._choose_factors_by_row", lambda model: None)
     with pytest.raises(UserError, match="decoding and one plain pass differ"):
         wrap_model(long_rope(limit), tiny_tokenizer())

@@ -249,6 +249,20 @@ def test_the_end_of_a_rare_loss_is_that_of_a_rare_event(lost, level):
     assert gained.at_level(level) == pytest.approx((-high, -low))
 
 
+@pytest.mark.parametrize("lost", [6, 8, 12, 40])
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_p_is_below_5_percent_just_where_the_interval_excludes_0(lost, seeds):
+    """Also where the end that looks at 0 follows skewness."""
+    d = (np.arange(300) < lost).astype(float)
+    noise = np.random.default_rng(lost).normal(0, 0.01, (seeds, 300))
+    for gain in (d, -d, 0.1 - d, d - 0.05):
+        a = 0.5 + gain / 3 + noise
+        contrast = compare_methods(a, np.full((seeds, 300), 0.5))
+        for level in (0.5, 0.9, 0.95, 0.99):
+            low, high = contrast.at_level(level)
+            assert (low > 0 or high < 0) == (contrast.p < 1 - level)
+
+
 def test_differences_that_lean_to_no_side_have_no_longer_end():
     d = np.repeat([-0.2, 0.0, 0.2], 40)
     contrast = compare_methods(0.5 + d, np.full(120, 0.5))

@@ -210,9 +210,9 @@ def _read_whole(path: str, options: dict[str, Any], adapter: str | None = None) 
     """A config, checked; `adapter` is the path of the adapter that names this one as its base."""
     from transformers import AutoConfig
 
-    where = repr(path) if adapter is None else f"{path!r}, the base of the adapter {adapter}"
-    _check_directory(path, where)
-    with one_line(where):
+    base = "" if adapter is None else f", the base of the adapter {adapter}"
+    _check_directory(path, path + base)
+    with one_line(repr(path) + base):
         config = AutoConfig.from_pretrained(path, **options)
     remote = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     try:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.optimize import brentq
 from scipy.special import ndtri
 
 from softeval.statistics.crossed import (
@@ -49,6 +50,9 @@ SCOPE_CHECKPOINTS = "these checkpoints only"
 
 ROUNDING = 1e-24
 """A variance below it is what float64 leaves of a constant difference."""
+
+LEAST_P = 1e-12
+"""Below this a p value is not made to agree with an interval that follows skewness."""
 
 
 @dataclass(frozen=True)
@@ -320,7 +324,7 @@ def compare_methods(
         mean_b=float(b.mean()),
     )
     low, high = draft.at_level(level)
-    contrast = replace(draft, low=low, high=high)
+    contrast = replace(draft, low=low, high=high, p=_skewed_p(draft))
     return _exactly_tested(contrast, a[0], b[0], seed) if len(a) == len(b) == 1 else contrast
 
 
@@ -360,6 +364,21 @@ def _crossed_p(diff: float, se: float, df: float, problems: int) -> float:
     if se == 0.0:  # the same difference on every problem: only the signs speak
         return 1.0 if diff == 0.0 else min(1.0, 2.0 ** (1 - problems))
     return float("nan")
+
+
+def _skewed_p(contrast: Contrast) -> float:
+    """The p whose interval just ends at 0, where skewness moves the end that looks there."""
+    side = 1.0 if contrast.diff > 0.0 else -1.0
+    if not (contrast.se > 0.0 and contrast.skew * side < 0.0):
+        return contrast.p
+
+    def beyond(p: float) -> float:
+        return side * contrast.at_level(1.0 - p)[0 if side > 0.0 else 1]
+
+    least = max(contrast.p, LEAST_P)
+    if beyond(1.0) <= 0.0:
+        return 1.0
+    return float(brentq(beyond, least, 1.0)) if beyond(least) < 0.0 else contrast.p
 
 
 def _scope(seeds_a: int, seeds_b: int) -> str:
