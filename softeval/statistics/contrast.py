@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import brentq
+from scipy.optimize import root_scalar
 from scipy.special import ndtri
 
 from softeval.statistics.crossed import (
@@ -378,7 +378,9 @@ def _skewed_p(contrast: Contrast) -> float:
     least = max(contrast.p, LEAST_P)
     if beyond(1.0) <= 0.0:
         return 1.0
-    return float(brentq(beyond, least, 1.0)) if beyond(least) < 0.0 else contrast.p
+    if beyond(least) >= 0.0:
+        return contrast.p
+    return float(root_scalar(beyond, bracket=(least, 1.0)).root)
 
 
 def _scope(seeds_a: int, seeds_b: int) -> str:
