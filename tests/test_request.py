@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 from softeval import UserError, evaluate
 from softeval.model import BUNDLED_CHECKPOINT
-from softeval.model.checkpoint import Checkpoint
 from softeval.runs import cells
 from softeval.runs.config import make_config
 from softeval.runs.plan import make_plan
@@ -42,7 +41,7 @@ def change_weights(model: str) -> None:
 def test_finished_or_refused_nothing_is_loaded(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = {**SMALL, "model": model, "output_path": "run"}
     first = evaluate(**asked)
-    monkeypatch.setattr(Checkpoint, "load", never)
+    monkeypatch.setattr("softeval.model.language_model.load_weights", never)
     assert evaluate(**asked).info == first.info
     assert make_plan(make_config(asked))["config"]["output_path"] == "run"
     with pytest.raises(UserError, match="seed: 0 there, 1 now"):
