@@ -265,6 +265,10 @@ def tiny_config(name: str) -> Any:
 
 
 def _has(config: Any, name: str) -> bool:
+    """Whether a config has a field that can be set."""
+    declared = getattr(type(config), name, None)
+    if isinstance(declared, property) and declared.fset is None:
+        return False
     try:
         return hasattr(config, name)
     except Exception:  # noqa: BLE001 - Gemma 4 raises for fields that differ between its layers

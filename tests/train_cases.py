@@ -210,9 +210,9 @@ STAGED: dict[str, Any] = {"method": "coconut", "num_generations": 1}
 """COCONUT's curriculum, which has one sequence of a question."""
 
 MOVING: dict[str, dict[str, Any]] = {
-    "hard": {"seed": 5},
-    "soft": {"seed": 5, "max_cot_tokens": 16},
-    "fuzzy": {"seed": 6, "max_cot_tokens": 16},
+    "hard": {"seed": 0},
+    "soft": {"seed": 8, "max_cot_tokens": 16},
+    "fuzzy": {"seed": 22, "max_cot_tokens": 16},
 }
 """Options with which each of the first three updates moves: not every group has equal rewards."""
 

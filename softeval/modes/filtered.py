@@ -108,7 +108,8 @@ class FewTokensMode(FilteredMode):
 
     @property
     def cuts(self) -> dict[str, Any]:
-        return super().cuts | {"top_n": self.top_n}
+        # Said again: torch traces no property through `super`.
+        return {"top_k": self.top_k, "top_p": self.top_p, "min_p": self.min_p, "top_n": self.top_n}
 
     def most_tokens(self, embedding: Embedding) -> int:
         """K, how many tokens a step may mix."""
