@@ -26,11 +26,14 @@ from softeval.statistics.crossed import (
 )
 from softeval.statistics.interval import t_quantile, two_sided_p
 from softeval.statistics.paired import (
+    ROUNDING,
     Discordance,
     discordance,
     is_binary,
     mcnemar,
     sign_flip,
+    skew_shift,
+    skewed_tails,
 )
 from softeval.statistics.passk import Floats
 
@@ -47,9 +50,6 @@ SCOPE_SEEDS_AND_PROBLEMS = "generalises over seeds and problems"
 SCOPE_A_IS_FIXED = "generalises over seeds and problems; A is this one checkpoint"
 SCOPE_B_IS_FIXED = "generalises over seeds and problems; B is this one checkpoint"
 SCOPE_CHECKPOINTS = "these checkpoints only"
-
-ROUNDING = 1e-24
-"""A variance below it is what float64 leaves of a constant difference."""
 
 LEAST_P = 1e-12
 """Below this a p value is not made to agree with an interval that follows skewness."""
@@ -237,32 +237,6 @@ def unseen_variance(d_M: ArrayLike) -> Floats:
     differing = whole**2 / np.where(fourth > 0.0, fourth, 1.0)
     shown = np.minimum(whole / GUARD_SQUARES, differing / GUARD_DIFFERING)
     return GUARD_QUESTIONS * np.maximum(0.0, 1.0 - shown) / d.shape[-1] ** 2
-
-
-def skew_shift(d_M: ArrayLike) -> Floats:
-    """μ̂₃/(6 M σ̂²) of the differences: how far skewness moves an end of an interval, over 1 + 2z².
-
-    Where a few questions are lost whole, the mean and its standard error rise and fall together: a
-    sample that met few of them shows a small loss and is sure of it. The t interval then ends too
-    early on the side of the loss, and "equivalent" is said too often of a loss just past the margin.
-
-    Source: Hall 1983, Annals of Statistics 11 (inverting an Edgeworth expansion), after Johnson 1978.
-    """
-    d = np.asarray(d_M, dtype=float)
-    about = d - d.mean(axis=-1, keepdims=True)
-    second, third = (about**2).mean(axis=-1), (about**3).mean(axis=-1)
-    flat = second < ROUNDING
-    return np.where(flat, 0.0, third / np.where(flat, 1.0, 6.0 * d.shape[-1] * second))
-
-
-def skewed_tails(shift: ArrayLike, z: float) -> tuple[Floats, Floats]:
-    """What is added outwards at the low and the high end of an interval, from `skew_shift`.
-
-    The end on the side of the tail moves by (1 + 2z²)·shift, with z the normal critical value. The
-    other end would move inwards by as much and stays where it is.
-    """
-    moved = (1.0 + 2.0 * z**2) * np.asarray(shift)
-    return np.maximum(-moved, 0.0), np.maximum(moved, 0.0)
 
 
 def compare_methods(

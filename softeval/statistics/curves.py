@@ -23,8 +23,6 @@ from softeval.statistics.bootstrap import (
 from softeval.statistics.contrast import (
     guarded_variance,
     rare_difference,
-    skew_shift,
-    skewed_tails,
 )
 from softeval.statistics.crossed import crossed_variance
 from softeval.statistics.interval import (
@@ -33,6 +31,7 @@ from softeval.statistics.interval import (
     score_bounds,
     t_quantile,
 )
+from softeval.statistics.paired import skew_shift, skewed_tails
 from softeval.statistics.passk import Floats, Integers
 
 

@@ -17,6 +17,9 @@ EXACT_UP_TO = 16
 
 _CHUNK = 1 << 21  # signs held at once
 
+ROUNDING = 1e-24
+"""A variance below it is what float64 leaves of a constant difference."""
+
 
 @dataclass(frozen=True)
 class Discordance:
@@ -127,3 +130,29 @@ def _all_patterns(size: int) -> NDArray[np.bool_]:
 def _random_patterns(rng: np.random.Generator, rows: int, size: int) -> NDArray[np.bool_]:
     packed = rng.integers(0, 256, size=(rows, (size + 7) // 8), dtype=np.uint8)
     return np.unpackbits(packed, axis=1, count=size).astype(bool)
+
+
+def skew_shift(d_M: ArrayLike) -> Floats:
+    """μ̂₃/(6 M σ̂²) of the differences: how far skewness moves an end of an interval, over 1 + 2z².
+
+    Where a few questions are lost whole, the mean and its standard error rise and fall together: a
+    sample that met few of them shows a small loss and is sure of it. The t interval then ends too
+    early on the side of the loss, and "equivalent" is said too often of a loss just past the margin.
+
+    Source: Hall 1983, Annals of Statistics 11 (inverting an Edgeworth expansion), after Johnson 1978.
+    """
+    d = np.asarray(d_M, dtype=float)
+    about = d - d.mean(axis=-1, keepdims=True)
+    second, third = (about**2).mean(axis=-1), (about**3).mean(axis=-1)
+    flat = second < ROUNDING
+    return np.where(flat, 0.0, third / np.where(flat, 1.0, 6.0 * d.shape[-1] * second))
+
+
+def skewed_tails(shift: ArrayLike, z: float) -> tuple[Floats, Floats]:
+    """What is added outwards at the low and the high end of an interval, from `skew_shift`.
+
+    The end on the side of the tail moves by (1 + 2z²)·shift, with z the normal critical value. The
+    other end would move inwards by as much and stays where it is.
+    """
+    moved = (1.0 + 2.0 * z**2) * np.asarray(shift)
+    return np.maximum(-moved, 0.0), np.maximum(moved, 0.0)
