@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -212,3 +214,18 @@ def test_memory_of_a_device_is_what_was_given_or_what_it_has() -> None:
         assert device_memory(torch.device("cuda"), None) is None
     assert (device_memory(torch.device("cpu"), None) or 0) > GIB
     assert plan_memory(tiny_config())[-1].startswith("highest: 0.")
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_measures_a_step_beside_its_estimate(tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "benchmarks" / "gpu_train.py"
+    sizes = ["--questions", "2", "--samples", "4", "--prompt", "20", "--cot", "12"]
+    small = ["--shape", "tiny", "--device", "cpu", "--methods", "soft", *sizes]
+    output = tmp_path / "found.json"
+    subprocess.run([sys.executable, script, *small, "--output", output], check=True, timeout=300)
+    found = json.loads(output.read_text())["methods"]["soft"]
+    seconds = found["seconds"]
+    assert 0 < sum(s for name, s in seconds.items() if name != "step") <= seconds["step"]
+    assert found["metrics"]["pass/sequences"] == 8 and found["metrics"]["gradient/norm"] > 0
+    assert found["metrics"]["health/chi_square"] == pytest.approx(1, abs=0.2)
+    assert found["estimate"]["peak_bytes"].keys() == found["peak_bytes"].keys()
