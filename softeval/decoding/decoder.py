@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -23,30 +22,15 @@ from softeval.decoding.randomness import AHEAD, NoiseFeed, SampleRandomness, Str
 from softeval.decoding.rows import Row
 from softeval.decoding.state import NOT_FINITE, Phase, State, advance, holds, new_state
 from softeval.decoding.trace import Trace, measure
+from softeval.decoding.waiting import Question, Waiting
 from softeval.errors import UserError
 from softeval.model.batch_size import auto_batch_size
-from softeval.model.feeding import Prefilled, Replays, RowFeeder, tiled
+from softeval.model.feeding import Replays, RowFeeder, tiled
 from softeval.model.language_model import LanguageModel
 from softeval.model.output_head import output_head
 from softeval.model.stopping import Limits, check_context
 from softeval.modes import Draws, Mode, Randomness, Seen, Step, invert_cdf
 from softeval.records import Generation, SampleKey, StopReason
-
-
-@dataclass(frozen=True)
-class Question:
-    """A prompt and which of its samples to generate."""
-
-    task: str
-    doc_id: int
-    prompt_ids: tuple[int, ...]
-    samples: tuple[int, ...]
-
-    @property
-    def keys(self) -> list[SampleKey]:
-        """What names its samples."""
-        return [SampleKey(self.task, self.doc_id, sample) for sample in self.samples]
-
 
 LOOK_EVERY = 8
 """Passes between two looks of the host, where passes are captured."""
@@ -113,43 +97,27 @@ class Decoder:
             return
         longest = max(lengths)[0] + self.limits.room(self.lm)
         size = self.batch_size or auto_batch_size(self.lm.model, longest)
-        batch = _Batch(self, min(size, total), longest)
-        waiting = _Waiting(questions)
+        batch = _Batch(self, min(size, total), longest, questions)
         while True:
-            batch.admit(waiting)
+            batch.admit()
             if not batch.rows:
                 return
             yield from batch.step()
 
 
-class _Waiting:
-    """Samples not yet admitted, question by question."""
-
-    def __init__(self, questions: Sequence[Question]) -> None:
-        self._pending = [(q, s) for q in questions for s in q.samples][::-1]
-
-    def take(self, most: int) -> tuple[Question, list[int]] | None:
-        """Up to `most` samples of the next question."""
-        if not self._pending or most == 0:
-            return None
-        question = self._pending[-1][0]
-        samples: list[int] = []
-        while self._pending and len(samples) < most and self._pending[-1][0] is question:
-            samples.append(self._pending.pop()[1])
-        return question, samples
-
-
 class _Batch:
     """The rows in flight. A row's place is its index in every tensor; free places are taken again."""
 
-    def __init__(self, decoder: Decoder, size: int, longest: int) -> None:
+    def __init__(
+        self, decoder: Decoder, size: int, longest: int, questions: Sequence[Question]
+    ) -> None:
         lm, mode, limits = decoder.lm, decoder.mode, decoder.limits
         self.decoder = decoder
         self.size = size
         self.rows: dict[int, Row] = {}
         self._longest = 0
         self._feeder = RowFeeder(lm.model, size, longest)
-        self._prompt: tuple[Question, Prefilled] | None = None
+        self._waiting = Waiting(questions, lm, self._feeder)
         passed = tiled(size)
         answers = Draws(Randomness.UNIFORM if decoder.answer_temperature else Randomness.NONE)
         spread = hasattr(lm.model, "hf_device_map")
@@ -173,13 +141,13 @@ class _Batch:
         self._trace = Trace(passed, caps[0], top, lm.device, decoder.keep_inputs)
 
     @torch.inference_mode()
-    def admit(self, waiting: _Waiting) -> None:
+    def admit(self) -> None:
         """Fill free places with waiting samples."""
         free = [place for place in range(self.size) if place not in self.rows]
-        while taken := waiting.take(len(free)):
-            question, samples = taken
+        while taken := self._waiting.take(len(free)):
+            question, samples, prefilled = taken
             places, free = free[: len(samples)], free[len(samples) :]
-            self._feeder.fill(places, self._prefilled(question))
+            self._feeder.fill(places, prefilled)
             self._begin(places, question)
             for place, sample in zip(places, samples, strict=True):
                 self.rows[place] = self._row(place, question, sample)
@@ -187,16 +155,6 @@ class _Batch:
             self._noise.begin(places, random)
             self._answer_noise.begin(places, random)
             self._longest = max(self._longest, len(question.prompt_ids) - 1)
-
-    def _prefilled(self, question: Question) -> Prefilled:
-        """The prompt less its last token; the latest is kept for the question's other samples."""
-        if self._prompt is None or self._prompt[0] is not question:
-            ids = torch.tensor(
-                question.prompt_ids[:-1], dtype=torch.long, device=self._state.fed_BD.device
-            )
-            inputs_PD = self.decoder.lm.embedding.rows(ids)
-            self._prompt = question, self._feeder.prefill(inputs_PD)
-        return self._prompt[1]
 
     def _begin(self, places: list[int], question: Question) -> None:
         """Let rows stand before the last token of a prompt, about to think."""

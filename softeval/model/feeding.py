@@ -10,28 +10,38 @@ Shapes: B rows of the batch, N rows in use, P prompt length, D width, W rows of 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import Cache
 
 from softeval.errors import UserError
 from softeval.model.cache import SlotCache, Visibility
 from softeval.model.layers import (
     ROW_TILE,
+    cut,
     has_states,
     memory_argument,
+    promises_bits,
     prompt_cache,
     rounded_slots,
+    scans_from_zero,
     tiled,
 )
 from softeval.model.mends import long_factors, long_rope_limit
 
 CUDA_SLOTS = 256
 """Slots on CUDA are rounded up to a multiple of this."""
+
+PREFILL_POSITIONS = 2048
+"""Most positions of prompts in one pass: so many prompts go together, and a longer one in chunks.
+That bounds what a pass takes beside the cache (activations, masks), and is enough to keep any device
+busy with arithmetic: from a few hundred positions on, reading the weights is no longer what takes time."""
 
 
 class Prefilled(NamedTuple):
@@ -58,13 +68,15 @@ class RowFeeder:
         model: the transformers model.
         batch: B, most rows in use at a time.
         longest: most positions a row takes.
+        chunk: most positions of prompts in one pass; None is `PREFILL_POSITIONS`.
 
     Raises:
         UserError: the model has layers that cannot be decoded.
     """
 
-    def __init__(self, model: Any, batch: int, longest: int) -> None:
+    def __init__(self, model: Any, batch: int, longest: int, chunk: int | None = None) -> None:
         self._model = model
+        self._chunk = chunk or PREFILL_POSITIONS
         self._memory = memory_argument(model) or "past_key_values"
         self._batch = batch
         on_cuda = model.device.type == "cuda"  # where a graph holds their addresses
@@ -78,20 +90,56 @@ class RowFeeder:
 
     def prefill(self, inputs_PD: Tensor) -> Prefilled:
         """Run the vectors of positions 0…P-1, for rows that go on at P; P may be 0."""
-        length = len(inputs_PD)
-        if length == 0:
-            return Prefilled(inputs_PD, None)
-        crossing = self._crossing
+        return self.prefill_together([inputs_PD])[0]
+
+    def prefill_together(self, prompts: Sequence[Tensor]) -> list[Prefilled]:
+        """The same for several prompts (P, D), as many as `together` says.
+
+        Shorter ones are padded behind their end, where causal attention does not look.
+        """
+        rows, length = len(prompts), max(len(inputs_PD) for inputs_PD in prompts)
+        inputs_RLD = pad_sequence(list(prompts), batch_first=True)
         cache = prompt_cache(self._model.config)
-        with long_factors(self._model, crossing is not None and length >= crossing.limit):
-            self._model(
-                inputs_embeds=inputs_PD[None],
-                position_ids=torch.arange(length, device=inputs_PD.device)[None],
-                use_cache=True,
-                logits_to_keep=1,
-                **{self._memory: cache},
-            )
-        return Prefilled(inputs_PD, cache)
+        crosses = self._crossing is not None and length >= self._crossing.limit
+        with long_factors(self._model, crosses):
+            for start, stop in self._chunks(rows, length):
+                positions_Q = torch.arange(start, stop, device=inputs_RLD.device)
+                self._model(
+                    inputs_embeds=inputs_RLD[:, start:stop],
+                    position_ids=positions_Q.expand(rows, -1),
+                    use_cache=True,
+                    logits_to_keep=1,
+                    **{self._memory: cache},
+                )
+        caches = [cache] if rows == 1 else [cut(cache, i, len(p)) for i, p in enumerate(prompts)]
+        return [Prefilled(p, c if len(p) else None) for p, c in zip(prompts, caches, strict=True)]
+
+    @property
+    def prefills_alone(self) -> bool:
+        """Whether each prompt is prefilled by itself, as company would show.
+
+        It does by the padding in a recurrence, by LongRoPE's factors on either side of its limit, and
+        in the bits of float32 on a CPU.
+        """
+        return promises_bits(self._model) or not self.repeats
+
+    def _chunks(self, rows: int, length: int) -> list[tuple[int, int]]:
+        """First and last positions, the latter excluded, of each pass over so many rows."""
+        first = min(length, max(1, self._chunk // rows))
+        step = 1 if scans_from_zero(self._model) else max(1, first)
+        ends = [*range(first, length, step), length]
+        return list(pairwise([0, *ends])) if length else []
+
+    def together(self, lengths: Iterable[int]) -> int:
+        """How many of the next prompts, of these lengths, are prefilled in one pass."""
+        if self.prefills_alone:
+            return 1
+        longest = 0
+        for count, length in enumerate(lengths, 1):
+            longest = max(longest, length)
+            if count > 1 and count * longest > self._chunk:
+                return count - 1
+        return count
 
     def fill(self, rows: Sequence[int], prefilled: Prefilled) -> None:
         """Let rows begin after a prefilled prompt; nothing of an earlier row is left in them."""

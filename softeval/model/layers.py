@@ -10,6 +10,7 @@ Shapes: B rows, N rows in use, H key-value heads, S slots, P prompt length.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -39,6 +40,11 @@ float32 matrix product has the same bits whatever the number of rows; below, it 
 def tiled(rows: int) -> int:
     """The number of rows that a pass over `rows` rows really has."""
     return -(-rows // ROW_TILE) * ROW_TILE
+
+
+def promises_bits(model: Any) -> bool:
+    """Whether a row has the same bits in any batch: in float32 on a CPU."""
+    return model.device.type == "cpu" and model.dtype in (torch.float32, torch.float64)
 
 
 class RowWindow:
@@ -290,6 +296,14 @@ def has_states(config: Any) -> bool:
     return any(issubclass(_KINDS[kind][0], StateLayer) for kind, _ in _layers(config))
 
 
+def scans_from_zero(model: Any) -> bool:
+    """Whether a recurrence goes on from its state by single positions only (Mamba's first form).
+
+    transformers scans several positions of it as if nothing had come before.
+    """
+    return any(hasattr(m, "x_proj") or hasattr(m, "x_proj_weight") for m in model.modules())
+
+
 def row_layers(config: Any, window: RowWindow, batch: int) -> list[RowLayer]:
     """A layer of each kind for a batch of rows."""
     return [_KINDS[kind][0](window, batch, **count) for kind, count in _layers(config)]
@@ -300,3 +314,14 @@ def prompt_cache(config: Any) -> DynamicCache:
     cache = DynamicCache()
     cache.layers = [_KINDS[kind][1](**count) for kind, count in _layers(config)]
     return cache
+
+
+def cut(cache: DynamicCache, row: int, length: int) -> DynamicCache:
+    """One row's first positions of the keys and values of several prompts, sharing their memory."""
+    own = copy.copy(cache)
+    own.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in own.layers:
+        if isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None:
+            layer.keys = layer.keys[row : row + 1, :, :length]
+            layer.values = layer.values[row : row + 1, :, :length]
+    return own

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from softeval.errors import UserError
 from softeval.model.embedding import take_per_layer_vectors
-from softeval.model.layers import ROW_TILE
+from softeval.model.layers import ROW_TILE, promises_bits
 
 _TILED = "softeval_tiled"
 """Name among transformers' implementations of experts."""
@@ -153,7 +153,7 @@ def _tile_experts(model: Any) -> None:
 
     Only those that transformers dispatches to an implementation; others stay as they are.
     """
-    if model.device.type != "cpu" or model.dtype not in (torch.float32, torch.float64):
+    if not promises_bits(model):
         return
     experts = [m for m in model.modules() if hasattr(m, "_is_expert_parallel")]
     if experts:

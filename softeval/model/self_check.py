@@ -25,7 +25,7 @@ from softeval.model.embedding import InputEmbedding, input_embedding
 from softeval.model.feeding import RowFeeder
 from softeval.model.mends import long_rope_limit, mend
 
-VERSION = 2
+VERSION = 3
 """Part of the cache's key; raised when the check or the way of feeding changes."""
 BOUND = 600
 """Longest row, in positions, that a loaded model is tried with."""
@@ -163,12 +163,19 @@ def _row(embedding: InputEmbedding, length: int, seed: int) -> Tensor:
 
 
 def _stepped(model: Any, rows: Sequence[Tensor]) -> list[Tensor]:
-    """(S, W) logits of each row's last positions, decoded beside the others."""
+    """(S, W) logits of each row's last positions, decoded beside the others.
+
+    What comes before is prefilled as it may be: in chunks, and together.
+    """
     steps = min(STEPS, *(len(row) for row in rows))
-    feeder = RowFeeder(model, len(rows), max(len(row) for row in rows))
+    longest = max(len(row) for row in rows)
+    feeder = RowFeeder(model, len(rows), longest, chunk=max(1, longest // 2))
     starts = [len(row) - steps for row in rows]
-    for index, (row_LD, start) in enumerate(zip(rows, starts, strict=True)):
-        feeder.fill([index], feeder.prefill(row_LD[:start]))
+    prompts = [row_LD[:start] for row_LD, start in zip(rows, starts, strict=True)]
+    groups = [[prompt] for prompt in prompts] if feeder.prefills_alone else [prompts]
+    prefilled = [each for group in groups for each in feeder.prefill_together(group)]
+    for index, each in enumerate(prefilled):
+        feeder.fill([index], each)
     fed_ND = rows[0].new_zeros(len(rows), rows[0].shape[1])
     found = []
     for step in range(steps):
