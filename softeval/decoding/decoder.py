@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from softeval.decoding.randomness import AHEAD, NoiseFeed, SampleRandomness, Stream
-from softeval.decoding.rows import Row
+from softeval.decoding.rows import Question, Row, Waiting
 from softeval.decoding.state import NOT_FINITE, Phase, State, advance, holds, new_state
 from softeval.decoding.trace import Trace, measure
-from softeval.decoding.waiting import Question, Waiting
 from softeval.errors import UserError
 from softeval.model.batch_size import auto_batch_size
 from softeval.model.feeding import Replays, RowFeeder, tiled

@@ -1,17 +1,83 @@
-"""One row of a batch: a sample on its way from the prompt through CoT and prefill to its answer.
+"""Samples that wait, and rows: samples on their way through CoT and prefill to their answers.
 
-What the host knows of it: pure bookkeeping on token ids; no tensor, no model. `state` has the rest.
+A prompt goes through the model once, whatever the number of its samples, together with the next
+questions' as many as make one pass (`RowFeeder.together`); each sample's place gets a copy. Not
+straight into places, as these come free one by one: each short prompt would then be a pass of its
+own, which takes as long as a step of the whole batch. Only one pass's prompts are kept.
+
+Of a row there is here what the host knows: bookkeeping on token ids; `state` has the rest.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+
+import torch
 
 from softeval.decoding.state import Phase
+from softeval.model.feeding import Prefilled, RowFeeder
+from softeval.model.language_model import LanguageModel
 from softeval.model.stopping import Limits, Stopper
 from softeval.records import AnswerStop, SampleKey, StopReason
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt and which of its samples to generate."""
+
+    task: str
+    doc_id: int
+    prompt_ids: tuple[int, ...]
+    samples: tuple[int, ...]
+
+    @property
+    def keys(self) -> list[SampleKey]:
+        """What names its samples."""
+        return [SampleKey(self.task, self.doc_id, sample) for sample in self.samples]
+
+
+class Waiting:
+    """Samples not yet admitted, question by question.
+
+    Args:
+        questions: in the order in which they are taken.
+        lm: embeds their prompts.
+        feeder: prefills them.
+    """
+
+    def __init__(self, questions: Sequence[Question], lm: LanguageModel, feeder: RowFeeder) -> None:
+        self._questions = deque(question for question in questions if question.samples)
+        self._prefilled: deque[Prefilled] = deque()
+        self._admitted = 0
+        self._lm = lm
+        self._feeder = feeder
+
+    def take(self, most: int) -> tuple[Question, tuple[int, ...], Prefilled] | None:
+        """Up to `most` samples of the next question, and its prompt less the last token."""
+        if not self._questions or most == 0:
+            return None
+        if not self._prefilled:
+            self._prefill()
+        question, prefilled = self._questions[0], self._prefilled[0]
+        samples = question.samples[self._admitted : self._admitted + most]
+        self._admitted += len(samples)
+        if self._admitted == len(question.samples):
+            self._questions.popleft()
+            self._prefilled.popleft()
+            self._admitted = 0
+        return question, samples, prefilled
+
+    def _prefill(self) -> None:
+        """Prefill the next questions' prompts, as many as make one pass."""
+        count = self._feeder.together(len(q.prompt_ids) - 1 for q in self._questions)
+        some = [q.prompt_ids[:-1] for q in islice(self._questions, count)]
+        ids = [torch.tensor(prompt, dtype=torch.long, device=self._lm.device) for prompt in some]
+        prompts = [self._lm.embedding.rows(ids_P) for ids_P in ids]
+        self._prefilled.extend(self._feeder.prefill_together(prompts))
 
 
 @dataclass(eq=False)
