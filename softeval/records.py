@@ -114,6 +114,11 @@ class Generation:
         return sum(map(len, parts))
 
     @property
+    def choices(self) -> int:
+        """What the policy chose: CoT steps and answer tokens."""
+        return len(self.shadow_ids) + len(self.answer_ids)
+
+    @property
     def text(self) -> str:
         """CoT, prefill and answer as one text."""
         return self.cot_text + self.prefill_text + self.answer_text

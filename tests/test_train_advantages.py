@@ -17,7 +17,7 @@ from softeval.scoring.judge import ScoreKind, reward, scorer
 from softeval.trainers import rollout
 from softeval.trainers.algorithms import ALGORITHMS, RLOO, Algorithm, uninformative
 from softeval.trainers.config import make_config
-from softeval.trainers.rollout import reward as configured_reward
+from softeval.trainers.learners.rewards import verdict_reward as configured_reward
 
 
 def test_leave_one_out_by_hand() -> None:
@@ -66,15 +66,8 @@ def test_an_algorithm_that_is_added_is_a_choice_and_makes_the_loss(
         def advantages(self, rewards_PG: torch.Tensor) -> torch.Tensor:
             return rewards_PG - rewards_PG.mean(1, keepdim=True)
 
-        def loss(
-            self,
-            log_prob_N: torch.Tensor,
-            advantages_B: torch.Tensor,
-            row_N: torch.Tensor,
-            sequences: int,
-        ) -> torch.Tensor:
-            length_B = torch.bincount(row_N, minlength=len(advantages_B)).clamp_min(1)
-            return super().loss(log_prob_N, advantages_B / length_B, row_N, sequences)
+        def weights(self, lengths_PG: torch.Tensor, longest: int) -> torch.Tensor:
+            return 1 / lengths_PG
 
     monkeypatch.setitem(ALGORITHMS, "centred", Centred())
     losses = {}

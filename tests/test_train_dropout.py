@@ -28,11 +28,7 @@ from softeval.model.output_head import last_hidden
 from softeval.trainers import training_pass
 from softeval.trainers.demo_base import build_tokenizer
 from softeval.trainers.metrics import noise_band, noise_fault
-from softeval.trainers.training_pass import (
-    check_training_pass,
-    disable_dropout,
-    recompute_activations,
-)
+from softeval.trainers.setup import check_training_pass, disable_dropout, recompute_activations
 
 BASE: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
 HEADS: dict[str, Any] = {**BASE, "num_attention_heads": 4}

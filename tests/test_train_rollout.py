@@ -24,12 +24,8 @@ from softeval.trainers.metrics import rollout_metrics, rollout_sums
 from softeval.trainers.optimization import MasterWeights, gradient_norm
 from softeval.trainers.questions import DataOrder, QuestionSet, TrainingQuestion
 from softeval.trainers.rollout import RolloutCollector, StepRollouts
-from softeval.trainers.training_pass import (
-    PassPlan,
-    TrainingPass,
-    recompute_activations,
-    split_norms,
-)
+from softeval.trainers.setup import recompute_activations
+from softeval.trainers.training_pass import PassPlan, TrainingPass, split_norms
 
 SOURCE = DatasetSource("made", Origin.LOCAL, "", "train", 2, "")
 

@@ -1,8 +1,13 @@
 """Algorithms of policy-gradient training: how rewards become advantages, and advantages a loss.
 
 An algorithm is one class here and its entry in `ALGORITHMS`, of which the configuration takes its
-choices; nothing else in the trainer knows which is in use. Every rollout serves one update of the
-weights that made it, so no ratio of probabilities stands in a loss.
+choices; nothing else in the trainer knows which is in use. The loss of all is the mean over sequences
+of -w·A·log π, summed over a sequence's choices: CoT steps, of whatever kind, and answer tokens. They
+differ in the advantage A that rewards make and in the weight w that lengths make.
+
+Where one batch of rollouts serves several updates (`--num-iterations`), the second and later ones
+replace log π by the ratio to the policy that sampled, clipped as in PPO (arXiv 1707.06347). That is
+for hard tokens: the log-probability of a Gaussian step sums D squares, and its ratio means nothing.
 
 Shapes: P prompts, G samples of each; B sequences, N choices of all of them.
 """
@@ -10,6 +15,7 @@ Shapes: P prompts, G samples of each; B sequences, N choices of all of them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -17,48 +23,166 @@ if TYPE_CHECKING:
 
     from softeval.trainers.config import TrainConfig
 
+STD_EPSILON = 1e-4
+"""Added to a standard deviation before it divides, as in TRL."""
 
+
+@dataclass(frozen=True)
 class Algorithm(ABC):
-    """The base of all: its loss is REINFORCE's, the mean over sequences of -A·log π."""
+    """The base of all: on-policy REINFORCE, every choice of weight 1.
+
+    Attributes:
+        epsilon: a ratio counts as no less than 1 - ε.
+        epsilon_high: and as no more than 1 + this.
+    """
+
+    epsilon: float = 0.2
+    epsilon_high: float = 0.2
 
     smallest_group: ClassVar[int] = 1
     """Samples of one question that it needs."""
+    takes_ratios: ClassVar[bool] = True
+    """Whether it is meant for several updates on one batch of rollouts."""
 
     @abstractmethod
     def advantages(self, rewards_PG: Tensor) -> Tensor:
-        """(P, G) advantages; exactly zero in a group that teaches nothing."""
+        """(P, G) advantages; exactly zero where nothing is to be learnt."""
+
+    def weights(self, lengths_PG: Tensor, longest: int) -> Tensor:
+        """(P, G) weight of a sequence's choices in the mean over sequences.
+
+        Args:
+            lengths_PG: choices of each sequence of the update, over all processes.
+            longest: the most that the caps allow.
+        """
+        return lengths_PG.new_ones(lengths_PG.shape)
 
     def loss(
-        self, log_prob_N: Tensor, advantages_B: Tensor, row_N: Tensor, sequences: int
+        self,
+        log_prob_N: Tensor,
+        advantages_B: Tensor,
+        row_N: Tensor,
+        sequences: int,
+        former_N: Tensor | None = None,
     ) -> Tensor:
         """What some choices add to the loss of an update.
 
         Args:
             log_prob_N: their log-probabilities, nats.
-            advantages_B: A of each sequence, without gradient.
-            row_N: sequence of each choice, from which its length follows.
+            advantages_B: w·A of each sequence, without gradient.
+            row_N: sequence of each choice.
             sequences: sequences of the whole update, of which the B may be a part.
+            former_N: log-probabilities under the policy that sampled; None where it is this one.
         """
-        return -(advantages_B[row_N].to(log_prob_N.dtype) * log_prob_N).sum() / sequences
+        advantages_N = advantages_B[row_N].to(log_prob_N.dtype)
+        if former_N is None:
+            return -(advantages_N * log_prob_N).sum() / sequences
+        ratio_N = (log_prob_N - former_N).exp()
+        clipped_N = ratio_N.clamp(1 - self.epsilon, 1 + self.epsilon_high)
+        return -(ratio_N * advantages_N).minimum(clipped_N * advantages_N).sum() / sequences
+
+    def clips(self, log_prob_N: Tensor, advantages_N: Tensor, former_N: Tensor) -> Tensor:
+        """(N,) whether a choice has moved as far as it may, so that its gradient is zero."""
+        ratio_N = (log_prob_N - former_N).exp()
+        too_low_N = (ratio_N < 1 - self.epsilon) & (advantages_N < 0)
+        return too_low_N | ((ratio_N > 1 + self.epsilon_high) & (advantages_N > 0))
 
 
 class RLOO(Algorithm):
-    """Reward less the mean reward of the group's other samples (paper appendix A)."""
+    """Reward less the mean reward of the group's other samples (paper appendix A; arXiv 2402.14740)."""
+
+    smallest_group = 2
+    takes_ratios = False
+
+    def advantages(self, rewards_PG: Tensor) -> Tensor:
+        others_PG = (rewards_PG.sum(1, keepdim=True) - rewards_PG) / (rewards_PG.shape[1] - 1)
+        return _taught(rewards_PG - others_PG, rewards_PG)
+
+
+class DrGRPO(Algorithm):
+    """Reward less the group's mean; every choice counts alike, over the longest sequence that the caps allow.
+
+    Liu et al. 2025 (arXiv 2503.20783): neither a question's spread nor a sequence's length is divided by.
+    """
 
     smallest_group = 2
 
     def advantages(self, rewards_PG: Tensor) -> Tensor:
-        others_PG = (rewards_PG.sum(1, keepdim=True) - rewards_PG) / (rewards_PG.shape[1] - 1)
-        # Rounding must not turn a group that teaches nothing into one that does.
-        return (rewards_PG - others_PG).masked_fill(uninformative(rewards_PG)[:, None], 0.0)
+        return _taught(rewards_PG - rewards_PG.mean(1, keepdim=True), rewards_PG)
+
+    def weights(self, lengths_PG: Tensor, longest: int) -> Tensor:
+        return lengths_PG.new_full(lengths_PG.shape, 1 / longest)
 
 
-ALGORITHMS: dict[str, Algorithm] = {"rloo": RLOO()}
+class GRPO(DrGRPO):
+    """Centred rewards over their standard deviation; the mean over each sequence's choices.
+
+    Shao et al. 2024 (arXiv 2402.03300, equations 3 and 4).
+    """
+
+    def advantages(self, rewards_PG: Tensor) -> Tensor:
+        return super().advantages(rewards_PG) / (rewards_PG.std(1, keepdim=True) + STD_EPSILON)
+
+    def weights(self, lengths_PG: Tensor, longest: int) -> Tensor:
+        return 1 / lengths_PG
+
+
+@dataclass(frozen=True)
+class DAPO(GRPO):
+    """GRPO's advantages, the mean over all choices of the update, and more room above than below.
+
+    Yu et al. 2025 (arXiv 2503.14476, equations 8 and 12). Its other parts are options of their own, for
+    any algorithm: `--dynamic-sampling` and `--overlong-cache`; the recipe `dapo` sets all.
+    """
+
+    epsilon_high: float = 0.28
+
+    def weights(self, lengths_PG: Tensor, longest: int) -> Tensor:
+        return lengths_PG.new_full(lengths_PG.shape, lengths_PG.numel() / float(lengths_PG.sum()))
+
+
+class ReinforcePlusPlus(Algorithm):
+    """Rewards less the mean of the whole update, over its standard deviation; the mean over choices.
+
+    Hu et al. 2025 (arXiv 2501.03262), without its KL in the reward: `--beta` adds one to any loss. A
+    group of equal rewards teaches, too, where other groups fared otherwise.
+    """
+
+    def advantages(self, rewards_PG: Tensor) -> Tensor:
+        centred_PG = rewards_PG - rewards_PG.mean()
+        found_PG = centred_PG / (rewards_PG.std() + STD_EPSILON)
+        return found_PG.masked_fill((rewards_PG == rewards_PG[0, 0]).all(), 0.0)
+
+    def weights(self, lengths_PG: Tensor, longest: int) -> Tensor:
+        return 1 / lengths_PG
+
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "rloo": RLOO(),
+    "grpo": GRPO(),
+    "dr_grpo": DrGRPO(),
+    "dapo": DAPO(),
+    "reinforce_plus_plus": ReinforcePlusPlus(),
+}
+
+
+def make_algorithm(config: TrainConfig) -> Algorithm:
+    """The configured algorithm with its clip range."""
+    given = {n: getattr(config, n) for n in _CLIP if getattr(config, n) is not None}
+    return replace(ALGORITHMS[config.algorithm], **given)
+
+
+_CLIP = ("epsilon", "epsilon_high")
 
 
 def uninformative(rewards_PG: Tensor) -> Tensor:
-    """(P,) whether all rewards of a group are equal, so that it teaches nothing."""
+    """(P,) whether all rewards of a group are equal, so that it teaches nothing by itself."""
     return (rewards_PG == rewards_PG[:, :1]).all(1)
+
+
+def _taught(advantages_PG: Tensor, rewards_PG: Tensor) -> Tensor:
+    """Rounding must not turn a group that teaches nothing into one that does."""
+    return advantages_PG.masked_fill(uninformative(rewards_PG)[:, None], 0.0)
 
 
 def check_rollouts(config: TrainConfig) -> None:
@@ -71,11 +195,16 @@ def check_rollouts(config: TrainConfig) -> None:
             f"--num-generations {config.num_generations}: {config.algorithm} compares a sample with "
             f"the others of its question; set --group-size {smallest} or more"
         )
-    if config.num_iterations > 1:
+    if config.sequences < 2:
+        raise ValueError("one sequence has nothing to be compared with; raise --prompts-per-step")
+    _check_ratios(config)
+    if config.overlong_cache > config.cot_cap:
         raise ValueError(
-            "--num-iterations: this trainer is strictly on-policy; use 1, or TRL for hard CoTs "
-            "(the log-probability of a fuzzy CoT differs by up to 1420 nats between two "
-            "precisions of one model: no usable importance ratio)"
+            f"--overlong-cache {config.overlong_cache} is longer than the cap on the CoT, {config.cot_cap}"
+        )
+    if config.overlong_penalty is not None and config.overlong_cache == 0:
+        raise ValueError(
+            "--overlong-penalty needs --overlong-cache, the part of the cap that costs"
         )
     if not config.mode.is_gaussian and (config.score_error or config.detach_embedding_in_mixture):
         raise ValueError(
@@ -84,3 +213,25 @@ def check_rollouts(config: TrainConfig) -> None:
         )
     if not config.reward_correct > max(config.reward_boxed, config.reward_none):
         raise ValueError("--reward-correct must be the largest of the three rewards")
+
+
+def _check_ratios(config: TrainConfig) -> None:
+    """Several updates on one batch, and the clip range that they need, only where they are meant."""
+    if config.num_iterations == 1:
+        for name in _CLIP:
+            if getattr(config, name) is not None:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} clips the ratio to the policy that sampled, which is "
+                    "one in the only update of a batch; set --num-iterations 2 or more"
+                )
+    elif not config.mode.feeds_tokens:
+        raise ValueError(
+            f"--num-iterations: {config.method} steps are strictly on-policy; use 1, or --method hard "
+            "(the log-probability of a fuzzy CoT differs by up to 1420 nats between two "
+            "precisions of one model: no usable importance ratio)"
+        )
+    elif not ALGORITHMS[config.algorithm].takes_ratios:
+        meant = ", ".join(name for name, a in ALGORITHMS.items() if a.takes_ratios)
+        raise ValueError(
+            f"--num-iterations: {config.algorithm} is strictly on-policy; use 1, or --algorithm {meant}"
+        )

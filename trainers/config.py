@@ -118,6 +118,11 @@ class TrainConfig(ModelOptions):
     reward_correct: float = loss_option(100.0, "Reward of an accepted answer.")
     reward_boxed: float = loss_option(10.0, "Reward of any other boxed answer.")
     reward_none: float = loss_option(0.0, "Reward of a sample without a boxed answer.")
+    reward: str | None = loss_option(
+        None,
+        "A function of your own, as module:function or file.py:function; it is given what "
+        "softeval.trainers.learners.rewards describes, and gives the reward.",
+    )
     cot_logprob_reduction: Literal["sum", "mean"] = loss_option(
         "sum", "Over the elements of a soft step: sum (the density) or mean."
     )
@@ -136,7 +141,24 @@ class TrainConfig(ModelOptions):
         ge=0,
     )
     num_iterations: int = loss_option(
-        1, "Updates per rollout; training is strictly on-policy.", ge=1
+        1,
+        "Updates on one batch of rollouts; more than one for hard tokens only, and not rloo.",
+        ge=1,
+    )
+    epsilon: float | None = loss_option(
+        None, "With several: a ratio is clipped below at 1 - ε. Default: 0.2.", gt=0, lt=1
+    )
+    epsilon_high: float | None = loss_option(
+        None, "And above at 1 + this. Default: 0.2, dapo 0.28.", gt=0
+    )
+    overlong_cache: int = loss_option(
+        0,
+        "Length of the last part of the cap on the CoT in which a CoT loses reward, the more the longer "
+        "it is (DAPO's overlong shaping); 0 for none.",
+        ge=0,
+    )
+    overlong_penalty: float | None = loss_option(
+        None, "Reward lost by a CoT that fills the cap. Default: --reward-correct.", gt=0
     )
 
     max_steps: int = step_option(4000, "Updates.", flags=("--steps",), ge=1)

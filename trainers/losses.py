@@ -193,6 +193,15 @@ class LogProbs:
     cot: Fused
     answer_M: Tensor
 
+    def by_sequence(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        """Those of each sequence's CoT and answer, without gradient."""
+        pairs = ((self.cot.log_prob_N, batch.cot.row_N), (self.answer_M, batch.answer.row_N))
+        split = (
+            values.detach().split(torch.bincount(rows, minlength=batch.rows).tolist())
+            for values, rows in pairs
+        )
+        return list(zip(*split, strict=True))
+
 
 @dataclass(frozen=True, eq=False)
 class ChunkedSteps:
@@ -284,18 +293,21 @@ def policy_losses(
     advantages_B: Tensor,
     sequences: int,
     algorithm: Algorithm = ALGORITHMS["rloo"],
+    former: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> tuple[Tensor, Tensor]:
     """CoT and answer term of the algorithm's loss; their sum is the loss.
 
     Args:
         found: log-probabilities of the batch.
         batch: the rollouts.
-        advantages_B: A, without gradient.
+        advantages_B: A times the algorithm's weights, without gradient.
         sequences: sequences of the whole step, of which the batch may be a part.
         algorithm: makes the loss.
+        former: log-probabilities of CoT and answer under the policy that sampled, where it is another.
     """
-    cot = algorithm.loss(found.cot.log_prob_N, advantages_B, batch.cot.row_N, sequences)
-    answer = algorithm.loss(found.answer_M, advantages_B, batch.answer.row_N, sequences)
+    cot_N, answer_M = former
+    cot = algorithm.loss(found.cot.log_prob_N, advantages_B, batch.cot.row_N, sequences, cot_N)
+    answer = algorithm.loss(found.answer_M, advantages_B, batch.answer.row_N, sequences, answer_M)
     return cot, answer
 
 

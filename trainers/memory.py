@@ -25,8 +25,7 @@ from softeval.model.weights import meta_model
 from softeval.trainers.config import TrainConfig
 from softeval.trainers.meta_model import position_bytes, saved_bytes, tensors_of
 from softeval.trainers.questions import QuestionSet
-from softeval.trainers.setup import Adapters
-from softeval.trainers.training_pass import recompute_activations
+from softeval.trainers.setup import Adapters, recompute_activations
 
 GIB = 2**30
 ASSUMED_PROMPT, ASSUMED_PREFILL = 256, 8

@@ -30,6 +30,7 @@ from softeval.records import Generation
 from softeval.scoring.judge import Verdict, scorer
 from softeval.trainers.algorithms import uninformative
 from softeval.trainers.config import TrainConfig
+from softeval.trainers.learners.rewards import reward
 from softeval.trainers.questions import DataOrder, QuestionSet, TrainingQuestion
 
 TRAIN_KEY = "train"
@@ -49,7 +50,7 @@ class Rollout:
         question: what was asked.
         generation: what was decoded.
         verdict: of the scorer.
-        reward: made of the verdict.
+        reward: of `softeval.trainers.learners.rewards`.
     """
 
     group: int
@@ -67,6 +68,7 @@ class StepRollouts:
     Attributes:
         local: this process's rollouts, by group and member.
         rewards_PG: rewards of all processes, float64 on the host.
+        lengths_PG: likewise the choices of each sequence: CoT steps and answer tokens.
         cursor: place in the data order after drawing.
         drawn: questions drawn, refills included.
         equal_groups: groups of equal rewards among those drawn.
@@ -77,11 +79,17 @@ class StepRollouts:
 
     local: list[Rollout]
     rewards_PG: Tensor
+    lengths_PG: Tensor
     cursor: int
     drawn: int
     equal_groups: int
     drawn_sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(DRAWN_SUMS, 0.0))
     seconds: dict[str, float] = field(default_factory=lambda: {"rollout": 0.0, "scoring": 0.0})
+
+    def of_local(self, values_PG: Tensor) -> Tensor:
+        """(B,) what this process's rollouts have of all."""
+        mine = [float(values_PG[r.group, r.member]) for r in self.local]
+        return torch.tensor(mine, dtype=values_PG.dtype)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +114,8 @@ class RolloutCollector:
         """The rollouts of one update, drawing questions from place `cursor` of the order on."""
         size = self.config.prompts_per_step
         shape = (size, self.config.num_generations)
-        found = StepRollouts([], torch.zeros(shape, dtype=torch.float64), cursor, 0, 0)
+        nothing_PG = torch.zeros(shape, dtype=torch.float64)
+        found = StepRollouts([], nothing_PG, nothing_PG.clone(), cursor, 0, 0)
         pending = list(range(size))
         refills = self.config.max_refills if self.config.dynamic_sampling else 0
         for _ in range(1 + refills):
@@ -135,11 +144,12 @@ class RolloutCollector:
         found.seconds["scoring"] += time.perf_counter() - decoded_at
         found.local += fresh
         _count_drawn(found.drawn_sums, fresh)
-        rewards_PG = torch.zeros_like(found.rewards_PG)
-        for rollout in fresh:
-            rewards_PG[rollout.group, rollout.member] = rollout.reward
-        shared = self.processes.total(rewards_PG.to(self.processes.device)).cpu()
-        found.rewards_PG[groups] = shared[groups]
+        mine = torch.zeros((2, *found.rewards_PG.shape), dtype=torch.float64)
+        for r in fresh:
+            mine[:, r.group, r.member] = mine.new_tensor([r.reward, r.generation.choices])
+        rewards_PG, lengths_PG = self.processes.total(mine.to(self.processes.device)).cpu()
+        found.rewards_PG[groups] = rewards_PG[groups]
+        found.lengths_PG[groups] = lengths_PG[groups]
 
     def _decode(
         self, groups: dict[int, int], asked: dict[int, TrainingQuestion]
@@ -162,10 +172,13 @@ class RolloutCollector:
     def _scored(
         self, asked: dict[int, TrainingQuestion], decoded: list[tuple[int, int, Generation]]
     ) -> list[Rollout]:
+        config = self.config
         items = [asked[group].item(g.answer) for group, _, g in decoded]
-        verdicts = scorer(self.config.scorer).score_many(items) if items else []
+        verdicts = scorer(config.scorer).score_many(items) if items else []
         return [
-            Rollout(group, member, asked[group], g, verdict, reward(verdict, self.config))
+            Rollout(
+                group, member, asked[group], g, verdict, reward(asked[group], g, verdict, config)
+            )
             for (group, member, g), verdict in zip(decoded, verdicts, strict=True)
         ]
 
@@ -174,14 +187,7 @@ def _count_drawn(sums: dict[str, float], fresh: Sequence[Rollout]) -> None:
     sums["drawn_rollouts"] += len(fresh)
     sums["drawn_success"] += sum(r.verdict.correct for r in fresh)
     generations = [r.generation for r in fresh]
-    sums["drawn_tokens"] += sum(len(g.shadow_ids) + len(g.answer_ids) for g in generations)
-
-
-def reward(verdict: Verdict, config: TrainConfig) -> float:
-    """Reward of a sample: right, any other boxed answer, or none (paper section 4)."""
-    if verdict.correct:
-        return config.reward_correct
-    return config.reward_none if verdict.status == "no_answer" else config.reward_boxed
+    sums["drawn_tokens"] += sum(g.choices for g in generations)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from softeval.runs.rundir import differing_fields
 from softeval.scoring.judge import Rules, rules_name
 from softeval.trainers.checkpoints import TrainingRecord
 from softeval.trainers.config import TrainConfig
+from softeval.trainers.learners.rewards import source_hash
 from softeval.trainers.metrics import Metrics
 
 RECORD = "train.json"
@@ -66,7 +67,8 @@ def identity_of(config: TrainConfig) -> dict[str, Any]:
     fields = config.model_dump(mode="json", exclude=COSMETIC_FIELDS)
     rules = rules_name(Rules(config.scorer))
     drawn = {"random_numbers": RANDOM_NUMBERS}
-    return {**fields, **drawn, "score_error": config.soft_score_error, "scorer": rules}
+    own = {} if config.reward is None else {"reward_source": source_hash(config.reward)}
+    return {**fields, **drawn, **own, "score_error": config.soft_score_error, "scorer": rules}
 
 
 def open_directory(
@@ -339,12 +341,24 @@ def _check_fingerprints(folder: Path, ours: Mapping[str, str], theirs: Mapping[s
             raise UserError(f"{folder}: {changed}, or give another --output-path")
 
 
+_ADDED = {
+    "algorithm": "rloo",
+    "curriculum": {},
+    "epsilon": None,
+    "epsilon_high": None,
+    "overlong_cache": 0,
+    "overlong_penalty": None,
+    "reward": None,
+}
+"""Fields that were added later, with what they were before."""
+
+
 def _with_former_defaults(identity: Mapping[str, Any]) -> dict[str, Any]:
     """An identity with what runs did before they recorded it."""
     noisy = identity.get("method") != "hard"
     former = {"score_error": "recomputed"} if noisy else {}
     former |= {"random_numbers": "numpy"}
-    return former | {"scorer": "math-verify", "curriculum": {}} | dict(identity)
+    return former | {"scorer": "math-verify"} | _ADDED | dict(identity)
 
 
 def _check(folder: Path, identity: Mapping[str, Any], found: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ The parts know their own business; this file only says what happens when.
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from contextlib import nullcontext
@@ -213,6 +214,10 @@ class Trainer:
         metrics["optimizer/zero_gradient"] = float(norm == 0)
         metrics["optimizer/learning_rate"] = trainee.optimization.schedule(step - 1)
         trainee.optimization.step(step - 1, norm)
+        for further in self.learner.repeats(metrics):
+            if not math.isfinite(further):
+                raise self._fail(step)
+            trainee.optimization.step(step - 1, further)
         self.state.cursor = found.cursor
         metrics["data/epoch"] = found.cursor / len(self.questions.train)
         seconds = {**found.seconds, "optimizer": time.perf_counter() - started}

@@ -4,11 +4,6 @@ Leaves the summed gradient of this process in the master weights, and returns su
 are made of. Sequences whose advantage is zero have a gradient of exactly zero and are left out
 unless something else is measured on them.
 
-Rollout and training pass must see one and the same model. Dropout in the pass alone would score another
-model than the one that sampled, and no loss would show it. So the model stays in evaluation mode all
-the time, also where activations are computed again in the backward pass: transformers' own gradient
-checkpointing wants training mode, so its layers are wrapped here instead.
-
 Knows nothing of how rollouts came about or of the optimizer.
 """
 
@@ -17,16 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import wraps
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
-from softeval.errors import UserError
 from softeval.model.language_model import LanguageModel
-from softeval.model.output_head import OutputHead, last_hidden
+from softeval.model.output_head import OutputHead
 from softeval.records import Generation
 from softeval.trainers.algorithms import ALGORITHMS, Algorithm
 from softeval.trainers.losses import (
@@ -57,6 +49,8 @@ SUMS = (
     "kl_gaussian",
     "choices",
     "sequences",
+    "clipped",
+    "compared",
 )
 Result = TypeVar("Result")
 
@@ -73,12 +67,16 @@ class PassPlan:
         measure_kl: also measure the KL to the reference, on every sequence.
         split: also measure the gradient's CoT, answer and KL parts.
         keep_first: pass over the first sequence even if every advantage is zero, for its χ².
+        keep_log_probs: so that later updates on these rollouts can be compared with this policy.
+        again: this is such an update, on the rollouts of the last pass.
     """
 
     sequences: int
     measure_kl: bool = False
     split: bool = False
     keep_first: bool = False
+    keep_log_probs: bool = False
+    again: bool = False
 
 
 @dataclass(eq=False)
@@ -172,9 +170,14 @@ class TrainingPass(MicroBatched):
         self.beta = beta
         self.skip_zero = skip_zero
         self.algorithm = algorithm
+        self._sampled: dict[int, tuple[Tensor, Tensor]] = {}
 
     def run(
-        self, rollouts: Sequence[Generation], advantages_B: Tensor, plan: PassPlan
+        self,
+        rollouts: Sequence[Generation],
+        advantages_B: Tensor,
+        plan: PassPlan,
+        weights_B: Tensor | None = None,
     ) -> PassResult:
         """Add the gradient of the loss to the masters.
 
@@ -182,21 +185,25 @@ class TrainingPass(MicroBatched):
             rollouts: this process's sequences.
             advantages_B: their advantages.
             plan: what else to do.
+            weights_B: the algorithm's weights of the sequences; None for 1.
         """
+        if weights_B is None:
+            weights_B = torch.ones_like(advantages_B)
         every = plan.measure_kl or self.beta > 0 or not self.skip_zero
         chosen = [b for b in range(len(rollouts)) if every or advantages_B[b] != 0]
         if not chosen and plan.keep_first:
             chosen = [0]
         # Long sequences together: less padding. Python's sort is stable, so the order is certain.
         chosen.sort(key=lambda b: -rollouts[b].length)
+        scales_2B = torch.stack([advantages_B * weights_B, weights_B])
         return self.in_parts(
-            chosen, len(rollouts), lambda parts: self._run(rollouts, advantages_B, plan, parts)
+            chosen, len(rollouts), lambda parts: self._run(rollouts, scales_2B, plan, parts)
         )
 
     def _run(
         self,
         rollouts: Sequence[Generation],
-        advantages_B: Tensor,
+        scales_2B: Tensor,
         plan: PassPlan,
         parts: Iterator[list[int]],
     ) -> PassResult:
@@ -210,23 +217,33 @@ class TrainingPass(MicroBatched):
                 self.policy.mode.draws(self.lm.embedding),
                 seed=self.policy.seed,
             )
-            self._add(batch, advantages_B[part].to(self.lm.device), plan, result)
+            self._add(batch, part, scales_2B[:, part].to(self.lm.device), plan, result)
         for part in result.parts.values():
             self._return_gradients(part)
         return result
 
-    def _add(self, batch: Batch, advantages_B: Tensor, plan: PassPlan, result: PassResult) -> None:
+    def _add(
+        self, batch: Batch, part: list[int], scales_2B: Tensor, plan: PassPlan, result: PassResult
+    ) -> None:
         """One micro-batch, forward and backward."""
         hidden = policy_hidden(self.lm, batch)
         found = log_probs(self.lm, self.head, batch, self.policy, hidden)
-        cot, answer = policy_losses(found, batch, advantages_B, plan.sequences, self.algorithm)
+        if plan.keep_log_probs:
+            self._sampled |= zip(part, found.by_sequence(batch), strict=True)
+        former: Any = (None, None)
+        if plan.again:
+            kept = [self._sampled[b] for b in part]
+            former = tuple(torch.cat(parts) for parts in zip(*kept, strict=True))
+        cot, answer = policy_losses(
+            found, batch, scales_2B[0], plan.sequences, self.algorithm, former
+        )
         result.sums["loss_cot"] += float(cot.detach())
         result.sums["loss_answer"] += float(answer.detach())
         terms = {"answer": answer}
         if plan.measure_kl or self.beta > 0:
             # Without β the KL is looked at only; a gradient of zeros costs as much as any other.
             with torch.set_grad_enabled(self.beta > 0):
-                kl = self._kl_loss(hidden, found, batch, plan, result)
+                kl = self._kl_loss(hidden, found, batch, scales_2B[1], plan, result)
             if self.beta > 0:
                 terms["kl"] = kl
         for name, term in terms.items():
@@ -237,18 +254,36 @@ class TrainingPass(MicroBatched):
         cot.backward()
         self.weights.collect()
         _count(found, batch, result.sums)
+        if plan.again:
+            self._count_clipped(found, batch, scales_2B[0], former, result.sums)
+
+    def _count_clipped(
+        self,
+        found: LogProbs,
+        batch: Batch,
+        advantages_B: Tensor,
+        former: Any,
+        sums: dict[str, float],
+    ) -> None:
+        now, rows = (found.cot.log_prob_N, found.answer_M), (batch.cot.row_N, batch.answer.row_N)
+        for log_prob_N, row_N, former_N in zip(now, rows, former, strict=True):
+            held_N = self.algorithm.clips(log_prob_N.detach(), advantages_B[row_N], former_N)
+            sums["clipped"] += float(held_N.sum())
+            sums["compared"] += len(held_N)
 
     def _kl_loss(
         self,
         hidden: tuple[Tensor, Tensor],
         found: LogProbs,
         batch: Batch,
+        weights_B: Tensor,
         plan: PassPlan,
         result: PassResult,
     ) -> Tensor:
         assert self.reference is not None, "the KL needs the initial model"
         moved = policy_kl(hidden, self.head, found, batch, self.policy, self.reference)
-        loss = self.beta * moved.tokens.sum() / plan.sequences
+        weights = weights_B[torch.cat([batch.cot.row_N, batch.answer.row_N])]
+        loss = self.beta * (weights.to(moved.tokens.dtype) * moved.tokens).sum() / plan.sequences
         result.sums["loss_kl"] += float(loss.detach())
         result.sums["kl"] += float(moved.tokens.detach().sum())
         result.sums["choices"] += moved.tokens.numel()
@@ -324,68 +359,3 @@ def _count(found: LogProbs, batch: Batch, sums: dict[str, float]) -> None:
 def _parts(chosen: list[int], size: int) -> Iterator[list[int]]:
     for start in range(0, len(chosen), size):
         yield chosen[start : start + size]
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Set every rate of dropout and layer drop to zero, under whatever name.
-
-    Router jitter is left to evaluation mode: Phi-MoE's is also a threshold that decoding needs.
-    """
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if isinstance(value, float) and "drop" in name:
-                setattr(module, name, 0.0)
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-
-
-def recompute_activations(model: nn.Module) -> None:
-    """Gradient checkpointing: keep each layer's input only, and compute the rest again.
-
-    Raises:
-        UserError: the architecture has no layers that transformers would recompute.
-    """
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-    if not layers:
-        raise UserError(
-            f"--gradient-checkpointing: {type(model).__name__} has no layers that can be computed "
-            "again; leave it out"
-        )
-    for layer in layers:
-        layer.forward = _recomputed(layer.forward)
-
-
-def check_training_pass(lm: LanguageModel) -> None:
-    """Compare the hidden states of a training pass with those of decoding, twice.
-
-    Raises:
-        UserError: they differ, so something random, or another computation, is left in the pass.
-    """
-    ids = torch.arange(min(16, lm.vocab), device=lm.device)[None]
-    inputs = lm.embedding.rows(ids).detach()
-    with torch.no_grad():
-        expected = last_hidden(lm.model, inputs).float()
-    tolerance = 2e-2 if torch.finfo(lm.dtype).bits < 32 else 1e-4
-    for _ in range(2):
-        with torch.enable_grad():
-            found = last_hidden(lm.model, inputs).detach().float()
-        gap = float((found - expected).abs().max() / expected.abs().max())
-        if not gap <= tolerance:
-            raise UserError(
-                f"{type(lm.model).__name__}: hidden states of a training pass differ from those of "
-                f"decoding by {gap:.1g} of the largest; dropout, layer drop or router noise is still "
-                "on in it; take another architecture"
-            )
-
-
-def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(forward)
-    def run(*args: Any, **options: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*args, **options)
-        # Nothing is random in evaluation mode, so no generator need be kept.
-        return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **options)
-
-    return run

@@ -214,6 +214,10 @@ class StagedLearning:
         seconds = {"training": time.perf_counter() - started}
         return Update(metrics, cursor + len(lessons), tokens, seconds)
 
+    def repeats(self, metrics: Metrics) -> tuple[float, ...]:
+        """A batch of lessons serves one update."""
+        return ()
+
     def lessons(self, stage: int, cursor: int) -> list[Lesson]:
         """The sequences of an update from place `cursor` of the data order on."""
         found = []

@@ -1,6 +1,7 @@
 """What an update of reinforcement learning is: rollouts, rewards, a policy gradient.
 
-Strictly on-policy: every rollout is used for one update of the weights that made it.
+Strictly on-policy unless several updates are asked for: every rollout is used for one update of the
+weights that made it.
 
 Knows nothing of the optimizer, of checkpoints or of when to validate.
 
@@ -10,6 +11,7 @@ Shapes: P questions, G samples of each; B sequences of this process.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -19,7 +21,7 @@ from softeval.model.output_head import output_head
 from softeval.modes import Mode
 from softeval.options import fixed_size
 from softeval.processes import Processes
-from softeval.trainers.algorithms import ALGORITHMS
+from softeval.trainers.algorithms import make_algorithm
 from softeval.trainers.checkpoints import save_failure
 from softeval.trainers.config import TrainConfig
 from softeval.trainers.losses import Policy, Reduction, Reference
@@ -65,7 +67,7 @@ class Reinforcement:
         self.collector = RolloutCollector(decoder, questions, order, config, processes)
         self.passes = _training_pass(config, trainee)
         self._drawn: StepRollouts | None = None
-        self._advantages_B = torch.zeros(0)
+        self._advantages_B = self._weights_B = torch.zeros(0)
 
     def stage(self, step: int) -> int:
         """All updates are of one kind."""
@@ -81,10 +83,12 @@ class Reinforcement:
         tabled = due(config.log_completions_steps, step)
         self.collector.decoder.record_top = RECORDED_TOP if tabled else 0
         drawn = self.collector.collect(cursor)
-        found_PG = ALGORITHMS[config.algorithm].advantages(drawn.rewards_PG)
-        mine = [float(found_PG[r.group, r.member]) for r in drawn.local]
-        found_B = torch.tensor(mine, dtype=found_PG.dtype)
+        algorithm = self.passes.algorithm
+        found_PG = algorithm.advantages(drawn.rewards_PG)
+        weights_PG = algorithm.weights(drawn.lengths_PG, config.limits.tokens)
+        found_B = drawn.of_local(found_PG)
         self._drawn, self._advantages_B = drawn, found_B
+        self._weights_B = drawn.of_local(weights_PG)
         started = time.perf_counter()
         found = self._differentiate(step, drawn, found_PG, found_B)
         found.seconds.update(drawn.seconds, training=time.perf_counter() - started)
@@ -92,6 +96,22 @@ class Reinforcement:
             number, tokenizer = config.num_completions, self.trainee.lm.tokenizer
             found.rows = sample_rows(drawn.local, found_B.tolist(), number, tokenizer)
         return found
+
+    def repeats(self, metrics: Metrics) -> Iterator[float]:
+        """Norm of each further gradient of the same rollouts, between which the weights are updated.
+
+        Args:
+            metrics: of the update; what the clip does is added.
+        """
+        assert self._drawn is not None
+        for _ in range(1, self.config.num_iterations):
+            plan = PassPlan(self.config.sequences, again=True)
+            generations = [r.generation for r in self._drawn.local]
+            result = self.passes.run(generations, self._advantages_B, plan, self._weights_B)
+            self.trainee.weights.reduce(self.processes.total)
+            sums = self.processes.totals(result.sums)
+            metrics["ratio/clipped"] = sums["clipped"] / max(sums["compared"], 1.0)
+            yield self.trainee.optimization.norm()
 
     def keep(self, place: Path) -> None:
         """Write the batch of the last update, in which something went wrong."""
@@ -107,8 +127,10 @@ class Reinforcement:
             measure_kl=due(config.kl_steps, step),
             split=due(config.gradient_split_steps, step),
             keep_first=processes.is_main and bool((found_PG == 0).all()),
+            keep_log_probs=config.num_iterations > 1,
         )
-        result = self.passes.run([r.generation for r in drawn.local], found_B, plan)
+        generations = [r.generation for r in drawn.local]
+        result = self.passes.run(generations, found_B, plan, self._weights_B)
         trainee.weights.reduce(processes.total)
         local = {**result.sums, **rollout_sums(drawn.local), **drawn.drawn_sums}
         sums = processes.totals(local)
@@ -154,7 +176,7 @@ def _training_pass(config: TrainConfig, trainee: Trainee) -> TrainingPass:
         reference=_reference(config, trainee),
         beta=config.beta,
         skip_zero=config.skip_zero_advantage,
-        algorithm=ALGORITHMS[config.algorithm],
+        algorithm=make_algorithm(config),
     )
 
 
