@@ -15,6 +15,7 @@ import torch
 from adapter_cases import CAPS, roomy_lm, write_data
 from command_line import Ended
 from conftest import mostly_slow
+from safetensors.torch import load_file, save_file
 from synthetic import make_generation
 from tiny import CHARACTERS, CONFIGS, PADDED, tiny_lm, tiny_tokenizer
 from tokenizers import Tokenizer
@@ -125,15 +126,21 @@ def test_a_multimodal_checkpoint_without_a_text_class_is_called_what_it_is(tmp_p
     refused(path, "is multimodal", "no text-only class for its language model (qwen2_5_vl_text)")
 
 
-def test_the_language_model_of_a_multimodal_checkpoint_is_taken(tmp_path: Path) -> None:
+def multimodal(path: Path) -> Any:
+    """A tiny Gemma 3 with eyes, on disk too; its head is its embedding."""
     vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     vision |= {"num_attention_heads": 2, "image_size": 16, "patch_size": 8}
     text = CONFIGS["gemma3"]().to_dict()
     config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision)
     torch.manual_seed(0)
     whole = AutoModelForImageTextToText.from_config(config).eval()
-    whole.save_pretrained(tmp_path)
-    tiny_tokenizer().save_pretrained(tmp_path)
+    whole.save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return whole
+
+
+def test_the_language_model_of_a_multimodal_checkpoint_is_taken(tmp_path: Path) -> None:
+    whole = multimodal(tmp_path)
     lm = load_model(tmp_path, device="cpu")
     assert type(lm.model).__name__ == "Gemma3ForCausalLM" and lm.self_check == "passed"
     assert any("language model of a gemma3" in note for note in lm.notes)
@@ -150,13 +157,20 @@ def adapter(tmp_path: Path) -> Path:
     peft = pytest.importorskip("peft")
     base = with_weights(tmp_path / "base")
     model = LlamaForCausalLM.from_pretrained(base)
-    tuned = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"]))
+    adapt(model, base, peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"]))
+    return tmp_path / "adapter"
+
+
+def adapt(model: Any, base: Path, config: Any) -> Any:
+    """A model with an adapter of random weights, which is saved beside the base."""
+    tuned = pytest.importorskip("peft").get_peft_model(model, config)
     torch.manual_seed(1)
     for name, parameter in tuned.named_parameters():
-        if "lora_" in name:
+        if "lora_" in name or "modules_to_save" in name:
             torch.nn.init.normal_(parameter, std=0.3)
-    tuned.save_pretrained(tmp_path / "adapter")
-    return tmp_path / "adapter"
+    tuned.peft_config["default"].base_model_name_or_path = str(base)
+    tuned.save_pretrained(base.parent / "adapter")
+    return tuned.eval()
 
 
 def test_an_adapter_is_merged_into_its_base(adapter: Path) -> None:
@@ -172,6 +186,71 @@ def test_an_adapter_is_merged_into_its_base(adapter: Path) -> None:
     assert len(lm.adapter.sha256) == 64 and plain.adapter is None
     assert weights_hash(lm.model) != weights_hash(plain.model)
     assert not any("lora" in name for name, _ in lm.model.named_parameters())
+
+
+HEAD: dict[str, Any] = {"target_modules": ["lm_head"]}
+TABLE: dict[str, Any] = {"target_modules": ["q_proj", "embed_tokens"]}
+BOTH: dict[str, Any] = {"target_modules": ["embed_tokens", "lm_head"]}
+SAVED: dict[str, Any] = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
+
+
+@pytest.mark.parametrize(
+    ("trained", "layers"),
+    mostly_slow(
+        [("whole", HEAD), ("whole", TABLE), ("whole", SAVED), ("text", SAVED), ("text", BOTH)],
+        quick=[("whole", TABLE), ("text", SAVED)],
+    ),
+    ids=["whole-head", "whole-table", "whole-saved", "text-saved", "text-both"],
+)
+def test_an_adapter_of_a_multimodal_model_with_one_table_is_merged_as_it_was_trained(
+    tmp_path: Path, trained: str, layers: dict[str, Any]
+) -> None:
+    """Its modules have other names in the language model; head and embedding share their table."""
+    peft = pytest.importorskip("peft")
+    whole = multimodal(tmp_path / "base")
+    model = whole if trained == "whole" else load_model(tmp_path / "base", device="cpu").model
+    tuned = adapt(model, tmp_path / "base", peft.LoraConfig(r=2, **layers))
+    lm = load_model(tmp_path / "adapter", device="cpu")
+    lm.model.save_pretrained(tmp_path / "saved")
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()
+    ids = torch.arange(3, 30)[None]
+    with torch.inference_mode():
+        expected = tuned(input_ids=ids).logits
+        assert torch.allclose(lm.model(ids).logits, expected, atol=1e-4)
+        assert torch.allclose(saved(ids).logits, expected, atol=1e-4)
+        plain = load_model(tmp_path / "base", device="cpu").model(ids).logits
+        assert not torch.allclose(expected, plain, atol=1e-2)
+
+
+FAULTS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "none": lambda tensors: {},
+    "half": lambda tensors: dict(list(tensors.items())[::2]),
+    "renamed": lambda tensors: {
+        k.replace(".layers.", ".text.layers."): v for k, v in tensors.items()
+    },
+    "deeper": lambda tensors: (
+        tensors | {k.replace(".layers.0.", ".layers.9."): v.clone() for k, v in tensors.items()}
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_adapter_that_does_not_fit_its_base_is_refused(adapter: Path, fault: str) -> None:
+    """peft warns and leaves the base, or a part of it, as it was."""
+    file = adapter / "adapter_model.safetensors"
+    save_file(FAULTS[fault](load_file(file)), file)
+    refused(adapter, "and its base name different weights", "lora_")
+
+
+def test_an_adapter_that_is_no_change_of_weights_is_refused(adapter: Path) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    adapt(
+        LlamaForCausalLM.from_pretrained(adapter.parent / "base"), adapter.parent / "base", config
+    )
+    refused(adapter, "of kind PROMPT_TUNING, which cannot be merged")
+    (adapter / "adapter_model.safetensors").unlink()
+    refused(adapter, "no adapter_model.safetensors")
 
 
 def test_an_adapter_whose_base_is_gone_is_one_line(adapter: Path) -> None:

@@ -273,6 +273,8 @@ def _adapter(path: str) -> Adapter | None:
             " meant is open; merge it first: peft's merge_and_unload(), then save_pretrained(), or"
             " move the adapter to a folder of its own"
         )
+    if not any(local.glob("adapter_model.*")):
+        raise UserError(f"{path} holds adapter_config.json but no adapter_model.safetensors")
     try:
         base = json.loads(described.read_text(encoding="utf-8"))["base_model_name_or_path"]
         digest = hashlib.sha256()

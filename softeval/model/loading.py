@@ -7,6 +7,7 @@ adapter is merged into its base.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,10 +33,10 @@ def load_weights(checkpoint: Checkpoint, dtype: str | torch.dtype, device: torch
     """
     try:
         model = _read(checkpoint, dtype, device)
-        if checkpoint.whole is not None:
-            model = _language_model(model)
         if checkpoint.adapter is not None:
-            model = _merged(model, checkpoint.path)
+            model = _merged(_named_by_adapter(model, checkpoint), checkpoint.path)
+        if isinstance(model.config, type(checkpoint.whole)):
+            model = _language_model(model)
         return (model if checkpoint.device_map else model.to(device)).eval()
     except torch.OutOfMemoryError as error:
         raise UserError(
@@ -83,12 +84,77 @@ def _language_model(whole: Any) -> Any:
     return model
 
 
-def _merged(model: nn.Module, path: str) -> Any:
-    try:
-        from peft import PeftModel
-    except ImportError:
-        raise UserError(
-            f"{path} is an adapter, for which peft is needed: pip install peft"
-        ) from None
+def _named_by_adapter(model: Any, checkpoint: Checkpoint) -> Any:
+    """What an adapter was trained on: the whole of a multimodal model, or its language model alone."""
+    if checkpoint.whole is None:
+        return model
+    with one_line(f"the adapter {checkpoint.path!r}"):
+        keys = _peft().load_peft_weights(checkpoint.path, "cpu")
+    owners = (re.split(r"\.(?:lora_|base_layer|weight$)", key)[0] for key in keys)
+    named = {owner.removeprefix("base_model.model.") for owner in owners}
+    text = _language_model(model)
+    return text if named <= {name for name, _ in text.named_modules()} else model
+
+
+def _merged(model: Any, path: str) -> Any:
+    """A model with an adapter added to its weights.
+
+    Raises:
+        UserError: no peft, an adapter that is no change of weights, or weights of another base.
+    """
+    peft = _peft()
     with one_line(f"the adapter {path!r}"):
-        return PeftModel.from_pretrained(model, path).merge_and_unload()  # type: ignore[operator, arg-type]
+        tuned = peft.PeftModel.from_pretrained(model, path)
+        if not hasattr(tuned.base_model, "merge_and_unload"):
+            kind = tuned.peft_config["default"].peft_type.value
+            raise UserError(f"the adapter {path} is of kind {kind}, which cannot be merged")
+        _check_whole(tuned, path)
+        _untie(tuned.base_model.model)
+        merged = tuned.merge_and_unload()
+        if not _share_a_table(merged):  # nor may they when they are saved
+            for config in (merged.config, merged.config.get_text_config()):
+                config.tie_word_embeddings = False
+        return merged
+
+
+def _check_whole(tuned: Any, path: str) -> None:
+    """Refuse an adapter file that is not of this base: peft warns, and leaves the base as it is."""
+    peft = _peft()
+    found = peft.set_peft_model_state_dict(tuned, peft.load_peft_weights(path, "cpu"))
+    tensors = tuned.state_dict()
+    read = {tensors[name].data_ptr() for name in tensors.keys() - {*found.missing_keys}}
+    lacking = [
+        name
+        for name in found.missing_keys  # those of the base are not the adapter's; some are shared
+        if "default" in name.split(".") and tensors[name].data_ptr() not in read
+    ]
+    for name in (*found.unexpected_keys, *lacking):
+        raise UserError(
+            f"the adapter {path} and its base name different weights, {name} among them; give the"
+            " base that it was trained on, and its whole file"
+        )
+
+
+def _untie(adapted: Any) -> None:
+    """Give the head a table of its own where it shares the embedding's and an adapter changes either.
+
+    Merged into the table of both, what was learned for one of them would change the other.
+    """
+    head, embedding = adapted.get_output_embeddings(), adapted.get_input_embeddings()
+    changed = hasattr(head, "base_layer") or hasattr(embedding, "base_layer")
+    if changed and _share_a_table(adapted):
+        table = getattr(head, "base_layer", head)
+        table.weight = nn.Parameter(table.weight.detach().clone())
+
+
+def _share_a_table(model: Any) -> bool:
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    return head.weight.data_ptr() == embedding.weight.data_ptr()
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise UserError("an adapter's weights are read by peft: pip install peft") from None
+    return peft
