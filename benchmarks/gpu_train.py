@@ -34,8 +34,7 @@ from softeval.trainers.memory import GIB, check_memory, longest_sequence
 from softeval.trainers.metrics import peak_memory
 from softeval.trainers.questions import QuestionSet, TrainingQuestion
 from softeval.trainers.rollout import StepRollouts
-from softeval.trainers.setup import make_trainee
-from softeval.trainers.training_pass import disable_dropout
+from softeval.trainers.setup import disable_dropout, make_trainee
 
 PHASES = {
     "rollout": "the rollouts",
