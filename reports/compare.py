@@ -29,7 +29,7 @@ from softeval.reports.measured.cells import cell_order
 from softeval.reports.measured.refusals import refuse_other_data
 from softeval.reports.measured.scores import HEADLINE_K, Floats, Ints, usual_n
 from softeval.reports.notes import rules_notes, setting_notes
-from softeval.runs.run import ACCURACY, NLL_PER_TOKEN, RecordedMode
+from softeval.runs.run import ACCURACY, NLL_PER_TOKEN, RecordedMode, Run
 from softeval.statistics.contrast import compare_methods
 from softeval.statistics.equivalence import MARGIN, EquivalenceVerdict, holm, judge
 from softeval.statistics.passk import within_problem_variance
@@ -44,6 +44,14 @@ NO_MODE = RecordedMode.of("", {})
 
 
 @dataclass(frozen=True)
+class Spent:
+    """Seconds of a device, and bytes on disk."""
+
+    seconds: float
+    bytes: float
+
+
+@dataclass(frozen=True)
 class PlannedMetric:
     """What a comparison on one metric detects, and what a wanted difference needs.
 
@@ -52,17 +60,33 @@ class PlannedMetric:
         samples: samples a question, the fewer of both sides.
         plan: the comparison as it is.
         needs: of questions, samples or seeds, each alone.
+        spent: what a sample took; None of runs that do not say.
     """
 
     metric: Metric
     samples: int
     plan: Plan
     needs: Needs
+    spent: Spent | None = None
 
     @property
     def samples_needed(self) -> int | None:
         """Samples a question in whole multiples of the runs'; more of greedy ones are the same."""
         return None if self.needs.samples is None else self.needs.samples * self.samples
+
+    def cost(
+        self,
+        questions: int | None = None,
+        samples: int | None = None,
+        seeds: int | None = None,
+    ) -> Spent | None:
+        """What evaluating both sides takes; each number that is not given is that of the runs."""
+        if self.spent is None:
+            return None
+        draws = 1 if self.metric.mode.is_greedy else samples or self.samples
+        sides = sum(seeds if seeds and had > 1 else had for had in self.plan.seeds)
+        count = (questions or self.plan.problems) * draws * sides
+        return Spent(self.spent.seconds * count, self.spent.bytes * count)
 
 
 def compare_runs(
@@ -128,6 +152,7 @@ def plan_runs(
     left, right = _sides(a, b)
     wanted = Wanted(task, mode and mode.replace("-", "_"), tuple(ks))
     found = []
+    spent = _spent([r for side in (left, right) for c in side.checkpoints for r in c.runs])
     for first, second, metric, n in _metrics(left, right, wanted):
         doc_M, a_SM, b_SM = shared_scores(first, second, metric)
         kept = scored(a_SM, b_SM)
@@ -135,10 +160,23 @@ def plan_runs(
             noise = [_sampling(side, metric, doc_M[kept]) for side in (first, second)]
             plan = plan_from(a_SM[:, kept], b_SM[:, kept], *noise)
             wants = needs(plan, difference, power)
-            found.append(PlannedMetric(metric, n, plan, wants))
+            found.append(PlannedMetric(metric, n, plan, wants, spent))
     if not found:
         raise _nothing_in_common(left, right)
     return found
+
+
+def _spent(runs: Sequence[Run]) -> Spent | None:
+    """What a sample took in the runs, over all modes and tasks."""
+    samples = seconds = size = 0.0
+    for run in runs:
+        rows = ((run.info.get("counts") or {}).get("rows") or {}).get("samples")
+        if not rows or not run.info.get("seconds"):
+            return None
+        samples += rows
+        seconds += run.info["seconds"] * (run.info.get("sessions") or [{}])[-1].get("processes", 1)
+        size += sum(path.stat().st_size for path in run.path.glob("*.parquet"))
+    return Spent(seconds / samples, size / samples)
 
 
 def comparison_frame(compared: Sequence[Comparison]) -> pd.DataFrame:

@@ -34,6 +34,7 @@ from softeval.reports.measured.refusals import (
 )
 from softeval.runs.cells import question_count
 from softeval.runs.run import RecordedMode, Run, load_run, mode_order
+from softeval.runs.rundir import refuse_shard
 
 BASE = "base"
 METHODS = (BASE, "hard", "fuzzy", "soft")  # in the order of the paper's tables
@@ -274,6 +275,8 @@ def measure(named: Sequence[tuple[str | None, str | Path]], positions: bool = Tr
     if not named:
         raise UserError("no run directory given; `softeval ls runs` lists them")
     opened = [(label, load_run(folder)) for label, folder in named]
+    for _, run in opened:
+        refuse_shard(run.path, run.info)
     drafts = [
         MeasuredRun(run.path, run.info, read_cells(run), {}, read_likelihoods(run), {}, label)
         for label, run in opened

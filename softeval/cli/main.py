@@ -26,13 +26,21 @@ from softeval.terminal import one_line, say
 
 COMMANDS = {
     "run": ("run", "Evaluate a checkpoint under the chain-of-thought modes."),
+    "merge": (
+        "run",
+        "Put the shards of an evaluation (run --shard) together to one run directory.",
+    ),
     "train": (
         "train",
         "Train a checkpoint with hard, soft or fuzzy chains of thought, or by COCONUT's curriculum.",
     ),
+    "sweep": (
+        "sweep",
+        "Train, evaluate and diagnose every cell of a grid, and report them side by side.",
+    ),
     "ablate": (
-        "ablate",
-        "Train and evaluate every cell of a grid, and report them side by side.",
+        "sweep",
+        "Train, evaluate and diagnose every cell of a grid, and report them side by side.",
     ),
     "report": ("report", "Write one self-contained HTML report about one or many runs."),
     "compare": ("report", "Compare two runs, or the seeds of two methods, question by question."),

@@ -16,7 +16,7 @@ from softeval.cli.tables import TextTable, print_table
 from softeval.terminal import say, say_json
 
 if TYPE_CHECKING:
-    from softeval.reports.compare import PlannedMetric
+    from softeval.reports.compare import PlannedMetric, Spent
     from softeval.reports.contrasts import Comparison
 
 DEFAULT_OUTPUT = Path("report.html")
@@ -155,7 +155,8 @@ def plan(
         f"Detectable: the difference in points that as many questions, samples and seeds find in"
         f" {100 * power:g} % of cases at p ≤ .05, one comparison by itself. Needed to find"
         f" {difference:g} points: so many of one, all else as it is; – where no number of it is enough,"
-        " or, for samples, n < 2k."
+        " or, for samples, n < 2k. Hours: of a device, for evaluating both sides, at the seconds that a"
+        " sample took in these runs; training comes on top."
     )
 
 
@@ -170,10 +171,17 @@ def _plan_record(one: PlannedMetric, power: float) -> dict[str, Any]:
         "seeds_a": plan.seeds[0],
         "seeds_b": plan.seeds[1],
         "detectable": plan.mde(power) or None,
-        "questions_needed": needed[0],
-        "samples_needed": needed[1],
-        "seeds_needed": needed[2],
+        "cost": _cost_record(one.cost()),
+        **{f"{name}_needed": number for name, number in needed.items()},
+        **{
+            f"{name}_needed_cost": number and _cost_record(one.cost(**{name: number}))
+            for name, number in needed.items()
+        },
     }
+
+
+def _cost_record(cost: Spent | None) -> dict[str, float] | None:
+    return cost and {"hours": cost.seconds / 3600, "bytes": cost.bytes}
 
 
 def _plan_row(one: PlannedMetric, power: float) -> list[str]:
@@ -187,15 +195,25 @@ def _plan_row(one: PlannedMetric, power: float) -> list[str]:
         str(one.samples),
         " / ".join(map(str, seeds)),
         points(one.plan.mde(power) or float("nan")),
-        *("–" if number is None else f"{number:,}" for number in _needed(one, power)),
+        *(
+            "–" if number is None else f"{number:,}{_hours(one.cost(**{name: number}))}"
+            for name, number in _needed(one, power).items()
+        ),
     ]
 
 
-def _needed(one: PlannedMetric, power: float) -> tuple[int | None, ...]:
+def _hours(cost: Spent | None) -> str:
+    return "" if cost is None else f" ({cost.seconds / 3600:,.2g} h)"
+
+
+def _needed(one: PlannedMetric, power: float) -> dict[str, int | None]:
     """Questions, samples and seeds needed; of runs that never differ nothing can be said."""
-    if one.plan.mde(power) == 0:
-        return None, None, None
-    return one.needs.problems, one.samples_needed, one.needs.seeds
+    found = {
+        "questions": one.needs.problems,
+        "samples": one.samples_needed,
+        "seeds": one.needs.seeds,
+    }
+    return dict.fromkeys(found) if one.plan.mde(power) == 0 else found
 
 
 def notebook(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,7 +72,33 @@ def run(
         return interrupted(error)
     if outcome.is_main:
         _print_run(load_run(outcome.path), as_json)
+        if resolved.shard is not None and not as_json:
+            say(f"That is shard {resolved.shard}; when all are there: {_merging(outcome.path)}")
     return MISSING_SAMPLES if outcome.missing else 0
+
+
+def merge(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DIR…", help="Directories of shards, or one that holds them; in any order."
+        ),
+    ],
+    output_path: Annotated[
+        Path, typer.Option("--output-path", "-o", help="Run directory to write.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Put the shards of an evaluation (run --shard) together to one run directory."""
+    calm_libraries()
+    from softeval.runs.merge import merge as put_together
+    from softeval.runs.run import load_run
+
+    _print_run(load_run(put_together(folders, output_path)), as_json)
+
+
+def _merging(shard: Path) -> str:
+    return shlex.join(["softeval", "merge", str(shard.parent), "--output-path", "RUN"])
 
 
 def _print_run(run: Run, as_json: bool) -> None:
@@ -95,8 +122,13 @@ def _print_run(run: Run, as_json: bool) -> None:
 
 def _print_plan(config: RunConfig, as_json: bool, overwrite: bool) -> int:
     from softeval.runs.plan import make_plan
+    from softeval.sweeps.estimate import cost_record, evaluation_cost, shape_of
 
     plan = make_plan(config, overwrite)
+    shape = shape_of(config.model)
+    if shape is not None:
+        capped = config.model_copy(update={"max_cot_tokens": plan["config"]["max_cot_tokens"]})
+        plan["cost"] = cost_record(evaluation_cost(capped, shape))
     if as_json:
         say_json(plan)
         return 0

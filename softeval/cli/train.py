@@ -10,6 +10,7 @@ import typer
 
 from softeval.cli.options import AsJson, Quiet, with_options
 from softeval.cli.recipes import read_recipes
+from softeval.files import GB
 from softeval.terminal import calm_libraries, say, say_json
 from softeval.trainers.config import TrainConfig, make_config
 
@@ -53,8 +54,16 @@ def train(
     calm_libraries(bars=False)
     if dry_run:
         say_json(resolved.model_dump(mode="json"))
+        from softeval.sweeps.estimate import CARD, shape_of, training_cost
         from softeval.trainers.memory import plan_memory
 
+        shape = shape_of(resolved.model)
+        if shape is not None:
+            cost = training_cost(resolved, shape)
+            said = (
+                f"{cost.gpu_hours:.2g} hours of one {CARD}, at shares of its peak that are assumed"
+            )
+            say(f"at most about {said}; {cost.bytes / GB:.2g} GB on disk", err=True)
         say("\n".join(plan_memory(resolved)), err=True)
         return 0
     from softeval.processes import Stopped

@@ -33,11 +33,10 @@ from softeval.lmeval.arguments import (
 )
 from softeval.lmeval.requests import (
     GenerationStore,
-    GenText,
     SavingHook,
     choice_key,
     group_requests,
-    stop_strings,
+    texts_of,
 )
 from softeval.model.chat import render_chat
 from softeval.model.language_model import BUNDLED_CHECKPOINT, LanguageModel
@@ -120,14 +119,7 @@ class SoftEvalLM(_HFLM):
         places = group_requests(requests, self.tok_encode, self.options, self.mode)
         prompts = {(q.task, q.doc_id): requests[at[0]].args[0] for q, at in places.items()}
         done = self._generate(prompts, list(places), show=not disable_tqdm and self.rank == 0)
-        texts: list[str] = [""] * len(requests)
-        for question, found in places.items():
-            keys = question.keys
-            for index, place in enumerate(found):
-                key = keys[min(index, len(keys) - 1)]
-                judged = None if self.store is None else self.store.verdict(key, self.mode.name)
-                texts[place] = GenText.of(done[key], stop_strings(requests[place]), judged)
-        return texts
+        return texts_of(requests, places, done, self.store, self.mode.name)
 
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False

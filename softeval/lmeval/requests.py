@@ -12,7 +12,7 @@ that is found there is not computed again, which is all there is to resuming.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, Self
 
 from lm_eval.api.instance import Instance
@@ -101,6 +101,32 @@ def _check_arguments(task: str, arguments: dict[str, Any], max_gen_toks: int) ->
             f"generation argument {name}={value!r} has no effect on a CoT mode: choose mode, "
             "temperature and caps in the model arguments"
         )
+
+
+def texts_of(
+    requests: Sequence[Instance],
+    places: Mapping[Question, Sequence[int]],
+    done: Mapping[SampleKey, Generation],
+    store: GenerationStore | None,
+    mode: str,
+) -> list[str]:
+    """The text of each request, with what the store judged of it.
+
+    Args:
+        requests: as lm-eval passes them to ``generate_until``.
+        places: of `group_requests`.
+        done: every sample of every question.
+        store: where they are judged, if anywhere.
+        mode: name of the CoT mode.
+    """
+    texts: list[str] = [""] * len(requests)
+    for question, found in places.items():
+        keys = question.keys
+        for index, place in enumerate(found):
+            key = keys[min(index, len(keys) - 1)]
+            judged = None if store is None else store.verdict(key, mode)
+            texts[place] = GenText.of(done[key], stop_strings(requests[place]), judged)
+    return texts
 
 
 class GenText(str):

@@ -86,6 +86,7 @@ def attribute(
     if steps < 0:
         raise UserError("--steps is a number of steps; 0 tries none")
     folder, record = Path(run), rundir.read_record(Path(run))
+    rundir.refuse_shard(folder, record)
     if record["config"].get("mode_file"):
         load_mode_file(record["config"]["mode_file"])
     chosen = _chosen_modes(folder, record, modes)

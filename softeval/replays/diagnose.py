@@ -27,6 +27,7 @@ from softeval.records import PREFIX_SETS, SampleKey
 from softeval.replays.kl_file import Measured, check_kept, check_not_fewer, kept_sets, write_kl
 from softeval.runs import rundir
 from softeval.runs.parquet_files import sequences
+from softeval.runs.record import called_command
 from softeval.runs.request import absolute
 from softeval.runs.tables import read_table, table_path
 from softeval.tasks.catalogue import find_benchmarks
@@ -99,6 +100,7 @@ def diagnose(
     if samples < 1 or (limit is not None and limit < 1):
         raise UserError("--samples and --limit count from 1; give a positive number")
     folder, record = Path(run), rundir.read_record(Path(run))
+    rundir.refuse_shard(folder, record)
     if not overwrite:
         check_not_fewer(folder, sets, samples, limit)
     if record["config"].get("mode_file"):
@@ -208,6 +210,7 @@ class _Session:
         """What run.json says of this diagnosis."""
         base, result = self.comparison.base.lm, self.result
         return {
+            "command": called_command(),
             "base": absolute(base.path),
             "base_weights_hash": self.base_hash,
             "dtype": str(base.dtype).removeprefix("torch."),

@@ -15,7 +15,7 @@ from typing import Any
 
 from softeval.errors import UserError
 from softeval.modes import Mode
-from softeval.runs.config import RunConfig
+from softeval.runs.config import RunConfig, Shard
 from softeval.tasks.catalogue import LIKELIHOOD, Benchmark, find_benchmarks
 from softeval.tasks.data import DatasetSource, load
 
@@ -31,12 +31,14 @@ class Cell:
         mode: the CoT mode; None for a log-likelihood task.
         num_samples: samples a question; 1 in a greedy mode.
         limit: as in `RunConfig`.
+        shard: the part of the questions that is run; None for all.
     """
 
     task: Any
     mode: Mode | None
     num_samples: int
     limit: int | float | None
+    shard: Shard | None = None
 
     @property
     def name(self) -> str:
@@ -54,13 +56,33 @@ class Cell:
         return self.task.source
 
     @cached_property
-    def documents(self) -> dict[int, Document]:
-        """The questions of this run by doc_id, their row in the data set."""
+    def every_document(self) -> dict[int, Document]:
+        """The questions of all shards by doc_id, their row in the data set."""
         from softeval.lmeval.requests import ROW
 
         docs = self.task.eval_docs
         chosen = islice(docs, question_count(len(docs), self.limit))
         return {int(doc[ROW]): doc for doc in chosen}
+
+    @cached_property
+    def documents(self) -> dict[int, Document]:
+        """The questions of this run by doc_id."""
+        return dict(islice(self.every_document.items(), *self._slice))
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """The same questions as an argument of lm-eval's `evaluate`."""
+        if self.shard is None:
+            return {"limit": len(self.documents)}
+        places = range(len(self.every_document))[slice(*self._slice)]
+        return {"samples": {self.name: list(places)}}
+
+    @property
+    def _slice(self) -> tuple[int, None, int]:
+        """Start, stop and step among all questions."""
+        return (
+            (0, None, 1) if self.shard is None else (self.shard.index - 1, None, self.shard.count)
+        )
 
 
 def question_count(available: int, limit: float | None) -> int:
@@ -88,7 +110,7 @@ def load_cells(
         benchmarks: only these; None takes all that the run names.
 
     Raises:
-        UserError: an unknown task, or data that cannot be read.
+        UserError: an unknown task, data that cannot be read, or a shard without a question.
     """
     from softeval.tasks.benchmark import BenchmarkTask
 
@@ -98,11 +120,18 @@ def load_cells(
         loaded = load(benchmark, config.data_dir)
         if benchmark.kind == LIKELIHOOD:
             task = BenchmarkTask(benchmark, config, 1, loaded)
-            likelihood.append(Cell(task, None, 1, config.limit))
+            likelihood.append(Cell(task, None, 1, config.limit, config.shard))
             continue
         tasks = {n: BenchmarkTask(benchmark, config, n, loaded) for n in sorted({*counts.values()})}
-        generative += [Cell(tasks[n], mode, n, config.limit) for mode, n in counts.items()]
-    return [*likelihood, *generative]
+        generative += [
+            Cell(tasks[n], mode, n, config.limit, config.shard) for mode, n in counts.items()
+        ]
+    cells = [*likelihood, *generative]
+    for cell in cells:
+        questions = len(cell.every_document)
+        if config.shard is not None and config.shard.count > questions:
+            raise UserError(f"--shard {config.shard}: {cell.name} has {questions} questions only")
+    return cells
 
 
 def chosen_benchmarks(config: RunConfig) -> list[Benchmark]:

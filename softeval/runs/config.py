@@ -6,13 +6,15 @@ run, models or tasks.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, field_validator, model_validator
+from pydantic import BeforeValidator, field_serializer, field_validator, model_validator
 
 from softeval.errors import UserError, suggest
 from softeval.modes import MODES, Mode, select_modes
@@ -31,6 +33,59 @@ from softeval.tasks.local_data import is_jsonl, split_tasks
 
 DEFAULT_TASK = "arithmetic"
 Names = Annotated[tuple[str, ...], LISTED]
+_SHARD = re.compile(r"(\d+)/(\d+)")
+_ARRAY = tuple(f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "MAX", "COUNT"))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of an evaluation: every count-th question of each task.
+
+    Attributes:
+        index: from 1.
+        count: how many shards there are.
+    """
+
+    index: int
+    count: int
+
+    @classmethod
+    def read(cls, text: str) -> Shard:
+        """Of "2/7", or of "auto": the place of this task in its Slurm array, which must be whole.
+
+        Raises:
+            ValueError: neither, no array, or one that does not number its tasks from 0 or 1 on.
+        """
+        if text == "auto":
+            return cls._of_array()
+        match = _SHARD.fullmatch(text)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise ValueError(f"{text!r}: write 2/7 for the second of seven, or auto")
+        return cls(int(match[1]), int(match[2]))
+
+    @classmethod
+    def _of_array(cls) -> Shard:
+        try:
+            place, first, last, count = (int(os.environ[name]) for name in _ARRAY)
+        except (KeyError, ValueError):
+            raise ValueError("auto: not a task of a Slurm array (sbatch --array=1-7)") from None
+        # Some tasks of an array submitted anew would pass for the whole.
+        if first not in (0, 1) or last - first + 1 != count or count < 2:
+            raise ValueError(
+                f"auto: the array has {count} tasks numbered {first} to {last}, which may not be all;"
+                f" name the shard, such as {place}/7"
+            )
+        return cls(place - first + 1, count)
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    @property
+    def folder(self) -> str:
+        """Name of its run directory."""
+        return f"shard-{self.index}-of-{self.count}"
+
+
 TaskNames = Annotated[tuple[str, ...], BeforeValidator(split_tasks)]
 
 
@@ -86,6 +141,11 @@ class RunConfig(GenerationOptions):
     output_path: str | None = output_option(
         None, "Run directory. Default: runs/<date>-<model>-<tasks>.", flags=("-o",)
     )
+    shard: Shard | None = output_option(
+        None,
+        "Only this shard of the questions, such as 2/7, in a directory of its own under"
+        " --output-path, for `softeval merge`; auto: the place in the Slurm array that runs this.",
+    )
 
     @field_validator("tasks", "modes", "pass_at", "primary")
     @classmethod
@@ -117,6 +177,12 @@ class RunConfig(GenerationOptions):
         return self
 
     @model_validator(mode="after")
+    def _placed_shard(self) -> RunConfig:
+        if self.shard is not None and self.output_path is None:
+            raise ValueError("--shard needs --output-path, the same for every shard")
+        return self
+
+    @model_validator(mode="after")
     def _fields_of_a_file(self) -> RunConfig:
         for flag in ("question", "answer"):
             if getattr(self, flag) is not None and not any(map(is_jsonl, self.tasks)):
@@ -136,6 +202,15 @@ class RunConfig(GenerationOptions):
             if not 1 <= k <= most:
                 raise ValueError(f"--primary {text}: k is 1 to {most} there, by --num-samples")
         return self
+
+    @field_validator("shard", mode="before")
+    @classmethod
+    def _read_shard(cls, value: Any) -> Any:
+        return Shard.read(value) if isinstance(value, str) else value
+
+    @field_serializer("shard")
+    def _shard_text(self, value: Shard | None) -> str | None:
+        return None if value is None else str(value)
 
     def selected_modes(self) -> tuple[Mode, ...]:
         """The modes, with every option in place.

@@ -28,6 +28,7 @@ from softeval.runs.journal import Journal, check_idle
 from softeval.runs.judging import JudgedJournal, compact
 from softeval.runs.record import (
     CellResult,
+    config_yaml,
     finished_record,
     merge_results,
     new_record,
@@ -130,7 +131,7 @@ def run_evaluation(
     cells = load_cells(config, modes)
     request = settle(config, cells, checkpoint, overwrite)
     if request.is_finished:
-        if processes.is_main:
+        if processes.is_main and config.shard is None:
             _tidy_up(request.folder)
         display.note("finished before, shown again; --overwrite starts anew")
         return RunOutcome(request.folder, 0, processes.is_main)
@@ -186,7 +187,7 @@ def _open_run(request: Request, lm: LanguageModel) -> tuple[Path, dict[str, Any]
         rundir.clear(folder)
         shards.mkdir()
         record = new_record(request, lm)
-        write_text(folder / rundir.CONFIG_FILE, request.as_yaml())
+        write_text(folder / rundir.CONFIG_FILE, config_yaml(record["config"]))
     else:
         record = resumed_record(request.found, request)
     rundir.write_record(folder, record)
@@ -212,8 +213,8 @@ def _run(evaluation: Evaluation) -> RunOutcome:
             missing = processes.from_main(missing)
     finally:
         journal.close()
-    if processes.is_main and not missing:
-        rundir.remove_shards(folder)
+    if processes.is_main and not missing and evaluation.request.config.shard is None:
+        rundir.remove_shards(folder)  # of a shard's a run is merged
     return RunOutcome(folder, missing, processes.is_main)
 
 
@@ -266,7 +267,7 @@ def _run_cell(evaluation: Evaluation, cell: Cell, journal: Journal, judge: Score
         result = evaluate(
             lm=lm,
             task_dict={"tasks": {cell.name: cell.task}, "groups": {}},
-            limit=len(cell.documents),
+            **cell.chosen,
             apply_chat_template=config.apply_chat_template,
             log_samples=False,
         )

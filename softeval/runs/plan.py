@@ -15,7 +15,7 @@ from softeval.runs import rundir
 from softeval.runs.cells import Cell, chosen_benchmarks, load_cells, question_count
 from softeval.runs.config import RunConfig
 from softeval.runs.journal import check_idle, count_generations
-from softeval.runs.request import default_folder, examine, settle, settled_cot_cap
+from softeval.runs.request import examine, run_folder, settle, settled_cot_cap
 from softeval.tasks.catalogue import LIKELIHOOD, Benchmark
 
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ def make_plan(config: RunConfig, overwrite: bool = False) -> dict[str, Any]:
         folder, cap = request.folder, request.config.limits.max_cot_tokens
         found = request.found
     else:
-        folder = Path(config.output_path or default_folder(config)).expanduser()
-        rundir.check_place(folder)
+        folder = run_folder(config)
         cap, found = _cot_cap(config, cells, checkpoint), None
     there = _there(folder, found, overwrite)
     rows = {task.task: _task_plan(task, config, modes, cells, cap) for task in tasks}
@@ -137,6 +136,8 @@ def _task_plan(
     if available is None:
         return plan | {"questions": "known once they are downloaded"}
     questions = question_count(available, config.limit)
+    if config.shard is not None:
+        questions = len(range(config.shard.index - 1, questions, config.shard.count))
     plan["questions"] = questions
     if task.kind == LIKELIHOOD:
         return plan

@@ -40,7 +40,7 @@ def new_record(request: Request, lm: LanguageModel) -> dict[str, Any]:
     session = _session()
     record: dict[str, Any] = {
         "status": rundir.RUNNING,
-        "command": _command(),
+        "command": called_command(),
         "config": request.resolved_config,
         "identity": request.identity,
         "model": {
@@ -203,7 +203,15 @@ def run_facts(lm: SoftEvalLM, request: Request) -> dict[str, Any]:
     return facts
 
 
-def _command() -> str:
+def config_yaml(config: Mapping[str, Any]) -> str:
+    """A record's configuration as a file for --config; it repeats the run."""
+    import yaml
+
+    fields = {k: v for k, v in config.items() if k != "output_path"}
+    return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
+
+
+def called_command() -> str:
     """The command line, or that there was none."""
     called = Path(sys.argv[0])
     if called.name == "softeval" or called.parent.name == "softeval":

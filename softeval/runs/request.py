@@ -27,7 +27,7 @@ from softeval.options import DEFAULT_MAX_COT_TOKENS
 from softeval.records import RANDOM_NUMBERS
 from softeval.runs import rundir
 from softeval.runs.cells import Cell
-from softeval.runs.config import RunConfig
+from softeval.runs.config import RunConfig, Shard
 from softeval.scoring.judge import rules_of
 from softeval.tasks.data import DatasetSource
 from softeval.tasks.local_data import is_jsonl, task_name
@@ -146,6 +146,8 @@ class Request:
             known["chat_date"] = config.chat_date.isoformat()
             tokenizer = self.weights.checkpoint.tokenizer
             known["chat_example"] = example_hash(tokenizer, config.chat_date)
+        if config.shard is not None:
+            known[rundir.SHARD] = str(config.shard)
         return known | self.weights.names
 
     @property
@@ -171,13 +173,6 @@ class Request:
             "modes": [mode.name for mode in self.modes],
             "pass_at": list(self.config.ks(self.config.num_samples)),
         }
-
-    def as_yaml(self) -> str:
-        """The configuration as a file for --config; it repeats the run."""
-        import yaml
-
-        fields = {k: v for k, v in self.resolved_config.items() if k != "output_path"}
-        return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)
 
 
 def examine(config: RunConfig, *, local_files_only: bool = False) -> Checkpoint:
@@ -242,8 +237,7 @@ def settle(
             request = at(folder, record)
             if not any(rundir.identity_differences(request.identity, record)):
                 return _continued(request)
-    folder = Path(config.output_path or default_folder(config)).expanduser()
-    rundir.check_place(folder)
+    folder = run_folder(config)
     there = rundir.is_run(folder) and not overwrite
     return _continued(at(folder, rundir.read_record(folder) if there else None))
 
@@ -284,9 +278,32 @@ def absolute(path: str) -> str:
     return str(local.resolve()) if path and local.exists() else path
 
 
-def default_folder(config: RunConfig) -> Path:
-    """runs/<date>-<model>-<tasks>."""
-    return RUNS / f"{date.today():%Y-%m-%d}-{_name(config)}"
+def run_folder(config: RunConfig) -> Path:
+    """Where the run goes: as asked for, else runs/<date>-<model>-<tasks>; a shard under it.
+
+    Raises:
+        UserError: no place for this run.
+    """
+    named = RUNS / f"{date.today():%Y-%m-%d}-{_name(config)}"
+    folder = Path(config.output_path or named).expanduser()
+    if config.shard is not None:
+        _refuse_other_shards(folder, config.shard)
+        folder /= config.shard.folder
+    rundir.check_place(folder)
+    return folder
+
+
+def _refuse_other_shards(folder: Path, shard: Shard) -> None:
+    """Refuse to lay a shard beside those of another division, or into a run."""
+    others = {p.name.rpartition("-of-")[2] for p in folder.glob("shard-*-of-*")}
+    others.discard(str(shard.count))
+    if others:
+        raise UserError(
+            f"{folder} holds shards of {others.pop()}, not {shard.count}; divide as there, or give"
+            " another --output-path"
+        )
+    if rundir.is_run(folder):
+        raise UserError(f"{folder} holds a run; give the shards another --output-path")
 
 
 def _chat_date(config: RunConfig, found: Mapping[str, Any] | None) -> date | None:
@@ -330,7 +347,7 @@ def _prompt_lengths(
     """(tokens, task, doc_id) of each prompt of the generative tasks."""
     tasks = {cell.name: cell for cell in cells if cell.mode is not None}
     for name, cell in tasks.items():
-        for doc_id, document in cell.documents.items():
+        for doc_id, document in cell.every_document.items():  # the cap is that of the whole run
             text = document["prompt"]
             if config.apply_chat_template:
                 messages = [{"role": "user", "content": text}]

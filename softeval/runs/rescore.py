@@ -66,6 +66,7 @@ def rescore(folder: str | Path, scorer: Scorer) -> Rescored:
     """
     folder = Path(folder)
     record = rundir.read_record(folder)
+    rundir.refuse_shard(folder, record)
     source = table_path(folder, "samples")
     if not source.is_file():
         raise UserError(f"{folder} holds no samples.parquet; finish the run by starting it again")

@@ -26,6 +26,8 @@ RUN_FILE = "run.json"
 RESULTS_FILE = "results.json"
 CONFIG_FILE = "config.yaml"
 SHARDS = "shards"
+SHARD = "shard"
+"""In the identity of a run that is a shard: which."""
 TRAINING_FILE = "softeval_training.json"
 """Beside the weights of a trained checkpoint; a run copies it into its record."""
 
@@ -198,6 +200,20 @@ def check_shape(path: Path, record: Mapping[str, Any], shape: type[BaseModel]) -
             f"{path} is damaged: {where} is {given} ({said[0].lower()}{said[1:]}); restore the file,"
             " or mend that field"
         ) from None
+
+
+def refuse_shard(folder: Path, record: Mapping[str, Any]) -> None:
+    """Refuse what holds a shard's questions only.
+
+    Raises:
+        UserError: naming what puts the shards together.
+    """
+    shard = (record.get("identity") or {}).get(SHARD)
+    if shard is not None:
+        raise UserError(
+            f"{folder} is shard {shard} of a run; put the shards together with"
+            f" `softeval merge {folder.parent} --output-path RUN`"
+        )
 
 
 def is_run(folder: Path) -> bool:

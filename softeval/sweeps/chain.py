@@ -1,4 +1,4 @@
-"""Cells: chains of ordinary commands whose state is their directories.
+"""Cells: ordinary commands that need each other, whose state is their directories.
 
 A command is done when its directory was made by that very command and is whole. What is not done is
 started again, and it is the command that knows what is left, and that refuses a directory of other
@@ -9,21 +9,18 @@ Knows nothing of grids, and of training and evaluation only how their directorie
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from softeval.runs import rundir
-
-INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
-"""Exit codes of a command that was told to stop."""
 
 
 class CommandState(StrEnum):
@@ -41,28 +38,66 @@ class Command:
     Attributes:
         arguments: after `softeval`.
         folder: its directory.
+        needs: what must be done before it.
+        processes: how many torchrun starts; 1 does without it.
     """
 
     arguments: tuple[str, ...]
     folder: Path
+    needs: tuple[Command, ...] = ()
+    processes: int = 1
+
+    @property
+    def kind(self) -> str:
+        """Which command."""
+        return self.arguments[0]
 
     @property
     def text(self) -> str:
-        """As it is typed."""
+        """As its directory records it."""
         return shlex.join(["softeval", *self.arguments])
+
+    @property
+    def typed(self) -> str:
+        """As it is typed."""
+        if self.processes == 1:
+            return self.text
+        spread = ["torchrun", f"--nproc-per-node={self.processes}", "-m"]
+        return f"{shlex.join(spread)} {self.text}"
+
+    @property
+    def name(self) -> str:
+        """What tells it from every other command in a queue."""
+        digest = hashlib.sha256(f"{self.folder.resolve()} {self.text}".encode()).hexdigest()
+        return f"softeval-{self.kind}-{digest[:12]}"
+
+    @property
+    def log(self) -> Path:
+        """Where its output goes when several run at once."""
+        return self.folder.parent / f"{self.folder.name}-{self.kind}.log"
 
     @property
     def state(self) -> CommandState:
         """Read from the directory."""
-        name, is_whole = KINDS[self.arguments[0]]
+        name, recorded, is_whole = KINDS[self.kind]
         try:
             record = _read(self.folder / name)
-            done = record["command"] == self.text and is_whole(self.folder, record)
+            done = recorded(record) == self.text and is_whole(self.folder, record)
         except (OSError, ValueError, KeyError, TypeError):
             done = False
         if done:
             return CommandState.DONE
         return CommandState.BEGUN if self.folder.exists() else CommandState.MISSING
+
+    def start(self, output: int | IO[bytes]) -> subprocess.Popen[bytes]:
+        """A process of its own, both its outputs to a place."""
+        words = [sys.executable, "-m", "softeval", *self.arguments]
+        if self.processes > 1:
+            spread = ["-m", "torch.distributed.run", f"--nproc-per-node={self.processes}"]
+            words[1:1] = spread
+        # In a group of its own, a terminal's Ctrl-C does not reach it a second time. No session of
+        # its own: Linux shares the processors among sessions, and one that is nice stays so.
+        return subprocess.Popen(words, stdout=output, stderr=output, process_group=0)
 
 
 @dataclass(frozen=True)
@@ -72,65 +107,18 @@ class SweepCell:
     Attributes:
         name: what tells it from other points.
         seed: of its training; None without one.
-        commands: in order; each needs those before it.
+        commands: each after those that it needs.
     """
 
     name: str
     seed: int | None
     commands: tuple[Command, ...]
 
-
-def run_missing(
-    cells: Sequence[SweepCell], tell: Callable[[str], None]
-) -> tuple[list[Command], int]:
-    """Run what is not done, one process at a time; a cell that fails does not stop the others.
-
-    Args:
-        cells: in the order in which they run.
-        tell: is told of each command that starts.
-
-    Returns:
-        The commands that failed, and the exit code of an interruption, after which nothing more
-        was started; 0 without one.
-    """
-    failed: list[Command] = []
-    for number, cell in enumerate(cells, 1):
-        for command in cell.commands:
-            if command.state is CommandState.DONE:
-                continue
-            tell(f"cell {number} of {len(cells)}: {command.text}")
-            code = execute(command)
-            if code in INTERRUPTED:
-                return failed, code
-            if code:
-                failed.append(command)
-                break
-    return failed, 0
-
-
-def execute(command: Command) -> int:
-    """Run a command as a process of its own, its output on our stderr; returns its exit code.
-
-    Ctrl-C and SIGTERM are passed on once, and the command is waited for: it saves its state first.
-    """
-    child: subprocess.Popen[bytes] | None = None
-    early: list[int] = []
-
-    def pass_on(number: int, frame: object) -> None:
-        early.append(number) if child is None else child.send_signal(number)
-
-    kept = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        words = [sys.executable, "-m", "softeval", *command.arguments]
-        # In a group of its own, a terminal's Ctrl-C does not reach it a second time. No session of
-        # its own: Linux shares the processors among sessions, and one that is nice stays so.
-        child = subprocess.Popen(words, stdout=2, process_group=0)
-        for number in early:
-            child.send_signal(number)
-        return child.wait()
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
+    @property
+    def reported(self) -> tuple[Path, ...]:
+        """Directories that a report is about: of the training, and of the whole evaluation."""
+        folders = [c.folder for c in self.commands if "--shard" not in c.arguments]
+        return tuple(dict.fromkeys(folders))
 
 
 def _trained(folder: Path, record: Any) -> bool:
@@ -148,6 +136,17 @@ def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def _command(record: Any) -> Any:
+    return record["command"]
+
+
+Kind = tuple[str, Callable[[Any], Any], Callable[[Path, Any], bool]]
+
 # Told from the files alone: what trains and evaluates takes long to import.
-KINDS = {"train": ("train.json", _trained), "run": (rundir.RUN_FILE, _evaluated)}
-"""Each command's record in its directory, and what tells that the directory is whole."""
+KINDS: dict[str, Kind] = {
+    "train": ("train.json", _command, _trained),
+    "run": (rundir.RUN_FILE, _command, _evaluated),
+    "merge": (rundir.RUN_FILE, _command, _evaluated),
+    "diagnose": (rundir.RUN_FILE, lambda record: record["diagnose"]["command"], _evaluated),
+}
+"""Each command's record in its directory, the command that it names, and what tells that it is whole."""

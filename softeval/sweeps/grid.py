@@ -1,16 +1,19 @@
 """A grid of trainings, as a YAML file asks for it.
 
     title: The noise scale of fuzzy training
-    config: demo_fuzzy                    # recipes, as softeval train --config takes them
+    config: [demo, [soft, fuzzy]]         # recipes of softeval train; of a list in it, one at a time
     train: {max_steps: 60}                # options of softeval train, over the recipes
     grid: {noise_scale: [0.1, 0.33, 1]}   # every combination is a cell
     seeds: [0, 1, 2]                      # of training; each cell once a seed
+    processes: 2                          # of each training, under torchrun; or {RECIPE: number}
     run: {modes: all, num_samples: 32}    # options of softeval run, on what was trained
+    shards: 4                             # of each evaluation, merged at the end
+    diagnose: {limit: 20}                 # options of softeval diagnose; left out: none
 
 `grid` takes options of `softeval train` and of the trained mode; a list of such mappings is the union
 of their grids. Everything is resolved and checked here, before the first update.
 
-Knows nothing of how cells are run.
+Knows nothing of how cells are run, nor what a recipe is.
 """
 
 from __future__ import annotations
@@ -19,12 +22,14 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from softeval.errors import UserError, suggest
+from softeval.model import BUNDLED_CHECKPOINT
 from softeval.modes import MODES, mode_record
 from softeval.options import read_options, read_pairs
 from softeval.runs import config as evaluation
@@ -33,12 +38,14 @@ from softeval.trainers import config as training
 from softeval.trainers.config import TrainConfig
 
 Options = dict[str, Any]
+Recipes = tuple[str, ...]
 OWN = {
     "train": {"output_path": "is chosen here", "seed": "belongs under seeds"},
     "run": {
         "output_path": "is chosen here",
         "model": "is what was trained",
         "revision": "is of what was trained",
+        "shard": "belongs under shards",
     },
 }
 """Options of the two commands that a file does not set, and why."""
@@ -61,6 +68,19 @@ def _axes(value: Any) -> Any:
 Axes = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], BeforeValidator(_axes)]
 
 
+class Diagnosing(BaseModel):
+    """Options of `softeval diagnose`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sets: str | None = None
+    samples: int = Field(1, ge=1)
+    limit: int | None = Field(None, ge=1)
+    data_dir: str | None = None
+    device: str = "auto"
+    dtype: str | None = None
+
+
 class GridFile(BaseModel):
     """Content of the file; the module's docstring says what each key means.
 
@@ -72,11 +92,14 @@ class GridFile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     title: str | None = None
-    config: Annotated[list[str], BeforeValidator(_listed)] = []
+    config: Annotated[list[str | list[str]], BeforeValidator(_listed)] = []
     train: Options = {}
-    grid: Annotated[list[Axes], BeforeValidator(_listed)]
+    grid: Annotated[list[Axes], BeforeValidator(_listed)] = [{}]
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_listed)] = [0, 1, 2]
+    processes: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]] = 1
     run: Options = {}
+    shards: int = Field(1, ge=1)
+    diagnose: Diagnosing | None = None
     checkpoint: Literal["best", "last"] = "best"
     base: bool = True
 
@@ -91,6 +114,22 @@ class GridFile(BaseModel):
         if not value or len(set(value)) < len(value):
             raise ValueError(f"{value}: name one or more seeds, each once")
         return value
+
+    @property
+    def recipes(self) -> list[Recipes]:
+        """Every choice of recipes."""
+        return list(itertools.product(*map(_listed, self.config)))
+
+    def varying(self, recipes: Recipes) -> list[str]:
+        """Those of a choice that other choices have not."""
+        several = (isinstance(listed, list) and len(listed) > 1 for listed in self.config)
+        return [name for name, many in zip(recipes, several, strict=True) if many]
+
+    def processes_of(self, recipes: Recipes) -> int:
+        """Of a training by these recipes."""
+        if isinstance(self.processes, int):
+            return self.processes
+        return max((self.processes.get(name, 1) for name in recipes), default=1)
 
 
 def read_grid(path: Path) -> GridFile:
@@ -112,45 +151,47 @@ def read_grid(path: Path) -> GridFile:
         raise UserError(f"{path}: {key}: {said[0].lower()}{said[1:]}") from None
 
 
-def expand(file: GridFile, recipe: Mapping[str, Any], folder: Path) -> list[SweepCell]:
-    """Every cell of a grid with its commands, the untrained model first.
+def expand(
+    file: GridFile, recipes: Mapping[Recipes, Mapping[str, Any]], folder: Path
+) -> list[SweepCell]:
+    """Every cell of a grid with its commands, the untrained models first.
 
     Args:
         file: the grid.
-        recipe: the options of its recipes.
+        recipes: the options of each choice of recipes.
         folder: where the cells' directories go.
 
     Raises:
         UserError: an unknown or unusable option, or two cells that are the same.
     """
-    options = {**recipe, **file.train}
     _refuse_own(file.train, "train")
     _refuse_own(file.run, "run")
     points = [dict(point) for axes in file.grid for point in _product(axes)]
-    trained = [_training(options, point) for point in points]
-    names = _names(points, trained)
+    asked = [(chosen, point) for chosen in file.recipes for point in points]
+    trained = [_training({**recipes[chosen], **file.train}, point) for chosen, point in asked]
+    labels = [file.varying(chosen) for chosen, _ in asked]
+    names = _names([point for _, point in asked], labels, trained)
     _refuse_same(names, trained)
     run = evaluation.make_config(file.run)
     run.selected_modes()
     cells = [
-        _cell(name, seed, config, run, file.checkpoint, folder)
-        for name, config in zip(names, trained, strict=True)
+        _Cell(file, name, config, run, folder, file.processes_of(chosen)).of(seed)
+        for name, config, (chosen, _) in zip(names, trained, asked, strict=True)
         for seed in file.seeds
     ]
-    return ([_untrained(trained, run, folder)] if file.base else []) + cells
+    return ([*_untrained(trained, run, file.shards, folder)] if file.base else []) + cells
 
 
 def _untrained(
-    trained: Sequence[TrainConfig], run: evaluation.RunConfig, folder: Path
-) -> SweepCell:
-    """The evaluation of what all cells start from."""
-    models = {(config.model, config.revision) for config in trained}
-    if len(models) > 1:
-        raise UserError("base: the cells start from several models; set base to false")
-    [(model, revision)] = models
-    place = folder / "base" / "run"
-    arguments = _run_arguments(run, place, model=model, revision=revision)
-    return SweepCell("base", None, (Command(arguments, place),))
+    trained: Sequence[TrainConfig], run: evaluation.RunConfig, shards: int, folder: Path
+) -> Iterator[SweepCell]:
+    """The evaluation of what the cells start from."""
+    models = dict.fromkeys((config.model, config.revision) for config in trained)
+    for model, revision in models:
+        name = "base" if len(models) == 1 else f"base {Path(model or BUNDLED_CHECKPOINT).name}"
+        chosen = run.model_copy(update={"model": model, "revision": revision})
+        place = folder / _folder_name(name) / "run"
+        yield SweepCell(name, None, (*_evaluation(chosen, place, shards, ()),))
 
 
 def _product(axes: Mapping[str, Sequence[Any]]) -> Iterator[Iterator[tuple[str, Any]]]:
@@ -180,11 +221,18 @@ def _refuse_own(options: Mapping[str, Any], command: str) -> None:
             raise UserError(f"{command}: {name} {OWN[command][name]}; take it out")
 
 
-def _names(points: Sequence[Mapping[str, Any]], trained: Sequence[TrainConfig]) -> list[str]:
-    """What tells the cells apart: the method, and the other options that vary, with their names."""
+def _names(
+    points: Sequence[Mapping[str, Any]],
+    labels: Sequence[list[str]],
+    trained: Sequence[TrainConfig],
+) -> list[str]:
+    """What tells the cells apart: recipes, the method, and other options that vary, with their names."""
     keys = dict.fromkeys(key for point in points for key in point)
     vary = [key for key in keys if len({str(point.get(key)) for point in points}) > 1]
-    parts = [[_part(key, point[key]) for key in vary if key in point] for point in points]
+    parts = [
+        chosen + [_part(key, point[key]) for key in vary if key in point]
+        for chosen, point in zip(labels, points, strict=True)
+    ]
     return [", ".join(p) or config.method for p, config in zip(parts, trained, strict=True)]
 
 
@@ -203,25 +251,54 @@ def _refuse_same(names: Sequence[str], trained: Sequence[TrainConfig]) -> None:
             seen[known] = name
 
 
-def _cell(
-    name: str, seed: int, config: TrainConfig, run: evaluation.RunConfig, kept: str, folder: Path
-) -> SweepCell:
-    place = folder / f"{_folder_name(name)}-seed-{seed}"
-    train = ("train", *_flags(config), "--seed", str(seed), "--output-path", str(place / "train"))
-    evaluate = _run_arguments(run, place / "run", model=str(place / "train" / kept))
-    commands = Command(train, place / "train"), Command(evaluate, place / "run")
-    return SweepCell(name, seed, commands)
+@dataclass(frozen=True)
+class _Cell:
+    """One point of the grid, its seed left open."""
+
+    file: GridFile
+    name: str
+    config: TrainConfig
+    run: evaluation.RunConfig
+    folder: Path
+    processes: int
+
+    def of(self, seed: int) -> SweepCell:
+        """Training, evaluation and diagnosis."""
+        place = self.folder / f"{_folder_name(self.name)}-seed-{seed}"
+        where = ("--seed", str(seed), "--output-path", str(place / "train"))
+        train = ("train", *_flags(self.config), *where)
+        trained = Command(train, place / "train", (), self.processes)
+        model = str(place / "train" / self.file.checkpoint)
+        run = self.run.model_copy(update={"model": model})
+        evaluated = _evaluation(run, place / "run", self.file.shards, (trained,))
+        diagnosed = self._diagnosis(place / "run", evaluated[-1])
+        return SweepCell(self.name, seed, (trained, *evaluated, *diagnosed))
+
+    def _diagnosis(self, run: Path, evaluated: Command) -> Iterator[Command]:
+        if self.file.diagnose is not None:
+            base = ("--base", self.config.model or BUNDLED_CHECKPOINT)
+            flags = _flags(self.file.diagnose)
+            yield Command(("diagnose", str(run), *base, *flags), run, (evaluated,))
+
+
+def _evaluation(
+    run: evaluation.RunConfig, place: Path, shards: int, needs: tuple[Command, ...]
+) -> list[Command]:
+    """The commands of an evaluation, the one last that leaves the whole run in `place`."""
+    arguments = ("run", *_flags(run), "--output-path")
+    if shards == 1:
+        return [Command((*arguments, str(place)), place, needs)]
+    parts = place.with_name("shards")
+    found = [
+        Command((*arguments, str(parts), "--shard", str(part)), parts / part.folder, needs)
+        for part in (evaluation.Shard(i, shards) for i in range(1, shards + 1))
+    ]
+    merge = ("merge", str(parts), "--output-path", str(place))
+    return [*found, Command(merge, place, tuple(found))]
 
 
 def _folder_name(name: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", name)
-
-
-def _run_arguments(
-    run: evaluation.RunConfig, place: Path, model: str | None, revision: str | None = None
-) -> tuple[str, ...]:
-    chosen = run.model_copy(update={"model": model, "revision": revision})
-    return ("run", *_flags(chosen), "--output-path", str(place))
 
 
 def _flags(config: BaseModel) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""`softeval ablate`: what a grid is, what is refused, what is still to do, and one real grid."""
+"""`softeval sweep`: what a grid is, what is refused, what is still to do, where it runs, and real ones."""
 
 from __future__ import annotations
 
@@ -21,20 +21,24 @@ from command_line import Ended
 from conftest import ROOT
 
 from softeval.cli.recipes import read_recipes
-from softeval.sweeps import chain
+from softeval.sweeps import chain, launch
 from softeval.sweeps.chain import Command, CommandState, SweepCell
 from softeval.sweeps.grid import expand, read_grid
 
 pytest_plugins = ("command_line_fixtures",)
 
-SHIPPED = sorted((ROOT / "softeval" / "sweeps" / "ablations").glob("*.yaml"))
+SHIPPED = sorted((ROOT / "softeval" / "sweeps" / "grids").glob("*f?.yaml"))
 
 
 def cells_of(tmp_path: Path, **content: object) -> list[SweepCell]:
     path = tmp_path / "grid.yaml"
     path.write_text(yaml.safe_dump({"config": "demo", **content}))
+    return cells_in(path, tmp_path / "out")
+
+
+def cells_in(path: Path, folder: Path) -> list[SweepCell]:
     file = read_grid(path)
-    return expand(file, read_recipes(file.config), tmp_path / "out")
+    return expand(file, {names: read_recipes(names) for names in file.recipes}, folder)
 
 
 def options(command: Command) -> dict[str, str]:
@@ -88,7 +92,7 @@ def test_a_cell_is_a_training_and_an_evaluation_of_what_it_made(tmp_path: Path) 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_grids_are_those_of_the_paper(path: Path) -> None:
     """Rows of tables 6, 7 and 8, the miniature beside the paper's own."""
-    cells = expand(file := read_grid(path), read_recipes(file.config), Path("out"))
+    cells = cells_in(path, Path("out"))
     points = {cell.name for cell in cells if cell.seed is not None}
     assert len(points) == {"f1": 4, "f2": 8, "f3": 4}[path.stem.removeprefix("demo_")]
     small = path.stem.startswith("demo_")
@@ -102,7 +106,6 @@ def test_shipped_grids_are_those_of_the_paper(path: Path) -> None:
     ("content", "told"),
     [
         ({"grid": {}, "seed": 1}, "unknown key 'seed'; did you mean seeds?"),
-        ({}, "grid: field required"),
         ({"grid": 3}, "grid.0: input should be a valid dictionary"),
         ({"grid": {"noise_scale": []}}, "grid.0.noise_scale: list should have at least 1 item"),
         ({"grid": {}, "seeds": [0, 0]}, "seeds: [0, 0]: name one or more seeds, each once"),
@@ -122,7 +125,13 @@ def test_shipped_grids_are_those_of_the_paper(path: Path) -> None:
         ({"grid": {}, "train": {"output_path": "x"}}, "train: output_path is chosen here"),
         ({"grid": {}, "train": {"max_step": 2}}, "unknown option 'max_step'; did you mean"),
         ({"grid": {}, "run": {"model": "x"}}, "run: model is what was trained"),
-        ({"grid": {"model": ["a", "b"]}}, "start from several models; set base to false"),
+        ({"run": {"shard": "1/2"}}, "run: shard belongs under shards"),
+        ({"shards": 0}, "shards: input should be greater than or equal to 1"),
+        (
+            {"shards": 11, "run": {"limit": 10}},
+            "shards: 11 of arithmetic, which has 10 questions only",
+        ),
+        ({"diagnose": {"limits": 3}}, "diagnose.limits"),
         ({"grid": {}, "run": {"modes": "soft"}}, "unknown mode 'soft'"),
         ({"grid": {}, "run": {"tasks": "gsm9k"}}, "gsm9k"),
         ({"grid": {}, "config": "demo_sft"}, "no recipe 'demo_sft'; did you mean demo_soft"),
@@ -133,13 +142,62 @@ def test_mistakes_are_one_line_before_anything_is_trained(
 ) -> None:
     path = tmp_path / "grid.yaml"
     path.write_text(yaml.safe_dump({"config": "demo", **content}))
-    ended = softeval("ablate", path, "-o", tmp_path / "out")
+    ended = softeval("sweep", path, "-o", tmp_path / "out")
     assert ended.code == 2 and told in ended.err and ended.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
+GRIDS = ROOT / "softeval" / "sweeps" / "grids"
+
+
+def test_the_papers_experiment_is_three_models_sets_methods_and_seeds() -> None:
+    """Section 4: 27 recipes, three seeds, six modes on six tasks; the untrained models beside them."""
+    cells = cells_in(GRIDS / "paper.yaml", Path("out"))
+    assert [cell.name for cell in cells if cell.seed is None] == [
+        "base Llama-3.2-3B-Instruct",
+        "base Llama-3.1-8B-Instruct",
+        "base Qwen2.5-3B-Instruct",
+    ]
+    trained = [cell for cell in cells if cell.seed is not None]
+    assert len(trained) == 81 and len({cell.name for cell in trained}) == 27
+    assert {cell.seed for cell in trained} == {0, 1, 2}
+    for cell in trained:
+        train, run, diagnose = cell.commands
+        model, dataset, method = cell.name.split(", ")
+        recipe = read_recipes([model, dataset, method])
+        found = options(train)
+        for name in ("model", "dataset", "method", "learning_rate", "max_cot_tokens"):
+            assert found[f"--{name.replace('_', '-')}"] == str(recipe[name]), name
+        assert train.processes == (8 if "8b" in model else 1)
+        assert options(run)["--modes"] == "all" and len(options(run)["--tasks"].split(",")) == 6
+        assert options(diagnose)["--base"] == recipe["model"]
+
+
+def test_shards_and_diagnosis_are_commands_between_training_and_report(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path, grid={}, seeds=0, shards=2, diagnose={"limit": 3}, processes=2)
+    base, cell = cells
+    train, first, second, merge, diagnose = cell.commands
+    assert [c.kind for c in base.commands] == ["run", "run", "merge"]
+    assert train.typed.startswith("torchrun --nproc-per-node=2 -m softeval train --")
+    assert first.needs == second.needs == (train,)
+    assert merge.needs == (first, second) and diagnose.needs == (merge,)
+    assert options(second)["--shard"] == "2/2" and second.folder.name == "shard-2-of-2"
+    assert options(diagnose)["--limit"] == "3" and diagnose.folder == merge.folder
+    assert cell.reported == (train.folder, merge.folder)
+
+
+def test_recipes_to_choose_from_are_cells(tmp_path: Path) -> None:
+    cells = cells_of(
+        tmp_path, config=["demo", ["hard", "soft"]], grid={"limit": [10, 20]}, seeds=0, base=False
+    )
+    assert [cell.name for cell in cells] == [
+        f"{method}, limit {n}" for method in ("hard", "soft") for n in (10, 20)
+    ]
+    assert {options(cell.commands[0])["--method"] for cell in cells} == {"hard", "soft"}
+
+
 def test_an_unknown_grid_is_answered_by_the_known(softeval: Callable[..., Ended]) -> None:
-    ended = softeval("ablate", "demo-f1")
+    ended = softeval("sweep", "demo-f1")
     assert ended.code == 2 and "did you mean demo_f1?" in ended.err
 
 
@@ -192,13 +250,13 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(
 ) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump({"grid": {"noise_scale": [0.1, 1]}, "seeds": [0]}))
-    ended = softeval("ablate", path, "--dry-run", "--json")
+    ended = softeval("sweep", path, "--dry-run", "--json")
     known = [c for cell in json.loads(ended.out) for c in cell["commands"]]
     assert [c["state"] for c in known] == ["missing"] * 5 and not Path("runs").exists()
-    folder = Path("runs/ablate-mine/noise_scale-1-seed-0/train")
+    folder = Path("runs/sweep-mine/noise_scale-1-seed-0/train")
     [text] = [c["command"] for c in known if c["folder"] == str(folder)]
     write_training(folder, text)
-    shown = softeval("ablate", path, "--dry-run").out.splitlines()
+    shown = softeval("sweep", path, "--dry-run").out.splitlines()
     assert [[part.strip() for part in line.strip("|").split("|")] for line in shown] == [
         ["cell", "seed", "train", "run"],
         ["---", "---", "---:", "---:"],
@@ -208,42 +266,125 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(
     ]
 
 
+def test_a_diagnosis_is_done_when_the_run_names_its_command(tmp_path: Path) -> None:
+    command = Command(("diagnose", "run", "--base", "x"), tmp_path / "run")
+    command.folder.mkdir()
+    record: dict[str, object] = {"command": "softeval run", "status": "complete"}
+    for block, state in ((None, "begun"), ("softeval diagnose run --base x", "done")):
+        if block is not None:
+            record["diagnose"] = {"command": block}
+        (command.folder / "run.json").write_text(json.dumps(record))
+        assert command.state == state
+
+
+def test_what_is_missing_is_printed_a_cell_a_line(
+    softeval: Callable[..., Ended], tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"config": "demo", "seeds": [0], "title": "Mine"}))
+    printed = softeval("sweep", path, "--launcher", "print", "-o", "out").out.splitlines()
+    assert len(printed) == 3 and printed[-1].startswith("# then: softeval report out/base/run")
+    train, run = printed[1].split(" && ")
+    write_training(Path("out/soft-seed-0/train"), train)
+    again = softeval("sweep", path, "--launcher", "print", "-o", "out").out.splitlines()
+    assert again == [printed[0], run, printed[2]]
+
+
+def test_slurm_options_want_slurm(softeval: Callable[..., Ended]) -> None:
+    ended = softeval("sweep", "demo", "--slurm", "time=3")
+    assert ended.code == 2 and "has no effect without --launcher slurm" in ended.err
+
+
+def test_ablate_is_a_sweep_into_a_folder_of_its_own(softeval: Callable[..., Ended]) -> None:
+    shown = json.loads(softeval("ablate", "demo_f1", "--dry-run", "--json").out)
+    assert shown[0]["commands"][0]["folder"] == "runs/ablate-demo_f1/base/run"
+
+
 # What is run ---------------------------------------------------------------------------------
 
 
-def chains(tmp_path: Path, names: str) -> list[SweepCell]:
-    steps = {
-        n: [Command((kind, n), tmp_path / n / kind) for kind in ("train", "run")] for n in names
-    }
-    return [SweepCell(name, 0, tuple(commands)) for name, commands in steps.items()]
+def chains(tmp_path: Path, names: str) -> list[Command]:
+    """A training, and a second one that needs it, of each name."""
+    found = []
+    for name in names:
+        first = Command(("train", f"{name}1"), tmp_path / name / "1")
+        found += [first, Command(("train", f"{name}2"), tmp_path / name / "2", (first,))]
+    return found
 
 
-def test_only_what_is_missing_is_run_and_a_failure_stops_its_own_cell_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class Instant:
+    """A launcher whose commands end before the next look, done unless they are to fail."""
+
+    pause = patience = 0.0
+
+    def __init__(self, at_once: int = 1, failing: str = "") -> None:
+        self.at_once, self.failing = at_once, failing
+        self.queue: list[Command] = []
+        self.started: list[str] = []
+        self.most = 0
+
+    def start(self, command: Command) -> None:
+        self.started.append(command.arguments[-1])
+        self.queue.append(command)
+        self.most = max(self.most, len(self.queue))
+
+    def running(self) -> set[str]:
+        for command in self.queue:
+            if command.arguments[-1] != self.failing and not command.folder.exists():
+                write_training(command.folder, command.text)
+        self.queue = []
+        return set()
+
+    def stop(self, number: int) -> None:
+        raise AssertionError("nobody stops it")
+
+
+def test_only_what_is_missing_is_run_and_a_failure_stops_only_what_needs_it(
+    tmp_path: Path,
 ) -> None:
-    cells = chains(tmp_path, "abc")
-    write_training(cells[2].commands[0].folder, cells[2].commands[0].text)
-    started: list[tuple[str, ...]] = []
-    codes = {("train", "a"): -9}
-    monkeypatch.setattr(
-        chain, "execute", lambda c: started.append(c.arguments) or codes.get(c.arguments, 0)
-    )
-    failed, stopped = chain.run_missing(cells, lambda text: None)
-    assert started == [("train", "a"), ("train", "b"), ("run", "b"), ("run", "c")]
-    assert (failed, stopped) == ([cells[0].commands[0]], 0)
+    commands = chains(tmp_path, "abc")
+    write_training(commands[4].folder, commands[4].text)
+    launcher = Instant(failing="a1")
+    failed, stopped = launch.run_missing(commands, launcher, lambda text: None)
+    assert launcher.started == ["a1", "b1", "b2", "c2"]
+    assert (failed, stopped) == ([commands[0]], 0)
 
 
-def test_an_interruption_starts_nothing_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[str] = []
-    monkeypatch.setattr(chain, "execute", lambda command: 143)
-    assert chain.run_missing(chains(tmp_path, "ab"), told.append) == ([], 143)
-    assert told == ["cell 1 of 2: softeval train a"]
+@pytest.mark.parametrize("at_once", [1, 2, 9])
+def test_so_many_run_at_once_each_after_what_it_needs(tmp_path: Path, at_once: int) -> None:
+    launcher = Instant(at_once)
+    assert launch.run_missing(chains(tmp_path, "abc"), launcher, lambda text: None) == ([], 0)
+    assert launcher.most == min(at_once, 3)
+    for name in "abc":
+        assert launcher.started.index(f"{name}1") < launcher.started.index(f"{name}2")
+
+
+def test_jobs_of_an_earlier_sweep_are_waited_for_not_started_again(tmp_path: Path) -> None:
+    first, second = chains(tmp_path, "a")
+
+    class Queue(Instant):
+        looks = 0
+
+        def running(self) -> set[str]:
+            self.looks += 1
+            if self.looks == 3:
+                write_training(first.folder, first.text)
+            return {first.name} if self.looks < 3 else super().running()
+
+    launcher = Queue()
+    assert launch.run_missing([first, second], launcher, lambda text: None) == ([], 0)
+    assert launcher.started == ["a2"]
+
+
+def test_names_in_a_queue_tell_commands_and_folders_apart(tmp_path: Path) -> None:
+    train = Command(("train", "x"), tmp_path / "a")
+    others = [Command(("train", "y"), tmp_path / "a"), Command(("train", "x"), tmp_path / "b")]
+    assert len({c.name for c in (train, *others)}) == 3
+    assert Command(("train", "x"), tmp_path / "b" / ".." / "a").name == train.name
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_passed_on_and_the_command_waited_for(
+def test_a_signal_is_passed_on_the_command_waited_for_and_nothing_more_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     script = tmp_path / "waits"
@@ -261,7 +402,9 @@ def test_a_signal_is_passed_on_and_the_command_waited_for(
 
     before = signal.getsignal(number)
     threading.Thread(target=interrupt).start()
-    assert chain.execute(Command((), tmp_path)) == 5
+    told: list[str] = []
+    found = launch.run_missing(chains(tmp_path, "ab"), launch.Local(), told.append)
+    assert found == ([], 128 + number) and told == ["0 of 4 done: softeval train a1"]
     assert (tmp_path / "saved").exists() and signal.getsignal(number) is before
 
 
@@ -282,7 +425,7 @@ TINY = {
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
-    words = [sys.executable, "-m", "softeval", "ablate", str(folder / "tiny.yaml"), "-o", "out"]
+    words = [sys.executable, "-m", "softeval", "sweep", str(folder / "tiny.yaml"), "-o", "out"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(words, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE)
 
