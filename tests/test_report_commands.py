@@ -173,6 +173,28 @@ def test_a_plan_is_a_table_of_what_is_needed(app, folders):
     assert failed.exit_code and "nope" in str(failed.exception)
 
 
+def test_a_plan_counts_the_time_and_room_that_samples_took(app, folders):
+    def planned(*sides):
+        options = ("--mode", "hard_sample", "--k", 1, "-d", 30, "--json")
+        [record] = json.loads(_run(app, "plan", *sides, *options).stdout)
+        return record
+
+    one, several = (
+        planned(folders[1], folders[0]),
+        planned(f"{folders[1]},{folders[2]}", folders[0]),
+    )
+    records = [rundir.read_record(folder) for folder in folders[:2]]
+    seconds = sum(record["seconds"] for record in records)
+    share = one["questions"] * 4 * 2 / sum(r["counts"]["rows"]["samples"] for r in records)
+    assert one["cost"]["hours"] == pytest.approx(seconds * share / 3600)
+    assert one["cost"]["bytes"] > 0
+    needed = one["questions_needed_cost"]["hours"] / one["cost"]["hours"]
+    assert needed == pytest.approx(one["questions_needed"] / one["questions"])
+    assert several["seeds_needed_cost"]["hours"] == pytest.approx(
+        several["cost"]["hours"] * (several["seeds_needed"] + 1) / 3
+    )
+
+
 def test_compare_of_seeds_speaks_of_seeds(folders):
     found = compare_runs(folders[1:], [folders[0]])
     assert all("over seeds" in one.contrast.scope for one in found)

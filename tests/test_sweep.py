@@ -256,14 +256,20 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(
     folder = Path("runs/sweep-mine/noise_scale-1-seed-0/train")
     [text] = [c["command"] for c in known if c["folder"] == str(folder)]
     write_training(folder, text)
-    shown = softeval("sweep", path, "--dry-run").out.splitlines()
-    assert [[part.strip() for part in line.strip("|").split("|")] for line in shown] == [
+    shown = softeval("sweep", path, "--dry-run").out
+    rows = [
+        [part.strip() for part in line.strip("|").split("|")]
+        for line in shown.splitlines()
+        if line.startswith("|")
+    ]
+    assert [row[:-1] for row in rows] == [
         ["cell", "seed", "train", "run"],
         ["---", "---", "---:", "---:"],
         ["base", "–", "–", "missing"],
         ["noise_scale 0.1", "0", "missing", "missing"],
         ["noise_scale 1", "0", "done", "missing"],
     ]
+    assert rows[0][-1] == "GPU-hours" and "assumed and not measured" in shown
 
 
 def test_a_diagnosis_is_done_when_the_run_names_its_command(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from softeval.options import read_pairs
 from softeval.runs.cells import chosen_benchmarks, question_count
 from softeval.runs.config import RunConfig, make_config
 from softeval.sweeps.chain import KINDS, Command, CommandState, SweepCell
-from softeval.sweeps.estimate import CARD, MULTIPLIED, READ, cost_of
+from softeval.sweeps.estimate import CARD, MULTIPLIED, READ, cost_of, cost_record
 from softeval.sweeps.grid import expand, read_grid
 from softeval.sweeps.launch import Launcher, Local, Slurm, run_missing
 from softeval.terminal import calm_libraries, say, say_json
@@ -147,8 +147,12 @@ def _print_missing(cells: Sequence[SweepCell], report: Sequence[str]) -> None:
     say(f"# then: {Command(tuple(report), Path()).text}")
 
 
-def _record(cell: SweepCell) -> dict[str, Any]:
-    steps = [{"command": c.typed, "folder": str(c.folder), "state": c.state} for c in cell.commands]
+def _record(cell: SweepCell, costed: bool) -> dict[str, Any]:
+    steps = [
+        {"command": c.typed, "folder": str(c.folder), "state": c.state}
+        | ({"cost": cost_record(cost_of(c))} if costed else {})
+        for c in cell.commands
+    ]
     return {"cell": cell.name, "seed": cell.seed, "commands": steps}
 
 

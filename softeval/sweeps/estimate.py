@@ -170,4 +170,4 @@ def cost_record(cost: Cost | None) -> Mapping[str, Any] | None:
     """A cost as plain values, with what it rests on."""
     if cost is None:
         return None
-    return {"gpu_hours": round(cost.gpu_hours, 3), "bytes": round(cost.bytes), "card": CARD}
+    return {"gpu_hours": float(f"{cost.gpu_hours:.3g}"), "bytes": round(cost.bytes), "card": CARD}

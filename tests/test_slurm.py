@@ -1,0 +1,83 @@
+"""A sweep on a real Slurm of one node: killed in the middle, started again, and one report."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+from slurm import slurm
+
+# Two methods × two seeds, as the shipped `demo`, with one update each.
+TINY = {
+    "title": "On Slurm",
+    "config": [["demo_hard", "demo_soft"]],
+    "train": {
+        "max_steps": 1, "prompts_per_step": 1, "num_generations": 2, "limit": 8, "eval_steps": 1,
+        "validation_size": 2, "max_cot_tokens": 8, "kl_steps": 0, "gradient_split_steps": 0,
+        "report_to": "none", "device": "cpu", "self_check": False,
+    },
+    "seeds": [0, 1],
+    "run": {
+        "limit": 2, "num_samples": 2, "modes": "hard_sample", "max_cot_tokens": 8, "device": "cpu",
+        "self_check": False,
+    },
+    "base": False,
+}  # fmt: skip
+SWEEP = [
+    sys.executable, "-m", "softeval", "sweep", "tiny.yaml", "-o", "out", "--launcher", "slurm",
+    "--slurm", "time=20,mem=1500,cpus_per_task=1",
+]  # fmt: skip
+
+
+def whole(folder: Path) -> dict[Path, int]:
+    """When each training that is done was, and each evaluation."""
+    records = [*folder.glob("*/train/best/softeval_training.json"), *folder.glob("*/run/run.json")]
+    return {path: path.stat().st_mtime_ns for path in records}
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_finds_its_jobs_again_and_ends_in_one_report(tmp_path: Path) -> None:
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    out = tmp_path / "out"
+    with slurm(tmp_path / "slurm") as environment:
+        environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        first = subprocess.Popen(SWEEP, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+        while not list(out.glob("*/train/best/softeval_training.json")):
+            assert first.poll() is None
+            time.sleep(0.2)
+        first.kill()
+        first.wait()
+        submitted = queue(environment)
+        assert submitted, "it was killed too late: no job is left"
+        victim = min(submitted)
+        subprocess.run(["scancel", str(victim)], env=environment, check=True)
+        ended = subprocess.run(
+            SWEEP, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        # What was cancelled is missing, or failed where the queue had not let go of it yet.
+        if ended.returncode == 1:
+            kept = whole(out)
+            ended = subprocess.run(
+                SWEEP, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+            )
+            assert {path: at for path, at in whole(out).items() if path in kept} == kept
+        assert ended.returncode == 0, ended.stderr
+        assert "4 of 4 cells are done" in ended.stdout
+        jobs = len(list((out / "slurm").glob("*_submitted.pkl")))
+    assert jobs == 9, "one for each of eight commands, and one for what was cancelled"
+    page = (out / "report.html").read_text()
+    assert "<title>On Slurm" in page and "demo_hard" in page and "demo_soft" in page
+    for record in out.glob("*/run/run.json"):
+        assert json.loads(record.read_text())["status"] == "complete"
+
+
+def queue(environment: dict[str, str]) -> list[int]:
+    words = ["squeue", "--me", "--noheader", "--format=%i"]
+    found = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    return [int(word) for word in found.stdout.split()]
