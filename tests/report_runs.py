@@ -113,7 +113,7 @@ def write_checkpoint(
             ],
         )
     record = _record(tasks, modes, likelihood_tasks, samples, questions, 0, status)
-    record["counts"] |= writer.counts
+    record["counts"] |= {"rows": writer.counts}
     record["scorer"] = {"math-verify": "0.9.0"}
     record["model"] |= {
         "path": f"checkpoints/{folder.name}",
@@ -165,7 +165,7 @@ def write_counts(
         writer.write("prompts", prompts)
     samples = max(int(max(n)) for n, _ in cells.values())
     record = _record([task], list(cells), [], samples, questions, 0, rundir.COMPLETE)
-    record["counts"] |= writer.counts
+    record["counts"] |= {"rows": writer.counts}
     record["config"] |= config or {}
     record["model"] |= {
         "path": f"checkpoints/{folder.name}",
