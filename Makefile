@@ -8,8 +8,11 @@ ONE_THREAD := OMP_NUM_THREADS=1
 unexport PYTHONDONTWRITEBYTECODE
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
+# make demo's evaluations, one process a core; the base's table comes first.
+DEMO_RUNS := demo-run-base demo-run-soft demo-run-hard demo-run-fuzzy
+
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick check format demo-base demo-train benchmarks clean
+.PHONY: help demo $(DEMO_RUNS) test quick check format demo-base demo-train benchmarks clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,18 +26,17 @@ help: ## what can be made
 	touch $@
 
 demo: .venv/installed ## evaluate the four bundled checkpoints under seven CoT modes, and report
-	for method in base hard soft fuzzy; do \
-	  $(ONE_THREAD) $(BIN)/softeval run --model softeval/checkpoints/$$method --tasks arithmetic \
-	    --modes all,soft_thinking --num-samples 32 --seed 0 --output-path runs/demo/$$method || exit 1; \
-	done
-	for method in hard soft fuzzy; do \
-	  $(ONE_THREAD) $(BIN)/softeval diagnose runs/demo/$$method --base softeval/checkpoints/base \
-	    --sets own,base --limit 20 || exit 1; \
-	done
-	$(ONE_THREAD) $(BIN)/softeval attribute runs/demo/soft \
-	  --modes hard_sample,soft_sample,soft_thinking --limit 20
-	$(BIN)/softeval report runs/demo/base runs/demo/hard runs/demo/soft runs/demo/fuzzy \
+	$(MAKE) --jobs=2 $(DEMO_RUNS)
+	$(ONE_THREAD) $(BIN)/softeval report runs/demo/base runs/demo/hard runs/demo/soft runs/demo/fuzzy \
 	  --title "The bundled checkpoints" --output runs/demo/report.html
+
+$(DEMO_RUNS): demo-run-%: .venv/installed
+	$(ONE_THREAD) $(BIN)/softeval run --model softeval/checkpoints/$* --tasks arithmetic --limit 100 \
+	  --modes all,soft_thinking --num-samples 32 --batch-size 256 --seed 0 --output-path runs/demo/$*
+	[ $* = base ] || $(ONE_THREAD) $(BIN)/softeval diagnose runs/demo/$* \
+	  --base softeval/checkpoints/base --sets own,base --limit 20
+	[ $* != soft ] || $(ONE_THREAD) $(BIN)/softeval attribute runs/demo/$* \
+	  --modes hard_sample,soft_sample,soft_thinking --limit 20
 
 demo-train: .venv/installed ## train hard, soft and fuzzy from the bundled base, three seeds each
 	for seed in 0 1 2; do for method in hard soft fuzzy; do \
