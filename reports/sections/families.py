@@ -113,7 +113,7 @@ def _certainty(arm: Arm, key: Key) -> Iterator[TableCell]:
         yield from (UNKNOWN, UNKNOWN, UNKNOWN)
         return
     yield TableCell(nats(sum(one.token_weighted * one.tokens for one in sums) / tokens))
-    yield TableCell(number(sum(one.effective_sum for one in sums) / tokens))
+    yield TableCell(f"{sum(one.effective_sum for one in sums) / tokens:.2f}")
     yield TableCell(points(sum(one.sure for one in sums) / tokens))
 
 
