@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
@@ -33,12 +34,30 @@ PAPER_PROMPT = (
 LETTERS = ascii_uppercase
 """Labels of choices in order; ARC's own labels, some of which are digits, are replaced."""
 
-_BEFORE, _AFTER = PAPER_PROMPT.split("QUESTION")
+_PLACE = "QUESTION"
 
 
-def paper_prompt(question: str) -> str:
+def paper_prompt(question: str, template: str = PAPER_PROMPT) -> str:
     """The whole prompt for one question, which is put in unchanged, white space included."""
-    return _BEFORE + question + _AFTER
+    return question.join(template.split(_PLACE))
+
+
+def read_template(path: str | Path) -> str:
+    """A prompt template of a user's own, without the line break at its end.
+
+    Raises:
+        UserError: unreadable, or the question's place is not in it exactly once.
+    """
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8").removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--prompt-template {path} cannot be read ({error}); give a text") from None
+    if text.count(_PLACE) != 1:
+        raise UserError(
+            f"--prompt-template {path} has the word {_PLACE} {text.count(_PLACE)} times; it stands for"
+            " the question, once"
+        )
+    return text
 
 
 def choice_question(question: str, choices: Sequence[str]) -> str:

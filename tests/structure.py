@@ -21,7 +21,7 @@ FOLDERS = ("softeval", "tasks", "trainers", "reports")
 FLOORS = (
     {"environment", "errors", "files", "terminal"},
     {"modes", "statistics", "processes"},
-    {"records", "display"},
+    {"records", "display", "publishing"},
     {"scoring.grading"},
     {"scoring"},
     {"model"},

@@ -365,9 +365,9 @@ def test_each_stage_begins_with_a_new_optimizer() -> None:
 def test_validation_takes_the_thoughts_of_the_stage_and_hard_greedy_beside_them() -> None:
     staged = learner(mode_args={"realign": "true"})
     hard = get_mode("hard_greedy")
-    assert staged.modes(0) == staged.modes(2) == (hard,)
-    assert staged.modes(3) == (get_mode("coconut", latents=2, realign=True), hard)
-    assert staged.modes(99) == (get_mode("coconut", latents=6, realign=True), hard)
+    assert staged.validated_mode(0) == staged.validated_mode(2) == hard
+    assert staged.validated_mode(3) == get_mode("coconut", latents=2, realign=True)
+    assert staged.validated_mode(99) == get_mode("coconut", latents=6, realign=True)
 
 
 def test_realigned_thoughts_follow_the_weights() -> None:
@@ -391,7 +391,7 @@ def test_realigned_thoughts_follow_the_weights() -> None:
     staged.update(4, 0)
     assert is_current()
     trainee.optimization.step(4, 0.0)
-    staged.modes(4)
+    staged.validated_mode(4)
     assert is_current()
 
 

@@ -16,7 +16,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import field_validator
+
+from softeval.errors import suggest
+from softeval.options import ModelOptions, option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -166,7 +172,69 @@ ALGORITHMS: dict[str, Algorithm] = {
 }
 
 
-def make_algorithm(config: TrainConfig) -> Algorithm:
+loss_option = partial(option, panel="Loss")
+
+
+class LossOptions(ModelOptions):
+    """What rewards are given for and how they become a loss."""
+
+    algorithm: str = loss_option("rloo", f"How rewards become a loss: {', '.join(ALGORITHMS)}.")
+    reward_correct: float = loss_option(100.0, "Reward of an accepted answer.")
+    reward_boxed: float = loss_option(10.0, "Reward of any other boxed answer.")
+    reward_none: float = loss_option(0.0, "Reward of a sample without a boxed answer.")
+    reward: str | None = loss_option(
+        None,
+        "A function of your own, as module:function or file.py:function; it is given what "
+        "softeval.trainers.learners.rewards describes, and gives the reward.",
+    )
+    cot_logprob_reduction: Literal["sum", "mean"] = loss_option(
+        "sum", "Over the elements of a soft step: sum (the density) or mean."
+    )
+    score_error: Literal["recorded", "recomputed"] | None = loss_option(
+        None,
+        "What the score of a soft step takes for its noise: recorded (default), what the rollout "
+        "drew, or recomputed from the training pass (the paper's formula; the same but for "
+        "rounding, which in bfloat16 outweighs the rest of the gradient).",
+    )
+    detach_embedding_in_mixture: bool = loss_option(
+        False, "Let no gradient reach E through the mixture p·E; p keeps its own."
+    )
+    beta: float = loss_option(
+        0.0,
+        "Coefficient of the KL to the initial model, summed over tokens (not in the paper).",
+        ge=0,
+    )
+    num_iterations: int = loss_option(
+        1,
+        "Updates on one batch of rollouts; more than one for hard tokens only, and not rloo.",
+        ge=1,
+    )
+    epsilon: float | None = loss_option(
+        None, "With several: a ratio is clipped below at 1 - ε. Default: 0.2.", gt=0, lt=1
+    )
+    epsilon_high: float | None = loss_option(
+        None, "And above at 1 + this. Default: 0.2, dapo 0.28.", gt=0
+    )
+    overlong_cache: int = loss_option(
+        0,
+        "Length of the last part of the cap on the CoT in which a CoT loses reward, the more the longer "
+        "it is (DAPO's overlong shaping); 0 for none.",
+        ge=0,
+    )
+    overlong_penalty: float | None = loss_option(
+        None, "Reward lost by a CoT that fills the cap. Default: --reward-correct.", gt=0
+    )
+
+    @field_validator("algorithm")
+    @classmethod
+    def _known_algorithm(cls, value: str) -> str:
+        if value not in ALGORITHMS:
+            known = f"{', '.join(ALGORITHMS)}{suggest(value, ALGORITHMS)}"
+            raise ValueError(f"{value!r} is none of {known}")
+        return value
+
+
+def make_algorithm(config: LossOptions) -> Algorithm:
     """The configured algorithm with its clip range."""
     given = {n: getattr(config, n) for n in _CLIP if getattr(config, n) is not None}
     return replace(ALGORITHMS[config.algorithm], **given)

@@ -20,7 +20,6 @@ from softeval.modes import Mode, get_mode
 from softeval.options import (
     DEFAULT_MAX_COT_TOKENS,
     BatchSize,
-    ModelOptions,
     Pairs,
     mode_option,
     model_option,
@@ -31,7 +30,8 @@ from softeval.options import (
 )
 from softeval.scoring.judge import Rules
 from softeval.tasks.local_data import is_jsonl
-from softeval.trainers.algorithms import ALGORITHMS, check_rollouts
+from softeval.trainers.algorithms import LossOptions, check_rollouts
+from softeval.trainers.learners.selection import SelectionOptions, check_selection
 from softeval.trainers.learners.stages import NEUTRAL, Curriculum, check_stages, read_curriculum
 
 CURRICULUM = "coconut"
@@ -46,13 +46,13 @@ SHORT_MAX_COT_TOKENS = {"gsm8k": 128, "demo": 64}
 OVERLAPS = {"demo": ("arithmetic",)}
 DEFAULT_OVERLAPS = ("gsm8k", "math500", "olympiadbench")
 
-_PANELS = ("Task", "Policy", "Loss", "Optimizer", "Step", "Validation and checkpoints")
-task_option, policy_option, loss_option, optimizer_option, step_option, selection_option = (
+_PANELS = ("Task", "Policy", "Optimizer", "Step", "Validation and checkpoints")
+task_option, policy_option, optimizer_option, step_option, selection_option = (
     partial(option, panel=title) for title in _PANELS
 )
 
 
-class TrainConfig(ModelOptions):
+class TrainConfig(LossOptions, SelectionOptions):
     """Everything that decides a training run (method sections 1-3; paper section 4, appendix D)."""
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -114,53 +114,6 @@ class TrainConfig(ModelOptions):
     )
     max_answer_tokens: int = policy_option(32, "Cap on the answer.", ge=1)
 
-    algorithm: str = loss_option("rloo", f"How rewards become a loss: {', '.join(ALGORITHMS)}.")
-    reward_correct: float = loss_option(100.0, "Reward of an accepted answer.")
-    reward_boxed: float = loss_option(10.0, "Reward of any other boxed answer.")
-    reward_none: float = loss_option(0.0, "Reward of a sample without a boxed answer.")
-    reward: str | None = loss_option(
-        None,
-        "A function of your own, as module:function or file.py:function; it is given what "
-        "softeval.trainers.learners.rewards describes, and gives the reward.",
-    )
-    cot_logprob_reduction: Literal["sum", "mean"] = loss_option(
-        "sum", "Over the elements of a soft step: sum (the density) or mean."
-    )
-    score_error: Literal["recorded", "recomputed"] | None = loss_option(
-        None,
-        "What the score of a soft step takes for its noise: recorded (default), what the rollout "
-        "drew, or recomputed from the training pass (the paper's formula; the same but for "
-        "rounding, which in bfloat16 outweighs the rest of the gradient).",
-    )
-    detach_embedding_in_mixture: bool = loss_option(
-        False, "Let no gradient reach E through the mixture p·E; p keeps its own."
-    )
-    beta: float = loss_option(
-        0.0,
-        "Coefficient of the KL to the initial model, summed over tokens (not in the paper).",
-        ge=0,
-    )
-    num_iterations: int = loss_option(
-        1,
-        "Updates on one batch of rollouts; more than one for hard tokens only, and not rloo.",
-        ge=1,
-    )
-    epsilon: float | None = loss_option(
-        None, "With several: a ratio is clipped below at 1 - ε. Default: 0.2.", gt=0, lt=1
-    )
-    epsilon_high: float | None = loss_option(
-        None, "And above at 1 + this. Default: 0.2, dapo 0.28.", gt=0
-    )
-    overlong_cache: int = loss_option(
-        0,
-        "Length of the last part of the cap on the CoT in which a CoT loses reward, the more the longer "
-        "it is (DAPO's overlong shaping); 0 for none.",
-        ge=0,
-    )
-    overlong_penalty: float | None = loss_option(
-        None, "Reward lost by a CoT that fills the cap. Default: --reward-correct.", gt=0
-    )
-
     max_steps: int = step_option(4000, "Updates.", flags=("--steps",), ge=1)
     prompts_per_step: int = step_option(2, "Questions B of an update.", ge=1)
     num_generations: int = step_option(
@@ -203,6 +156,11 @@ class TrainConfig(ModelOptions):
         gt=0,
     )
     warmup_steps: int = optimizer_option(20, "Steps of linear warm-up.", ge=0)
+    lr_schedule: Literal["cosine", "constant"] = optimizer_option(
+        "cosine",
+        "After the warm-up: a cosine down to the last step, or constant, with which the same command "
+        "and more --steps goes on from where a run ended.",
+    )
     min_lr_ratio: float = optimizer_option(
         0.0, "End of the cosine as a share of the peak.", ge=0, le=1
     )
@@ -217,9 +175,6 @@ class TrainConfig(ModelOptions):
         True, "Update float32 copies of half-precision weights."
     )
 
-    validation_size: int = selection_option(
-        100, "Questions held out of the training set to choose the best checkpoint."
-    )
     eval_steps: int = selection_option(
         100, "Greedy validation every so many steps, and at both ends.", ge=1
     )
@@ -246,25 +201,34 @@ class TrainConfig(ModelOptions):
     num_completions: int = output_option(4, "Rollouts in such a table.", ge=1)
     report_to: tuple[str, ...] = output_option(
         ("tensorboard",),
-        "Trackers besides metrics.jsonl: tensorboard, wandb or others of accelerate; none.",
+        "Trackers besides metrics.jsonl: tensorboard, wandb, trackio or others of accelerate; none.",
+    )
+    push_to_hub: str | None = output_option(
+        None,
+        "Hub repository, as user/name, that gets the best checkpoint at the end; private if new.",
     )
 
-    @field_validator("exclude_tasks", "report_to", "lora_target_modules", mode="before")
+    @field_validator(
+        "exclude_tasks",
+        "report_to",
+        "lora_target_modules",
+        "validation_sets",
+        "validation_modes",
+        mode="before",
+    )
     @classmethod
     def _split(cls, value: Any) -> Any:
         """Take "a,b" for ("a", "b") and "none" for nothing."""
         names = split_list(value)
         return None if names is None else tuple(name for name in names if name != "none")
 
-    @field_validator("algorithm", "dataset")
+    @field_validator("dataset")
     @classmethod
-    def _known(cls, value: str, info: Any) -> str:
-        is_data = info.field_name == "dataset"
-        known = DATASETS if is_data else tuple(ALGORITHMS)
-        if value in known or (is_data and is_jsonl(value)):
+    def _known_data(cls, value: str) -> str:
+        if value in DATASETS or is_jsonl(value):
             return value
-        file = ", nor a .jsonl file" if is_data else ""
-        raise ValueError(f"{value!r} is none of {', '.join(known)}{file}{suggest(value, known)}")
+        known = f"{', '.join(DATASETS)}, nor a .jsonl file{suggest(value, DATASETS)}"
+        raise ValueError(f"{value!r} is none of {known}")
 
     @model_validator(mode="before")
     @classmethod
@@ -276,15 +240,13 @@ class TrainConfig(ModelOptions):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
-        if self.validation_size < 1:
-            raise ValueError(
-                f"--validation-size {self.validation_size} leaves no validation data, which chooses "
-                "the best checkpoint; hold out 1 or more"
-            )
         adapted = [name for name in _LORA if name in self.model_fields_set]
         if adapted and "lora" not in self.model_fields_set:
             raise ValueError(f"--{adapted[0].replace('_', '-')} needs --lora, which was not given")
+        if self.lr_schedule == "constant" and self.min_lr_ratio > 0:
+            raise ValueError("--min-lr-ratio is the end of a cosine; leave it or --lr-schedule out")
         self._usable_mode()
+        check_selection(self)
         (check_stages if self.is_staged else check_rollouts)(self)
         return self
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 class Schedule:
     """Linear warm-up to the peak, then a cosine towards the floor (paper appendix D).
 
-    The floor itself would be reached one update after the last, so that every update moves.
+    The floor itself would be reached one update after the last, so that every update moves. A floor
+    of 1 stays at the peak, however many updates there are.
     """
 
     peak: float

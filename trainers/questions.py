@@ -15,17 +15,21 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import date
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from softeval.errors import UserError
+from softeval.model.chat import example_hash, render_chat
 from softeval.scoring.judge import Item, ScoreKind
 from softeval.tasks.arithmetic import ArithmeticProblem
 from softeval.tasks.catalogue import Benchmark, bare_file, find_benchmarks
 from softeval.tasks.data import DatasetSource, gold_solutions, load_problems
-from softeval.tasks.local_data import is_jsonl
-from softeval.tasks.problems import Problem, paper_prompt
+from softeval.tasks.local_data import is_jsonl, task_name
+from softeval.tasks.problems import PAPER_PROMPT, Problem, paper_prompt, read_template
 from softeval.trainers.config import TrainConfig
 from softeval.trainers.learners.stages import solution_text
 
@@ -60,11 +64,13 @@ class QuestionSet:
     Attributes:
         train: trained on.
         validation: held out.
+        further: questions of further validation sets, by their names.
         source: where they come from.
         overlaps: questions dropped for standing in an evaluation set, by its name.
         repeated: questions dropped as copies of earlier ones of the training set.
         unlabelled: questions dropped for an empty label, which no answer can equal.
         too_long: questions dropped for the length of their prompt or worked solution.
+        too_easy_or_hard: training questions dropped for their pass rate.
     """
 
     train: tuple[TrainingQuestion, ...]
@@ -74,10 +80,13 @@ class QuestionSet:
     repeated: int = 0
     unlabelled: int = 0
     too_long: int = 0
+    too_easy_or_hard: int = 0
+    further: dict[str, tuple[TrainingQuestion, ...]] = field(default_factory=dict)
 
     def fingerprints(self) -> dict[str, str]:
-        """Hashes of both sets, which must agree when a run is continued."""
-        return {"train": fingerprint(self.train), "validation": fingerprint(self.validation)}
+        """Hashes of training and validation questions, which must agree when a run is continued."""
+        validated = (*self.validation, *chain(*self.further.values()))
+        return {"train": fingerprint(self.train), "validation": fingerprint(validated)}
 
     def counts(self) -> dict[str, Any]:
         """Source and numbers, for the record."""
@@ -89,6 +98,8 @@ class QuestionSet:
             "repeated": self.repeated,
             "unlabelled": self.unlabelled,
             "too_long": self.too_long,
+            "too_easy_or_hard": self.too_easy_or_hard,
+            "further": {name: len(questions) for name, questions in self.further.items()},
         }
 
     def summary(self) -> str:
@@ -97,6 +108,8 @@ class QuestionSet:
         dropped += [f"{self.repeated} repeated"] * bool(self.repeated)
         dropped += [f"{self.unlabelled} without a label"] * bool(self.unlabelled)
         dropped += [f"{self.too_long} too long"] * bool(self.too_long)
+        odd = self.too_easy_or_hard
+        dropped += [f"{odd} too easy or too hard"] * bool(odd)
         left_out = f"; dropped: {', '.join(dropped)}" if dropped else ""
         return f"{len(self.train)} training and {len(self.validation)} held-out questions{left_out}"
 
@@ -127,18 +140,43 @@ class DataOrder:
         return int(self._permutation[offset])
 
 
-def load_questions(config: TrainConfig, encode: Encode) -> QuestionSet:
+def prompt_maker(config: TrainConfig, tokenizer: Any) -> Callable[[str], str]:
+    """What makes a question's prompt: the paper's, or the template's, in a chat if one is asked for.
+
+    A chat wraps the whole prompt, as in `softeval run`.
+
+    Raises:
+        UserError: no usable template, or a chat template that asks for the date, which is not given.
+    """
+    chosen = config.prompt_template
+    template = PAPER_PROMPT if chosen is None else read_template(chosen)
+    if not config.apply_chat_template:
+        return partial(paper_prompt, template=template)
+    days = [config.chat_date] if config.chat_date else [date(2000, 1, 1), date(2024, 12, 31)]
+    if len({example_hash(tokenizer, day) for day in days}) > 1:
+        raise UserError("the chat template tells the date; say which by --chat-date YYYY-MM-DD")
+
+    def in_chat(question: str) -> str:
+        messages = [{"role": "user", "content": paper_prompt(question, template)}]
+        return render_chat(tokenizer, messages, day=days[0])
+
+    return in_chat
+
+
+def load_questions(config: TrainConfig, encode: Encode, tokenizer: Any = None) -> QuestionSet:
     """Load, filter, hold out and encode the questions of a training run.
 
     Args:
         config: names the data.
         encode: text to token ids.
+        tokenizer: the checkpoint's, for its chat template.
 
     Raises:
         UserError: data that cannot be loaded, or too few questions left.
     """
     name = "arithmetic" if config.dataset == "demo" else config.dataset
-    benchmark = bare_file(name) if is_jsonl(name) else find_benchmarks([name])[0]
+    benchmark = _benchmarks(name)[0]
+    prompt = prompt_maker(config, tokenizer)
     problems, source = load_problems(benchmark, config.data_dir, benchmark.training_split)
     labelled = [(index, p) for index, p in enumerate(problems) if p.target.strip()]
     kept, overlaps, repeated = _filtered(labelled, config)
@@ -147,7 +185,7 @@ def load_questions(config: TrainConfig, encode: Encode) -> QuestionSet:
         TrainingQuestion(
             index,
             problem,
-            tuple(encode(paper_prompt(problem.question))),
+            tuple(encode(prompt(problem.question))),
             () if worked is None else worked[index],
         )
         for index, problem in kept[: config.limit]
@@ -167,7 +205,28 @@ def load_questions(config: TrainConfig, encode: Encode) -> QuestionSet:
         repeated,
         unlabelled=len(problems) - len(labelled),
         too_long=len(questions) - len(train) - len(validation),
+        further={
+            task_name(name): tuple(
+                TrainingQuestion(index, problem, tuple(encode(prompt(problem.question))))
+                for index, problem in enumerate(_validated(name, config))
+            )
+            for name in config.validation_sets
+        },
     )
+
+
+def _benchmarks(name: str, include_path: str | None = None) -> Sequence[Benchmark]:
+    return [bare_file(name)] if is_jsonl(name) else find_benchmarks([name], include_path)
+
+
+def _problems(name: str, config: TrainConfig) -> list[Problem]:
+    """Those that a task, a group of tasks or a file evaluates on."""
+    found = _benchmarks(name, config.include_path)
+    return [p for b in found for p in load_problems(b, config.data_dir)[0]]
+
+
+def _validated(name: str, config: TrainConfig) -> list[Problem]:
+    return _problems(name, config)[: config.validation_size]
 
 
 def hold_out(
@@ -261,6 +320,8 @@ def _filtered(
 ) -> tuple[list[tuple[int, Problem]], dict[str, int], int]:
     """(row, problem) of those kept, count of those in each evaluation set, count of repeats."""
     evaluated = {task: _keys(task, config) for task in config.overlaps}
+    for name in config.validation_sets:
+        evaluated[task_name(name)] = set().union(*map(copy_keys, _validated(name, config)))
     overlaps = dict.fromkeys(evaluated, 0)
     seen: set[str | tuple[str, str]] = set()
     kept: list[tuple[int, Problem]] = []
@@ -279,8 +340,7 @@ def _filtered(
 
 def _keys(task: str, config: TrainConfig) -> set[str | tuple[str, str]]:
     try:
-        benchmarks = find_benchmarks([task], config.include_path)
-        problems = [p for b in benchmarks for p in load_problems(b, config.data_dir)[0]]
+        problems = _problems(task, config)
     except UserError as error:
         raise UserError(
             f"{error}; it is read to drop its questions from training, --exclude-tasks none leaves "

@@ -23,6 +23,7 @@ from typing import Any
 from softeval.display import Screen, duration
 from softeval.errors import UserError
 from softeval.files import LOCK, beside, write_bytes, write_json
+from softeval.publishing import log_table
 from softeval.records import RANDOM_NUMBERS
 from softeval.runs.rundir import differing_fields
 from softeval.scoring.judge import Rules, rules_name
@@ -52,6 +53,9 @@ COSMETIC_FIELDS = {
     "log_completions_steps",
     "num_completions",
     "report_to",
+    "push_to_hub",
+    "validation_modes",
+    "prompt_template",  # what it makes is in the questions' fingerprints
 }
 
 
@@ -68,6 +72,8 @@ def identity_of(config: TrainConfig) -> dict[str, Any]:
     rules = rules_name(Rules(config.scorer))
     drawn = {"random_numbers": RANDOM_NUMBERS}
     own = {} if config.reward is None else {"reward_source": source_hash(config.reward)}
+    if config.lr_schedule == "constant":
+        del fields["max_steps"]  # no update depends on it
     return {**fields, **drawn, **own, "score_error": config.soft_score_error, "scorer": rules}
 
 
@@ -91,6 +97,10 @@ def open_directory(
         found = _read(path)
         _check(folder, identity, _with_former_defaults(found["identity"]))
         _check_fingerprints(folder, fingerprints, found.get("fingerprints", {}))
+        if (
+            found["config"].get("max_steps") != config.max_steps
+        ):  # a constant schedule's can be raised
+            write_json(path, found | {"config": record.config, "command": record.command})
         return str(found.get("run_id") or _path_id(folder))
     if folder.exists() and (not folder.is_dir() or _has_foreign_content(folder)):
         raise UserError(f"{folder} is not empty and no training run; give another --output-path")
@@ -238,25 +248,6 @@ class TrainProgress:
         return " | ".join([*parts, f"{duration(pace * (self.steps - step))} left"])
 
 
-def tracking(names: Sequence[str], folder: Path, on_cpu: bool) -> Any:
-    """Accelerate's Accelerator with these trackers.
-
-    Raises:
-        UserError: one is unknown or not installed.
-    """
-    from accelerate import Accelerator
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-
-    known = sorted(LOGGER_TYPE_TO_CLASS)
-    installed = {str(getattr(t, "value", t)) for t in get_available_trackers()}
-    for name in names:
-        if name not in known:
-            raise UserError(f"--report-to {name}: none of {', '.join(known)}, none")
-        if name not in installed:
-            raise UserError(f"--report-to {name}: not installed; pip install {name}, or name none")
-    return Accelerator(cpu=on_cpu, log_with=list(names) or None, project_dir=str(folder))
-
-
 class Log:
     """metrics.jsonl, samples.jsonl and trackers; a continued run is the same run there.
 
@@ -304,11 +295,13 @@ class Log:
             return
         for row in rows:
             append_line(self._folder / SAMPLES, {"step": step, **row})
-        columns = ["question", "cot", "answer", "target", "reward", "advantage"]
-        data = [[row[name] for name in columns] for row in rows]
+        data = [[row[name] for name in TABLE] for row in rows]
         for tracker in self._accelerator.trackers:
-            if hasattr(tracker, "log_table"):
-                tracker.log_table("samples", columns=columns, data=data, step=step)
+            log_table(tracker, "samples", TABLE, data, step)
+
+
+TABLE = ("question", "cot", "answer", "target", "reward", "advantage")
+"""Columns of sample rollouts among trackers."""
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -343,12 +336,20 @@ def _check_fingerprints(folder: Path, ours: Mapping[str, str], theirs: Mapping[s
 
 _ADDED = {
     "algorithm": "rloo",
+    "apply_chat_template": False,
+    "chat_date": None,
     "curriculum": {},
     "epsilon": None,
     "epsilon_high": None,
+    "lr_schedule": "cosine",
+    "max_pass_rate": 1.0,
+    "min_pass_rate": 0.0,
     "overlong_cache": 0,
     "overlong_penalty": None,
+    "pass_rate_samples": None,
     "reward": None,
+    "select_by": "success",
+    "validation_sets": [],
 }
 """Fields that were added later, with what they were before."""
 

@@ -210,9 +210,8 @@ def training_record(
 
 
 def _optimization(config: TrainConfig, weights: MasterWeights) -> Optimization:
-    schedule = Schedule(
-        config.learning_rate, config.warmup_steps, config.max_steps, config.min_lr_ratio
-    )
+    floor = 1.0 if config.lr_schedule == "constant" else config.min_lr_ratio
+    schedule = Schedule(config.learning_rate, config.warmup_steps, config.max_steps, floor)
     return Optimization(
         weights,
         schedule,

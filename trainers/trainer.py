@@ -22,7 +22,9 @@ from softeval.errors import UserError
 from softeval.files import check_space, full_disk, locked, recover
 from softeval.model.checkpoint import torch_device
 from softeval.model.weights import weights_hash
+from softeval.modes import get_mode
 from softeval.processes import Interruption, Processes, Stopped
+from softeval.publishing import HubRepository, tracking
 from softeval.trainers import run_files
 from softeval.trainers.checkpoints import (
     SavedState,
@@ -35,6 +37,7 @@ from softeval.trainers.checkpoints import (
 )
 from softeval.trainers.config import TrainConfig
 from softeval.trainers.learners.curriculum import StagedLearning
+from softeval.trainers.learners.difficulty import within_pass_rates
 from softeval.trainers.learners.reinforcement import Reinforcement
 from softeval.trainers.memory import GIB, check_memory, longest_sequence
 from softeval.trainers.metrics import Metrics, is_finite, peak_memory, time_metrics
@@ -82,7 +85,7 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str = "") -> Tra
     folder = Path(config.output_path or run_files.default_path(config)).expanduser()
     device = torch_device(config.device)
     processes = Processes.joined(device)
-    accelerator = run_files.tracking(config.report_to, folder, device.type == "cpu")
+    accelerator = tracking(config.report_to, folder, device.type == "cpu")
     if config.sequences < processes.size:
         raise UserError(f"{processes.size} processes for {config.sequences} sequences; use fewer")
     try:
@@ -124,7 +127,8 @@ class Trainer:
         lm = load_for_training(config, processes.device)
         if saved is not None:
             keep_embedding_size(lm, saved.state.embedding_rms)
-        self.questions: QuestionSet = load_questions(config, lm.vocabulary.encode)
+        self.questions: QuestionSet = load_questions(config, lm.vocabulary.encode, lm.tokenizer)
+        self.questions = within_pass_rates(config, self.questions, lm, processes)
         lengths = longest_sequence(config, lm, self.questions)
         needed = check_memory(config, lm, lengths, processes.size)
         self.trainee = make_trainee(config, lm)
@@ -141,6 +145,10 @@ class Trainer:
         processes.wait()
         self.state = TrainerState(embedding_rms=lm.embedding.rms) if saved is None else saved.state
         self._saved_step = self.state.step
+        if self.state.step > config.max_steps:
+            raise UserError(
+                f"{folder} has {self.state.step} updates behind it; --steps cannot be fewer"
+            )
         self._restore(saved)
         self.screen = make_screen(quiet or not processes.is_main)
         self.display = run_files.TrainProgress(self.screen, config.max_steps, self.state.step)
@@ -151,6 +159,8 @@ class Trainer:
         self._settle_best()
         self._tell_missing_metrics()
         self.log = run_files.Log(accelerator, config, folder, self.state.step, run_id)
+        name = config.push_to_hub
+        self._hub = HubRepository(name) if name and processes.is_main else None
 
     def run(self) -> TrainResult:
         """Train from where the run stands to its end.
@@ -169,12 +179,13 @@ class Trainer:
                 if told["signals"]:
                     self._stop(interruption.number or signal.SIGTERM)
                 self._advance()
+            self._push()
         curve = self.state.curve
         return TrainResult(
             self.folder,
             self.state.best_step,
             self.state.best_success,
-            curve[0]["success"],
+            curve[0][self.config.select_by],
             self.processes.is_main,
         )
 
@@ -193,6 +204,13 @@ class Trainer:
             self._save()
         if improved:
             self._export(run_files.BEST)
+
+    def _push(self) -> None:
+        """Give the hub the best checkpoint."""
+        if self._hub is not None:
+            step, success = self.state.best_step, 100 * self.state.best_success
+            self._hub.push(self.folder / run_files.BEST, f"step {step}, validation {success:.1f} %")
+            self.screen.note(f"pushed to https://huggingface.co/{self._hub.name}")
 
     def _stop(self, number: int) -> NoReturn:
         """Save unless the state stands already, and end."""
@@ -230,24 +248,35 @@ class Trainer:
     def _validated(self, metrics: Metrics) -> Metrics:
         """Validate; note whether this is the best model so far."""
         started = time.perf_counter()
-        adapters, questions = self.trainee.adapters, self.questions.validation
+        adapters = self.trainee.adapters
         with adapters.merged() if adapters else nullcontext():  # what an export holds
-            own, *others = self.learner.modes(self.state.step)
-            found = validate(self.trainee.lm, questions, self.config, self.processes, own)
-            numbers = asdict(found)
-            for mode in others:
-                beside = validate(self.trainee.lm, questions, self.config, self.processes, mode)
-                numbers[f"{mode.name}_success"] = beside.success
+            numbers = self._validations()
         self.state.curve.append({"step": float(self.state.step), **numbers})
         stage = self.learner.stage
         now = stage(self.state.step)
         self.display.validated([p for p in self.state.curve if stage(int(p["step"])) == now])
-        if now > stage(self.state.best_step) or found.success > self.state.best_success:
+        success = numbers[self.config.select_by]
+        if now > stage(self.state.best_step) or success > self.state.best_success:
             self.state.best_step = self.state.step
-            self.state.best_success = found.success
+            self.state.best_success = success
         seconds = time.perf_counter() - started
         shown: Metrics = {f"validation/{name}": value for name, value in numbers.items()}
         return {**metrics, **shown, "time/validation": seconds}
+
+    def _validations(self) -> dict[str, float]:
+        """Every set in every mode: all figures of the method's own mode, success in the others."""
+        config, own = self.config, self.learner.validated_mode(self.state.step)
+        numbers: dict[str, float] = {}
+        for name, questions in {"": self.questions.validation, **self.questions.further}.items():
+            start = f"{name}/" if name else ""
+            found = validate(self.trainee.lm, questions, config, self.processes, own)
+            numbers |= {f"{start}{figure}": value for figure, value in asdict(found).items()}
+            for mode in map(get_mode, config.validation_modes):
+                beside = found
+                if mode.name != own.name:
+                    beside = validate(self.trainee.lm, questions, config, self.processes, mode)
+                numbers[f"{start}{mode.name}_success"] = beside.success
+        return numbers
 
     def _save(self) -> None:
         """Export the last model, then save the state: a final state implies its export.

@@ -183,12 +183,11 @@ class StagedLearning:
         """Stage of an update; a model of a later one is better whatever its validation."""
         return self.stages.stage(step)
 
-    def modes(self, step: int) -> tuple[Mode, ...]:
-        """What is validated after so many updates: the stage's thoughts, and hard_greedy beside them."""
+    def validated_mode(self, step: int) -> Mode:
+        """What is validated after so many updates: the stage's thoughts, hard_greedy without any."""
         forget_alignment(self.trainee.lm.embedding)  # the weights have moved
-        hard = get_mode("hard_greedy")
         thoughts = self.stages.thoughts(self.stage(step))
-        return (replace(self.mode, latents=thoughts), hard) if thoughts else (hard,)
+        return replace(self.mode, latents=thoughts) if thoughts else get_mode("hard_greedy")
 
     def update(self, step: int, cursor: int) -> Update:
         """The gradient of all processes in the masters; a new stage begins with a new optimizer."""

@@ -73,9 +73,9 @@ class Reinforcement:
         """All updates are of one kind."""
         return 0
 
-    def modes(self, step: int) -> tuple[Mode, ...]:
+    def validated_mode(self, step: int) -> Mode:
         """What is validated after so many updates."""
-        return (greedy_mode(self.config),)
+        return greedy_mode(self.config)
 
     def update(self, step: int, cursor: int) -> Update:
         """Rollouts, and the gradient of all processes in the masters."""
