@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 METRICS_FILE = "metrics.jsonl"
 RECORD_FILE = "train.json"
 TRAIN_SUCCESS = "reward/success"
-VALIDATION_SUCCESS = "validation/success"
+VALIDATION_SUCCESS = "validation/success"  # of the method's own mode, whatever chose the checkpoint
 
 SMOOTHED = 25  # windows over the whole run: single steps of a few dozen rollouts are noise
 

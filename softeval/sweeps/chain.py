@@ -124,7 +124,8 @@ class SweepCell:
 def _trained(folder: Path, record: Any) -> bool:
     """All updates are done, and `best` holds the best of them: it is exported last."""
     last, best = (_read(folder / name / rundir.TRAINING_FILE) for name in ("last", "best"))
-    top = max(last["validation"], key=lambda point: point["success"])  # the first, as in training
+    chosen_by = record["config"].get("select_by", "success")
+    top = max(last["validation"], key=lambda point: point[chosen_by])  # the first, as in training
     return last["step"] == record["config"]["max_steps"] and best["step"] == top["step"]
 
 
