@@ -389,10 +389,9 @@ def test_names_in_a_queue_tell_commands_and_folders_apart(tmp_path: Path) -> Non
     assert Command(("train", "x"), tmp_path / "b" / ".." / "a").name == train.name
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_passed_on_the_command_waited_for_and_nothing_more_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
+@pytest.fixture
+def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place of softeval: says that it is ready, waits, and saves when it is told to stop."""
     script = tmp_path / "waits"
     script.write_text(
         f"#!/bin/sh\ntrap 'touch {tmp_path}/saved; exit 5' TERM INT\ntouch {tmp_path}/ready\n"
@@ -401,17 +400,51 @@ def test_a_signal_is_passed_on_the_command_waited_for_and_nothing_more_started(
     script.chmod(0o755)
     monkeypatch.setattr(chain.sys, "executable", str(script))
 
+
+def once_ready(tmp_path: Path, number: int) -> None:
+    """A signal to this process once its child is ready."""
+
     def interrupt() -> None:
         while not (tmp_path / "ready").exists():
             time.sleep(0.01)
         os.kill(os.getpid(), number)
 
-    before = signal.getsignal(number)
     threading.Thread(target=interrupt).start()
+
+
+@pytest.mark.usefixtures("waiting")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_passed_on_the_command_waited_for_and_nothing_more_started(
+    tmp_path: Path, number: int
+) -> None:
+    before = signal.getsignal(number)
+    once_ready(tmp_path, number)
     told: list[str] = []
     found = launch.run_missing(chains(tmp_path, "ab"), launch.Local(), told.append)
     assert found == ([], 128 + number) and told == ["0 of 4 done: softeval train a1"]
     assert (tmp_path / "saved").exists() and signal.getsignal(number) is before
+
+
+@pytest.mark.usefixtures("waiting")
+def test_a_job_whose_time_is_over_saves_and_goes_back_into_the_queue(tmp_path: Path) -> None:
+    """As submitit does: a handler of Slurm's warning asks the job, inside its own wait."""
+    job = launch.Job(Command(("train", "x"), tmp_path / "train"))
+    kept: list[launch.Job] = []
+
+    def warned(*_: object) -> None:
+        psutil.Process().children()[0].send_signal(signal.SIGUSR2)  # every process is warned
+        time.sleep(0.05)
+        assert not (tmp_path / "saved").exists()
+        kept.append(job.checkpoint().function)
+        assert (tmp_path / "saved").exists()
+
+    former = signal.signal(signal.SIGUSR2, warned)
+    try:
+        once_ready(tmp_path, signal.SIGUSR2)
+        assert job() == 5
+    finally:
+        signal.signal(signal.SIGUSR2, former)
+    assert [again.command for again in kept] == [job.command]
 
 
 # A real one ----------------------------------------------------------------------------------
@@ -428,6 +461,26 @@ TINY = {
     "seeds": [0],
     "run": {"limit": 3, "num_samples": 2, "modes": "hard_greedy,hard_sample", "device": "cpu"},
 }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_each_command_of_a_cell_is_done_once_it_was_run(
+    softeval: Callable[..., Ended], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training, shards, merge and diagnosis, each told from the directories by its own command."""
+    path = tmp_path / "tiny.yaml"
+    asked = TINY | {"grid": {}, "shards": 2, "diagnose": {"limit": 1, "sets": "own"}}
+    path.write_text(yaml.safe_dump(asked | {"train": TINY["train"] | {"max_steps": 1}}))
+    cell = cells_in(path, Path("out"))[1]
+    for number, command in enumerate(cell.commands):
+        states = [c.state is CommandState.DONE for c in cell.commands]
+        assert states == [place < number for place in range(5)]
+        monkeypatch.setattr(sys, "argv", ["softeval", *command.arguments])
+        ended = softeval(*command.arguments)
+        assert ended.code == 0, ended.err
+    assert all(c.state is CommandState.DONE for c in cell.commands)
+    assert softeval(*cell.commands[-2].arguments).code == 0  # merged again, it is shown
+    assert (cell.commands[-1].folder / "kl.parquet").is_file()
 
 
 def start(folder: Path) -> subprocess.Popen[str]:

@@ -60,10 +60,8 @@ def train(
         shape = shape_of(resolved.model)
         if shape is not None:
             cost = training_cost(resolved, shape)
-            said = (
-                f"{cost.gpu_hours:.2g} hours of one {CARD}, at shares of its peak that are assumed"
-            )
-            say(f"at most about {said}; {cost.bytes / GB:.2g} GB on disk", err=True)
+            said = f"{cost.gpu_hours:.2g} hours of one {CARD} at assumed shares of its peak"
+            say(f"by arithmetic, not measured: {said}; {cost.bytes / GB:.2g} GB on disk", err=True)
         say("\n".join(plan_memory(resolved)), err=True)
         return 0
     from softeval.processes import Stopped

@@ -7,11 +7,12 @@ sweep that was killed finds its jobs again, and whether one has done its work it
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -246,5 +247,7 @@ class Job:
 
         if self._child is not None:
             self._child.send_signal(signal.SIGTERM)
-            self._child.wait()
+            # Called by a signal's handler inside the other wait, whose lock this one does not take.
+            with suppress(ChildProcessError):
+                os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOWAIT)
         return DelayedSubmission(Job(self.command))
