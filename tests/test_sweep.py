@@ -432,7 +432,8 @@ def test_a_job_whose_time_is_over_saves_and_goes_back_into_the_queue(tmp_path: P
     kept: list[launch.Job] = []
 
     def warned(*_: object) -> None:
-        psutil.Process().children()[0].send_signal(signal.SIGUSR2)  # every process is warned
+        [child] = [c for c in psutil.Process().children() if "waits" in str(c.cmdline())]
+        child.send_signal(signal.SIGUSR2)  # every process of a job is warned
         time.sleep(0.05)
         assert not (tmp_path / "saved").exists()
         kept.append(job.checkpoint().function)
