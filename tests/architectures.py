@@ -9,10 +9,11 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from step_graphs import graphs_of
 from tiny import VOCAB, tiny_tokenizer
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -238,6 +239,7 @@ class Verdict:
         worst: largest deviation from the oracle, in units of its tolerance.
         bits: whether a row had the same bits alone and beside many, as tried at load.
         generate: whether hard_greedy agrees with `generate()`; None where that does not run.
+        graph: whether a pass is traced into one graph (`traced`); None if not tried.
     """
 
     name: str
@@ -246,6 +248,7 @@ class Verdict:
     worst: float = 0.0
     bits: bool | None = None
     generate: bool | None = None
+    graph: bool | None = None
     steps: int = 0
     problems: list[str] = field(default_factory=list)
 
@@ -334,6 +337,17 @@ def judge(name: str, modes: Sequence[str]) -> Verdict:
     except Exception as error:  # noqa: BLE001 - a traceback where a refusal belongs
         reason = f"{type(error).__name__}: {_line(error)}"
         return Verdict(name, "WRONG", reason, problems=[reason])
+
+
+def traced(found: Verdict) -> Verdict:
+    """The verdict with `graph`: a graph a bucket, no break, none more for other rows and phases."""
+    model = tiny_model(tiny_config(found.name))
+    lm = wrap_model(model, tiny_tokenizer(), found.name, self_check=False)
+    try:
+        graphs, buckets = graphs_of(lm, MODES["fuzzy_sample"])
+    except torch._dynamo.exc.Unsupported as broken:
+        return replace(found, graph=False, reason=f"graph: {_line(broken)}")
+    return replace(found, graph=graphs == buckets)
 
 
 def _default_refusal(name: str) -> str:

@@ -11,16 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from step_graphs import decoded, graphs_of, watched_passes
 from tiny import tiny_lm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from softeval import UserError
-from softeval.decoding.decoder import Decoder, Question
 from softeval.model.feeding import Replays
-from softeval.model.stopping import Limits
 from softeval.modes import MODES
 
-PROMPTS = ("12+34=", "abcdefg", "x")
 HOST = {"aten::_local_scalar_dense", "aten::lift_fresh", "aten::nonzero", "aten::equal"}
 """What torch does for `item`, `tolist`, a tensor made of a Python list, and shapes that depend on data."""
 
@@ -51,23 +49,6 @@ def without_reading():
         yield
 
 
-@contextmanager
-def watched_passes(around):
-    """Lets `around(work, bucket)` do each pass of a decoder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Replays, "run", lambda self, bucket, work: around(work, bucket))
-        yield
-
-
-def decoded(lm, mode, **how):
-    questions = [
-        Question("t", index, tuple(lm.tokenizer.encode(text)), (0, 1, 2))
-        for index, text in enumerate(PROMPTS)
-    ]
-    decoder = Decoder(lm, mode, Limits(10, 3), keep_inputs=True, record_top=2, **how)
-    return {g.key: g for g in decoder.run(questions)}
-
-
 def test_a_step_asks_the_host_for_nothing_and_keeps_its_shapes():
     passes = []
 
@@ -95,33 +76,6 @@ def test_the_watch_sees_what_it_watches_for():
     assert len({name for name, _ in watch.seen} & HOST) == 2
 
 
-def graphs_of(lm, mode) -> int:
-    """Graphs that a decoder's passes are traced into, the first passes apart; breaks are errors."""
-    count = 0
-
-    def backend(graph, example_inputs):
-        nonlocal count
-        count += 1
-        return graph.forward
-
-    torch._dynamo.reset()
-    before, compiled = [], {}
-
-    def around(work, bucket):
-        if len(before) < 3:  # allocates; and `partial` objects are compared by their function
-            before.append(work())
-            return
-        if bucket not in compiled:
-            compiled[bucket] = torch.compile(work, fullgraph=True, backend=backend, dynamic=False)
-        compiled[bucket]()
-
-    with watched_passes(around):
-        found = decoded(lm, mode, batch_size=4, look_every=2)
-    assert len(found) == len(PROMPTS) * (1 if mode.is_greedy else 3) or len(found) == 9
-    assert len(compiled) == 1
-    return count
-
-
 FAMILIES = ["qwen3", "gemma2", "gemma3", "mistral"]
 OWN_STEPS = ["soft_thinking", "gumbel", "multiplex", "mixture_of_inputs", "coconut", "logit_noise"]
 
@@ -129,13 +83,13 @@ OWN_STEPS = ["soft_thinking", "gumbel", "multiplex", "mixture_of_inputs", "cocon
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_is_one_graph_whatever_rows_positions_and_phases(family):
-    assert graphs_of(tiny_lm(family), MODES["fuzzy_sample"]) == 1
+    assert graphs_of(tiny_lm(family), MODES["fuzzy_sample"]) == (1, 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["hard_sample", *OWN_STEPS])
 def test_a_step_of_every_mode_is_one_graph(mode):
-    assert graphs_of(tiny_lm("llama"), MODES[mode]) == 1
+    assert graphs_of(tiny_lm("llama"), MODES[mode]) == (1, 1)
 
 
 def test_a_mode_that_asks_the_host_says_so():

@@ -239,7 +239,9 @@ RowLayer = SlotLayer | StateLayer | EmptyLayer
 
 _ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
 _KINDS: dict[str, tuple[type, type]] = {
-    **dict.fromkeys(_ATTENTION, (SlotLayer, DynamicLayer)),  # whole: the masks hide what is past
+    # Windows keep every position, too, and the masks hide what is past. A ring of slots would change
+    # in which order a row is summed, so its bits, for rows longer than a window: few are (docs/log.md).
+    **dict.fromkeys(_ATTENTION, (SlotLayer, DynamicLayer)),
     **dict.fromkeys(["conv", "linear_attention"], (StateLayer, LinearAttentionLayer)),
     "hybrid": (SlotAndStateLayer, LinearAttentionAndFullAttentionLayer),
     "dummy": (EmptyLayer, DummyLayer),
