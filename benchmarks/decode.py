@@ -254,6 +254,13 @@ def first_softeval(lm: LanguageModel, prompt: list[int]) -> int:
     return int(feeder.feed(rows_PD[-1:], [len(prompt) - 1]).logits_NW.argmax())
 
 
+@torch.inference_mode()
+def prefill_softeval(lm: LanguageModel, prompt: list[int]) -> int:
+    """The same without the step, which is one of a whole tile of rows."""
+    feeder = RowFeeder(lm.model, 1, len(prompt))
+    return len(feeder.prefill(lm.embedding.rows(torch.tensor(prompt, device=lm.device))).inputs_PD)
+
+
 def first_generate(lm: LanguageModel, prompt: list[int]) -> int:
     given = torch.tensor([prompt], device=lm.device)
     return int(lm.model.generate(given, do_sample=False, max_new_tokens=1)[0, -1])
@@ -262,7 +269,11 @@ def first_generate(lm: LanguageModel, prompt: list[int]) -> int:
 def first_tokens(lm: LanguageModel, rounds: int, clock: str) -> dict[str, float]:
     """Median seconds to the first token after a prompt of LONG tokens."""
     (prompt,) = prompts(lm, 1, LONG)
-    arms = {"softeval": first_softeval, "generate": first_generate}
+    arms = {
+        "softeval": first_softeval,
+        "softeval, prefill alone": prefill_softeval,
+        "generate": first_generate,
+    }
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(rounds + 1):
         for name, arm in arms.items():
