@@ -9,10 +9,27 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from train_cases import METHODS, MOVING, read_metrics, run, same, tiny_config, weights
+from train_cases import (
+    METHODS,
+    MOVING,
+    made_generation,
+    read_metrics,
+    relative_distance,
+    run,
+    same,
+    tiny_config,
+    tiny_lm,
+    weights,
+)
 
 from softeval.errors import UserError
+from softeval.model.language_model import LanguageModel
+from softeval.model.output_head import output_head
+from softeval.modes import get_mode
 from softeval.trainers.algorithms import ALGORITHMS, DAPO, GRPO, make_algorithm
+from softeval.trainers.losses import Policy, Reference
+from softeval.trainers.optimization import MasterWeights
+from softeval.trainers.training_pass import PassPlan, TrainingPass
 
 REWARDS = torch.tensor([[100.0, 10.0, 10.0, 0.0], [10.0, 10.0, 10.0, 10.0]], dtype=torch.float64)
 """A group that teaches, and one of equal rewards; mean 30 of the first, 20 of both."""
@@ -160,3 +177,47 @@ def test_further_updates_of_a_batch_move_on_and_are_clipped(tmp_path: Path) -> N
     ends = [weights(tmp_path / name / "last") for name in lines]
     for number, one in enumerate(ends):
         assert not any(same(one, other) for other in ends[:number])
+
+
+def made_pass(lm: LanguageModel, **options: Any) -> TrainingPass:
+    policy = Policy(get_mode("hard_sample"))
+    return TrainingPass(lm, output_head(lm), MasterWeights(lm.model), policy, **options)
+
+
+LENGTHS_MADE = ((4, 5, 2, 3), (4, 2, 2, 1), (3, 7, 0, 2), (5, 1, 1, 4))
+
+
+def test_a_second_pass_compares_each_choice_with_its_own_former_probability() -> None:
+    """While the weights stand still every ratio is one, whatever parts the two passes take."""
+    lm = tiny_lm()
+    made = [made_generation(lm, n, sample=b, inputs=False) for b, n in enumerate(LENGTHS_MADE)]
+    advantages = torch.tensor([1.0, -2.0, 0.0, 1.5], dtype=torch.float64)
+    passes = made_pass(lm, micro_batch=3, algorithm=ALGORITHMS["grpo"])
+    passes.run(made, advantages, PassPlan(4, keep_log_probs=True))
+    first = [m.grad for m in passes.weights.masters]
+    passes.weights.clear()
+    passes.micro_batch = 1
+    again = passes.run(made, advantages, PassPlan(4, again=True))
+    second = [m.grad for m in passes.weights.masters]
+    assert relative_distance(second, first) < 1e-5
+    assert again.sums["clipped"] == 0
+    assert again.sums["compared"] == sum(made[b].choices for b in (0, 1, 3))
+
+
+def test_weights_are_the_losss_and_the_kls() -> None:
+    lm, other = tiny_lm(), tiny_lm(seed=1)
+    made = [made_generation(lm, n, sample=b, inputs=False) for b, n in enumerate(LENGTHS_MADE)]
+    passes = made_pass(lm, beta=0.5, reference=Reference(other, output_head(other)))
+    advantages = torch.tensor([1.0, -2.0, 0.5, 1.5], dtype=torch.float64)
+
+    def found(*given: float) -> tuple[float, float]:
+        scales = torch.tensor(given, dtype=torch.float64)
+        sums = passes.run(made, advantages, PassPlan(4), scales).sums
+        passes.weights.clear()
+        return sums["loss_kl"], sums["loss_cot"] + sums["loss_answer"]
+
+    ones = [found(*(float(b == n) for b in range(4))) for n in range(4)]
+    given = (0.5, 2.0, 0.0, 3.0)
+    for part, value in enumerate(found(*given)):
+        parts = [w * one[part] for w, one in zip(given, ones, strict=True)]
+        assert value == pytest.approx(sum(parts), rel=1e-5) and value != 0
