@@ -21,6 +21,7 @@ from command_line import Ended
 from conftest import ROOT
 
 from softeval.cli.recipes import read_recipes
+from softeval.errors import UserError
 from softeval.sweeps import chain, launch
 from softeval.sweeps.chain import Command, CommandState, SweepCell
 from softeval.sweeps.grid import expand, read_grid
@@ -341,6 +342,9 @@ class Instant:
         self.queue = []
         return set()
 
+    def succeeded(self, command: Command) -> bool:
+        return False
+
     def stop(self, number: int) -> None:
         raise AssertionError("nobody stops it")
 
@@ -380,6 +384,63 @@ def test_jobs_of_an_earlier_sweep_are_waited_for_not_started_again(tmp_path: Pat
     launcher = Queue()
     assert launch.run_missing([first, second], launcher, lambda text: None) == ([], 0)
     assert launcher.started == ["a2"]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Programs of Slurm that keep what is submitted, and the folder where that lies."""
+    for name, content in (
+        ("srun", ""),
+        ("sbatch", f'cp "$1" "{tmp_path}/$$.sh"; echo Submitted batch job $$'),
+        ("squeue", "echo someone-else"),
+    ):
+        script = tmp_path / "bin" / name
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(f"#!/bin/sh\n{content}\n")
+        script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    return tmp_path
+
+
+def test_options_of_slurm_reach_the_jobs_of_their_kind(cluster: Path) -> None:
+    options = {"time": "7", "train.mem": "9GB", "run.partition": "small"}
+    launcher = launch.Slurm(cluster / "slurm", options)
+    train = Command(("train", "x"), cluster / "train")
+    for command in (train, Command(("run", "y"), cluster / "run")):
+        launcher.start(command)
+    texts = [path.read_text() for path in cluster.glob("*.sh")]
+    found = {"train" if "softeval-train" in text else "run": text for text in texts}
+    assert "--mem=9GB" in found["train"] and "--mem" not in found["run"]
+    assert "--partition=small" in found["run"] and "--partition" not in found["train"]
+    assert all("--time=7" in text for text in texts)
+    assert f"--job-name={train.name}" in found["train"]
+    assert launcher.running() == {"someone-else"} and not launcher.succeeded(train)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"tran.mem": "9GB"}, "'tran' is none of train, run, merge, diagnose"),
+        ({"walltime": "7"}, "--slurm: Unavailable parameter"),
+    ],
+)
+def test_options_that_slurm_does_not_have_are_one_line(
+    cluster: Path, options: dict[str, str], told: str
+) -> None:
+    with pytest.raises(UserError) as refused:
+        launch.Slurm(cluster / "slurm", options)
+    assert told in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_jobs_are_left_to_themselves_when_the_sweep_is_interrupted(cluster: Path) -> None:
+    launcher = launch.Slurm(cluster / "slurm", {})
+    [command] = chains(cluster, "a")[:1]
+    squeue = cluster / "bin" / "squeue"
+    squeue.write_text(f"#!/bin/sh\ntouch {cluster}/ready\necho {command.name}\n")
+    launcher.pause = 0.05
+    once_ready(cluster, signal.SIGINT)
+    assert launch.run_missing([command], launcher, lambda text: None) == ([], 130)
+    assert not list(cluster.glob("*.sh")), "it was there already"
 
 
 def test_names_in_a_queue_tell_commands_and_folders_apart(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def sweep(
         say(f"softeval: failed: {command.typed}", err=True)
     if dry_run or stopped:
         return stopped
-    done = [c for c in cells if all(x.state is CommandState.DONE for x in c.commands)]
+    done = [cell for cell in cells if not set(cell.commands) & set(failed)]
     if done:
         _report(_report_words(done, grid.title, folder))
     say(f"{len(done)} of {len(cells)} cells are done")

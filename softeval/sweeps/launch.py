@@ -8,6 +8,7 @@ sweep that was killed finds its jobs again, and whether one has done its work it
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -41,6 +42,10 @@ class Launcher(Protocol):
         """Names of those that wait or run, whoever started them."""
         ...
 
+    def succeeded(self, command: Command) -> bool:
+        """Whether a command that was started here and has ended says that all went well."""
+        ...
+
     def stop(self, number: int) -> None:
         """Pass a signal on, which ends the sweep."""
         ...
@@ -72,7 +77,9 @@ def run_missing(
             for command in [c for c in begun if c.name not in names]:
                 begun.remove(command)
                 waiting.remove(command)
-                if not _is_done(command, 0 if caught else launcher.patience):
+                # One of other words than the directory's, which changed nothing, ends well, too.
+                ended_well = launcher.succeeded(command)
+                if not (ended_well or _is_done(command, 0 if caught else launcher.patience)):
                     failed.append(command)
             room = 0 if caught else launcher.at_once - len(begun)
             for command in _ready(waiting, begun, failed)[: max(room, 0)]:
@@ -130,7 +137,7 @@ class Local:
 
     def __init__(self, at_once: int = 1) -> None:
         self.at_once = at_once
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._children: dict[str, subprocess.Popen[bytes]] = {}  # ended ones, too
         self._signals: list[int] = []
 
     def start(self, command: Command) -> None:
@@ -147,8 +154,11 @@ class Local:
 
     def running(self) -> Collection[str]:
         """Children that have not ended."""
-        self._children = {n: child for n, child in self._children.items() if child.poll() is None}
-        return self._children.keys()
+        return [name for name, child in self._children.items() if child.poll() is None]
+
+    def succeeded(self, command: Command) -> bool:
+        """By its exit code."""
+        return self._children[command.name].poll() == 0
 
     def stop(self, number: int) -> None:
         """To every child."""
@@ -180,34 +190,47 @@ class Slurm:
             import submitit
         except ImportError:
             raise UserError("submitit is not there; pip install 'softeval[slurm]'") from None
-        try:
-            self._executor = submitit.SlurmExecutor(folder)
-        except RuntimeError:
-            raise UserError("no srun on this machine; start the sweep where sbatch is") from None
-        self._options = options
+        if shutil.which("srun") is None:
+            raise UserError("no srun on this machine; start the sweep where sbatch is")
+        self._folder, self._options, self._submitit = folder, options, submitit
+        self._jobs: dict[str, Any] = {}
+        self._left = False
         for kind in KINDS:
-            self._configure(kind)
+            self._executor(kind)  # options that cannot be used are said before anything starts
 
     def start(self, command: Command) -> None:
         """As a job of its own."""
-        self._configure(command.kind)
-        self._executor.update_parameters(job_name=command.name)
-        self._executor.submit(Job(command))
+        executor = self._executor(command.kind)
+        executor.update_parameters(job_name=command.name)
+        try:
+            self._jobs[command.name] = executor.submit(Job(command))
+        except self._submitit.core.utils.FailedJobError as error:
+            raise UserError(f"sbatch refuses: {' '.join(str(error).split())[-300:]}") from None
 
     def running(self) -> Collection[str]:
         """Names of all jobs in the queue; asked again where Slurm does not answer."""
-        while True:
-            words = ["squeue", "--me", "--noheader", "--format=%j"]
+        words = ["squeue", "--me", "--noheader", "--format=%j"]
+        while not self._left:
             found = subprocess.run(words, capture_output=True, text=True, check=False)
             if found.returncode == 0:
                 return set(found.stdout.split())
             time.sleep(self.pause)
+        return ()
+
+    def succeeded(self, command: Command) -> bool:
+        """By the exit code that submitit has kept, if this sweep has submitted it."""
+        job = self._jobs.get(command.name)
+        path = None if job is None else job.paths.result_pickle
+        if path is None or not path.exists():
+            return False
+        return self._submitit.core.utils.pickle_load(path) == ("success", 0)
 
     def stop(self, number: int) -> None:
-        """Leave the jobs to themselves, and this process."""
-        raise KeyboardInterrupt
+        """Leave the jobs to themselves."""
+        self._left = True
 
-    def _configure(self, kind: str) -> None:
+    def _executor(self, kind: str) -> Any:
+        """For commands of a kind; its own, because what one is told it tells every later job."""
         chosen: dict[str, Any] = {}
         for name, value in self._options.items():
             only, _, option = name.rpartition(".")
@@ -215,11 +238,13 @@ class Slurm:
                 chosen[option] = int(value) if value.isdigit() else value
             elif only not in KINDS:
                 raise UserError(f"--slurm {name}: {only!r} is none of {', '.join(KINDS)}")
+        executor = self._submitit.SlurmExecutor(self._folder)
         try:
-            self._executor.update_parameters(**chosen)
+            executor.update_parameters(**chosen)
         except (ValueError, TypeError) as error:
             told = " ".join(str(error).split())
             raise UserError(f"--slurm: {told[:200]}…; see submitit's SlurmExecutor") from None
+        return executor
 
 
 class Job:
