@@ -195,8 +195,9 @@ class _Batch:
     def step(self) -> list[Generation]:
         """Let rows go on until the host looks; those that have ended leave."""
         with torch.inference_mode():
-            for _ in range(self._look_every):
-                self._pass()
+            with self._feeder.reading():
+                for _ in range(self._look_every):
+                    self._pass()
             return self._look()
 
     def _pass(self) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ from softeval.model.layers import (
     tiled,
 )
 from softeval.model.mends import long_factors, long_rope_limit
+from softeval.model.slot_attention import by_lengths, reads_lengths, set_lengths
 
 CUDA_SLOTS = 256
 """Slots on CUDA are rounded up to a multiple of this."""
@@ -79,8 +80,10 @@ class RowFeeder:
         self._chunk = chunk or PREFILL_POSITIONS
         self._memory = memory_argument(model) or "past_key_values"
         self._batch = batch
-        on_cuda = model.device.type == "cuda"  # where a graph holds their addresses
-        fewest = rounded_slots(longest, CUDA_SLOTS) if on_cuda else 0
+        by_length = reads_lengths(model)
+        fixed = by_length or model.device.type == "cuda"  # where a graph holds their addresses
+        fewest = rounded_slots(longest, CUDA_SLOTS) if fixed else 0
+        self._by_length = fewest if by_length else 0
         self._cache = SlotCache(model.config, tiled(batch), fewest)
         self._visibility = Visibility(model)
         self._bands = _KeyCountBands(model)
@@ -166,7 +169,8 @@ class RowFeeder:
         if self._model.device.type != "cuda":
             return tiled(rows), rounded_slots(positions)
         power = max(ROW_TILE, 1 << (rows - 1).bit_length())
-        return min(power, tiled(self._batch)), rounded_slots(positions, CUDA_SLOTS)
+        seen = self._by_length or rounded_slots(positions, CUDA_SLOTS)
+        return min(power, tiled(self._batch)), seen
 
     def step(self, fed_ND: Tensor, positions_N: Tensor, slots: int) -> Shown:
         """Feed each row one vector at its position.
@@ -185,6 +189,8 @@ class RowFeeder:
                 assert again.cache is not None
                 self._cache.fill([row], again.cache, len(again.inputs_PD))
         self._cache.point(positions_N, slots)
+        if self._by_length:
+            set_lengths(positions_N, self._by_length)
         with self._bands.at(positions_N, slots):
             output = self._model(
                 inputs_embeds=fed_ND[:, None],
@@ -203,8 +209,15 @@ class RowFeeder:
         places = [*positions, *[0] * (rows - len(positions))]
         idle_ID = fed_ND.new_zeros(rows - len(positions), fed_ND.shape[1])
         places_N = torch.tensor(places, device=fed_ND.device)
-        shown = self.step(torch.cat([fed_ND[: len(positions)], idle_ID]), places_N, slots)
+        with self.reading():
+            shown = self.step(torch.cat([fed_ND[: len(positions)], idle_ID]), places_N, slots)
         return Shown(*(part if part is None else part[: len(positions)] for part in shown))  # type: ignore[arg-type]
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Around passes: layers read their slots by length where they can."""
+        with by_lengths(self._model) if self._by_length else nullcontext():
+            yield
 
     def move(self, source: int, target: int, length: int) -> None:
         """Move a row of `length` positions to another place of the batch."""

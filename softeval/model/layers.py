@@ -79,13 +79,15 @@ class SlotLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate as the first keys and values come by. Zeros: hidden slots must be finite."""
         slots = max(self.window.slots, self.window.fewest)
-        self.keys = key_states.new_zeros(
-            self.batch, key_states.shape[1], slots, key_states.shape[-1]
-        )
-        self.values = value_states.new_zeros(
-            self.batch, value_states.shape[1], slots, value_states.shape[-1]
-        )
+        self.keys, self.values = (self._room(part, slots) for part in (key_states, value_states))
         self.is_initialized = True
+
+    def _room(self, like: Tensor, slots: int) -> Tensor:
+        """(B, H, slots, head width); where it stays, a slot's heads side by side (`slot_attention`)."""
+        heads, width = like.shape[1], like.shape[-1]
+        if self.window.fewest:
+            return like.new_zeros(self.batch, slots, heads, width).transpose(1, 2)
+        return like.new_zeros(self.batch, heads, slots, width)
 
     def grow(self, slots: int) -> None:
         """Make room for at least `slots`."""
