@@ -44,6 +44,8 @@ SHAPES = {
 }
 CONTEXT, SHORT, LONG = 450, 16, 144
 """Mean positions of a row while it is timed; steps of the two CoTs whose times are subtracted."""
+COUNTED = (8, 24)
+"""Steps of the two CoTs whose kernels and waits are subtracted; torch's profiler is slow over more."""
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 
 
@@ -107,9 +109,9 @@ def timed(lm: LanguageModel, mode: str, rows: int, device: str) -> dict[str, flo
         seconds[steps] = min(seconds.get(steps, float("inf")), time.perf_counter() - start)
     between = LONG - SHORT
     figures = {"ms": 1e3 * (seconds[LONG] - seconds[SHORT]) / between}
-    counts = [counted(lm, mode, rows, steps, device) for steps in (SHORT, LONG)]
+    counts = [counted(lm, mode, rows, steps, device) for steps in COUNTED]
     for name in counts[0]:
-        figures[name] = (counts[1][name] - counts[0][name]) / between
+        figures[name] = (counts[1][name] - counts[0][name]) / (COUNTED[1] - COUNTED[0])
     return figures
 
 
@@ -160,9 +162,12 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--rows", default="16,64,256")
     parser.add_argument("--modes", default="hard_sample,soft_sample,fuzzy_sample")
+    parser.add_argument("--compile", action="store_true", help="fuse the step by torch.compile")
     parser.add_argument("--output", type=Path)
     chosen = parser.parse_args()
     lm = build(chosen.shape, chosen.device)
+    if chosen.compile:
+        lm.decode_by(graphs=True, compile=True)
     speed = bandwidth(chosen.device)
     print(f"copy {speed / 1e9:.0f} GB/s")
     arms = []
@@ -174,7 +179,12 @@ def main() -> None:
             arms.append(arm | {"of_floor": figures["ms"] / floor})
             print({k: round(v, 3) if isinstance(v, float) else v for k, v in arms[-1].items()})
     if chosen.output is not None:
-        found = {"hardware": hardware(), "copy_bytes_per_s": speed, "arms": arms}
+        found = {
+            "hardware": hardware(),
+            "copy_bytes_per_s": speed,
+            "compile": chosen.compile,
+            "arms": arms,
+        }
         chosen.output.write_text(json.dumps(found, indent=1))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import subprocess
 import sys
@@ -124,6 +126,28 @@ def test_graphs_can_be_declined():
         assert not Replays(torch.device("cuda"), wanted=False).captures
 
 
+def test_to_compile_takes_a_gpu():
+    lm = tiny_lm("llama")
+    with pytest.raises(UserError, match="--compile fuses CUDA graphs"):
+        lm.decode_by(graphs=True, compile=True)
+    lm.decode_by(graphs=False, compile=False)
+    assert not lm.graphs
+    lm.graphs = True
+
+
+def test_ids_that_no_tokenizer_knows_are_uploaded_once():
+    """A list in an index would be uploaded in every step, which cannot be captured."""
+    lm = tiny_lm("llama")
+    gaps = dataclasses.replace(lm, vocabulary=copy.copy(lm.vocabulary))
+    gaps.vocabulary.gaps = (3, 5)
+    logits = torch.zeros(2, lm.vocab)
+    gaps.logits(logits)
+    with Watch() as watch:
+        masked = gaps.logits(logits)
+    assert not HOST & {name for name, _ in watch.seen}
+    assert (masked[0] != 0).nonzero()[:, 0].tolist() == [3, 5]
+
+
 def test_what_cannot_be_captured_is_refused_with_the_remedy():
     class Graph:
         pass
@@ -139,9 +163,34 @@ def test_what_cannot_be_captured_is_refused_with_the_remedy():
         patch.setattr(torch.cuda, "synchronize", lambda: None)
         patch.setattr(torch.cuda, "graph", failing)
         replays = Replays(torch.device("cuda"))
-        replays.run("bucket", lambda: None)
+        for _ in range(2):
+            replays.run("bucket", lambda: None)
         with pytest.raises(UserError, match=r"capturing\); use --no-graphs"):
             replays.run("bucket", lambda: None)
+
+
+def test_work_is_compiled_once_a_bucket_before_it_is_captured():
+    done = []
+
+    class Graph:
+        def replay(self):
+            done.append("replayed")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+        patch.setattr(torch.cuda, "CUDAGraph", Graph)
+        patch.setattr(torch.cuda, "synchronize", lambda: None)
+        patch.setattr(torch.cuda, "graph", lambda graph, pool: nullcontext())
+        patch.setattr(torch, "compile", lambda work, **how: lambda: done.append("compiled"))
+        replays = Replays(torch.device("cuda"), compiled=True)
+        for _ in range(4):
+            replays.run(16, lambda: done.append("as it is"))
+        assert done == ["as it is", "compiled", "compiled", "replayed", "replayed"]
+        replays.run(32, lambda: done.append("as it is"))
+        assert done[5:] == ["compiled"]
+        patch.setattr(torch, "compile", lambda work, **how: lambda: 1 / 0)
+        with pytest.raises(UserError, match="leave out --compile"):
+            replays.run(64, lambda: None)
 
 
 @pytest.mark.slow

@@ -178,12 +178,12 @@ class NoiseFeed:
             self._refill(steps_N, torch.ones_like(lacks_N) if everyone else lacks_N)
             at_N = steps_N - self._first_B[: len(steps_N)]
         assert self._drawn_BAW is not None
-        return self._drawn_BAW[torch.arange(len(at_N)), at_N]
+        return self._drawn_BAW[torch.arange(len(at_N), device=at_N.device), at_N]
 
     def _refill(self, steps_N: Tensor, chosen_N: Tensor) -> None:
         rows = chosen_N.nonzero()[:, 0]
         first_R = steps_N[rows]
-        steps = (first_R[:, None] + torch.arange(self._ahead)).flatten()
+        steps = (first_R[:, None] + torch.arange(self._ahead, device=first_R.device)).flatten()
         drawn = self._now(steps, rows.repeat_interleave(self._ahead))
         if self._drawn_BAW is None:
             shape = (len(self._keys_B3), self._ahead, drawn.shape[-1])

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -135,6 +136,13 @@ class InputEmbedding:
                 "this architecture's input embedding is neither a plain nor a scaled table, so "
                 "mixtures of its tokens are not defined; use another checkpoint"
             )
+
+
+@cache
+def on_device(ids: tuple[int, ...], device: torch.device) -> Tensor:
+    """The ids as a tensor, uploaded once: a decode step that is captured uploads nothing."""
+    with torch.inference_mode(False):  # a backward pass may keep it
+        return torch.tensor(ids, device=device)
 
 
 def input_embedding(model: nn.Module, vocab: int, gaps: Sequence[int] = ()) -> InputEmbedding:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from softeval.errors import UserError
+from softeval.model.embedding import on_device
 from softeval.model.language_model import NEVER, LanguageModel, LogitsDtype
 from softeval.model.mends import long_rope_limit
 
@@ -52,7 +53,7 @@ class HeadRule:
         if self.softcap is not None:
             logits_nV = torch.tanh(logits_nV / self.softcap) * self.softcap
         if self.gaps:
-            logits_nV[:, list(self.gaps)] = NEVER
+            logits_nV[:, on_device(self.gaps, logits_nV.device)] = NEVER
         if self.logits_dtype is LogitsDtype.BFLOAT16:
             logits_nV = logits_nV.to(torch.bfloat16)
         return logits_nV

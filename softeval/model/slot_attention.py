@@ -91,7 +91,9 @@ def attend(
         )  # fmt: skip
     keys, values = _rows_in_line(key, lengths), _rows_in_line(value, lengths)
     window = -1 if sliding_window is None else sliding_window - 1
-    return flash(query[:, :, 0], keys, values, lengths, key.shape[2], window, scaling)[:, None], None
+    return flash(query[:, :, 0], keys, values, lengths, key.shape[2], window, scaling)[
+        :, None
+    ], None
 
 
 def flash(
