@@ -78,7 +78,7 @@ def test_heads_that_the_kernel_does_not_take_go_under_the_mask(calls):
         mask = torch.rand(3, 1, new, 64) < 0.5
         slot_attention.set_lengths(torch.tensor([5, 2, 40]), 64)
         found, _ = slot_attention.attend(_Grouped(), query, slots, slots, mask)
-        slot_attention._Pass.lengths = None
+        slot_attention._PASS.lengths = None
         wanted, _ = slot_attention.attend(_Grouped(), query, slots, slots, mask)
         assert torch.equal(found, wanted)
     assert not calls
@@ -94,4 +94,4 @@ def test_a_pass_outside_leaves_no_trace(calls):
     name = lm.model.config._attn_implementation
     decoded(lm)
     assert lm.model.config._attn_implementation == name
-    assert slot_attention._Pass.lengths is None
+    assert slot_attention._PASS.lengths is None

@@ -119,11 +119,36 @@ def test_work_runs_as_it_is_where_nothing_is_captured():
     assert len(done) == 6
 
 
-def test_graphs_can_be_declined():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
-        assert Replays(torch.device("cuda")).captures
-        assert not Replays(torch.device("cuda"), wanted=False).captures
+class Stream:
+    """Stands in for a stream, and for the one that is current."""
+
+    def __init__(self, device=None) -> None: ...
+
+    def wait_stream(self, other) -> None: ...
+
+
+class Graph:
+    """Stands in for a captured graph."""
+
+    def __init__(self) -> None: ...
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """What `Replays` asks of CUDA, where there is none."""
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **how: nullcontext())
+    return torch.device("cuda")
+
+
+def test_graphs_can_be_declined(cuda):
+    assert Replays(cuda).captures
+    assert not Replays(cuda, wanted=False).captures
 
 
 def test_to_compile_takes_a_gpu():
@@ -148,49 +173,33 @@ def test_ids_that_no_tokenizer_knows_are_uploaded_once():
     assert (masked[0] != 0).nonzero()[:, 0].tolist() == [3, 5]
 
 
-def test_what_cannot_be_captured_is_refused_with_the_remedy():
-    class Graph:
-        pass
-
+def test_what_cannot_be_captured_is_refused_with_the_remedy(cuda, monkeypatch):
     @contextmanager
-    def failing(graph, pool):
+    def failing(graph, **how):
         yield
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
-        patch.setattr(torch.cuda, "CUDAGraph", Graph)
-        patch.setattr(torch.cuda, "synchronize", lambda: None)
-        patch.setattr(torch.cuda, "graph", failing)
-        replays = Replays(torch.device("cuda"))
-        for _ in range(2):
-            replays.run("bucket", lambda: None)
-        with pytest.raises(UserError, match=r"capturing\); use --no-graphs"):
-            replays.run("bucket", lambda: None)
+    monkeypatch.setattr(torch.cuda, "graph", failing)
+    replays = Replays(cuda)
+    for _ in range(2):
+        replays.run("bucket", lambda: None)
+    with pytest.raises(UserError, match=r"capturing\); use --no-graphs"):
+        replays.run("bucket", lambda: None)
 
 
-def test_work_is_compiled_once_a_bucket_before_it_is_captured():
+def test_work_is_compiled_once_a_bucket_before_it_is_captured(cuda, monkeypatch):
     done = []
-
-    class Graph:
-        def replay(self):
-            done.append("replayed")
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 0))
-        patch.setattr(torch.cuda, "CUDAGraph", Graph)
-        patch.setattr(torch.cuda, "synchronize", lambda: None)
-        patch.setattr(torch.cuda, "graph", lambda graph, pool: nullcontext())
-        patch.setattr(torch, "compile", lambda work, **how: lambda: done.append("compiled"))
-        replays = Replays(torch.device("cuda"), compiled=True)
-        for _ in range(4):
-            replays.run(16, lambda: done.append("as it is"))
-        assert done == ["as it is", "compiled", "compiled", "replayed", "replayed"]
-        replays.run(32, lambda: done.append("as it is"))
-        assert done[5:] == ["compiled"]
-        patch.setattr(torch, "compile", lambda work, **how: lambda: 1 / 0)
-        with pytest.raises(UserError, match="leave out --compile"):
-            replays.run(64, lambda: None)
+    monkeypatch.setattr(Graph, "replay", lambda self: done.append("replayed"), raising=False)
+    monkeypatch.setattr(torch, "compile", lambda work: lambda: done.append("compiled"))
+    replays = Replays(cuda, compiled=True)
+    for _ in range(4):
+        replays.run(16, lambda: done.append("as it is"))
+    assert done == ["as it is", "compiled", "compiled", "replayed", "replayed"]
+    replays.run(32, lambda: done.append("as it is"))
+    assert done[5:] == ["compiled"]
+    monkeypatch.setattr(torch, "compile", lambda work: lambda: 1 / 0)
+    with pytest.raises(UserError, match="leave out --compile"):
+        replays.run(64, lambda: None)
 
 
 @pytest.mark.slow

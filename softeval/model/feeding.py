@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -88,7 +88,7 @@ class RowFeeder:
         self._cache = SlotCache(model.config, tiled(batch), fewest)
         self._visibility = Visibility(model)
         self._bands = _KeyCountBands(model)
-        self._head = _Head(model)
+        self._head = _Head.of(model)
         limit = long_rope_limit(model.config)
         self._crossing = None if limit is None or longest <= limit else _Crossing(limit, batch)
 
@@ -248,6 +248,8 @@ class Replays:
         self._works: dict[Hashable, Callable[[], None]] = {}
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
         self._pool = torch.cuda.graph_pool_handle() if self.captures else None
+        # What a library allocates for a stream must be there before a pass on it is captured.
+        self._stream = torch.cuda.Stream(device) if self.captures else None
 
     def run(self, bucket: Hashable, work: Callable[[], None]) -> None:
         """Do the work, which for one bucket must be the same kernels on the same memory each time.
@@ -271,23 +273,27 @@ class Replays:
 
     def _tried(self, work: Callable[[], None]) -> Callable[[], None]:
         """The work as it will be captured, once done."""
-        if not self._compiles:
-            work()
-            return work
+        done = torch.compile(work) if self._compiles else work
+        here, aside = torch.cuda.current_stream(), self._stream
+        assert aside is not None
+        aside.wait_stream(here)
         try:
-            done = torch.compile(work, fullgraph=True)
-            done()
+            with torch.cuda.stream(aside):
+                done()
         except Exception as problem:
             raise UserError(
                 f"this step cannot be compiled ({first_line(problem)}); leave out --compile"
             ) from problem
+        here.wait_stream(aside)
         return done
 
     def _captured(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         try:
-            with torch.cuda.graph(graph, pool=self._pool):
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
                 work()
         except RuntimeError as problem:
             raise UserError(
@@ -297,17 +303,26 @@ class Replays:
 
 
 class _Head:
-    """Sees what the output head is given, as long as it lives."""
+    """Sees what a model's output head is given; one a model, so that nothing about it changes."""
+
+    _of_models: ClassVar[weakref.WeakKeyDictionary[Any, _Head]] = weakref.WeakKeyDictionary()
 
     def __init__(self, model: Any) -> None:
         last: list[Tensor] = []
 
         def keep(_: Any, args: tuple[Tensor, ...]) -> None:
-            last[:] = args[:1]
+            if not torch.is_grad_enabled():  # a training pass must not be kept
+                last[:] = args[:1]
 
         self._last = last
-        hook = model.get_output_embeddings().register_forward_pre_hook(keep)
-        weakref.finalize(self, hook.remove)
+        model.get_output_embeddings().register_forward_pre_hook(keep)
+
+    @classmethod
+    def of(cls, model: Any) -> _Head:
+        """The one of this model."""
+        if model not in cls._of_models:
+            cls._of_models[model] = cls(model)
+        return cls._of_models[model]
 
     def take(self) -> Tensor | None:
         """What it was given last; None where the architecture goes without its head."""

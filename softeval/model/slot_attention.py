@@ -40,7 +40,11 @@ class Lengths(NamedTuple):
 class _Pass:
     """What the layers of the pass under way go by; None outside of a decode step."""
 
-    lengths: Lengths | None = None
+    def __init__(self) -> None:
+        self.lengths: Lengths | None = None
+
+
+_PASS = _Pass()
 
 
 def reads_lengths(model: Any) -> bool:
@@ -63,13 +67,13 @@ def by_lengths(model: Any) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = own
-        _Pass.lengths = None
+        _PASS.lengths = None
 
 
 def set_lengths(positions_N: Tensor, slots: int) -> None:
     """Say at which position the new token of each row stands, of how many slots in memory."""
     edges = torch.arange(len(positions_N) + 1, dtype=torch.int32, device=positions_N.device)
-    _Pass.lengths = Lengths(edges, edges * slots, (positions_N + 1).int(), slots)
+    _PASS.lengths = Lengths(edges, edges * slots, (positions_N + 1).int(), slots)
 
 
 def attend(
@@ -83,7 +87,7 @@ def attend(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """One layer's attention, as transformers asks for it: (N, 1, heads, width)."""
-    lengths = _Pass.lengths
+    lengths = _PASS.lengths
     if lengths is None or not _fits(query, key, value, lengths, others):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling,
