@@ -173,11 +173,6 @@ class ModelOptions(BaseModel):
     graphs: bool = model_option(
         True, "On a GPU, capture decode steps as CUDA graphs; it never changes a sample."
     )
-    compile: bool = model_option(
-        False,
-        "On a GPU, fuse decode steps by torch.compile before they are captured: faster, after a"
-        " minute; it can change samples by rounding.",
-    )
     mode_args: Pairs = mode_option(
         {}, "Options of the chosen modes, as name=value,…; `softeval ls modes` lists them."
     )

@@ -151,15 +151,6 @@ def test_graphs_can_be_declined(cuda):
     assert not Replays(cuda, wanted=False).captures
 
 
-def test_to_compile_takes_a_gpu():
-    lm = tiny_lm("llama")
-    with pytest.raises(UserError, match="--compile fuses CUDA graphs"):
-        lm.decode_by(graphs=True, compile=True)
-    lm.decode_by(graphs=False, compile=False)
-    assert not lm.graphs
-    lm.graphs = True
-
-
 def test_ids_that_no_tokenizer_knows_are_uploaded_once():
     """A list in an index would be uploaded in every step, which cannot be captured."""
     lm = tiny_lm("llama")
@@ -181,25 +172,30 @@ def test_what_cannot_be_captured_is_refused_with_the_remedy(cuda, monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "graph", failing)
     replays = Replays(cuda)
-    for _ in range(2):
-        replays.run("bucket", lambda: None)
+    replays.run("bucket", lambda: None)
     with pytest.raises(UserError, match=r"capturing\); use --no-graphs"):
         replays.run("bucket", lambda: None)
 
 
-def test_work_is_compiled_once_a_bucket_before_it_is_captured(cuda, monkeypatch):
-    done = []
+def test_work_is_done_on_the_stream_of_its_capture_before(cuda, monkeypatch):
+    done, streams = [], []
+
+    @contextmanager
+    def on(stream):
+        streams.append(stream)
+        yield
+
+    def captured(graph, *, stream, **how):
+        done.append(stream is streams[0])
+        return nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "stream", on)
+    monkeypatch.setattr(torch.cuda, "graph", captured)
     monkeypatch.setattr(Graph, "replay", lambda self: done.append("replayed"), raising=False)
-    monkeypatch.setattr(torch, "compile", lambda work: lambda: done.append("compiled"))
-    replays = Replays(cuda, compiled=True)
-    for _ in range(4):
-        replays.run(16, lambda: done.append("as it is"))
-    assert done == ["as it is", "compiled", "compiled", "replayed", "replayed"]
-    replays.run(32, lambda: done.append("as it is"))
-    assert done[5:] == ["compiled"]
-    monkeypatch.setattr(torch, "compile", lambda work: lambda: 1 / 0)
-    with pytest.raises(UserError, match="leave out --compile"):
-        replays.run(64, lambda: None)
+    replays = Replays(cuda)
+    for _ in range(3):
+        replays.run(16, lambda: done.append("work"))
+    assert done == ["work", True, "work", "replayed", "replayed"]
 
 
 @pytest.mark.slow

@@ -121,7 +121,7 @@ class _Batch:
         answers = Draws(Randomness.UNIFORM if decoder.answer_temperature else Randomness.NONE)
         spread = hasattr(lm.model, "hf_device_map")
         captured = lm.graphs and self._feeder.repeats and not (spread or mode.asks_host)
-        self._replays = Replays(lm.device, wanted=captured, compiled=lm.compile)
+        self._replays = Replays(lm.device, wanted=captured)
         usual = LOOK_EVERY if self._replays.captures else 1
         self._look_every = (decoder.look_every or usual) if self._feeder.repeats else 1
         ahead = AHEAD if self._look_every == 1 else 0

@@ -83,7 +83,7 @@ def loaded_model(pretrained: str | LanguageModel, options: ModelOptions) -> Lang
     for name in ("attn_implementation", "device_map"):
         how[name] = getattr(options, name, None)
     lm = load_model(str(pretrained), device=device_here(options.device), **how)
-    lm.decode_by(graphs=options.graphs, compile=options.compile)
+    lm.graphs = options.graphs
     return lm
 
 

@@ -231,61 +231,50 @@ class Replays:
     """Runs the same work again and again; on CUDA captured, a graph a bucket.
 
     A decode step is some 1,700 small kernels; launched one by one from Python they take several
-    times as long as the device needs for them, and compiled they are a third as many.
+    times as long as the device needs for them.
 
     Args:
         device: where the work is done; only on CUDA is it captured.
         wanted: whether to capture at all.
-        compiled: whether torch.compile fuses the work before it is captured.
     """
 
-    def __init__(
-        self, device: torch.device, *, wanted: bool = True, compiled: bool = False
-    ) -> None:
+    def __init__(self, device: torch.device, *, wanted: bool = True) -> None:
         self.captures = wanted and device.type == "cuda"
-        self._compiles = compiled
-        self._is_fresh = True
-        self._works: dict[Hashable, Callable[[], None]] = {}
-        self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
         self._pool = torch.cuda.graph_pool_handle() if self.captures else None
-        # What a library allocates for a stream must be there before a pass on it is captured.
         self._stream = torch.cuda.Stream(device) if self.captures else None
 
     def run(self, bucket: Hashable, work: Callable[[], None]) -> None:
         """Do the work, which for one bucket must be the same kernels on the same memory each time.
 
-        The very first time as it is, so that everything is allocated; then, if so wanted, compiled;
-        then by its graph.
+        The first time as it is, so that everything is allocated and set up; then by its graph.
 
         Raises:
-            UserError: work that cannot be compiled, or that asks the host for something.
+            UserError: work that asks the host for something, as routing by experts does.
         """
-        if not self.captures or self._is_fresh:
-            self._is_fresh = False
+        if not self.captures:
             work()
-            return
-        if bucket not in self._works:
-            self._works[bucket] = self._tried(work)
-            return
-        if bucket not in self._graphs:
-            self._graphs[bucket] = self._captured(self._works[bucket])
-        self._graphs[bucket].replay()
+        elif bucket not in self._graphs:
+            self._aside(work)
+            self._graphs[bucket] = None
+        else:
+            graph = self._graphs[bucket]
+            if graph is None:
+                graph = self._graphs[bucket] = self._captured(work)
+            graph.replay()
 
-    def _tried(self, work: Callable[[], None]) -> Callable[[], None]:
-        """The work as it will be captured, once done."""
-        done = torch.compile(work) if self._compiles else work
+    def _aside(self, work: Callable[[], None]) -> None:
+        """Do the work on the stream that it will be captured on.
+
+        What a library allocates for a stream must be there by then: cuBLAS otherwise fails now and
+        then in a capture.
+        """
         here, aside = torch.cuda.current_stream(), self._stream
         assert aside is not None
         aside.wait_stream(here)
-        try:
-            with torch.cuda.stream(aside):
-                done()
-        except Exception as problem:
-            raise UserError(
-                f"this step cannot be compiled ({first_line(problem)}); leave out --compile"
-            ) from problem
+        with torch.cuda.stream(aside):
+            work()
         here.wait_stream(aside)
-        return done
 
     def _captured(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()

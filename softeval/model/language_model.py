@@ -71,7 +71,6 @@ class LanguageModel:
         notes: what is done otherwise than the checkpoint's files say, a sentence each.
         self_check: whether it was tried that this model decodes rightly (`SelfCheck.status`).
         graphs: capture decode steps on CUDA.
-        compile: let torch.compile fuse them before they are captured.
         batch_invariant: whether a row had the same bits alone and beside many; None if not tried.
         adapter: the PEFT adapter that was merged into the model.
     """
@@ -87,7 +86,6 @@ class LanguageModel:
     notes: tuple[str, ...] = ()
     self_check: str = "skipped"
     graphs: bool = True
-    compile: bool = False
     batch_invariant: bool | None = None
     adapter: Adapter | None = None
 
@@ -108,16 +106,6 @@ class LanguageModel:
     def stopper(self) -> Stopper:
         """Stop rules of this tokenizer; made once, as it reads the whole vocabulary."""
         return Stopper(self.tokenizer)
-
-    def decode_by(self, *, graphs: bool, compile: bool) -> None:
-        """Choose how decode steps are run on CUDA.
-
-        Raises:
-            UserError: nothing would be compiled.
-        """
-        if compile and not (graphs and self.device.type == "cuda"):
-            raise UserError("--compile fuses CUDA graphs; use it on a GPU, without --no-graphs")
-        self.graphs, self.compile = graphs, compile
 
     def logits(self, hidden_or_logits: Tensor) -> Tensor:
         """(…, V) logits in the chosen precision, cut to the tokenizer's ids."""

@@ -282,7 +282,6 @@ _MODEL_ARGS = {"pretrained": "model"} | {
         "logits_dtype",
         "self_check",
         "graphs",
-        "compile",
         "attn_implementation",
         "device_map",
     )

@@ -101,7 +101,7 @@ class Weights:
             if self._hashed is not None:
                 self._hashed.require_unwritten()
             self.checkpoint = found
-        found.decode_by(graphs=config.graphs, compile=config.compile)
+        found.graphs = config.graphs
         return found
 
 
