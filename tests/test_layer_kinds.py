@@ -13,7 +13,7 @@ from tiny import tiny_tokenizer
 from softeval import UserError, generate
 from softeval.decoding.decoder import Decoder, Limits, Question
 from softeval.model import embedding, layers, mends
-from softeval.model.batch_size import row_bytes
+from softeval.model.cache import row_bytes
 from softeval.model.feeding import RowFeeder
 from softeval.model.language_model import LanguageModel, wrap_model
 from softeval.modes import MODES

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from softeval.errors import UserError
-from softeval.model.batch_size import auto_batch_size, row_bytes
+from softeval.model.cache import auto_batch_size, row_bytes
 from softeval.model.language_model import load_model, wrap_model
 from softeval.model.weights import weights_hash
 

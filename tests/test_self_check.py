@@ -24,7 +24,7 @@ from softeval.decoding.generate import generate
 from softeval.errors import UserError
 from softeval.lmeval.adapter import SoftEvalLM
 from softeval.model import cache, layers
-from softeval.model.batch_size import row_bytes
+from softeval.model.cache import row_bytes
 from softeval.model.language_model import load_model, wrap_model
 
 SIZES: dict[str, Any] = {

@@ -23,7 +23,7 @@ from softeval.decoding.rows import Question, Row, Waiting
 from softeval.decoding.state import NOT_FINITE, Phase, State, advance, holds, new_state
 from softeval.decoding.trace import Trace, measure
 from softeval.errors import UserError
-from softeval.model.batch_size import auto_batch_size
+from softeval.model.cache import auto_batch_size
 from softeval.model.feeding import Replays, RowFeeder, tiled
 from softeval.model.language_model import LanguageModel
 from softeval.model.output_head import output_head

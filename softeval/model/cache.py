@@ -1,7 +1,7 @@
 """Memory of a batch whose rows come and go, each at its own length, and what of it a row sees.
 
 The slot of a token is its position: row b holds position j at index j, and everything beyond the
-row's length is hidden by the mask. No row is ever padded or shifted on behalf of another, so what a
+row's length is hidden by the mask. How many rows fit, `auto_batch_size` measures. No row is ever padded or shifted on behalf of another, so what a
 row attends to, and in which order it is summed, does not depend on its neighbours.
 
 Shapes: B rows, N rows, Q positions of a pass.
@@ -22,9 +22,17 @@ from softeval.model.layers import (
     StateLayer,
     check_layer_kinds,
     has_attention,
+    memory_argument,
+    prompt_cache,
     rounded_slots,
     row_layers,
 )
+
+_MOST = {"cpu": 128, "cuda": 512}
+_SHARE = 0.5
+"""Share of free memory given to keys and values; logits, activations and growth take the rest."""
+_MEASURED = 4
+"""Positions of the row whose keys and values are measured."""
 
 
 class SlotCache(Cache):
@@ -113,3 +121,43 @@ class Visibility:
             return seen
         hidden = torch.finfo(self._dtype).min
         return torch.zeros_like(seen, dtype=self._dtype).masked_fill_(~seen, hidden)
+
+
+def auto_batch_size(model: Any, length: int) -> int:
+    """Rows whose keys and values of `length` positions fit in half of the free memory.
+
+    Capped where more rows stop helping: 128 on a CPU, 512 on a GPU. The result of a sample does
+    not depend on it.
+    """
+    fit = int(_SHARE * _free_bytes(model.device)) // max(1, row_bytes(model, length))
+    return max(1, min(fit, _MOST.get(model.device.type, 64)))
+
+
+@torch.inference_mode()
+def row_bytes(model: Any, length: int) -> int:
+    """Bytes of keys and values of one row of `length` positions, and of its logits in float32.
+
+    Measured on a short row: what an architecture stores does not follow from its configuration.
+    """
+    ids = torch.zeros(1, _MEASURED, dtype=torch.long, device=model.device)
+    cache = prompt_cache(model.config)
+    memory = {memory_argument(model) or "past_key_values": cache}
+    logits = model(input_ids=ids, use_cache=True, **memory).logits
+    kept = [part for layer in cache.layers for part in vars(layer).values()]
+    states = [part for some in kept if isinstance(some, dict) for part in some.values()]
+    growing, fixed = _bytes(kept) * length // _MEASURED, _bytes(states)
+    return growing + fixed + 6 * 4 * logits.shape[-1]
+
+
+def _bytes(parts: Sequence[Any]) -> int:
+    return sum(part.nbytes for part in parts if isinstance(part, torch.Tensor))
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Bytes to be had: on CUDA also what torch's allocator holds and no tensor uses."""
+    if device.type == "cuda":
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + idle
+    import psutil
+
+    return psutil.virtual_memory().available
