@@ -1,8 +1,9 @@
 """Memory of a batch whose rows come and go, each at its own length, and what of it a row sees.
 
 The slot of a token is its position: row b holds position j at index j, and everything beyond the
-row's length is hidden by the mask. How many rows fit, `auto_batch_size` measures. No row is ever padded or shifted on behalf of another, so what a
-row attends to, and in which order it is summed, does not depend on its neighbours.
+row's length is hidden by the mask. No row is ever padded or shifted on behalf of another, so what a
+row attends to, and in which order it is summed, does not depend on its neighbours. How many rows fit,
+`auto_batch_size` says.
 
 Shapes: B rows, N rows, Q positions of a pass.
 """

@@ -21,7 +21,7 @@ WIDEST_HEAD = 256
 """Of flash attention."""
 
 
-class Lengths(NamedTuple):
+class SlotLengths(NamedTuple):
     """How the rows of a pass lie in memory, all int32.
 
     Attributes:
@@ -41,7 +41,7 @@ class _Pass:
     """What the layers of the pass under way go by; None outside of a decode step."""
 
     def __init__(self) -> None:
-        self.lengths: Lengths | None = None
+        self.lengths: SlotLengths | None = None
 
 
 _PASS = _Pass()
@@ -73,7 +73,7 @@ def by_lengths(model: Any) -> Iterator[None]:
 def set_lengths(positions_N: Tensor, slots: int) -> None:
     """Say at which position the new token of each row stands, of how many slots in memory."""
     edges = torch.arange(len(positions_N) + 1, dtype=torch.int32, device=positions_N.device)
-    _PASS.lengths = Lengths(edges, edges * slots, (positions_N + 1).int(), slots)
+    _PASS.lengths = SlotLengths(edges, edges * slots, (positions_N + 1).int(), slots)
 
 
 def attend(
@@ -104,7 +104,7 @@ def flash(
     query_NHX: Tensor,
     keys: Tensor,
     values: Tensor,
-    lengths: Lengths,
+    lengths: SlotLengths,
     most: int,
     window: int,
     scale: float | None,
@@ -118,7 +118,7 @@ def flash(
 
 
 def _fits(
-    query: Tensor, key: Tensor, value: Tensor, lengths: Lengths, others: dict[str, Any]
+    query: Tensor, key: Tensor, value: Tensor, lengths: SlotLengths, others: dict[str, Any]
 ) -> bool:
     strange = any(others.get(name) is not None for name in ("softcap", "s_aux", "position_bias"))
     width = query.shape[-1]
@@ -139,7 +139,7 @@ def _lies(part: Tensor, width: int, slots: int) -> bool:
     return part.shape[-1] == width and part.stride() == wanted
 
 
-def _rows_in_line(part: Tensor, lengths: Lengths) -> Tensor:
+def _rows_in_line(part: Tensor, lengths: SlotLengths) -> Tensor:
     """(slots of all rows, heads, width) over the memory of (N, heads, S, width)."""
     rows, heads, seen, width = part.shape
     total = (rows - 1) * lengths.slots + seen
