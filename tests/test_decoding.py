@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -96,6 +97,26 @@ def test_a_sample_is_bit_for_bit_the_same_in_any_batch_and_however_often_it_is_l
     assert len(runs[0]) == 6
     for one, other in pairwise(runs):
         assert one == other
+
+
+WAITING = [
+    get_mode("soft_thinking", entropy_threshold=9.0, patience=5),
+    get_mode("coconut", latents=4),
+    get_mode("hard_sample"),
+]
+
+
+@pytest.mark.parametrize("mode", WAITING, ids=lambda mode: mode.name)
+def test_a_row_that_waits_for_the_host_stays_as_it_is(mode):
+    """Where every token is one that could end something, all rows wait after every step."""
+    lm = replace(tiny_lm("llama"))
+    lm.stopper.colon_ids = lm.stopper.brace_ids = frozenset(range(lm.vocab))
+    question = Question("t", 0, tuple(lm.tokenizer.encode(PROMPTS[0])), (0, 1))
+    runs = []
+    for look_every in (1, 3):
+        decoder = Decoder(lm, mode, Limits(8, 3), keep_inputs=True, look_every=look_every)
+        runs.append([identity(g) for g in decoder.run([question])])
+    assert runs[0] == runs[1]
 
 
 def test_keys_and_values_are_gone_once_the_samples_are_there():
