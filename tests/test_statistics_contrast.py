@@ -181,6 +181,15 @@ def test_identical_answers_leave_room_for_a_rare_difference():
     assert contrast.at_level(0.9)[1] == pytest.approx(1 - 0.05 ** (1 / 100))
 
 
+def test_means_that_differ_by_rounding_are_the_same():
+    """Three seeds at 0.1 have the mean 0.1 + 1.4e-17; summed in another order, other last bits."""
+    contrast = compare_methods(np.full((3, 40), 0.1), np.full((1, 40), 0.1))
+    assert contrast.diff == 0.0 and contrast.p == 1.0 and np.isnan(contrast.mde)
+    scores = np.random.default_rng(0).integers(0, 11, size=(3, 400)) / 10
+    counts = compare_methods(scores, scores[::-1]).discordance
+    assert counts.a_only == counts.b_only == 0
+
+
 def test_missing_scores_leave_both_arms():
     a, b = arms(3, 3, 20)
     a[0, 3], b[2, 5] = np.nan, np.nan

@@ -94,7 +94,7 @@ def _comparison_row(c: Comparison, margin: float) -> tuple[TableCell, ...]:
             points(contrast.diff, sign=True),
             interval_text(contrast.low, contrast.high),
         ),
-        TableCell(points(contrast.mde) if contrast.se > 0 else "–"),
+        TableCell(points(contrast.mde)),
         TableCell(word, f"{kind}; {contrast.scope}"),
         TableCell(
             f"{counts.a_only} / {counts.b_only}",

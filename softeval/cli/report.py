@@ -264,7 +264,6 @@ def _row(one: Comparison) -> list[str]:
         values += [points(contrast.low), points(contrast.high)]
         detectable = points(contrast.mde)
     a, b, difference, low, high = values
-    detectable = detectable if contrast.se > 0 else "–"
     word: str = one.verdict.word
     if word == "equivalent":
         found = one.verdict.equivalence

@@ -67,7 +67,8 @@ class Contrast:
         se: standard error.
         df: Satterthwaite degrees of freedom.
         p: two-sided p value of ``test``.
-        mde: smallest true difference found with 80 % power at the 5 % level with data like these.
+        mde: smallest true difference found with 80 % power at the 5 % level with data like these; NaN
+            where no problem varies.
         scope: over what the claim generalises; one of the ``SCOPE_`` sentences.
         test: name of the test behind ``p``.
         problems: problems scored in both arms.
@@ -276,6 +277,7 @@ def compare_methods(
     variance = 0.0 if variance < ROUNDING else variance
     mean_a, mean_b = a.mean(axis=0), b.mean(axis=0)
     diff, se = float((mean_a - mean_b).mean()), variance**0.5
+    diff = diff if abs(diff) > ROUNDING**0.5 else 0.0  # means of equal scores differ in last bits
     draft = Contrast(
         diff=diff,
         low=diff,
@@ -284,7 +286,7 @@ def compare_methods(
         se=se,
         df=df,
         p=_crossed_p(diff, se, df, a.shape[1]),
-        mde=float(detectable(variance, df)),
+        mde=float(detectable(variance, df)) if variance > 0.0 else float("nan"),
         scope=_scope(len(a), len(b)),
         test="crossed t, paired by seed" if paired else "crossed t",
         problems=a.shape[1],
