@@ -6,6 +6,7 @@ import copy
 import gc
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,6 +118,25 @@ def test_a_row_that_waits_for_the_host_stays_as_it_is(mode):
         decoder = Decoder(lm, mode, Limits(8, 3), keep_inputs=True, look_every=look_every)
         runs.append([identity(g) for g in decoder.run([question])])
     assert runs[0] == runs[1]
+
+
+def test_a_row_that_moves_takes_all_of_itself_along():
+    """Eighteen rows of two tiles; as some end, the last go on in the first tile, still thinking."""
+    lm = replace(tiny_lm("llama"), eos_ids=frozenset(range(2, 60, 8)))  # early ends for some
+    cold = get_mode("soft_thinking", entropy_threshold=9.0, patience=40)
+    questions = [Question("t", i, (5 + i, 40 - i), (0,)) for i in (*range(9, 18), *range(9))]
+    runs = []
+    for size in (16, 18):
+        how: dict[str, Any] = {"batch_size": size, "answer_temperature": 1.0}
+        decoder = Decoder(lm, cold, Limits(44, 1), keep_inputs=True, **how)
+        given = {g.key: g for g in decoder.run(questions)}
+        again = Decoder(lm, MODES["hard_greedy"], Limits(44, 1), given=given, **how)
+        for found in again.run(questions):
+            assert np.array_equal(found.answer_ids, given[found.key].answer_ids)
+        runs.append({key: identity(found) for key, found in given.items()})
+    assert runs[0] == runs[1]
+    lengths = sorted(len(g.shadow_ids) for g in given.values())
+    assert lengths[2] < 8 and lengths[-1] == 39  # the 40th cold step is not taken
 
 
 def test_keys_and_values_are_gone_once_the_samples_are_there():

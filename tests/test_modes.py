@@ -251,6 +251,8 @@ def test_overrides_reach_the_modes_that_have_them():
         (["soft_greedy"], {"noise_scale": 0.5}, "soft_greedy has no option 'noise_scale'"),
         (["soft_sample"], {"noise_scale": -1.0}, "--noise-scale -1.0"),
         (["soft_sample"], {"temperature": float("nan")}, "--temperature nan"),
+        (["hard_sample"], {"temperature": 1e-40}, "--temperature 1e-40: give 0 or at least 1e-30"),
+        (["gumbel"], {"gumbel_temperature": 1e-40}, "give 0 or at least 1e-30"),
         (["soft_sample"], {"noise_norm": "matrix"}, "choose from element, vector"),
     ],
 )

@@ -19,6 +19,7 @@ from softeval.lmeval.adapter import SoftEvalLM
 from softeval.model.language_model import load_model, wrap_model
 from softeval.model.stopping import Limits
 from softeval.modes import MODES
+from softeval.modes.paper import HardMode
 from softeval.trainers.setup import load_for_training
 
 POISON = "~"
@@ -80,6 +81,16 @@ def test_a_cot_stops_at_its_first_logits_that_are_not_finite(mode, value):
         "prompt question 0, sample 0: the logits at CoT position 4 (token 16 of the sequence) are "
         "not finite in float32; the checkpoint or its architecture overflows"
     )
+
+
+def test_distributions_that_are_not_finite_stop_it_too():
+    """Logits over so small a temperature are infinite; their softmax would draw the first token."""
+    cold = HardMode("cold", "hard", 1e-40)
+    question = Question("t", 0, (5, 6), (0,))
+    for mode, temperature, part in ((cold, 0.0, "CoT"), (MODES["hard_greedy"], 1e-40, "answer")):
+        decoder = Decoder(tiny_lm(), mode, Limits(3, 2), answer_temperature=temperature)
+        with pytest.raises(UserError, match=f"logits at {part} position 0"):
+            list(decoder.run([question]))
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -142,6 +142,9 @@ def test_a_feed_gives_each_row_the_numbers_of_its_own_step(kind, width, ahead):
     rows[1] = source(doc_id=5)
     feed.begin([1], [rows[1]])
     check([21, 0, 22])
+    rows[1] = source(doc_id=6)  # the next sample of the place, while numbers drawn ahead are left
+    feed.begin([1], [rows[1]])
+    check([22, 0, 23])
 
 
 def test_a_mode_without_randomness_reads_nothing():

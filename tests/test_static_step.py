@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from tiny import tiny_lm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from softeval import UserError
-from softeval.model.feeding import Replays
+from softeval.model.feeding import Replays, RowFeeder, tiled
 from softeval.modes import MODES
 
 HOST = {"aten::_local_scalar_dense", "aten::lift_fresh", "aten::nonzero", "aten::equal"}
@@ -196,6 +197,36 @@ def test_work_is_done_on_the_stream_of_its_capture_before(cuda, monkeypatch):
     for _ in range(3):
         replays.run(16, lambda: done.append("work"))
     assert done == ["work", True, "work", "replayed", "replayed"]
+
+
+def test_each_bucket_is_replayed_by_its_own_graph(cuda, monkeypatch):
+    done: list[tuple[str, str]] = []
+
+    @contextmanager
+    def capturing(graph, **how):
+        yield
+        what, graph.bucket = done.pop()  # captured, which computes nothing
+        assert what == "work"
+
+    monkeypatch.setattr(torch.cuda, "graph", capturing)
+    monkeypatch.setattr(
+        Graph, "replay", lambda self: done.append(("replay", self.bucket)), raising=False
+    )
+    replays = Replays(cuda)
+    for bucket in "aababb":
+        replays.run(bucket, lambda bucket=bucket: done.append(("work", bucket)))
+    first = [("work", "a"), ("replay", "a"), ("work", "b")]
+    assert done == [*first, ("replay", "a"), ("replay", "b"), ("replay", "b")]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_bucket_holds_every_row_and_slot_and_on_cuda_there_are_few(device):
+    model = SimpleNamespace(device=torch.device(device))
+    feeder: Any = SimpleNamespace(_batch=100, _model=model, _by_length=0)
+    found = {(n, n * 7): RowFeeder.bucket(feeder, n, n * 7) for n in range(1, 101)}
+    assert all(tiled(100) >= r >= n and s >= p for (n, p), (r, s) in found.items())
+    rows, slots = ({bucket[i] for bucket in found.values()} for i in (0, 1))
+    assert (len(rows), len(slots)) == ((7, 11) if device == "cpu" else (4, 3))
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ from softeval.model.language_model import LanguageModel
 from softeval.model.output_head import output_head
 from softeval.model.stopping import Limits, check_context
 from softeval.modes import Draws, Mode, Randomness, Seen, Step, invert_cdf
+from softeval.modes.sampling import softmax
 from softeval.records import Generation, SampleKey, StopReason
 
 LOOK_EVERY = 8
@@ -230,7 +231,8 @@ class _Batch:
         step = mode.step(seen, probs_NV, drawn, state.thought_B)
         measures = measure(logits_NV, probs_NV, mode.is_plain)
         self._trace.write(state.phase_B == Phase.COT, state.cot_len_B, measures, probs_NV, step)
-        return step._replace(shadow_N=_if_finite(step.shadow_N, measures.top1_prob_N))
+        found_N = measures.top1_prob_N + measures.mode_entropy_N
+        return step._replace(shadow_N=_if_finite(step.shadow_N, found_N))
 
     def _answer_tokens(self, logits_NV: Tensor, state: State) -> Tensor:
         """(N,) next ordinary tokens, greedy or sampled at the answer temperature."""
@@ -241,8 +243,8 @@ class _Batch:
             return _if_finite(greedy_N, largest_N)
         uniform_N = self._answer_noise.read(state.answer_len_B)
         assert uniform_N is not None
-        sampled_N = invert_cdf((logits_NV.float() / temperature).softmax(-1), uniform_N)
-        return _if_finite(sampled_N, largest_N)
+        probs_NV = softmax(logits_NV, temperature)
+        return _if_finite(invert_cdf(probs_NV, uniform_N), probs_NV.amax(-1))
 
     def _look(self) -> list[Generation]:
         """Judge the rows that are held; take out those that have ended."""
@@ -285,7 +287,6 @@ class _Batch:
         self._force(place, row.prefill_ids)
         if row.stop_reason is StopReason.MODE:  # the step is not taken: its vector is not fed
             state = self._state
-            state.cot_len_B[place] -= 1
             state.fed_BD[place] = self.decoder.lm.embedding.rows(state.forced_BQ[place, :1])[0]
             state.forced_at_B[place] = 1
             if len(row.prefill_ids) == 1:
@@ -344,9 +345,9 @@ class _Batch:
             self.rows[place] = self.rows.pop(last)
 
 
-def _if_finite(chosen_N: Tensor, largest_N: Tensor) -> Tensor:
-    """The tokens, or `NOT_FINITE` where a row's largest number is none; read with the tokens."""
-    return chosen_N.masked_fill(~largest_N.isfinite(), NOT_FINITE)
+def _if_finite(chosen_N: Tensor, by_N: Tensor) -> Tensor:
+    """The tokens, or `NOT_FINITE` where what they were chosen by is none; read with the tokens."""
+    return chosen_N.masked_fill(~by_N.isfinite(), NOT_FINITE)
 
 
 def _check_limits(limits: Limits, batch_size: int | None) -> None:

@@ -42,6 +42,9 @@ OTHERS: tuple[Mode, ...] = (
 )
 """Modes of other papers, asked for by name."""
 
+LEAST_TEMPERATURE = 1e-30
+"""Divided by less, logits are infinite in float32."""
+
 _Class = TypeVar("_Class", bound=type[Mode])
 
 
@@ -231,6 +234,8 @@ def _read(mode: Mode, option: str, value: Any) -> Any:
         raise UserError(f"{_spelt(option)} {value!r}: {_wanted(kind)}") from None
     if isinstance(read, float) and not (math.isfinite(read) and read >= 0):
         raise UserError(f"{_spelt(option)} {value} must be a finite number >= 0")
+    if option.endswith("temperature") and 0 < read < LEAST_TEMPERATURE:
+        raise UserError(f"{_spelt(option)} {value}: give 0 or at least {LEAST_TEMPERATURE}")
     return read
 
 
