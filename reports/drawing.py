@@ -216,12 +216,9 @@ def profiles(axes: Axes, drawn: Sequence[tuple[str, np.ndarray, Profile]], named
         drawn: (name, x, profile) of each line.
         named: look of each name.
     """
-    import seaborn
-
     for name, x, profile in drawn:
-        seaborn.lineplot(
-            x=x, y=profile.mean, color=named[name].colour, alpha=0.35, lw=1, errorbar=None, ax=axes
-        )
+        known = np.isfinite(profile.mean)
+        axes.plot(x[known], profile.mean[known], color=named[name].colour, alpha=0.35, lw=1)
         if len(profile.lines) > 1 and profile.lines.size <= SEED_POINTS:
             for seed in profile.lines:
                 kept = np.where(profile.grey, np.nan, seed)

@@ -139,5 +139,10 @@ def figure_block(
         table: its numbers.
     """
     description = f"{'; '.join(told)}."
-    svg, why = attempt(title, lambda: Markup(to_svg(draw(), name, title, description)), Markup())
+    svg, why = attempt(title, lambda: drawn(draw, name, title, description), Markup())
     return FigureBlock(title, svg, caption, table, why)
+
+
+def drawn(draw: Callable[[], Figure], name: str, title: str, description: str) -> Markup:
+    """A figure as the page holds it."""
+    return Markup(to_svg(draw(), name, title, description))

@@ -1,7 +1,7 @@
 """Every architecture that AutoModelForCausalLM maps, tiny, and an oracle for how it is decoded.
 
-The oracle knows nothing of caches, batches or masks: before every step it runs the whole prefix
-through the model anew, and recomputes from those logits what must have been fed and recorded.
+The oracle knows nothing of caches, batches or masks: it runs whole prefixes through the model anew,
+and recomputes from those logits what must have been fed and recorded.
 """
 
 from __future__ import annotations
@@ -402,9 +402,11 @@ def _compare(
     tail = [*map(int, sample.prefill_ids), *map(int, sample.answer_ids)]
     every = torch.cat([fed_rows(lm, prompt_ids), fed_TD, fed_rows(lm, tail)])
     start = len(prompt_ids)
+    answer = len(every) - len(sample.answer_ids)
+    logits = _after_prefixes(lm, every, start)
     scale = float(fed_rows(lm, range(lm.vocab)).abs().max())
     for step in range(len(fed_TD)):
-        logits_V = _logits(lm, every[: start + step])
+        logits_V = logits[start + step]
         expected_F, token = _expected(lm, mode, sample, step, logits_V)
         entropy = torch.distributions.Categorical(logits=logits_V).entropy()
         wrong = abs(float(entropy) - float(sample.entropy[step]))
@@ -417,16 +419,29 @@ def _compare(
         if token is not None and token != int(sample.shadow_ids[step]):
             yield f"{mode.name}: CoT step {step} chose another token"
     for index in range(len(sample.answer_ids)):
-        logits_V = _logits(lm, every[: len(every) - len(sample.answer_ids) + index])
+        logits_V = logits[answer + index]
         if _is_clear(logits_V) and int(logits_V.argmax()) != int(sample.answer_ids[index]):
             yield f"{mode.name}: answer token {index} is another"
 
 
+def _after_prefixes(lm: LanguageModel, inputs_LD: Tensor, shortest: int) -> dict[int, Tensor]:
+    """(V,) logits after each prefix from the shortest on, by length.
+
+    One pass over all gives them where what follows a prefix does not change it, which the shortest
+    shows; with RoPE scaled by length, say, it does, and every prefix has a pass of its own.
+    """
+    whole_LV, lengths = _logits(lm, inputs_LD), range(shortest, len(inputs_LD) + 1)
+    apart = (whole_LV[shortest - 1] - _logits(lm, inputs_LD[:shortest])[-1]).abs().max()
+    if apart <= TOLERANCE * whole_LV.abs().max():
+        return {length: whole_LV[length - 1] for length in lengths}
+    return {length: _logits(lm, inputs_LD[:length])[-1] for length in lengths}
+
+
 def _logits(lm: LanguageModel, inputs_LD: Tensor) -> Tensor:
-    """(V,) logits after a prefix, by one pass without a cache."""
+    """(L, V) logits by one pass without a cache."""
     # A copy: CTRL scales what it is given in place.
     output = lm.model(inputs_embeds=inputs_LD[None].clone(), use_cache=False)
-    return output.logits[0, -1, : lm.vocab].float()
+    return output.logits[0, :, : lm.vocab].float()
 
 
 def _is_clear(logits_V: Tensor) -> bool:

@@ -36,6 +36,17 @@ def shared() -> Path:
     return SHARED
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages whose figures are their descriptions: for tests of words, of which drawing takes 9/10."""
+    from markupsafe import Markup
+
+    from softeval.reports import layout
+
+    described = Markup("<svg><title>{}</title><desc>{}</desc></svg>").format
+    monkeypatch.setattr(layout, "drawn", lambda _draw, _name, *texts: described(*texts))
+
+
 def mostly_slow(cases: Iterable[Any], quick: Collection[Any]) -> list[Any]:
     """Cases of a parametrisation that take one path: the `quick` ones stand for it in `make quick`.
 

@@ -186,6 +186,7 @@ def test_the_paired_interval_is_one_by_hand(tmp_path):
     assert found.mean_a == pytest.approx(after.mean())
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_steps_and_controls_are_told_with_what_the_rule_ended(tmp_path):
     """Two questions, by hand: 3 of 4 and 2 of 4 next tokens kept; the rule ended one CoT of two."""
     folder = write_checkpoint(tmp_path / "run", questions=2, samples=2, positions=4)
@@ -242,7 +243,8 @@ def test_effective_tokens_are_those_of_the_positions(tmp_path):
 
 @pytest.mark.slow
 def test_the_page_shows_it_or_says_how_to_get_it(tmp_path):
-    folder = write_checkpoint(tmp_path / "run", questions=8, samples=2, positions=4)
+    modes = ("hard_greedy", "soft_sample")
+    folder = write_checkpoint(tmp_path / "run", questions=8, samples=2, positions=4, modes=modes)
     assert "<code>softeval attribute RUN</code>" in build_report([folder])
     write_attribution(folder, np.zeros(8), np.ones(8), "soft_sample")
     page = build_report([folder])

@@ -314,9 +314,9 @@ def test_caps_are_exact_and_prefill_is_not_counted():
 def test_a_question_beyond_the_context_is_named():
     lm = tiny_lm()
     with pytest.raises(
-        UserError, match=r"prompt question 1 has 200 prompt tokens.*--max-cot-tokens to at most 23"
+        UserError, match=r"prompt question 1 has 200 prompt tokens.*--max-cot-tokens to at most 48"
     ):
-        generate(lm, ["short", "y" * 200], max_cot_tokens=40, max_answer_tokens=4)
+        generate(lm, ["short", "y" * 200], max_cot_tokens=60, max_answer_tokens=4)
 
 
 def test_answers_sampled_for_training_differ_and_are_keyed():

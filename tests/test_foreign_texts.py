@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,7 +67,9 @@ metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("mode", "repeats"), [("hard_greedy", 1), ("soft_sample", 4)])
-def test_an_unfiltered_task_of_lm_eval_runs(tmp_path: Path, mode: str, repeats: int) -> None:
+def test_an_unfiltered_task_of_lm_eval_runs(
+    softeval: Callable[..., Ended], tmp_path: Path, mode: str, repeats: int
+) -> None:
     model = save_lm(tmp_path / "tiny")
     data = tmp_path / "mine.jsonl"
     data.write_text(
@@ -81,14 +81,12 @@ def test_an_unfiltered_task_of_lm_eval_runs(tmp_path: Path, mode: str, repeats: 
     (tmp_path / "tasks/mine.yaml").write_text(TASK.format(data=data, cap=cap, more=more))
     caps = ",".join(f"{name}={value}" for name, value in CAPS.items())
     arguments = f"pretrained={model},mode={mode},num_samples={repeats},{caps}"
-    done = subprocess.run(
-        [sys.executable, "-m", "softeval", "lm-eval", "run", "--model", "softeval", "--model_args",
-         arguments, "--tasks", "mine", "--include_path", str(tmp_path / "tasks"), "--device", "cpu",
-         "--output_path", str(tmp_path / "out"), "--log_samples"],
-        check=False, capture_output=True, text=True, timeout=600,
+    ended = softeval(
+        "lm-eval", "run", "--model", "softeval", "--model_args", arguments, "--tasks", "mine",
+        "--include_path", tmp_path / "tasks", "--device", "cpu", "--output_path", tmp_path / "out",
+        "--log_samples",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "exact_match" in done.stdout
+    assert ended.code == 0 and "exact_match" in ended.out, ended.err[-3000:]
     (logged,) = (tmp_path / "out").glob("*/samples_mine_*.jsonl")
     samples = [json.loads(line) for line in logged.read_text().splitlines()]
     assert [len(sample["resps"][0]) for sample in samples] == [repeats, repeats]

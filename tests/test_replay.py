@@ -108,8 +108,9 @@ def test_shuffling_keeps_every_vector_with_its_token_and_the_closing_in_place():
     lm, mode = tiny_lm(), MODES["hard_greedy"]
     cot = next(iter(made(lm, mode).values()))
     cot = ended(cot, "one and two. The final answer is: ", StopReason.ANSWER_PREFIX, lm)
-    around, phrase = Surroundings(lm, mode, SEED), len("The final answer is: ")
-    assert closing(cot, lm.stopper) == phrase
+    around = Surroundings(lm, mode, SEED)
+    phrase = len(lm.tokenizer.encode("The final answer is: "))
+    assert closing(cot, lm.stopper) == phrase == 2
     moved = CHANGES["shuffled"](cot, around)
     pairs = [
         sorted(zip(g.shadow_ids.tolist(), g.inputs.tolist(), strict=True)) for g in (cot, moved)

@@ -61,6 +61,7 @@ def test_a_number_that_alone_varies_is_a_dose(tmp_path: Path) -> None:
     assert [cell.arm.seeds for cell in found] == [2, 2, 2]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_trainings_of_other_modes_are_rows_whatever_they_are_called(tmp_path: Path) -> None:
     names = ("one", "two", "three")
     named = [write_cell(tmp_path, name, 4, name=f"{name}_mode", family=name) for name in names]
@@ -78,6 +79,7 @@ def test_the_page_lays_the_papers_values_beside(tmp_path: Path) -> None:
     assert "Llama 3.2 3B Instruct, trained and tested on GSM8K" in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_only_labelled_runs_that_differ_are_set_side_by_side(tmp_path: Path) -> None:
     labelled = [write_cell(tmp_path, "a", 5), write_cell(tmp_path, "b", 4)]
     assert "Trainings side by side" not in build_report(labelled)

@@ -54,6 +54,7 @@ class Words(HTMLParser):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_the_words_and_numbers_are_those_on_file(tmp_path: Path) -> None:
     runs = write_family(
         tmp_path, ("base", "hard", "soft"), seeds=2, questions=8, samples=4, positions=10,

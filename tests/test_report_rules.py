@@ -52,6 +52,7 @@ def pair(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_equal_verdicts_are_said_to_be_equal(pair):
     for folder in pair:
         _say(folder, other=lambda verdicts: verdicts, rules="softeval 1")

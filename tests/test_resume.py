@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from softeval.cli import main as cli
 from softeval.runs.run import load_run
 from softeval.runs.rundir import SHARDS
 from softeval.runs.tables import SCHEMAS
@@ -62,7 +63,7 @@ def test_stopped_by_signals_it_says_how_to_go_on_and_gives_the_same_samples(tmp_
         assert told.splitlines()[-1] == "softeval: interrupted; the same command continues"
         assert "Traceback" not in told
     for folder in (stopped, whole):
-        subprocess.run([*command, str(folder)], env=ENVIRONMENT, check=True, capture_output=True)
+        assert cli.run(["run", *options, "-o", str(folder)]) == 0
     assert_same_run(stopped, whole)
 
 
@@ -87,24 +88,23 @@ def test_killed_at_any_moment_the_samples_are_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_samples_of_one(tmp_path: Path) -> None:
+def test_two_processes_make_the_samples_of_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["run", "--limit", "2", "--num-samples", "3", "--max-cot-tokens", "40"]
     arguments += ["--modes", "hard_greedy,soft_sample", "--quiet", "--device", "cpu"]
-    for name, launcher in (
-        ("one", []),
-        ("two", ["-m", "torch.distributed.run", "--nproc-per-node", "2"]),
-    ):
-        command = [sys.executable, *launcher, "-m", "softeval", *arguments]
-        output = tmp_path / name
-        done = subprocess.run(
-            [*command, "--output-path", str(output)],
-            env=ENVIRONMENT,
-            capture_output=True,
-            text=True,
-            timeout=280,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("Run directory:") == 1
+    assert cli.run([*arguments, "--output-path", str(tmp_path / "one")]) == 0
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "softeval"]
+    done = subprocess.run(
+        [sys.executable, *launcher, *arguments, "--output-path", str(tmp_path / "two")],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for shown in (capsys.readouterr().out, done.stdout):
+        assert shown.count("Run directory:") == 1
     assert_same_run(tmp_path / "two", tmp_path / "one")
     assert json.loads((tmp_path / "two" / "run.json").read_text())["sessions"][0]["processes"] == 2

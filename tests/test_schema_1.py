@@ -69,6 +69,7 @@ def test_compare_and_score_take_either(now: Path, before: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_is_the_same(now: Path, before: Path) -> None:
     new, old = (build_report([folder]) for folder in (now, before))
     old = old.replace(str(before.parent), str(now.parent))

@@ -141,7 +141,7 @@ def test_every_benchmark_label_is_accepted(
     process = ScoringProcess(10, 2048)  # the scorer itself would see the same text and not ask
     outcomes = {
         label: process.ask(answer=f"${label.strip('$')}$", target=label, rules=rules)
-        for label in labels
+        for label in set(labels)
     }
     process.stop()
     assert len(labels) == expected

@@ -245,14 +245,12 @@ def test_sigkill_at_any_moment(tmp_path: Path) -> None:
         time.sleep(rng.random() * 3)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    subprocess.run(
-        [sys.executable, *command(tmp_path / "killed", **options)], env=environment(), check=True
-    )
+    run(tmp_path / "killed", **options)
     assert timeless(tmp_path / "killed") == timeless(tmp_path / "whole")
     assert same(weights(tmp_path / "killed" / "last"), weights(tmp_path / "whole" / "last"))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["hard", "soft"])  # fuzzy training is soft at other numbers
 def test_two_processes_equal_one(tmp_path: Path, method: str) -> None:
     """float32 sums in another order: three updates agree to rounding, as stated for the options that
     must not change the result (test_train_trainer)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import Any
 
@@ -82,12 +83,21 @@ CONFIGS: dict[str, Any] = {
 FAMILIES = sorted(CONFIGS)
 
 
+PREFILL = ("The final ", "answer is: ", "\\boxed{")
+"""Words of the tokenizer, or most steps of a test would feed the letters of the prefill. No single
+one ends a CoT, which a random model would come upon."""
+
+
 @cache
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a character; special tokens <pad>, <s>, </s>; no BOS is added."""
-    vocab = {token: id for id, token in enumerate(["<pad>", "<s>", "</s>", *CHARACTERS])}
+    """One token a character, words in place of ^, ` and ~; <pad>, <s>, </s>; no BOS is added."""
+    pieces = ["<pad>", "<s>", "</s>", *CHARACTERS]
+    for word, rare in zip(PREFILL, "^`~", strict=True):
+        pieces[pieces.index(rare)] = word
+    vocab = {token: id for id, token in enumerate(pieces)}
     backend = Tokenizer(models.WordLevel(vocab, unk_token="<pad>"))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    pattern = "|".join([*map(re.escape, PREFILL), r"[\s\S]"])
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
     backend.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
