@@ -139,6 +139,7 @@ def evaluate_rank(lm: SoftEvalLM, data_dir: str, task: str) -> dict[str, Any] | 
     assert lm.world_size == 2
     loaded = load_tasks([task], num_samples=lm.options.num_samples, data_dir=data_dir, **CAPS)
     result = lm_eval.evaluate(lm=lm, task_dict=loaded, bootstrap_iters=0)
+    torch.distributed.destroy_process_group()
     if result is None:
         return None
     found: dict[str, Any] = dict(result)

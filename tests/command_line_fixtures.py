@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A complete run of all modes on the bundled task."""
     path = tmp_path_factory.mktemp("finished") / "run"
     return evaluate(limit=3, num_samples=4, max_cot_tokens=60, output_path=str(path), device="cpu")
+
+
+@pytest.fixture
+def no_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval reads the ten thousand tasks of its own at each start, and a test needs none."""
+    from lm_eval.tasks import TaskManager
+
+    fewer = partialmethod(TaskManager.__init__, include_defaults=False)
+    monkeypatch.setattr(TaskManager, "__init__", fewer)

@@ -68,7 +68,7 @@ metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}
 @pytest.mark.slow
 @pytest.mark.parametrize(("mode", "repeats"), [("hard_greedy", 1), ("soft_sample", 4)])
 def test_an_unfiltered_task_of_lm_eval_runs(
-    softeval: Callable[..., Ended], tmp_path: Path, mode: str, repeats: int
+    softeval: Callable[..., Ended], no_defaults: None, tmp_path: Path, mode: str, repeats: int
 ) -> None:
     model = save_lm(tmp_path / "tiny")
     data = tmp_path / "mine.jsonl"

@@ -63,7 +63,7 @@ def test_stopped_by_signals_it_says_how_to_go_on_and_gives_the_same_samples(tmp_
         assert told.splitlines()[-1] == "softeval: interrupted; the same command continues"
         assert "Traceback" not in told
     for folder in (stopped, whole):
-        assert cli.run(["run", *options, "-o", str(folder)]) == 0
+        subprocess.run([*command, str(folder)], env=ENVIRONMENT, check=True, capture_output=True)
     assert_same_run(stopped, whole)
 
 
