@@ -10,6 +10,7 @@ from conftest import mostly_slow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mode_cases import Same, numbers, random_logits, seen_of, take
+from scipy import stats
 from tiny import tiny_lm
 
 import softeval
@@ -276,6 +277,22 @@ def test_moments_of_the_dirichlet(alpha):
     error = (variance / ROWS).sqrt()
     assert ((shares_ND.mean(0) - WEIGHTS).abs() < 4.5 * error).all()
     torch.testing.assert_close(shares_ND.var(0), variance, rtol=0.06, atol=0)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 4.0])
+def test_shares_of_the_dirichlet_have_beta_distributions(alpha):
+    mode = get_mode("dirichlet", temperature=1.0, alpha=alpha, top_n=0, **NO_FILTER)
+    shares_ND = take(mode, many()).inputs_ND.double().clamp(1e-12, 1 - 1e-12)
+    for shares_N, weight in zip(shares_ND.T.numpy(), WEIGHTS.tolist(), strict=True):
+        law = stats.beta(alpha * weight, alpha * (1 - weight))
+        apart = shares_N[(shares_N > 1e-6) & (shares_N < 1 - 1e-6)]  # float32 ends there
+        ends = law.cdf([1e-6, 1 - 1e-6])
+        inner = (law.cdf(apart) - ends[0]) / (ends[1] - ends[0])
+        assert stats.kstest(inner, "uniform").pvalue > 1e-3
+
+
+def test_weights_without_noise_end_no_cot_by_themselves():
+    assert all(not get_mode(name).greedy().has_stop_rule for name in ("gumbel", "dirichlet"))
 
 
 def test_dirichlet_between_hard_sampling_and_the_mixture():
