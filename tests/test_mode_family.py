@@ -291,6 +291,12 @@ def test_shares_of_the_dirichlet_have_beta_distributions(alpha):
         assert stats.kstest(inner, "uniform").pvalue > 1e-3
 
 
+def test_a_token_that_was_drawn_has_a_density_where_rounding_moved_the_edge():
+    mode, seen = get_mode("hard_sample", top_k=1), seen_of(torch.tensor([[2.0, 1.0, 0.0]]))
+    drawn = mode.log_prob(seen, Taken(None, torch.tensor([1])))
+    torch.testing.assert_close(drawn, torch.tensor([2.0, 1.0]).log_softmax(0)[1:])
+
+
 def test_weights_without_noise_end_no_cot_by_themselves():
     assert all(not get_mode(name).greedy().has_stop_rule for name in ("gumbel", "dirichlet"))
 
