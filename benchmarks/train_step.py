@@ -207,15 +207,15 @@ def our_steps(lm: Any, method: str, naive: bool = False) -> Iterator[dict[str, f
     from softeval.model.output_head import output_head
     from softeval.model.stopping import Limits
     from softeval.modes import get_mode
-    from softeval.trainers.algorithms import RLOO
+    from softeval.trainers.algorithms import ALGORITHMS
     from softeval.trainers.losses import Policy
     from softeval.trainers.optimization import MasterWeights, Optimization, Schedule
     from softeval.trainers.training_pass import PassPlan, TrainingPass
 
     mode = get_mode(f"{method}_sample")
-    policy = Policy(mode, mode.sigma(lm.embedding))
+    policy = Policy(mode)
     decoder = Decoder(
-        lm, mode, Limits(COT, ANSWER), answer_temperature=1.0, keep_inputs=not policy.feeds_tokens
+        lm, mode, Limits(COT, ANSWER), answer_temperature=1.0, keep_inputs=not mode.feeds_tokens
     )
     weights = MasterWeights(lm.model)
     optimization = Optimization(weights, Schedule(1e-6, 0, 10**6))
@@ -227,9 +227,10 @@ def our_steps(lm: Any, method: str, naive: bool = False) -> Iterator[dict[str, f
         clock = Clock()
         rollouts = list(decoder.run([Question("b", p, i, samples) for p, i in enumerate(ids)]))
         decoded = clock.read()
-        advantages = RLOO().advantages(torch.rand(PROMPTS, GROUP, dtype=torch.float64)).flatten()
+        rewards_PG = torch.rand(PROMPTS, GROUP, dtype=torch.float64)
+        advantages = ALGORITHMS["rloo"].advantages(rewards_PG).flatten()
         if naive:
-            naive_pass(lm, rollouts, advantages, policy.sigma)
+            naive_pass(lm, rollouts, advantages, mode)
         else:
             passes.run(rollouts, advantages, PassPlan(len(rollouts)))
         weights.reduce()
@@ -238,12 +239,14 @@ def our_steps(lm: Any, method: str, naive: bool = False) -> Iterator[dict[str, f
         yield {**clock.read(), "rollout_cpu": decoded["cpu"]}
 
 
-def naive_pass(lm: Any, rollouts: list[Any], advantages: Tensor, sigma: float) -> None:
+def naive_pass(lm: Any, rollouts: list[Any], advantages: Tensor, mode: Any) -> None:
     """The soft pass as one would first write it: logits and p of every position, plain autograd."""
     from softeval.trainers.losses import collate, teacher_forced_inputs
 
+    draws, sigma = mode.draws(lm.embedding), mode.sigma(lm.embedding)
     for start in range(0, len(rollouts), MICRO):
-        batch = collate(rollouts[start : start + MICRO], lm.device, lm.dtype, keep_fed=True)
+        part = rollouts[start : start + MICRO]
+        batch = collate(part, lm.device, lm.dtype, mode, draws)
         weight = advantages[start : start + MICRO].float()
         logits = lm.model(inputs_embeds=teacher_forced_inputs(lm.embedding, batch)).logits
         flat = logits.flatten(0, 1)
