@@ -196,16 +196,22 @@ print("done")
 
 
 def test_closing_the_way_to_eval_changes_no_verdict() -> None:
-    """Here it is open; a scorer's workers close it (test_verdict_of_math_verify)."""
     code = r"""
 import json, sys
 from softeval.scoring import worker as worker
 equal = worker.load_judges()["math-verify"]
-print(json.dumps([equal(answer, target) for answer, target in json.loads(sys.argv[1])]))
+refusals = worker.Refusals()
+if sys.argv[1] == "closed":
+    worker.close_eval(refusals)
+verdicts = []
+for answer, target in json.loads(sys.argv[2]):
+    verdicts.append(equal(answer, target))
+print(json.dumps([verdicts, refusals.seen]))
 """
-    cases = [(answer, label) for answer, label, _ in math_cases()]
-    found = json.loads(run_python(code, json.dumps(cases)).stdout)
-    assert found == [accepted for *_, accepted in math_cases()]
+    cases = json.dumps([(answer, label) for answer, label, _ in math_cases()])
+    closed, still_open = (run_python(code, way, cases) for way in ("closed", "open"))
+    assert json.loads(closed.stdout)[1] == []
+    assert json.loads(closed.stdout)[0] == json.loads(still_open.stdout)[0]
 
 
 # --- workers --------------------------------------------------------------------------------------
