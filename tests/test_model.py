@@ -146,28 +146,28 @@ def test_an_embedding_that_is_no_table_is_refused():
 
 
 def test_batch_size_follows_memory(monkeypatch):
-    from softeval.model import batch_size
+    from softeval.model import cache
 
     model = tiny_lm().model
     one = row_bytes(model, 200)
     assert row_bytes(model, 400) > one
-    monkeypatch.setattr(batch_size, "_free_bytes", lambda device: 2 * 10 * one)
+    monkeypatch.setattr(cache, "_free_bytes", lambda device: 2 * 10 * one)
     assert auto_batch_size(model, 200) == 10
-    monkeypatch.setattr(batch_size, "_free_bytes", lambda device: 10**15)
+    monkeypatch.setattr(cache, "_free_bytes", lambda device: 10**15)
     assert auto_batch_size(model, 200) == 128
-    monkeypatch.setattr(batch_size, "_free_bytes", lambda device: 0)
+    monkeypatch.setattr(cache, "_free_bytes", lambda device: 0)
     assert auto_batch_size(model, 200) == 1
 
 
 @pytest.mark.parametrize("idle", [0, 4, 7])
 def test_memory_that_the_allocator_keeps_idle_counts_as_free_on_cuda(monkeypatch, idle):
     """After a training pass that filled the card nothing is left but what torch reserved."""
-    from softeval.model import batch_size
+    from softeval.model import cache
 
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8 - idle, 80))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 50 + idle)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 50)
-    assert batch_size._free_bytes(torch.device("cuda")) == 8
+    assert cache._free_bytes(torch.device("cuda")) == 8
 
 
 def test_shutil_is_not_needed_to_copy_a_checkpoint(checkpoint, tmp_path):
