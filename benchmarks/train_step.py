@@ -234,7 +234,7 @@ def our_steps(lm: Any, method: str, naive: bool = False) -> Iterator[dict[str, f
         else:
             passes.run(rollouts, advantages, PassPlan(len(rollouts)))
         weights.reduce()
-        optimization.step(step, optimization.norm())
+        optimization.step(step, weights.norm())
         step += 1
         yield {**clock.read(), "rollout_cpu": decoded["cpu"]}
 

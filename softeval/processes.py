@@ -2,8 +2,8 @@
 
 Rank and size come from torchrun's environment, before anything is loaded; talking to each other needs
 the group of processes, which is accelerate's: training joins it here, an evaluation through lm-eval's
-adapter. Weights are replicated and gradients summed explicitly, once an update, so no wrapper stands
-between a trainer and its model; fully sharded training is not supported.
+adapter. What the processes of a training share, weights or their shards, is decided there
+(`trainers/optimization.py`).
 
 Ctrl-C and termination let the update under way be finished and its state saved. A second signal ends
 the run at once; what launches several processes sends a signal on to each of them within moments, so
@@ -93,6 +93,14 @@ class Processes:
 
         return broadcast_object_list([value])[0]
 
+    def gathered(self, value: T) -> list[T]:
+        """The value of each process, in every process."""
+        if self.size == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        return gather_object([value])
+
     def total(self, tensor: Tensor) -> Tensor:
         """Sum over the processes."""
         if self.size == 1:
@@ -117,6 +125,9 @@ class Processes:
 
             PartialState().destroy_process_group()
 
+
+ALONE = Processes()
+"""The only process that there is."""
 
 SAME = 1.0
 """Seconds within which two signals are one request."""

@@ -320,7 +320,7 @@ def learner(**changes: Any) -> StagedLearning:
 
 def test_an_update_learns_from_the_next_questions_at_its_stage() -> None:
     staged = learner(prompts_per_step=4)
-    assert staged.trainee.optimization.norm() == 0
+    assert staged.trainee.weights.norm() == 0
     for step, thoughts in ((1, 0), (3, 2), (5, 4)):
         update = staged.update(step, 4)
         assert update.cursor == 8

@@ -20,6 +20,7 @@ from train_cases import (
     run,
     same,
     save_tiny,
+    state_tensors,
     tiny_lm,
     weights,
 )
@@ -314,7 +315,7 @@ def test_adapters_train_alone_and_are_merged(tmp_path: Path) -> None:
     assert base.keys() == trained.keys()
     changed = {name for name in base if not torch.equal(base[name], trained[name])}
     assert changed and all("_proj.weight" in name for name in changed)
-    state = load_file(str(tmp_path / "state" / "step-000003" / "tensors.safetensors"))
+    state = state_tensors(tmp_path / "state" / "step-000003")
     assert all("lora_" in name for name in state if name.startswith("weight."))
     kl = [line["kl/tokens"] for line in read_metrics(tmp_path)[1:]]
     assert kl[0] == pytest.approx(0, abs=1e-6) and kl[-1] > 1e-6
@@ -338,7 +339,7 @@ def test_bfloat16_runs_keep_chi_square_and_resume(tmp_path: Path) -> None:
         assert line["health/chi_square"] == pytest.approx(1, abs=0.1)
     exported = weights(tmp_path / "whole" / "last")
     assert {t.dtype for t in exported.values()} == {torch.bfloat16}
-    state = load_file(str(tmp_path / "whole" / "state" / "step-000004" / "tensors.safetensors"))
+    state = state_tensors(tmp_path / "whole" / "state" / "step-000004")
     masters = {n: t for n, t in state.items() if n.startswith("weight.")}
     assert {t.dtype for t in masters.values()} == {torch.float32}
 

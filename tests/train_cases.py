@@ -233,5 +233,16 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(str(folder / "model.safetensors"))
 
 
+def state_tensors(place: Path) -> dict[str, torch.Tensor]:
+    """What a state directory holds, by name."""
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    listed = FileSystemReader(place).read_metadata().state_dict_metadata
+    found = {n: torch.empty(m.size, dtype=m.properties.dtype) for n, m in listed.items()}
+    load(found, checkpoint_id=place, no_dist=True)
+    return found
+
+
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)

@@ -1,11 +1,10 @@
 """What a training run leaves on disk: states to continue from, checkpoints, a batch that went wrong.
 
 States are directories `step-000120`, each whole or not at all; the newest whole one continues the
-run. Weights and optimizer tensors are safetensors, the rest JSON. The noise of the rollouts needs no
-state: it is keyed (`softeval.decoding.randomness`). What a power cut can still do to a renamed directory
-is found out by its manifest: size and CRC-32 of every file. torch.distributed.checkpoint would not
-replace that: it writes no checksums and no directory that is whole or absent, and every process holds
-all weights, so that there are no shards to put together.
+run. Weights and optimizer tensors are written by torch.distributed.checkpoint, each process its part,
+so that any number of processes can read them, sharded or not; the rest is JSON. The noise of the
+rollouts needs no state: it is keyed (`softeval.decoding.randomness`). What a power cut can still do to a
+renamed directory is found out by its manifest: size and CRC-32 of every file.
 
 A checkpoint is an ordinary transformers one with a model card; nothing of ours is needed to load it.
 Beside the weights lie `softeval_training.json`, which `softeval run` copies into its record, and a
@@ -20,8 +19,9 @@ import json
 import random
 import re
 import shutil
+import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,12 +29,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from softeval.errors import UserError
-from softeval.files import replacing_directory
+from softeval.files import beside, replacing_directory
 from softeval.model.language_model import LanguageModel
+from softeval.processes import ALONE, Processes
 from softeval.runs.rundir import TRAINING_FILE
 from softeval.tasks.catalogue import task_catalogue
 from softeval.trainers.config import CURRICULUM
@@ -43,10 +44,8 @@ from softeval.trainers.rollout import Rollout
 if TYPE_CHECKING:
     from softeval.trainers.setup import Adapters
 
-TENSORS = "tensors.safetensors"
 PROGRESS = "progress.json"
 MANIFEST = "manifest.json"
-_RANDOM = "random."
 _NAME = re.compile(r"step-(\d+)")
 
 
@@ -73,36 +72,80 @@ class TrainerState:
     curve: list[dict[str, float]] = field(default_factory=list)
 
 
-def save_state(folder: Path, state: TrainerState, tensors: dict[str, Tensor], keep: int) -> Path:
-    """Write the state after `state.step` updates and drop the oldest beyond `keep`."""
-    place = folder / f"step-{state.step:06d}"
+def save_state(
+    folder: Path,
+    state: TrainerState,
+    tensors: dict[str, Tensor],
+    keep: int,
+    processes: Processes = ALONE,
+) -> None:
+    """Write the state after `state.step` updates and drop the oldest beyond `keep`.
 
-    with replacing_directory(place) as partial:
-        host = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-        save_file(host | _random_tensors(), str(partial / TENSORS))
-        record = {"progress": asdict(state), "random": _random_numbers()}
-        (partial / PROGRESS).write_text(json.dumps(record) + "\n", encoding="utf-8")
-        manifest = {name: _fingerprint(partial / name) for name in (TENSORS, PROGRESS)}
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    for old in saved_states(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    return place
+    Every process calls this, on one file system.
+    """
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    place = folder / f"step-{state.step:06d}"
+    main = processes.is_main
+    with replacing_directory(place) if main else nullcontext(beside(place)) as partial:
+        processes.wait()
+        _as_itself(save, tensors, checkpoint_id=partial, no_dist=processes.size == 1)
+        if main:
+            record = {"progress": asdict(state), "random": _random_states()}
+            (partial / PROGRESS).write_text(json.dumps(record) + "\n", encoding="utf-8")
+        processes.wait()
+        mine = processes.share(sorted(path.name for path in partial.iterdir()))
+        found = processes.gathered({name: _fingerprint(partial / name) for name in mine})
+        if main:
+            manifest = {name: entry for part in found for name, entry in part.items()}
+            text = json.dumps(manifest, indent=2) + "\n"
+            (partial / MANIFEST).write_text(text, encoding="utf-8")
+    if main:
+        for old in saved_states(folder)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+    processes.wait()
+
+
+def _as_itself(work: Callable[..., object], *args: Any, **options: Any) -> None:
+    """Do the work; an error of it comes as it was, not wrapped as torch's checkpoints wrap it."""
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            work(*args, **options)
+    except CheckpointException as error:
+        raise next(iter(error.failures.values()))[0] from error
 
 
 @dataclass(frozen=True)
 class SavedState:
-    """A state read back.
+    """A state that can be read back.
 
     Attributes:
+        place: its directory.
         state: where the run stood.
-        tensors: weights and optimizer, by name.
         torn: states that were newer but not whole.
+        random: of the random generators.
     """
 
+    place: Path
     state: TrainerState
-    tensors: dict[str, Tensor]
     torn: tuple[str, ...]
     random: dict[str, Any]
+
+    @property
+    def names(self) -> set[str]:
+        """Of the tensors."""
+        from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+        return set(FileSystemReader(self.place).read_metadata().state_dict_metadata)
+
+    def fill(self, tensors: dict[str, Tensor], processes: Processes = ALONE) -> None:
+        """Set tensors, shards or whole ones, to what was saved under their names."""
+        from torch.distributed.checkpoint.state_dict_loader import load
+
+        _as_itself(load, tensors, checkpoint_id=self.place, no_dist=processes.size == 1)
 
     def restore_random(self) -> None:
         """Set every random generator back."""
@@ -110,11 +153,11 @@ class SavedState:
         random.setstate((version, tuple(numbers), gauss))
         name, keys, *rest = self.random["numpy"]
         np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
-        torch.set_rng_state(self.tensors[f"{_RANDOM}torch"])
-        saved = [n for n in sorted(self.tensors) if n.startswith(f"{_RANDOM}cuda")]
-        if saved and torch.cuda.is_available():
-            for device, name in enumerate(saved[: torch.cuda.device_count()]):
-                torch.cuda.set_rng_state(self.tensors[name], device)
+        torch.set_rng_state(torch.tensor(self.random["torch"], dtype=torch.uint8))
+        if torch.cuda.is_available():
+            saved = self.random["cuda"][: torch.cuda.device_count()]
+            for device, state in enumerate(saved):
+                torch.cuda.set_rng_state(torch.tensor(state, dtype=torch.uint8), device)
 
 
 def load_state(folder: Path) -> SavedState | None:
@@ -127,9 +170,8 @@ def load_state(folder: Path) -> SavedState | None:
     for place in reversed(saved_states(folder)):
         if _is_whole(place):
             record = json.loads((place / PROGRESS).read_text(encoding="utf-8"))
-            tensors = load_file(str(place / TENSORS))
             return SavedState(
-                TrainerState(**record["progress"]), tensors, tuple(torn), record["random"]
+                place, TrainerState(**record["progress"]), tuple(torn), record["random"]
             )
         torn.append(place.name)
     if torn:
@@ -173,17 +215,15 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _random_tensors() -> dict[str, Tensor]:
-    states = {f"{_RANDOM}torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        for device, state in enumerate(torch.cuda.get_rng_state_all()):
-            states[f"{_RANDOM}cuda{device:03d}"] = state
-    return states
-
-
-def _random_numbers() -> dict[str, Any]:
+def _random_states() -> dict[str, Any]:
     name, keys, *rest = np.random.get_state()
-    return {"python": random.getstate(), "numpy": [name, np.asarray(keys).tolist(), *rest]}
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {
+        "python": random.getstate(),
+        "numpy": [name, np.asarray(keys).tolist(), *rest],
+        "torch": torch.get_rng_state().tolist(),
+        "cuda": [state.tolist() for state in cuda],
+    }
 
 
 ADAPTER = "adapter"

@@ -133,6 +133,11 @@ class TrainConfig(LossOptions, SelectionOptions):
     gradient_checkpointing: bool = step_option(
         False, "Recompute activations in the backward pass: less memory, more time."
     )
+    shard: Literal["auto", "none", "full"] = step_option(
+        "auto",
+        "Under torchrun, full: each process holds its part of float32 masters, gradients and moments "
+        "(FSDP2); none: each holds all. auto shards what would not fit otherwise.",
+    )
     device_memory: float | None = step_option(
         None,
         "GiB that the run may take on each device; --dry-run and the start refuse what takes more. "
@@ -247,6 +252,7 @@ class TrainConfig(LossOptions, SelectionOptions):
             raise ValueError("--min-lr-ratio is the end of a cosine; leave it or --lr-schedule out")
         self._usable_mode()
         check_selection(self)
+        self._shardable()
         (check_stages if self.is_staged else check_rollouts)(self)
         return self
 
@@ -258,6 +264,21 @@ class TrainConfig(LossOptions, SelectionOptions):
             raise ValueError(f"--method {self.method}: {error}") from None
         if not (mode.has_density or self.is_staged):
             raise ValueError(f"--method {self.method}: {mode.name} has no density to train with")
+
+    def _shardable(self) -> None:
+        """Refuse what does not go together with sharded weights."""
+        if self.shard != "full":
+            return
+        if self.is_staged:
+            raise ValueError(
+                f"--shard full: {CURRICULUM} has passes of its own for each sequence; leave it out"
+            )
+        if not self.master_weights:
+            raise ValueError("--shard full holds float32 masters; leave out --no-master-weights")
+        if self.gradient_split_steps and "gradient_split_steps" in self.model_fields_set:
+            raise ValueError(
+                "--gradient-split-steps is not measured on sharded gradients; leave it out, or --shard full"
+            )
 
     @property
     def is_staged(self) -> bool:

@@ -2,6 +2,7 @@
 
 Weights, masters, moments and gradients follow from the number of parameters; what a sequence adds is
 measured on a model without storage (`meta_model`), so that the configuration of a checkpoint is enough.
+Whether a run of several processes shards its weights is decided here, too: where it does not fit otherwise.
 
 Bytes throughout; GiB where people read. Knows nothing of files or rollouts.
 """
@@ -9,16 +10,19 @@ Bytes throughout; GiB where people read. Knows nothing of files or rollouts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 import torch
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from softeval.errors import UserError
 from softeval.model.checkpoint import read_config, torch_device
 from softeval.model.feeding import tiled
 from softeval.model.language_model import BUNDLED_CHECKPOINT, LanguageModel
+from softeval.model.mends import long_rope_limit
 from softeval.model.output_head import CHUNK_ELEMENTS
 from softeval.model.stopping import check_context
 from softeval.model.weights import meta_model
@@ -32,6 +36,7 @@ ASSUMED_PROMPT, ASSUMED_PREFILL = 256, 8
 """Tokens, where no tokenizer tells."""
 LIBRARIES = 32 * 2**20
 """What torch and the interpreter take beside all tensors once a run is under way."""
+MOST_DEVICES = 64
 USABLE = {"cuda": 0.95}
 """Share of a device's memory that tensors can have: the driver's context and gaps take the rest."""
 
@@ -56,6 +61,7 @@ class Estimate:
         sequence: bytes that one of them leaves for the backward pass.
         rows: sequences decoded at a time.
         row: bytes of one's keys and values.
+        sharded: whether each process holds its part of masters, gradients and moments only.
     """
 
     standing: dict[str, int]
@@ -64,6 +70,7 @@ class Estimate:
     sequence: int
     rows: int
     row: int
+    sharded: bool
 
     @property
     def peak(self) -> int:
@@ -96,8 +103,7 @@ class MemoryModel:
         self.config = config
         self.lengths = lengths
         self.kind = kind
-        self.sequences = -(-config.sequences // processes)
-        self.validation = -(-config.validation_size // processes)
+        self.processes = processes
         self.model = model
         head = model.get_output_embeddings().weight
         # Slots are added by doubling, or 512 at a time.
@@ -110,6 +116,10 @@ class MemoryModel:
         self.head, self.head_trained = head.numel(), head.requires_grad
         self.item = head.element_size()
         self.vocab, self.width = head.shape
+        layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+        sizes = [sum(p.numel() for p in m.parameters() if p.requires_grad) for m in layers]
+        self.layer = max(sizes, default=0)
+        self.outside = sum(p.numel() for p in self.trained) - sum(sizes)
         self._plain = saved_bytes(model, lengths.total)
         recompute_activations(model)
         self._recomputed = saved_bytes(model, lengths.total)
@@ -117,6 +127,33 @@ class MemoryModel:
     @cached_property
     def _weights(self) -> int:
         return sum(t.numel() * t.element_size() for t in tensors_of(self.model))
+
+    def among(self, processes: int) -> MemoryModel:
+        """The same run spread over another number of processes."""
+        other = copy(self)
+        other.processes = processes
+        return other
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of an update that one process has."""
+        return -(-self.config.sequences // self.processes)
+
+    @property
+    def ways(self) -> tuple[str, ...]:
+        """What `shard` may be, in the order in which it is tried."""
+        config, rope = self.config, long_rope_limit(self.model.config)
+        # A sequence beyond that limit takes two passes, which processes without one do not do.
+        apart = rope is not None and self.lengths.total > rope
+        if config.shard == "full" and apart:
+            raise UserError(
+                f"--shard full: sequences may cross LongRoPE's limit of {rope} positions, which takes "
+                "passes of their own; lower --max-cot-tokens, or take --shard none"
+            )
+        if config.shard != "auto":
+            return (config.shard,)
+        apart = apart or config.lora or config.is_staged or not config.master_weights
+        return ("none",) if apart or self.processes == 1 else ("none", "full")
 
     def estimate(self, limit: int | None = None, **changes: Any) -> Estimate:
         """What the run takes.
@@ -133,21 +170,19 @@ class MemoryModel:
             phases = {
                 "the rollouts": held + self._rollouts(config, held, limit),
                 "the training pass": held + self._pass(config, size),
-                "the optimizer step": held + self._gradients(config) + 3 * self._largest(config),
+                "the optimizer step": held + self._gradients(config) + self._update(config),
             }
-            found = Estimate(
-                standing, phases, size, sequence, self._rows(config, held, limit), self.row
-            )
+            rows, sharded = self._rows(config, held, limit), config.shard == "full"
+            found = Estimate(standing, phases, size, sequence, rows, self.row, sharded)
             if limit is None or found.peak <= limit:
                 break
         return found
 
     def _standing(self, config: TrainConfig) -> dict[str, int]:
-        count = sum(p.numel() for p in self.trained)
-        masters = 4 * count if self._wide(config) != self.item else 0
+        part = self._gradients(config)
         standing = {"model": self._weights}
-        standing |= {"float32 masters": masters} if masters else {}
-        standing["AdamW's two moments"] = 2 * self._wide(config) * count
+        standing |= {"float32 masters": part} if self._apart(config) else {}
+        standing["AdamW's two moments"] = 2 * part
         if (config.beta or config.kl_steps) and not config.lora:
             standing["initial model, for the KL"] = self._weights
         return standing
@@ -156,11 +191,27 @@ class MemoryModel:
         """Bytes of a master's element."""
         return max(4, self.item) if config.master_weights else self.item
 
-    def _gradients(self, config: TrainConfig) -> int:
-        return self._wide(config) * sum(p.numel() for p in self.trained)
+    def _apart(self, config: TrainConfig) -> bool:
+        """Whether masters are other tensors than the model's weights."""
+        return config.shard == "full" or self._wide(config) != self.item
 
-    def _largest(self, config: TrainConfig) -> int:
-        return self._wide(config) * max(p.numel() for p in self.trained)
+    def _shards(self, config: TrainConfig) -> int:
+        return self.processes if config.shard == "full" else 1
+
+    def _gradients(self, config: TrainConfig) -> int:
+        """Of masters; as much as the masters themselves."""
+        count = sum(p.numel() for p in self.trained)
+        return -(-self._wide(config) * count // self._shards(config))
+
+    def _update(self, config: TrainConfig) -> int:
+        """What AdamW holds for one weight, or what a weight that is gathered passes through."""
+        largest = max(p.numel() for p in self.trained)
+        adam = 3 * self._wide(config) * largest // self._shards(config)
+        return max(adam, 2 * self.item * largest if config.shard == "full" else 0)
+
+    def _summing(self, config: TrainConfig, count: int) -> int:
+        """Gradients of so many weights, and their float32 copy on the way to the processes' parts."""
+        return (self.item + self._wide(config)) * count if config.shard == "full" else 0
 
     def _sizes(self, config: TrainConfig) -> Iterator[int]:
         """Micro-batches to try, as the training pass would."""
@@ -186,21 +237,25 @@ class MemoryModel:
     def _pass(self, config: TrainConfig, size: int) -> int:
         """Peak above what stands: at the start of a backward pass, or at its end."""
         half = self.item * sum(p.numel() for p in self.trained)  # the pass's own, of the model's
+        if config.shard == "full":
+            half = 0  # but for a layer's, they are summed into the parts at once
         wide = self._gradients(config)
         earlier = wide if size < self.sequences else 0  # gradients of earlier parts
         parts = self._kept_parts(config)
         layers = self.model.config.get_text_config().num_hidden_layers
         layer = size * self._plain // layers
         start = size * self._sequence(config) + layer * (1 + config.gradient_checkpointing)
-        start += self._head(config, size) + earlier + parts
-        if config.gradient_split_steps:  # a term by itself: its gradient while all is still kept
+        start += self._head(config, size) + earlier + parts + self._summing(config, self.layer)
+        if (
+            config.gradient_split_steps and config.shard != "full"
+        ):  # a term by itself: its gradient while all is still kept
             start += half
-        apart = self._wide(config) != self.item
-        return max(start, parts + (earlier + half if apart else wide), parts + wide)
+        end = earlier + half if self._apart(config) else wide
+        return max(start, parts + max(end, wide) + self._summing(config, self.outside))
 
     def _kept_parts(self, config: TrainConfig) -> int:
         """Gradients of single terms, which are kept on the host: the device's own on a CPU."""
-        if not config.gradient_split_steps or self.kind != "cpu":
+        if not config.gradient_split_steps or self.kind != "cpu" or config.shard == "full":
             return 0
         return self._gradients(config) * (2 if config.beta else 1)
 
@@ -217,7 +272,7 @@ class MemoryModel:
         return chunk + widened + (gradient if self.head_trained else 0)
 
     def _rows(self, config: TrainConfig, held: int, limit: int | None) -> int:
-        wanted = max(self.sequences, self.validation)
+        wanted = max(self.sequences, -(-self.config.validation_size // self.processes))
         if config.decode_batch_size != "auto":
             return min(config.decode_batch_size, wanted)
         fit = wanted if limit is None else (limit - held) // 2 // self.row
@@ -239,14 +294,51 @@ def require_memory(memory: MemoryModel, total: int | None) -> Estimate:
     Raises:
         UserError: it does not fit, naming what would.
     """
-    limit = None if total is None else int(total * USABLE.get(memory.kind, 1.0))
-    found = memory.estimate(limit)
+    limit = usable(memory, total)
+    found = fitting(memory, limit)
     if limit is None or found.peak <= limit:
         return found
     raise UserError(
         f"training takes about {found.peak / GIB:.1f} GiB on each device and {limit / GIB:.1f} GiB "
         f"can be had; {_remedy(memory, limit)}"
     )
+
+
+def usable(memory: MemoryModel, total: int | None) -> int | None:
+    """Bytes of a device that tensors can have; None where its size is not known."""
+    return None if total is None else int(total * USABLE.get(memory.kind, 1.0))
+
+
+def fitting(memory: MemoryModel, limit: int | None) -> Estimate:
+    """The estimate of the first way to share out weights that fits; of the last one if none does."""
+    for shard in memory.ways:
+        found = memory.estimate(limit, shard=shard)
+        if limit is None or found.peak <= limit:
+            break
+    return found
+
+
+def smallest_number(memory: MemoryModel, limit: int) -> int | None:
+    """Of devices on which the run fits; None if none does up to a number nobody has."""
+    for number in range(1, min(MOST_DEVICES, memory.config.sequences) + 1):
+        if fitting(memory.among(number), limit).peak <= limit:
+            return number
+    return None
+
+
+def device_table(memory: MemoryModel, limit: int | None) -> list[str]:
+    """Estimates for several numbers of devices, for people."""
+    lines = [f"{'devices':>8}{'weights':>10}{'GiB on each':>13}"]
+    for number in (1, 2, 4, 8):
+        if number > memory.config.sequences:
+            break
+        found = fitting(memory.among(number), limit)
+        way = "sharded" if found.sharded else "whole"
+        little = "" if limit is None or found.peak <= limit else "  more than there is"
+        lines.append(f"{number:>8}{way:>10}{found.peak / GIB:13.1f}{little}")
+    if limit is not None:
+        lines.append(f"smallest number that fits: {smallest_number(memory, limit) or 'none'}")
+    return lines
 
 
 _SAVINGS: tuple[tuple[str, Any, str], ...] = (
@@ -266,9 +358,12 @@ def _remedy(memory: MemoryModel, limit: int) -> str:
             continue
         changes[field] = value
         named.append(flag)
-        if memory.estimate(limit, **changes).peak <= limit:
+        if memory.estimate(limit, shard=memory.ways[-1], **changes).peak <= limit:
             return f"give {' '.join(named)}"
     larger = "take a smaller model or a larger device"
+    number = smallest_number(memory, limit)
+    if number is not None:
+        larger = f"take {number} such devices (torchrun --nproc-per-node {number}), or {larger}"
     return larger if memory.config.lora else f"give --lora, or {larger}"
 
 
@@ -325,27 +420,29 @@ def device_memory(device: torch.device, given: float | None) -> int | None:
     return psutil.virtual_memory().total
 
 
-def plan_memory(config: TrainConfig) -> list[str]:
-    """The estimate of a run of which nothing but its configuration is at hand, for people.
+def plan_memory(config: TrainConfig, processes: int = 1) -> Iterator[str]:
+    """The estimate of a run of which nothing but its configuration is at hand, for people, by lines.
 
     Raises:
-        UserError: it does not fit the device, or there is no such checkpoint or device.
+        UserError: it does not fit the devices, said last; or there is no such checkpoint or device.
     """
     prompt = config.max_prompt_tokens or ASSUMED_PROMPT
     rest = config.cot_cap + ASSUMED_PREFILL + config.max_answer_tokens
     lengths = Lengths(prompt, config.cot_cap, prompt + rest)
     device = _planned_device(config.device)
-    memory = _modelled(partial(planned_model, config), config, lengths, device.type)
+    memory = _modelled(partial(planned_model, config), config, lengths, device.type, processes)
     if isinstance(memory, str):
-        return [f"memory not estimated: {memory}"]
+        yield f"memory not estimated: {memory}"
+        return
     total = device_memory(device, config.device_memory)
-    found = require_memory(memory, total)
+    limit = usable(memory, total)
     of = "" if total is None else f" of {total / GIB:.1f}"
-    return [
-        f"memory on each device ({device.type}), prompts of {prompt} tokens:",
-        *found.lines(),
-        f"highest: {found.peak / GIB:.1f}{of} GiB",
-    ]
+    yield f"devices ({device.type}{of} GiB), prompts of {prompt} tokens:"
+    yield from device_table(memory, limit)
+    found = require_memory(memory, total)
+    yield f"on each of {processes}:" if processes > 1 else "on one:"
+    yield from found.lines()
+    yield f"highest: {found.peak / GIB:.1f}{of} GiB"
 
 
 def _planned_device(name: str) -> torch.device:

@@ -5,17 +5,28 @@ in bfloat16 would not move. The masters are float32 copies of the trainable para
 itself keeps its own dtype and decodes and differentiates at full speed. A float32 model is its own
 master.
 
+Over several processes the masters, their gradients and AdamW's moments can be sharded by torch's FSDP2
+(`fully_shard`), each process holding its part. The model itself stays whole everywhere, since rollouts
+of different lengths cannot gather layer by layer: FSDP gathers it once, and every update is gathered
+into the same memory, so that captured decode steps stay valid. FSDP's part is the backward pass, which
+leaves each layer's gradient summed and sharded as soon as it is there.
+
 Knows nothing of losses; gradients are added from outside.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from softeval.errors import UserError
+from softeval.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -46,13 +57,28 @@ class MasterWeights:
     Args:
         model: its parameters that require a gradient are trained.
         enabled: keep float32 masters of half-precision parameters; else train them as they are.
+        processes: this process and its peers, of which each holds all weights.
     """
 
-    def __init__(self, model: nn.Module, enabled: bool = True) -> None:
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self.names = [name for name, _ in named]
-        self.parameters = [p for _, p in named]
+    is_sharded = False
+
+    def __init__(
+        self, model: nn.Module, enabled: bool = True, processes: Processes = ALONE
+    ) -> None:
+        named = _trained(model)
+        self.names = list(named)
+        self.parameters = list(named.values())
         self.masters = [_master(p) if enabled else p for p in self.parameters]
+        self.processes = processes
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Entered for the training passes of an update."""
+        yield
+
+    def passes(self, own: int) -> int:
+        """Passes of an update that this process must do, of which it needs `own`."""
+        return own
 
     def collect(self) -> None:
         """Move what a backward pass left in half-precision parameters over to their masters."""
@@ -65,15 +91,15 @@ class MasterWeights:
                 master.grad += parameter.grad
             parameter.grad = None
 
-    def reduce(self, total: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> None:
-        """Sum the gradients over the processes, with zeros where none came.
-
-        Args:
-            total: sums a tensor over the processes.
-        """
+    def reduce(self) -> None:
+        """Sum the gradients over the processes, with zeros where none came."""
         for master in self.masters:
             found = torch.zeros_like(master) if master.grad is None else master.grad
-            master.grad = total(found)
+            master.grad = self.processes.total(found)
+
+    def norm(self) -> float:
+        """Euclidean norm of the summed gradient."""
+        return gradient_norm([m.grad for m in self.masters])
 
     def clear(self) -> None:
         """Forget the gathered gradient, and what a pass cut short may have left in the model."""
@@ -86,6 +112,122 @@ class MasterWeights:
         for parameter, master in zip(self.parameters, self.masters, strict=True):
             if master is not parameter:
                 parameter.copy_(master)
+
+
+class ShardedWeights(MasterWeights):
+    """The same with masters of which each process holds its part.
+
+    Every backward pass sums gradients over the processes, so all must do equally many. Outside
+    `passing` the model is an ordinary one, without FSDP's hooks, and whole.
+
+    Args:
+        model: is made FSDP's; weights without a gradient stay as they are.
+        processes: several, in touch with each other.
+
+    Raises:
+        UserError: weights of several precisions.
+    """
+
+    is_sharded = True
+
+    def __init__(self, model: nn.Module, processes: Processes) -> None:
+        from torch.distributed.fsdp import FSDPModule
+
+        dtypes = {p.dtype for p in _trained(model).values()}
+        if len(dtypes) > 1:
+            raise UserError(
+                f"{type(model).__name__} keeps weights in {len(dtypes)} precisions, which cannot be "
+                "sharded together; take --dtype float32 or --shard none"
+            )
+        _shard(model, processes, *dtypes)
+        masters = list(_trained(model).values())
+        with (
+            torch.no_grad()
+        ):  # the first pass gathers all weights, and shows FSDP its outermost module
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=processes.device))
+        super().__init__(model, False, processes)
+        self.masters = masters
+        self._hooked = [m for m in model.modules() if isinstance(m, FSDPModule)]
+        for module in self._hooked:
+            module.set_reshard_after_backward(False)
+            if hasattr(module, "set_reduce_scatter_unused_params"):  # experts that no token chose
+                module.set_reduce_scatter_unused_params(True)
+        for module in model.modules():
+            module._state_dict_pre_hooks.clear()  # they would shard what is to be read whole
+        self._hooks = [(m._forward_pre_hooks, m._forward_hooks) for m in self._hooked]
+        self._switch(False)
+
+    @contextmanager
+    def passing(self) -> Iterator[None]:
+        """Lets FSDP see the passes. Decode steps are without it: it waits for streams in each."""
+        self._switch(True)
+        try:
+            yield
+        finally:
+            self._switch(False)
+
+    def passes(self, own: int) -> int:
+        """As many as the busiest process needs."""
+        return int(max(self.processes.gathered(own)))
+
+    def reduce(self) -> None:
+        """FSDP has taken the mean over the processes; the sum is wanted."""
+        for master in self.masters:
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+            master.grad.mul_(self.processes.size)
+
+    def norm(self) -> float:
+        """Euclidean norm of the gradient that all processes hold together."""
+        parts = [_local(m.grad) for m in self.masters if m.grad is not None]
+        return math.sqrt(self.processes.totals({"square": gradient_norm(parts) ** 2})["square"])
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Round the masters into the model, gathered one after the other."""
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            rounded = master.to(parameter.dtype)
+            assert isinstance(rounded, DTensor)
+            parameter.copy_(rounded.full_tensor())
+
+    def _switch(self, hooked: bool) -> None:
+        for module, (before, after) in zip(self._hooked, self._hooks, strict=True):
+            module._forward_pre_hooks = before if hooked else type(before)()
+            module._forward_hooks = after if hooked else type(after)()
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _shard(model: nn.Module, processes: Processes, dtype: torch.dtype) -> None:
+    """Make FSDP's of a model, layer by layer: float32 shards of what computes in `dtype`."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    assert processes.device is not None
+    mesh = init_device_mesh(processes.device.type, (processes.size,))
+    half = dtype.itemsize < 4
+    # What a layer is given stays as it is: rotary positions are float32 in every precision.
+    policy = MixedPrecisionPolicy(dtype, torch.float32 if half else None, cast_forward_inputs=False)
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    frozen = {p for p in model.parameters() if not p.requires_grad}
+    for module in (*reversed(layers), model):
+        for parameter in module.parameters():
+            if half and parameter.requires_grad and parameter.dtype == dtype:
+                parameter.data = parameter.data.float()
+        fully_shard(
+            module,
+            mesh=mesh,
+            mp_policy=policy,
+            reshard_after_forward=False,
+            ignored_params=frozen,
+        )
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 FUSED_DEVICES = ("cuda",)
@@ -125,10 +267,6 @@ class Optimization:
             fused=self._fused or None,
         )
 
-    def norm(self) -> float:
-        """Euclidean norm of the gathered gradient."""
-        return gradient_norm([m.grad for m in self.weights.masters])
-
     def step(self, step: int, norm: float) -> None:
         """Clip by the gradient's norm, do update `step` (counted from 0), publish and clear."""
         if self.max_grad_norm > 0 and norm > self.max_grad_norm:
@@ -155,23 +293,27 @@ class Optimization:
         return found
 
     @torch.no_grad()
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Set what `tensors` gave, in the model too."""
+    def restore(self, names: Container[str], fill: Callable[[dict[str, Tensor]], object]) -> None:
+        """Set what `tensors` gave, in the model too.
+
+        Args:
+            names: of what was kept.
+            fill: sets tensors to what was kept under their names.
+        """
         for name, master in zip(self.weights.names, self.weights.masters, strict=True):
-            master.copy_(tensors[f"weight.{name}"])
-            if f"adam.step.{name}" in tensors:
+            if f"adam.step.{name}" in names:
+                # AdamW wants its count of steps where it put it: on the host unless fused.
+                place = master.device if self._fused else "cpu"
                 self.adam.state[master] = {
-                    # AdamW wants its count of steps where it put it: on the host unless fused.
-                    "step": tensors[f"adam.step.{name}"].to(
-                        master.device if self._fused else "cpu", copy=True
-                    ),
-                    "exp_avg": tensors[f"adam.exp_avg.{name}"].to(master.device, copy=True),
-                    "exp_avg_sq": tensors[f"adam.exp_avg_sq.{name}"].to(master.device, copy=True),
+                    "step": torch.zeros((), device=place),
+                    "exp_avg": torch.zeros_like(master, requires_grad=False),
+                    "exp_avg_sq": torch.zeros_like(master, requires_grad=False),
                 }
+        fill(self.tensors())
         self.weights.publish()
 
 
-def gradient_norm(gradients: Sequence[Tensor | None]) -> float:
+def gradient_norm(gradients: Iterable[Tensor | None]) -> float:
     """Euclidean norm over all gradients, summed in double precision."""
     squares = [
         torch.linalg.vector_norm(g, dtype=torch.promote_types(g.dtype, torch.float32))

@@ -42,6 +42,7 @@ LAST = "last"
 COSMETIC_FIELDS = {
     "self_check",
     "graphs",
+    "shard",
     "output_path",
     "data_dir",
     "include_path",

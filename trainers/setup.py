@@ -33,9 +33,10 @@ from softeval.model.embedding import InputEmbedding
 from softeval.model.language_model import BUNDLED_CHECKPOINT, LanguageModel, LogitsDtype, load_model
 from softeval.model.output_head import OutputHead, keep_float32_head_live, last_hidden, output_head
 from softeval.modes import Mode, mode_record
+from softeval.processes import ALONE, Processes
 from softeval.trainers.checkpoints import TrainingRecord
 from softeval.trainers.config import TrainConfig
-from softeval.trainers.optimization import MasterWeights, Optimization, Schedule
+from softeval.trainers.optimization import MasterWeights, Optimization, Schedule, ShardedWeights
 from softeval.trainers.questions import QuestionSet
 
 
@@ -173,19 +174,31 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def make_trainee(config: TrainConfig, lm: LanguageModel) -> Trainee:
+def make_trainee(
+    config: TrainConfig, lm: LanguageModel, processes: Processes = ALONE, shard: bool = False
+) -> Trainee:
     """Adapters and optimizer around a loaded model.
+
+    Args:
+        config: the run.
+        lm: the model.
+        processes: this process and its peers.
+        shard: give each its part of masters, gradients and moments.
 
     Raises:
         UserError: an architecture or option that cannot be trained.
     """
-    head = output_head(lm, config.loss_chunk_size)
     adapters = Adapters(lm.model, config) if config.lora else None
     if config.gradient_checkpointing:
         recompute_activations(lm.model)
     lm.model.eval()  # adapters come in training mode
     check_training_pass(lm)
-    weights = MasterWeights(lm.model, config.master_weights)
+    weights = (
+        ShardedWeights(lm.model, processes)
+        if shard
+        else MasterWeights(lm.model, config.master_weights, processes)
+    )
+    head = output_head(lm, config.loss_chunk_size)
     return Trainee(lm, head, config.mode, weights, _optimization(config, weights), adapters)
 
 

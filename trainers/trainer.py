@@ -14,6 +14,7 @@ import signal
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -88,6 +89,10 @@ def train(config: TrainConfig, *, quiet: bool = False, command: str = "") -> Tra
     accelerator = tracking(config.report_to, folder, device.type == "cpu")
     if config.sequences < processes.size:
         raise UserError(f"{processes.size} processes for {config.sequences} sequences; use fewer")
+    if config.shard == "full" and processes.size == 1:
+        raise UserError(
+            "--shard full is for several processes; start them by torchrun, or leave it out"
+        )
     try:
         held = locked(folder, "training") if processes.is_main else nullcontext()
         with full_disk(folder), held:
@@ -122,7 +127,9 @@ class Trainer:
         self.folder = folder
         self.processes = processes
         seed_everything(config.seed)
-        saved = load_state(folder / run_files.STATES)
+        # One process finds out which state is whole; all read their parts of it.
+        found = load_state(folder / run_files.STATES) if processes.is_main else None
+        saved = processes.from_main(found)
         assert processes.device is not None
         lm = load_for_training(config, processes.device)
         if saved is not None:
@@ -131,7 +138,9 @@ class Trainer:
         self.questions = within_pass_rates(config, self.questions, lm, processes)
         lengths = longest_sequence(config, lm, self.questions)
         needed = check_memory(config, lm, lengths, processes.size)
-        self.trainee = make_trainee(config, lm)
+        known = not isinstance(needed, str)
+        shard = needed.sharded if known else config.shard == "full"
+        self.trainee = make_trainee(config, lm, processes, shard)
         self.record = training_record(config, self.trainee, self.questions, command)
         learner = StagedLearning if config.is_staged else Reinforcement
         self.learner = learner(config, self.trainee, self.questions, processes)
@@ -150,10 +159,16 @@ class Trainer:
                 f"{folder} has {self.state.step} updates behind it; --steps cannot be fewer"
             )
         self._restore(saved)
+        if shard and self.learner.passes.fitted is None:
+            self.learner.passes.fitted = needed.micro_batch if known else 1
         self.screen = make_screen(quiet or not processes.is_main)
         self.display = run_files.TrainProgress(self.screen, config.max_steps, self.state.step)
-        told = needed if isinstance(needed, str) else f"about {needed.peak / GIB:.1f} GiB"
+        told = f"about {needed.peak / GIB:.1f} GiB" if known else needed
         self.screen.note(f"memory needed on each device: {told}")
+        if shard:
+            self.screen.note(
+                f"masters, gradients and moments sharded over {processes.size} processes"
+            )
         for name in () if saved is None else saved.torn:
             self.screen.note(f"{name} is torn; continuing from step {self.state.step}")
         self._settle_best()
@@ -285,17 +300,16 @@ class Trainer:
         """
         self._export(run_files.LAST)
         self.state.micro_batch = self.learner.passes.fitted
-        if self.processes.is_main:
-            tensors = self.trainee.optimization.tensors()
-            states = self.folder / run_files.STATES
-            save_state(states, self.state, tensors, self.config.save_total_limit)
+        tensors = self.trainee.optimization.tensors()
+        states, keep = self.folder / run_files.STATES, self.config.save_total_limit
+        save_state(states, self.state, tensors, keep, self.processes)
         self._saved_step = self.state.step
-        self.processes.wait()
 
     def _restore(self, saved: SavedState | None) -> None:
         """Continue from a state, or from nothing; drop what was written after it."""
         if saved is not None:
-            self.trainee.optimization.restore(saved.tensors)
+            fill = partial(saved.fill, processes=self.processes)
+            self.trainee.optimization.restore(saved.names, fill)
             saved.restore_random()
             self.learner.passes.fitted = saved.state.micro_batch
         if self.processes.is_main:

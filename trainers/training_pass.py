@@ -17,8 +17,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from softeval.errors import UserError
 from softeval.model.language_model import LanguageModel
-from softeval.model.output_head import OutputHead
+from softeval.model.output_head import OutputHead, last_hidden
 from softeval.records import Generation
 from softeval.trainers.algorithms import ALGORITHMS, Algorithm
 from softeval.trainers.losses import (
@@ -100,6 +101,9 @@ class MicroBatched:
     `fitted` is the number of sequences at once that memory allowed. The sums depend on it in their
     last bits, so a continued run must start with it.
 
+    Where weights are sharded each pass sums gradients over the processes, so that all must do equally
+    many: one that has none left does an idle pass, and none may begin anew.
+
     Args:
         lm: the model.
         weights: its master weights; gradients end up there.
@@ -118,16 +122,38 @@ class MicroBatched:
     def in_parts(
         self, chosen: list[int], count: int, work: Callable[[Iterator[list[int]]], Result]
     ) -> Result:
-        """Do the work on the chosen of `count` sequences; anew in smaller parts if memory runs out."""
+        """Do the work on the chosen of `count` sequences; anew in smaller parts if memory runs out.
+
+        Raises:
+            UserError: it runs out where the processes must go together.
+        """
         while True:
             size = self.micro_batch or self._fitting(max(1, count))
+            parts = list(_parts(chosen, size))
+            idle = self.weights.passes(len(parts)) - len(parts)
             try:
-                return work(_parts(chosen, size))
-            except torch.OutOfMemoryError:
+                with self.weights.passing():
+                    found = work(iter(parts))
+                    for _ in range(idle):
+                        self._idle()
+                    return found
+            except torch.OutOfMemoryError as error:
+                if self.weights.is_sharded:
+                    raise UserError(
+                        f"memory ran out in a training pass of {size} sequences; sharded weights need "
+                        f"the same passes everywhere: give --micro-batch-size {max(1, size // 2)}"
+                    ) from error
                 if self.micro_batch is not None or size == 1:
                     raise
             self.weights.clear()
             self.fitted = max(1, size // 2)
+
+    def _idle(self) -> None:
+        """A pass whose gradient is zero in every weight."""
+        ids = torch.zeros(1, 1, dtype=torch.long, device=self.lm.device)
+        hidden = last_hidden(self.lm.model, self.lm.embedding.rows(ids))
+        logits = self.lm.model.get_output_embeddings()(hidden)
+        (0 * (hidden.sum() + logits.sum())).backward()
 
     def _fitting(self, count: int) -> int:
         if self.fitted is None:
@@ -309,10 +335,7 @@ class TrainingPass(MicroBatched):
 
 
 def split_norms(
-    weights: MasterWeights,
-    parts: Mapping[str, Sequence[Tensor]],
-    total: Callable[[Tensor], Tensor] = lambda tensor: tensor,
-    names: Sequence[str] = (),
+    weights: MasterWeights, parts: Mapping[str, Sequence[Tensor]], names: Sequence[str] = ()
 ) -> dict[str, float]:
     """Norm of each part of the gradient and, as "cot", of what is left without them.
 
@@ -321,7 +344,6 @@ def split_norms(
     Args:
         weights: hold the whole gradient, summed over all processes.
         parts: those of `PassResult`.
-        total: sums a tensor over the processes.
         names: of all parts, where this process may have none of one; default: what it has.
     """
     names = names or tuple(parts)
@@ -332,7 +354,7 @@ def split_norms(
         for name in names:
             part = parts.get(name)
             own = torch.zeros_like(master) if part is None else part[number].to(master.device)
-            gradient = total(own)
+            gradient = weights.processes.total(own)
             rest -= gradient
             squares[name] += gradient_norm([gradient]) ** 2
         squares["cot"] += gradient_norm([rest]) ** 2

@@ -54,6 +54,7 @@ def train(
     calm_libraries(bars=False)
     if dry_run:
         say_json(resolved.model_dump(mode="json"))
+        from softeval.processes import Processes
         from softeval.sweeps.estimate import CARD, shape_of, training_cost
         from softeval.trainers.memory import plan_memory
 
@@ -62,7 +63,8 @@ def train(
             cost = training_cost(resolved, shape)
             said = f"{cost.gpu_hours:.2g} hours of one {CARD} at assumed shares of its peak"
             say(f"by arithmetic, not measured: {said}; {cost.bytes / GB:.2g} GB on disk", err=True)
-        say("\n".join(plan_memory(resolved)), err=True)
+        for line in plan_memory(resolved, Processes.here().size):
+            say(line, err=True)
         return 0
     from softeval.processes import Stopped
     from softeval.trainers.trainer import train as run_training

@@ -202,13 +202,13 @@ class StagedLearning:
         loss = 0.0
         if self._lessons:
             loss = self.passes.run(self._lessons, trainee.head, self.mode, tokens)
-        trainee.weights.reduce(self.processes.total)
+        trainee.weights.reduce()
         metrics: Metrics = {
             "loss/text": self.processes.totals({"loss": loss})["loss"],
             "curriculum/stage": float(stage),
             "curriculum/thoughts": sum(x.thoughts for x in lessons) / len(lessons),
             "curriculum/text_tokens": tokens / len(lessons),
-            "gradient/norm": trainee.optimization.norm(),
+            "gradient/norm": trainee.weights.norm(),
         }
         seconds = {"training": time.perf_counter() - started}
         return Update(metrics, cursor + len(lessons), tokens, seconds)

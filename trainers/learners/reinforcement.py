@@ -108,10 +108,10 @@ class Reinforcement:
             plan = PassPlan(self.config.sequences, again=True)
             generations = [r.generation for r in self._drawn.local]
             result = self.passes.run(generations, self._advantages_B, plan, self._weights_B)
-            self.trainee.weights.reduce(self.processes.total)
+            self.trainee.weights.reduce()
             sums = self.processes.totals(result.sums)
             metrics["ratio/clipped"] = sums["clipped"] / max(sums["compared"], 1.0)
-            yield self.trainee.optimization.norm()
+            yield self.trainee.weights.norm()
 
     def keep(self, place: Path) -> None:
         """Write the batch of the last update, in which something went wrong."""
@@ -125,13 +125,13 @@ class Reinforcement:
         plan = PassPlan(
             sequences=config.sequences,
             measure_kl=due(config.kl_steps, step),
-            split=due(config.gradient_split_steps, step),
+            split=due(config.gradient_split_steps, step) and not trainee.weights.is_sharded,
             keep_first=processes.is_main and bool((found_PG == 0).all()),
             keep_log_probs=config.num_iterations > 1,
         )
         generations = [r.generation for r in drawn.local]
         result = self.passes.run(generations, found_B, plan, self._weights_B)
-        trainee.weights.reduce(processes.total)
+        trainee.weights.reduce()
         local = {**result.sums, **rollout_sums(drawn.local), **drawn.drawn_sums}
         sums = processes.totals(local)
         width, noisy = trainee.lm.embedding.width, trainee.mode.is_gaussian
@@ -142,13 +142,13 @@ class Reinforcement:
         metrics: Metrics = {
             **rollout_metrics(sums, drawn),
             **pass_metrics(sums, width, noisy, with_kl),
-            "gradient/norm": trainee.optimization.norm(),
+            "gradient/norm": trainee.weights.norm(),
             **dict.fromkeys(("gradient/cot_norm", "gradient/answer_norm", "gradient/kl_norm")),
         }
         if plan.split:
             # The KL has a part only where it has a gradient; a process may have passed nothing.
             names = ("answer", "kl") if config.beta > 0 else ("answer",)
-            norms = split_norms(trainee.weights, result.parts, processes.total, names)
+            norms = split_norms(trainee.weights, result.parts, names)
             metrics |= {f"gradient/{name}_norm": norm for name, norm in norms.items()}
         return Update(metrics, drawn.cursor, tokens)
 

@@ -1,0 +1,147 @@
+"""Weights sharded over processes by FSDP2, against one process that holds them all."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import CONFIGS, tiny_tokenizer
+from train_cases import (
+    LINEAR,
+    made_generation,
+    relative_distance,
+)
+from transformers import AutoModelForCausalLM
+
+from softeval.model.language_model import LanguageModel, wrap_model
+from softeval.modes import get_mode
+from softeval.processes import ALONE, Processes
+from softeval.trainers.config import make_config
+from softeval.trainers.losses import Policy
+from softeval.trainers.setup import Trainee, make_trainee
+from softeval.trainers.training_pass import PassPlan, TrainingPass
+
+ROOT = Path(__file__).parent.parent
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+SEQUENCES = 7
+CASES: dict[str, dict[str, Any]] = {
+    "hard": {"method": "hard", "max_steps": 20},
+    "soft": {"method": "soft", "max_steps": 20},
+    "fuzzy": {"method": "fuzzy", "temperature": 0.1, "max_steps": 20},
+    "tied": {"method": "soft", "family": "llama_tied"},
+    "experts": {"method": "soft", "family": "mixtral"},
+    "adapters": {"method": "soft", "lora": True, "lora_rank": 2},
+    "recomputed": {"method": "soft", "gradient_checkpointing": True},
+    "penalised": {"method": "hard", "beta": 0.1, "lora": True, "lora_rank": 2},
+    "bfloat16": {"method": "soft", "dtype": "bfloat16"},
+}
+TOLERANCE = {"bfloat16": 2e-2}
+"""Of gradients and of where updates lead, relative; float32 sums in another order elsewhere."""
+
+
+def environment() -> dict[str, str]:
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def together(processes: int, *arguments: str | Path, timeout: int = 600) -> None:
+    """Run a program in several processes."""
+    command = [sys.executable, *LAUNCHER, str(processes), *map(str, arguments)]
+    subprocess.run(command, env=environment(), check=True, timeout=timeout)
+
+
+# --- Gradients and updates, in one launch for all cases ------------------------------------------
+
+
+def case_model(family: str, dtype: str) -> LanguageModel:
+    torch.manual_seed(0)
+    precision = getattr(torch, dtype)
+    model = AutoModelForCausalLM.from_config(CONFIGS[family](), dtype=precision).eval()
+    return wrap_model(model, tiny_tokenizer(), f"tiny-{family}", self_check=False)
+
+
+def case_trainee(case: dict[str, Any], processes: Processes, shard: bool) -> tuple[Trainee, Any]:
+    family = case.get("family", "llama")
+    options = {name: value for name, value in case.items() if name != "family"}
+    config = make_config({"max_steps": 3, **options, **LINEAR, "warmup_steps": 0})
+    lm = case_model(family, case.get("dtype", "float32"))
+    trainee = make_trainee(config, lm, processes, shard)
+    policy = Policy(get_mode(f"{config.method}_sample"))
+    from softeval.trainers.learners.reinforcement import _reference
+
+    passes = TrainingPass(
+        lm,
+        trainee.head,
+        trainee.weights,
+        policy,
+        micro_batch=1,
+        reference=_reference(config, trainee) if config.beta else None,
+        beta=config.beta,
+    )
+    return trainee, passes
+
+
+def updated(trainee: Trainee, passes: Any, processes: Processes) -> list[list[torch.Tensor]]:
+    """The whole gradient of the first update, and the weights after the last."""
+    found: list[list[torch.Tensor]] = []
+    before = [m.detach().clone() for m in trainee.weights.parameters]
+    for step in range(trainee.optimization.schedule.max_steps):
+        lengths = [(2, 3 + n, 1, 1 + n % 3) for n in range(SEQUENCES)]
+        made = [made_generation(trainee.lm, x, step, n) for n, x in enumerate(lengths)]
+        advantages = [0.0 if n % 2 and n < 5 else n - 2.5 for n in range(SEQUENCES)]
+        mine = torch.tensor(processes.share(advantages))
+        passes.run(processes.share(made), mine, PassPlan(SEQUENCES))
+        trainee.weights.reduce()
+        norm = trainee.weights.norm()
+        if not found:
+            found.append([whole(m.grad) for m in trainee.weights.masters])
+        trainee.optimization.step(step, norm)
+    after = trainee.weights.parameters
+    return [*found, [one - other for one, other in zip(after, before, strict=True)]]
+
+
+def whole(tensor: Any) -> torch.Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.clone()
+
+
+def compare_cases(output: Path) -> None:
+    processes = Processes.joined(torch.device("cpu"))
+    found = {}
+    for name, case in CASES.items():
+        sharded = case_trainee(case, processes, True)
+        held = [m.to_local().numel() for m in sharded[0].weights.masters]  # type: ignore[union-attr]
+        one = updated(*sharded, processes)
+        other = updated(*case_trainee(case, ALONE, False), ALONE)
+        distances = [relative_distance(a, b) for a, b in zip(one, other, strict=True)]
+        share = processes.gathered(sum(held) / sum(m.numel() for m in sharded[0].weights.masters))
+        state = sharded[0].lm.model.state_dict()
+        kinds = {type(tensor).__name__ for tensor in state.values()}
+        found[name] = {"distances": distances, "held": share, "kinds": sorted(kinds)}
+    if processes.is_main:
+        output.write_text(json.dumps(found))
+    processes.leave()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_gradients_and_twenty_updates_are_those_of_one_process(
+    tmp_path: Path, processes: int
+) -> None:
+    """Passes of one sequence, of which the processes have differently many."""
+    together(processes, __file__, tmp_path / "found.json")
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found.keys() == CASES.keys()
+    for name, case in found.items():
+        assert max(case["distances"]) < TOLERANCE.get(name, 1e-4), name
+        assert sum(case["held"]) == pytest.approx(1) and max(case["held"]) < 1.3 / processes
+        assert case["kinds"] == ["Tensor"], "a state is whole, and an ordinary one"
+
+
+if __name__ == "__main__":
+    compare_cases(Path(sys.argv[1]))
