@@ -30,9 +30,9 @@ from softeval.tasks.data import DatasetSource, Origin
 from softeval.tasks.problems import Problem
 from softeval.trainers.config import TrainConfig, make_config
 from softeval.trainers.learners.reinforcement import Reinforcement
-from softeval.trainers.memory import GIB, check_memory, longest_sequence
+from softeval.trainers.memory import GIB, check_memory
 from softeval.trainers.metrics import peak_memory
-from softeval.trainers.questions import QuestionSet, TrainingQuestion
+from softeval.trainers.questions import QuestionSet, TrainingQuestion, longest_sequence
 from softeval.trainers.rollout import StepRollouts
 from softeval.trainers.setup import disable_dropout, make_trainee
 

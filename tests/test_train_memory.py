@@ -18,6 +18,7 @@ from train_cases import save_tiny, tiny_config
 from transformers import DynamicCache, LlamaConfig, Qwen2Config
 
 from softeval.cli.main import run
+from softeval.cli.memory import plan_memory
 from softeval.cli.recipes import find_recipe, read_recipes
 from softeval.errors import UserError
 from softeval.model.output_head import last_hidden
@@ -26,13 +27,12 @@ from softeval.trainers import memory
 from softeval.trainers.config import METHODS, TrainConfig, make_config
 from softeval.trainers.memory import (
     GIB,
-    Lengths,
     MemoryModel,
     device_memory,
-    plan_memory,
     require_memory,
 )
 from softeval.trainers.meta_model import position_bytes, saved_bytes
+from softeval.trainers.questions import Lengths
 
 PUBLISHED: dict[str, Any] = {
     "llama-3.2-3b": lambda: LlamaConfig(

@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from softeval.errors import UserError
@@ -39,7 +38,6 @@ from softeval.processes import ALONE, Processes
 from softeval.runs.rundir import TRAINING_FILE
 from softeval.tasks.catalogue import task_catalogue
 from softeval.trainers.config import CURRICULUM
-from softeval.trainers.rollout import Rollout
 
 if TYPE_CHECKING:
     from softeval.trainers.setup import Adapters
@@ -394,29 +392,3 @@ def _license(lm: LanguageModel) -> str | None:
     except (OSError, IndexError, KeyError, TypeError, UnicodeDecodeError, yaml.YAMLError):
         return None
     return str(found)
-
-
-def save_failure(place: Path, rollouts: Sequence[Rollout], advantages: Sequence[float]) -> None:
-    """Write texts, rewards and advantages as JSON, token ids and fed vectors as safetensors."""
-    with replacing_directory(place) as partial:
-        tensors: dict[str, Tensor] = {}
-        for number, rollout in enumerate(rollouts):
-            g = rollout.generation
-            ids = {"prompt": g.prompt_ids, "shadow": g.shadow_ids, "answer": g.answer_ids}
-            ids["prefill"] = g.prefill_ids
-            tensors |= {f"{number}.{name}": torch.as_tensor(value) for name, value in ids.items()}
-            if g.inputs is not None:
-                tensors[f"{number}.inputs"] = g.inputs
-        save_file(tensors, str(partial / "batch.safetensors"))
-        rows = [
-            {
-                "question": rollout.question.problem.question,
-                "target": rollout.question.problem.target,
-                "text": rollout.generation.text,
-                "reward": rollout.reward,
-                "advantage": advantage,
-            }
-            for rollout, advantage in zip(rollouts, advantages, strict=True)
-        ]
-        text = json.dumps(rows, indent=2, ensure_ascii=False)
-        (partial / "batch.json").write_text(text + "\n", encoding="utf-8")

@@ -19,35 +19,23 @@ import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from softeval.errors import UserError
-from softeval.model.checkpoint import read_config, torch_device
+from softeval.model.checkpoint import torch_device
 from softeval.model.feeding import tiled
-from softeval.model.language_model import BUNDLED_CHECKPOINT, LanguageModel
+from softeval.model.language_model import LanguageModel
 from softeval.model.mends import long_rope_limit
 from softeval.model.output_head import CHUNK_ELEMENTS
-from softeval.model.stopping import check_context
 from softeval.model.weights import meta_model
 from softeval.trainers.config import TrainConfig
 from softeval.trainers.meta_model import position_bytes, saved_bytes, tensors_of
-from softeval.trainers.questions import QuestionSet
+from softeval.trainers.questions import Lengths
 from softeval.trainers.setup import Adapters, recompute_activations
 
 GIB = 2**30
-ASSUMED_PROMPT, ASSUMED_PREFILL = 256, 8
-"""Tokens, where no tokenizer tells."""
 LIBRARIES = 32 * 2**20
 """What torch and the interpreter take beside all tensors once a run is under way."""
 MOST_DEVICES = 64
 USABLE = {"cuda": 0.95}
 """Share of a device's memory that tensors can have: the driver's context and gaps take the rest."""
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """Positions of the longest sequence: its prompt, its CoT's cap, and all together."""
-
-    prompt: int
-    cot: int
-    total: int
 
 
 @dataclass(frozen=True)
@@ -326,21 +314,6 @@ def smallest_number(memory: MemoryModel, limit: int) -> int | None:
     return None
 
 
-def device_table(memory: MemoryModel, limit: int | None) -> list[str]:
-    """Estimates for several numbers of devices, for people."""
-    lines = [f"{'devices':>8}{'weights':>10}{'GiB on each':>13}"]
-    for number in (1, 2, 4, 8):
-        if number > memory.config.sequences:
-            break
-        found = fitting(memory.among(number), limit)
-        way = "sharded" if found.sharded else "whole"
-        little = "" if limit is None or found.peak <= limit else "  more than there is"
-        lines.append(f"{number:>8}{way:>10}{found.peak / GIB:13.1f}{little}")
-    if limit is not None:
-        lines.append(f"smallest number that fits: {smallest_number(memory, limit) or 'none'}")
-    return lines
-
-
 _SAVINGS: tuple[tuple[str, Any, str], ...] = (
     ("gradient_checkpointing", True, "--gradient-checkpointing"),
     ("kl_steps", 0, "--kl-steps 0"),
@@ -367,19 +340,6 @@ def _remedy(memory: MemoryModel, limit: int) -> str:
     return larger if memory.config.lora else f"give --lora, or {larger}"
 
 
-def longest_sequence(config: TrainConfig, lm: LanguageModel, questions: QuestionSet) -> Lengths:
-    """Lengths of the longest sequence; questions that do not fit the context are refused.
-
-    Raises:
-        UserError: naming what is needed.
-    """
-    asked = (*questions.train, *questions.validation)
-    prompts = [(len(q.prompt_ids), "training", q.index) for q in asked]
-    check_context(prompts, config.limits, lm, "or set --max-prompt-tokens")
-    longest = max(prompts)[0]
-    return Lengths(longest, config.cot_cap, longest + config.limits.room(lm))
-
-
 def check_memory(
     config: TrainConfig, lm: LanguageModel, lengths: Lengths, processes: int
 ) -> Estimate | str:
@@ -389,13 +349,13 @@ def check_memory(
         UserError: more than there is, with what would fit.
     """
     make = partial(meta_model, lm.model.config, lm.dtype, config.trust_remote_code)
-    memory = _modelled(make, config, lengths, lm.device.type, processes)
+    memory = modelled(make, config, lengths, lm.device.type, processes)
     if isinstance(memory, str):
         return memory
     return require_memory(memory, device_memory(lm.device, config.device_memory))
 
 
-def _modelled(
+def modelled(
     make: Callable[[], Any], config: TrainConfig, lengths: Lengths, kind: str, processes: int = 1
 ) -> MemoryModel | str:
     """Estimates of the model that is made; or why there are none, on one line."""
@@ -420,44 +380,6 @@ def device_memory(device: torch.device, given: float | None) -> int | None:
     return psutil.virtual_memory().total
 
 
-def plan_memory(config: TrainConfig, processes: int = 1) -> Iterator[str]:
-    """The estimate of a run of which nothing but its configuration is at hand, for people, by lines.
-
-    Raises:
-        UserError: it does not fit the devices, said last; or there is no such checkpoint or device.
-    """
-    prompt = config.max_prompt_tokens or ASSUMED_PROMPT
-    rest = config.cot_cap + ASSUMED_PREFILL + config.max_answer_tokens
-    lengths = Lengths(prompt, config.cot_cap, prompt + rest)
-    device = _planned_device(config.device)
-    memory = _modelled(partial(planned_model, config), config, lengths, device.type, processes)
-    if isinstance(memory, str):
-        yield f"memory not estimated: {memory}"
-        return
-    total = device_memory(device, config.device_memory)
-    limit = usable(memory, total)
-    of = "" if total is None else f" of {total / GIB:.1f}"
-    yield f"devices ({device.type}{of} GiB), prompts of {prompt} tokens:"
-    yield from device_table(memory, limit)
-    found = require_memory(memory, total)
-    yield f"on each of {processes}:" if processes > 1 else "on one:"
-    yield from found.lines()
-    yield f"highest: {found.peak / GIB:.1f}{of} GiB"
-
-
-def _planned_device(name: str) -> torch.device:
+def planned_device(name: str) -> torch.device:
     """The device that a run would take; a card need not be here yet."""
     return torch.device("cuda") if name.startswith("cuda") else torch_device(name)
-
-
-def planned_model(config: TrainConfig) -> Any:
-    """The model of a run on the meta device, from its config.json alone.
-
-    Raises:
-        UserError: what `load_model` raises for it.
-    """
-    options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    found = read_config(config.model or BUNDLED_CHECKPOINT, options)
-    own = getattr(found, "dtype", None) or torch.float32
-    dtype = own if config.dtype == "auto" else getattr(torch, config.dtype)
-    return meta_model(found, dtype, config.trust_remote_code)

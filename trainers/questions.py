@@ -24,6 +24,8 @@ import numpy as np
 
 from softeval.errors import UserError
 from softeval.model.chat import example_hash, render_chat
+from softeval.model.language_model import LanguageModel
+from softeval.model.stopping import check_context
 from softeval.scoring.judge import Item, ScoreKind
 from softeval.tasks.arithmetic import ArithmeticProblem
 from softeval.tasks.catalogue import Benchmark, bare_file, find_benchmarks
@@ -112,6 +114,28 @@ class QuestionSet:
         dropped += [f"{odd} too easy or too hard"] * bool(odd)
         left_out = f"; dropped: {', '.join(dropped)}" if dropped else ""
         return f"{len(self.train)} training and {len(self.validation)} held-out questions{left_out}"
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Positions of the longest sequence: its prompt, its CoT's cap, and all together."""
+
+    prompt: int
+    cot: int
+    total: int
+
+
+def longest_sequence(config: TrainConfig, lm: LanguageModel, questions: QuestionSet) -> Lengths:
+    """Lengths of the longest sequence; questions that do not fit the context are refused.
+
+    Raises:
+        UserError: naming what is needed.
+    """
+    asked = (*questions.train, *questions.validation)
+    prompts = [(len(q.prompt_ids), "training", q.index) for q in asked]
+    check_context(prompts, config.limits, lm, "or set --max-prompt-tokens")
+    longest = max(prompts)[0]
+    return Lengths(longest, config.cot_cap, longest + config.limits.room(lm))
 
 
 class DataOrder:

@@ -29,9 +29,11 @@ from torch.utils.checkpoint import checkpoint
 
 from softeval.environment import package_versions
 from softeval.errors import UserError
+from softeval.model.checkpoint import read_config
 from softeval.model.embedding import InputEmbedding
 from softeval.model.language_model import BUNDLED_CHECKPOINT, LanguageModel, LogitsDtype, load_model
 from softeval.model.output_head import OutputHead, keep_float32_head_live, last_hidden, output_head
+from softeval.model.weights import meta_model
 from softeval.modes import Mode, mode_record
 from softeval.processes import ALONE, Processes
 from softeval.trainers.checkpoints import TrainingRecord
@@ -85,6 +87,19 @@ def load_for_training(config: TrainConfig, device: torch.device) -> LanguageMode
     disable_dropout(lm.model)
     _ = lm.embedding.rms  # measured once: σ stays what it is now while E is trained
     return lm
+
+
+def planned_model(config: TrainConfig) -> Any:
+    """The model of a run on the meta device, from its config.json alone.
+
+    Raises:
+        UserError: what `load_model` raises for it.
+    """
+    options = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    found = read_config(config.model or BUNDLED_CHECKPOINT, options)
+    own = getattr(found, "dtype", None) or torch.float32
+    dtype = own if config.dtype == "auto" else getattr(torch, config.dtype)
+    return meta_model(found, dtype, config.trust_remote_code)
 
 
 def keep_embedding_size(lm: LanguageModel, rms: float) -> None:

@@ -40,9 +40,9 @@ from softeval.trainers.config import TrainConfig
 from softeval.trainers.learners.curriculum import StagedLearning
 from softeval.trainers.learners.difficulty import within_pass_rates
 from softeval.trainers.learners.reinforcement import Reinforcement
-from softeval.trainers.memory import GIB, check_memory, longest_sequence
+from softeval.trainers.memory import GIB, check_memory
 from softeval.trainers.metrics import Metrics, is_finite, peak_memory, time_metrics
-from softeval.trainers.questions import QuestionSet, load_questions
+from softeval.trainers.questions import QuestionSet, load_questions, longest_sequence
 from softeval.trainers.rollout import validate
 from softeval.trainers.setup import (
     keep_embedding_size,

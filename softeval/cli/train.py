@@ -54,9 +54,9 @@ def train(
     calm_libraries(bars=False)
     if dry_run:
         say_json(resolved.model_dump(mode="json"))
+        from softeval.cli.memory import plan_memory
         from softeval.processes import Processes
         from softeval.sweeps.estimate import CARD, shape_of, training_cost
-        from softeval.trainers.memory import plan_memory
 
         shape = shape_of(resolved.model)
         if shape is not None:

@@ -10,19 +10,21 @@ Shapes: P questions, G samples of each; B sequences of this process.
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from softeval.files import replacing_directory
 from softeval.model.output_head import output_head
 from softeval.modes import Mode
 from softeval.options import fixed_size
 from softeval.processes import Processes
 from softeval.trainers.algorithms import make_algorithm
-from softeval.trainers.checkpoints import save_failure
 from softeval.trainers.config import TrainConfig
 from softeval.trainers.losses import Policy, Reduction, Reference
 from softeval.trainers.metrics import (
@@ -36,6 +38,7 @@ from softeval.trainers.metrics import (
 from softeval.trainers.questions import DataOrder, QuestionSet
 from softeval.trainers.rollout import (
     RECORDED_TOP,
+    Rollout,
     RolloutCollector,
     StepRollouts,
     greedy_mode,
@@ -116,7 +119,7 @@ class Reinforcement:
     def keep(self, place: Path) -> None:
         """Write the batch of the last update, in which something went wrong."""
         assert self._drawn is not None
-        save_failure(place, self._drawn.local, self._advantages_B.tolist())
+        _save_batch(place, self._drawn.local, self._advantages_B.tolist())
 
     def _differentiate(
         self, step: int, drawn: StepRollouts, found_PG: Tensor, found_B: Tensor
@@ -188,3 +191,29 @@ def _reference(config: TrainConfig, trainee: Trainee) -> Reference | None:
     copy = load_for_training(config, trainee.lm.device)
     copy.model.requires_grad_(False)
     return Reference(copy, output_head(copy, config.loss_chunk_size))
+
+
+def _save_batch(place: Path, rollouts: Sequence[Rollout], advantages: Sequence[float]) -> None:
+    """Write texts, rewards and advantages as JSON, token ids and fed vectors as safetensors."""
+    with replacing_directory(place) as partial:
+        tensors: dict[str, Tensor] = {}
+        for number, rollout in enumerate(rollouts):
+            g = rollout.generation
+            ids = {"prompt": g.prompt_ids, "shadow": g.shadow_ids, "answer": g.answer_ids}
+            ids["prefill"] = g.prefill_ids
+            tensors |= {f"{number}.{name}": torch.as_tensor(value) for name, value in ids.items()}
+            if g.inputs is not None:
+                tensors[f"{number}.inputs"] = g.inputs
+        save_file(tensors, str(partial / "batch.safetensors"))
+        rows = [
+            {
+                "question": rollout.question.problem.question,
+                "target": rollout.question.problem.target,
+                "text": rollout.generation.text,
+                "reward": rollout.reward,
+                "advantage": advantage,
+            }
+            for rollout, advantage in zip(rollouts, advantages, strict=True)
+        ]
+        text = json.dumps(rows, indent=2, ensure_ascii=False)
+        (partial / "batch.json").write_text(text + "\n", encoding="utf-8")
