@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from tiny import CONFIGS, tiny_tokenizer
 from train_cases import (
     LINEAR,
+    METHODS,
+    MOVING,
     made_generation,
+    moved_apart,
+    read_metrics,
     relative_distance,
+    run,
+    save_tiny,
+    timeless,
+    tiny_config,
+    weights,
 )
 from transformers import AutoModelForCausalLM
 
-from softeval.model.language_model import LanguageModel, wrap_model
+from softeval.errors import UserError
+from softeval.model.language_model import LanguageModel, load_model, wrap_model
 from softeval.modes import get_mode
 from softeval.processes import ALONE, Processes
+from softeval.trainers.checkpoints import load_state
 from softeval.trainers.config import make_config
+from softeval.trainers.learners.reinforcement import _reference
 from softeval.trainers.losses import Policy
 from softeval.trainers.setup import Trainee, make_trainee
 from softeval.trainers.training_pass import PassPlan, TrainingPass
@@ -73,8 +88,6 @@ def case_trainee(case: dict[str, Any], processes: Processes, shard: bool) -> tup
     lm = case_model(family, case.get("dtype", "float32"))
     trainee = make_trainee(config, lm, processes, shard)
     policy = Policy(get_mode(f"{config.method}_sample"))
-    from softeval.trainers.learners.reinforcement import _reference
-
     passes = TrainingPass(
         lm,
         trainee.head,
@@ -141,6 +154,70 @@ def test_gradients_and_twenty_updates_are_those_of_one_process(
         assert max(case["distances"]) < TOLERANCE.get(name, 1e-4), name
         assert sum(case["held"]) == pytest.approx(1) and max(case["held"]) < 1.3 / processes
         assert case["kinds"] == ["Tensor"], "a state is whole, and an ordinary one"
+
+
+# --- Whole runs ----------------------------------------------------------------------------------
+
+
+def arguments(folder: Path, **options: Any) -> list[str]:
+    """Command line of a run."""
+    values = tiny_config(output_path=str(folder), **options)
+    given = ["--report-to", "none", "--quiet"]
+    for name, value in values.model_dump(mode="json", exclude_defaults=True).items():
+        if not isinstance(value, list):
+            given += ["--" + name.replace("_", "-"), str(value)]
+    return ["-m", "softeval", "train", *given]
+
+
+@pytest.mark.slow
+def test_a_sharded_run_is_killed_and_goes_on_in_other_numbers(tmp_path: Path) -> None:
+    """Two processes sharded, one alone, then four: together what one does that is left alone."""
+    options = METHODS["soft"] | LINEAR | MOVING["soft"] | {"kl_steps": 0}
+    options |= {"max_steps": 6, "save_steps": 1, "gradient_split_steps": 0}
+    model = str(save_tiny(tmp_path / "model"))
+    run(tmp_path / "whole", **options, model=model)
+    sharded = arguments(tmp_path / "run", **options, model=model, shard="full")
+    command = [sys.executable, *LAUNCHER, "2", *sharded]
+    process = subprocess.Popen(command, env=environment())
+    state = tmp_path / "run" / "state"
+    deadline = time.monotonic() + 400
+    while not list(state.glob("step-*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(random.Random(0).random())
+    for part in (*psutil.Process(process.pid).children(recursive=True), process):
+        part.kill()
+    process.wait()
+    kept = load_state(state)
+    assert kept is not None and 1 <= kept.state.step < 6
+    with pytest.raises(UserError, match="for several processes"):
+        run(tmp_path / "run", **options, model=model, shard="full")
+    alone = tmp_path / "alone"
+    subprocess.run(["cp", "-r", str(tmp_path / "run"), str(alone)], check=True)
+    run(alone, **options, model=model)
+    together(4, *sharded)
+    start = load_model(model).model.state_dict()
+    for folder in (alone, tmp_path / "run"):
+        assert [line["step"] for line in read_metrics(folder)] == list(range(7))
+        for mine, theirs in zip(timeless(folder), timeless(tmp_path / "whole"), strict=True):
+            known = {name: value for name, value in theirs.items() if value is not None}
+            found = {name: value for name, value in mine.items() if value is not None}
+            assert found == pytest.approx(known, rel=1e-3, abs=1e-4)
+        assert moved_apart(folder / "last", tmp_path / "whole" / "last", start) < 1e-3
+        assert {t.dtype for t in weights(folder / "last").values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"method": "coconut", "num_generations": 1}, "passes of its own"),
+        ({"master_weights": False}, "--no-master-weights"),
+        ({"gradient_split_steps": 5}, "not measured on sharded"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        make_config({"shard": "full", **options})
 
 
 if __name__ == "__main__":
