@@ -141,9 +141,8 @@ class ShardedWeights(MasterWeights):
             )
         _shard(model, processes, *dtypes)
         masters = list(_trained(model).values())
-        with (
-            torch.no_grad()
-        ):  # the first pass gathers all weights, and shows FSDP its outermost module
+        # The first pass gathers all weights, and shows FSDP its outermost module.
+        with torch.no_grad():
             model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=processes.device))
         super().__init__(model, False, processes)
         self.masters = masters
