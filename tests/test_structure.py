@@ -16,8 +16,8 @@ LONGEST_FUNCTION = 80
 MEDIAN_FUNCTION = 9
 FILES_A_ROOM = 16
 LARGER_ROOMS = {"trainers": 17, "reports.sections": 18, "model": 17}
-HOUSE_FILES = 205
-HOUSE_LINES = 39_400
+HOUSE_FILES = 200
+HOUSE_LINES = 39_200
 """What the house has reached; both only ever go down for the same features."""
 
 

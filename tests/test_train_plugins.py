@@ -223,7 +223,7 @@ def test_questions_too_easy_or_too_hard_are_left_out_and_measured_once(
     (folder,) = (path for path in Path("runs").iterdir() if path.is_dir())
     samples = load_run(folder).samples(["doc_id", "correct", "mode"])
     assert len(samples) == len(asked.train) * 4 and set(samples["mode"]) == {"soft_sample"}
-    counts = samples.groupby("doc_id")["correct"].sum()
+    counts: dict[int, int] = dict(samples.groupby("doc_id")["correct"].sum().items())  # type: ignore[arg-type]
     expected = [q.index for n, q in enumerate(asked.train) if 1 <= counts[n] <= 3]
     assert [q.index for q in kept.train] == expected and 0 < len(expected) < len(asked.train)
     assert kept.too_easy_or_hard == len(asked.train) - len(expected)
