@@ -10,7 +10,15 @@ import pytest
 import torch
 from scipy.stats import kstest
 
-from softeval.decoding.randomness import AHEAD, NoiseFeed, SampleRandomness, Stream, philox
+from softeval.decoding import randomness
+from softeval.decoding.randomness import (
+    AHEAD,
+    WIDEST_AHEAD,
+    NoiseFeed,
+    SampleRandomness,
+    Stream,
+    philox,
+)
 from softeval.modes import Draws, Randomness
 from softeval.records import SampleKey
 
@@ -145,6 +153,21 @@ def test_a_feed_gives_each_row_the_numbers_of_its_own_step(kind, width, ahead):
     rows[1] = source(doc_id=6)  # the next sample of the place, while numbers drawn ahead are left
     feed.begin([1], [rows[1]])
     check([22, 0, 23])
+
+
+def test_numbers_as_wide_as_a_vocabulary_are_drawn_step_by_step(monkeypatch):
+    drawn, own = [], randomness.normals
+
+    def counted(keys, steps, *args):
+        drawn.append(len(steps))
+        return own(keys, steps, *args)
+
+    monkeypatch.setattr(randomness, "normals", counted)
+    for width, steps in ((4, AHEAD), (WIDEST_AHEAD + 1, 1)):
+        feed = NoiseFeed(Draws(Randomness.NORMAL, width), 16, CPU)
+        feed.begin([0], [source()])
+        feed.read(torch.tensor([0]))
+        assert drawn.pop() == steps
 
 
 def test_a_mode_without_randomness_reads_nothing():

@@ -27,6 +27,7 @@ from softeval.records import SampleKey
 
 AHEAD = 16
 """Steps drawn at once where a pass is a few small operations and drawing would be as many again."""
+WIDEST_AHEAD = 2**14  # numbers a step; those of a vocabulary, drawn ahead, would fill gigabytes
 ROUNDS = 10
 _WORD = 0xFFFFFFFF
 
@@ -133,7 +134,7 @@ class NoiseFeed:
     ) -> None:
         self._draws = draws
         self._stream = stream
-        self._ahead = ahead
+        self._ahead = ahead if draws.width <= WIDEST_AHEAD else 0
         self._device = device
         self._keys_B3 = torch.zeros(batch, 3, dtype=torch.long, device=_home(device))
         self._first_B = torch.full((batch,), -AHEAD, device=_home(device))
