@@ -169,6 +169,7 @@ def test_the_best_is_never_of_updates_done_anew(
     """Killed around its export; the second time the updates are not as good, as on a GPU."""
     options = {"model": str(save_tiny(tmp_path / "model")), "max_steps": 3, "save_steps": 100}
     options |= {"eval_steps": 1, "num_generations": 2, "prompts_per_step": 1}
+    options |= {"validation_modes": "none"}
     plain_export, owner = trainer.Trainer._export, trainer.Trainer if site == "_export" else trainer
 
     def scripted(*successes: float) -> Any:
@@ -205,6 +206,7 @@ def test_a_best_beyond_a_torn_state_is_chosen_anew(
 ) -> None:
     options = {"model": str(save_tiny(tmp_path / "model")), "max_steps": 3, "save_steps": 1}
     options |= {"eval_steps": 1, "num_generations": 2, "prompts_per_step": 1}
+    options |= {"validation_modes": "none"}
     left = iter([0.3, 0.1, 0.2, 0.9, 0.1, 0.15])
     monkeypatch.setattr(trainer, "validate", lambda *_: Validation(next(left), 0.0, 0.0, 0.0))
     run(tmp_path / "run", **options)

@@ -152,7 +152,7 @@ def test_gradients_and_twenty_updates_are_those_of_one_process(
     assert found.keys() == CASES.keys()
     for name, case in found.items():
         assert max(case["distances"]) < TOLERANCE.get(name, 1e-4), name
-        assert sum(case["held"]) == pytest.approx(1) and max(case["held"]) < 1.3 / processes
+        assert sum(case["held"]) == pytest.approx(1) and max(case["held"]) < 1 / processes + 0.15
         assert case["kinds"] == ["Tensor"], "a state is whole, and an ordinary one"
 
 
