@@ -51,7 +51,7 @@ check: .venv/installed ## lint, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-quick: .venv/installed ## unit tests, two minutes on two cores
+quick: .venv/installed ## unit tests, under two minutes on two cores
 	$(TEST_ENV) $(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow and not browser'
 
 slow: .venv/installed ## tests that run processes, browsers and whole evaluations
