@@ -6,6 +6,8 @@ tested is everything around it: which slots a row reads, windows, grouped heads,
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from test_static_step import tiny_lm
@@ -87,6 +89,27 @@ def test_heads_that_the_kernel_does_not_take_go_under_the_mask(calls):
 class _Grouped(torch.nn.Module):
     num_key_value_groups = 2
     is_causal = True
+
+
+@pytest.mark.parametrize(
+    ("changed", "wanted"),
+    [
+        ({}, True),
+        ({"device": torch.device("cpu")}, False),
+        ({"dtype": torch.float32}, False),
+        ({"hf_device_map": {}}, False),
+        ({"_attn_implementation": "eager"}, False),
+        ({"attention_chunk_size": 8192}, False),
+    ],
+)
+def test_who_is_read_by_length(changed, wanted):
+    """Half precision on CUDA; not chunks, which a layer knows from its mask alone (Llama 4)."""
+    config = SimpleNamespace(_attn_implementation="sdpa")
+    config.get_text_config = lambda: config
+    model = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, config=config)
+    for name, value in changed.items():
+        setattr(config if name.startswith(("a", "_")) else model, name, value)
+    assert slot_attention.reads_lengths(model) is wanted
 
 
 def test_a_pass_outside_leaves_no_trace(calls):

@@ -48,12 +48,16 @@ _PASS = _Pass()
 
 
 def reads_lengths(model: Any) -> bool:
-    """Whether a model's layers can be read by length."""
+    """Whether a model's layers can be read by length.
+
+    Layers that see chunks (Llama 4) tell it by their mask alone, so these models keep their masks.
+    """
     return (
         model.device.type == "cuda"
         and not hasattr(model, "hf_device_map")
         and model.dtype in (torch.float16, torch.bfloat16)
         and model.config.get_text_config()._attn_implementation == "sdpa"
+        and getattr(model.config.get_text_config(), "attention_chunk_size", None) is None
     )
 
 
