@@ -103,6 +103,17 @@ def by_softeval(lm: LanguageModel, questions: int, mode: str) -> int:
     return sum(len(g.shadow_ids) for g in decoder.run(asked))
 
 
+SAMPLING = {
+    "do_sample": True,
+    "top_k": 0,
+    "top_p": 1.0,
+    "temperature": 1.0,
+    "num_return_sequences": SAMPLES,
+    "max_new_tokens": CAP,
+}
+"""Plain sampling, as transformers is asked for it."""
+
+
 def by_generate(lm: LanguageModel, questions: int) -> int:
     """The same with transformers: one call a prompt, num_return_sequences samples."""
     total = 0
@@ -110,12 +121,7 @@ def by_generate(lm: LanguageModel, questions: int) -> int:
     for prompt in prompts(lm, questions):
         out = lm.model.generate(
             torch.tensor([prompt], device=lm.device),
-            do_sample=True,
-            top_k=0,
-            top_p=1.0,
-            temperature=1.0,
-            num_return_sequences=SAMPLES,
-            max_new_tokens=CAP,
+            **SAMPLING,
         )[:, PROMPT:]
         ended = torch.isin(out, ends)
         total += int(torch.where(ended.any(1), ended.int().argmax(1) + 1, out.shape[1]).sum())
@@ -126,12 +132,7 @@ def by_batches(lm: LanguageModel, questions: int) -> int:
     """The same with transformers' continuous batching."""
     asked = prompts(lm, questions)
     config = GenerationConfig(
-        do_sample=True,
-        top_k=0,
-        top_p=1.0,
-        temperature=1.0,
-        num_return_sequences=SAMPLES,
-        max_new_tokens=CAP,
+        **SAMPLING,
         eos_token_id=sorted(lm.eos_ids),
         pad_token_id=0,
     )
