@@ -232,9 +232,19 @@ class Stored(LM):
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
         """The score of each continuation."""
-        found = [self.store.get_likelihood(*choice_key(request)) for request in requests]
-        return [score for score in found if score is not None]
+        scores = []
+        for request in requests:
+            score = self.store.get_likelihood(*choice_key(request))
+            assert score is not None, "shards that lack a score are refused before"
+            scores.append(score)
+        return scores
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> Any:
-        """No task asks for it."""
-        raise NotImplementedError
+        """Shards keep none of it.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            "shards keep no rolling log-likelihoods; evaluate perplexity without --shard"
+        )
