@@ -177,7 +177,7 @@ def test_seeds_become_one_arm_and_the_base_comes_first(tmp_path):
     folders = write_family(tmp_path, seeds=2, questions=4, samples=2, positions=8)
     arms = measure([(None, f) for f in reversed(folders)])
     assert [(a.method, a.seeds) for a in arms.arms] == [
-        ("base", 1), ("hard", 2), ("fuzzy", 2), ("soft", 2),
+        ("base", 1), ("hard", 2), ("soft", 2), ("fuzzy", 2),
     ]  # fmt: skip
     assert [c.train_seed for c in arms.arms[1].checkpoints] == [0, 1]
     assert len(arms.groups) == 1

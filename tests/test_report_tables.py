@@ -56,7 +56,7 @@ def test_main_table_prints_the_crossed_means(arms):
         ("hard_greedy", 1), ("hard_sample", 1), ("hard_sample", 8), ("soft_sample", 1), ("soft_sample", 8),
     )  # fmt: skip
     soft = next(row for row in main.table.rows if row[0].text == "soft")
-    cells = [c.cells["arithmetic", "hard_sample"] for c in arms.arms[3].checkpoints]
+    cells = [c.cells["arithmetic", "hard_sample"] for c in arms.arms[2].checkpoints]
     means = [pass_at_k(cell.n_M, cell.c_M, [8]).mean() * 100 for cell in cells]
     assert soft[3].text == f"{np.mean(means):.1f} ± {np.std(means, ddof=1):.1f}"
     assert re.fullmatch(r"\[\d+\.\d, \d+\.\d\]", soft[3].note)
@@ -101,7 +101,7 @@ def test_csv_holds_full_precision_and_can_be_read_back(arms):
     row = next(
         r for r in rows if (r["training"], r["mode"], r["k"]) == ("soft", "hard_sample", "8")
     )
-    score = arm_score(arms.arms[3], ("arithmetic", "hard_sample"), 8)
+    score = arm_score(arms.arms[2], ("arithmetic", "hard_sample"), 8)
     assert float(row["mean_percent"]) == pytest.approx(100 * score.mean.mean, abs=1e-4)
     seeds = [float(value) for value in row["seed_means_percent"].split()]
     assert seeds == pytest.approx([100 * value for value in score.mean.seed_means], abs=1e-4)

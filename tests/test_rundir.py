@@ -8,18 +8,20 @@ import os
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from synthetic import make_generation, write_run
 
 from softeval.errors import UserError
-from softeval.modes import get_mode, mode_record
+from softeval.modes import ALL, get_mode, mode_order, mode_record
 from softeval.records import (
     SCHEMA_VERSION,
     SampleKey,
     mixture_rows_schema,
     position_rows_schema,
 )
+from softeval.reports.measured.arms import measure
 from softeval.runs import rundir
 from softeval.runs.run import load_run
 from softeval.runs.tables import SCHEMAS, TableWriter, likelihood_row, read_table
@@ -43,6 +45,19 @@ def test_tables_keep_their_schemas_and_order(tmp_path: Path) -> None:
     samples = read_table(run, "samples").to_pandas()
     keys = samples[["task", "mode", "doc_id", "sample"]].apply(tuple, axis=1).tolist()
     assert keys == sorted(keys) and len(keys) == len(set(keys))
+
+
+def test_modes_have_one_order_in_frames_scores_and_reports(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "r", modes=ALL[::-1], questions=2, samples=2, positions=3)
+    run = load_run(folder)
+    assert list(run.modes) == list(ALL)
+    assert [m.name for m in sorted(map(run.mode, ["zz", *ALL]), key=mode_order)] == [*ALL, "zz"]
+    samples = run.samples()
+    assert list(dict.fromkeys(samples["mode"])) == list(dict.fromkeys(run.scores()["mode"]))
+    assert list(dict.fromkeys(samples["mode"])) == list(measure([(None, folder)]).modes) == [*ALL]
+    for frame in (samples, run.positions(["mode"])):
+        assert list(frame.sort_values("mode", ascending=False)["mode"].unique()) == [*ALL][::-1]
+    pd.testing.assert_series_equal(run.samples(["doc_id"])["doc_id"], samples["doc_id"])
 
 
 def test_positions_are_those_of_the_samples(tmp_path: Path) -> None:

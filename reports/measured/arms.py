@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from softeval.errors import UserError
+from softeval.modes import FAMILIES, mode_order
 from softeval.reports.measured.cells import (
     Key,
     Likelihoods,
@@ -33,11 +34,11 @@ from softeval.reports.measured.refusals import (
     refuse_same_seed,
 )
 from softeval.runs.cells import question_count
-from softeval.runs.run import RecordedMode, Run, load_run, mode_order
+from softeval.runs.run import RecordedMode, Run, load_run
 from softeval.runs.rundir import refuse_shard
 
 BASE = "base"
-METHODS = (BASE, "hard", "fuzzy", "soft")  # in the order of the paper's tables
+METHODS = (BASE, *FAMILIES)  # of training, in the order of the modes
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +206,7 @@ class Arms:
 
     @property
     def modes(self) -> tuple[RecordedMode, ...]:
-        """CoT modes, in the paper's order."""
+        """CoT modes, in their order."""
         return tuple(sorted({mode for _, mode in self.keys}, key=mode_order))
 
     def mode(self, name: str) -> RecordedMode:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from softeval.runs.run import RecordedMode, Run, mode_order
+from softeval.modes import mode_order
+from softeval.runs.run import RecordedMode, Run
 from softeval.runs.tables import doubled_row
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class MeasuredCell:
 
 
 def read_cells(run: Run) -> dict[Key, MeasuredCell]:
-    """Every cell of a run, in the order of tasks, then of the modes as the paper lists them.
+    """Every cell of a run, in the order of tasks, then of the modes.
 
     Raises:
         UserError: samples.parquet is damaged, or holds a sample twice.
@@ -121,7 +122,7 @@ def read_cells(run: Run) -> dict[Key, MeasuredCell]:
 
 
 def cell_order(key: Key) -> tuple[Any, ...]:
-    """Sort key: tasks by name, then modes in the paper's order, others after them."""
+    """Sort key: tasks by name, then modes in their order."""
     return key[0], *mode_order(key[1])
 
 

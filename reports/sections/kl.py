@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from markupsafe import Markup
 
+from softeval.modes import mode_order
 from softeval.records import PREFIX_SETS
 from softeval.reports.drawing import (
     MUTED,
@@ -33,7 +34,6 @@ from softeval.reports.material import Material
 from softeval.reports.measured.arms import Arm, Arms
 from softeval.reports.measured.kl import DIRECTIONS, KLKey, KLSums, noise_floor
 from softeval.reports.tables import Table, TableCell, number
-from softeval.runs.run import mode_order
 from softeval.statistics.crossed import crossed_mean
 from softeval.statistics.interval import Interval
 from softeval.statistics.positions import PositionSums

@@ -8,11 +8,13 @@ from softeval.modes.matched import hard_controls
 from softeval.modes.paper import HardMode, MixtureMode, NoiseNorm, NoisyMixtureMode
 from softeval.modes.registry import (
     ALL,
+    FAMILIES,
     MODES,
     get_mode,
     joined_options,
     load_mode_file,
     mode_from_record,
+    mode_order,
     recorded_modes,
     register_mode,
     select_modes,
@@ -35,6 +37,7 @@ from softeval.modes.seam import (
 __all__ = [
     "ALL",
     "CDF_BLOCK",
+    "FAMILIES",
     "MODES",
     "Draws",
     "Embedding",
@@ -55,6 +58,7 @@ __all__ = [
     "joined_options",
     "load_mode_file",
     "mode_from_record",
+    "mode_order",
     "mode_record",
     "recorded_modes",
     "register_mode",

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from softeval.errors import UserError
 from softeval.modes.coconut import Coconut
@@ -41,11 +41,30 @@ OTHERS: tuple[Mode, ...] = (
     TopLogitNoise(),
 )
 """Modes of other papers, asked for by name."""
+FAMILIES = tuple(dict.fromkeys(mode.family for mode in PAPER_MODES))
+"""The paper's families in the order of every list and table: hard, soft, fuzzy."""
 
 LEAST_TEMPERATURE = 1e-30
 """Divided by less, logits are infinite in float32."""
 
 _Class = TypeVar("_Class", bound=type[Mode])
+
+
+class Ordered(Protocol):
+    """What has a place among modes: a mode, or a run's record of one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def family(self) -> str: ...
+    @property
+    def is_greedy(self) -> bool: ...
+
+
+def mode_order(mode: Ordered) -> tuple[int, str, bool, str]:
+    """Sort key of modes: `FAMILIES`, then other families by name; greedy before sampled."""
+    rank = FAMILIES.index(mode.family) if mode.family in FAMILIES else len(FAMILIES)
+    return rank, mode.family, not mode.is_greedy, mode.name
 
 
 class _Modes(Mapping[str, Mode]):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softeval.errors import UserError
-from softeval.modes import recorded_modes
+from softeval.modes import mode_order, recorded_modes
 from softeval.runs import rundir
 from softeval.runs.parquet_files import damage_named, open_parquet
 
@@ -59,19 +59,15 @@ class RecordedMode(str):
         mode.options = {k: v for k, v in entry.items() if k not in _NO_OPTION}
         return mode
 
+    @property
+    def name(self) -> str:
+        """The name alone."""
+        return str(self)
+
 
 _NO_OPTION = ("name", "family", "is_greedy", "feeds_tokens", "facts", "sigma")
 REFERENCE = "hard"
 """The family that others are compared with: ordinary tokens."""
-# The paper's families as its tables list them; others follow.
-FAMILY_ORDER = ("hard", "fuzzy", "soft")
-
-
-def mode_order(mode: RecordedMode) -> tuple[int, str, bool, str]:
-    """Sort key: by family, greedy modes first."""
-    known = mode.family in FAMILY_ORDER
-    rank = FAMILY_ORDER.index(mode.family) if known else len(FAMILY_ORDER)
-    return rank, mode.family, not mode.is_greedy, str(mode)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,10 +108,10 @@ class Run:
 
     @cached_property
     def modes(self) -> dict[str, RecordedMode]:
-        """The CoT modes by name."""
-        return {
-            name: RecordedMode.of(name, entry) for name, entry in recorded_modes(self.info).items()
-        }
+        """The CoT modes by name, in the order of `softeval.modes.mode_order`."""
+        entries = recorded_modes(self.info).items()
+        found = sorted((RecordedMode.of(name, entry) for name, entry in entries), key=mode_order)
+        return {mode.name: mode for mode in found}
 
     def mode(self, name: str) -> RecordedMode:
         """A mode by name, also where the record does not list it."""
@@ -154,8 +150,15 @@ class Run:
             yield from parquet.iter_batches(batch_size=rows, columns=list(columns))
 
     def samples(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """One row a generation (`records.samples_schema`), sorted by task, mode, doc_id, sample."""
-        return self._table("samples", columns)
+        """One row a generation (`records.samples_schema`), sorted by task, mode, doc_id, sample.
+
+        In every frame the modes are an ordered categorical: they sort as reports list them.
+        """
+        wanted = columns if columns is None else dict.fromkeys([*columns, "task", "mode"])
+        frame = self._table("samples", wanted and list(wanted))
+        # The file has the modes by name.
+        ordered = frame.sort_values(["task", "mode"], kind="stable", ignore_index=True)
+        return ordered if columns is None else ordered[list(columns)]
 
     def positions(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """One row a CoT position (`records.position_rows_schema`); entropies in nats."""
@@ -267,18 +270,24 @@ class Run:
     def _table(self, name: str, columns: Sequence[str] | None) -> pd.DataFrame:
         from softeval.runs.tables import read_table
 
-        return read_table(self.path, name, columns).to_pandas()
+        frame = read_table(self.path, name, columns).to_pandas()
+        return self._with_ordered_modes(frame) if "mode" in frame else frame
+
+    def _with_ordered_modes(self, frame: pd.DataFrame) -> pd.DataFrame:
+        import pandas as pd
+
+        modes = {name: self.mode(name) for name in [*self.modes, *frame["mode"].unique()]}
+        order = [mode.name for mode in sorted(modes.values(), key=mode_order)]
+        return frame.assign(mode=pd.Categorical(frame["mode"], order, ordered=True))
 
     def _success_rows(self, ks: Sequence[int]) -> Iterator[tuple[Any, ...]]:
         from softeval.statistics import summarise_samples
 
         samples = self.samples(["task", "mode", "doc_id", "correct"])
-        counts = samples.groupby(["task", "mode", "doc_id"])["correct"].agg(["size", "sum"])
-        place = {mode: index for index, mode in enumerate(self.modes)}
-        cells: list[tuple[str, str]] = sorted(
-            counts.index.droplevel("doc_id").unique(),
-            key=lambda cell: (cell[0], place.get(cell[1], len(place)), cell[1]),
+        counts = samples.groupby(["task", "mode", "doc_id"], observed=True)["correct"].agg(
+            ["size", "sum"]
         )
+        cells: list[tuple[str, str]] = list(counts.index.droplevel("doc_id").unique())
         for task, mode in cells:
             cell = counts.loc[(task, mode)]
             greedy = self.mode(mode).is_greedy
