@@ -24,6 +24,9 @@ SCHEMA_VERSION = 3
 RANDOM_NUMBERS = "philox4x32-10"
 """Where samples draw from; what another generator drew (schema versions 1 and 2) cannot be drawn again."""
 
+GROUP = "group"
+"""Column of prompts.parquet, the part of its task that a question belongs to; null where it has none."""
+
 MIXTURE_SAMPLES = 1
 """Mixture entries are kept of the first samples of a question: they are many, and for looking at."""
 
@@ -236,8 +239,12 @@ def _rows_schema(values: list[tuple[str, pa.DataType]]) -> pa.Schema:
 
 
 @cache
-def prompts_schema() -> pa.Schema:
-    """One row a question: the exact prompt that was given to the model, and the label."""
+def prompts_schema(grouped: bool = False) -> pa.Schema:
+    """One row a question: the exact prompt that was given to the model, and the label.
+
+    Args:
+        grouped: whether a task of the run has parts; the last column then names the question's.
+    """
     import pyarrow as pa
 
     return pa.schema(
@@ -247,6 +254,7 @@ def prompts_schema() -> pa.Schema:
             ("prompt_hash", pa.string()),
             ("prompt", pa.string()),
             ("target", pa.string()),
+            *([(GROUP, pa.string())] if grouped else []),
         ]
     )
 

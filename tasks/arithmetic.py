@@ -17,20 +17,31 @@ that has learned this mixture exactly therefore
   stays below 1,
 * has decisions near one half, which is where reinforcement learning of soft tokens finds a signal.
 
-This file knows nothing about prompts, tokenizers or models. Run it to write the three splits:
+Two more questions can be asked of it, a model organism with a knob and no benchmark:
+
+* What if the right way cannot be seen in the question? A row has a second answer, ``sloppy``, of the chain whose
+  first step alone is sloppy, and ``draw``, a hash of the question from 0 to 99. ``arithmetic_hidden_N`` calls the
+  sloppy answer right where the draw is below N (YAML beside the files): of the N percent of the questions that are so,
+  a reader of the text can know no more than their share, and no habit is right everywhere. Questions that are hidden
+  at one N are so at every larger one.
+* What if problems grow longer than those that were trained on? ``arithmetic_long_N`` has two to six operations.
+
+This file knows nothing about prompts, tokenizers or models. Run it to write the splits:
 
     python -m softeval.tasks.arithmetic --output-path tasks/arithmetic
 """
 
 import argparse
+import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from random import Random
 
-SPLIT_SIZES = {"test": 200, "validation": 100, "train": 3000}
+SPLIT_SIZES = {"test": 200, "validation": 100, "train": 3000, "long_test": 200}
 """Problems per split, in the order in which they are drawn."""
 
 SPLIT_SEED = 0
@@ -38,6 +49,9 @@ SPLIT_SEED = 0
 
 STEP_COUNTS = (2, 2, 3, 3, 4)
 """Operations in a problem, each entry equally likely."""
+
+LONG_STEP_COUNTS = (2, 3, 4, 5, 6)
+"""Those of the split ``long_test``."""
 
 # fmt: off
 SLOPPY_PROBABILITIES = (
@@ -103,9 +117,22 @@ class ArithmeticProblem:
     @property
     def answer(self) -> int:
         """The value of the chain."""
+        return self._value()
+
+    @property
+    def sloppy_answer(self) -> int:
+        """Its value where the first step is sloppy and no other."""
+        return self._value(first_error=1)
+
+    @property
+    def draw(self) -> int:
+        """0 to 99, each equally likely: a hash, which no small model can compute from the text."""
+        return int(hashlib.sha256(f"salt{self.question}".encode()).hexdigest(), 16) % 100
+
+    def _value(self, first_error: int = 0) -> int:
         value = self.start
-        for sign, operand in self.operations:
-            value = apply_operation(value, sign, operand)
+        for place, (sign, operand) in enumerate(self.operations):
+            value = apply_operation(value, sign, operand) + first_error * (place == 0)
         return value
 
 
@@ -121,9 +148,9 @@ def sloppy_probability(value: int) -> float:
     return SLOPPY_PROBABILITIES[value % len(SLOPPY_PROBABILITIES)]
 
 
-def draw_problem(rng: Random) -> ArithmeticProblem:
-    """Draw one problem."""
-    n_steps = STEP_COUNTS[_uniform(rng, 0, len(STEP_COUNTS) - 1)]
+def draw_problem(rng: Random, step_counts: Sequence[int] = STEP_COUNTS) -> ArithmeticProblem:
+    """Draw one problem, its number of operations among those given."""
+    n_steps = step_counts[_uniform(rng, 0, len(step_counts) - 1)]
     start = careful = sloppiest = _uniform(rng, *_FIRST_VALUES)
     operations: list[tuple[str, int]] = []
     while len(operations) < n_steps:
@@ -155,16 +182,30 @@ def worked_solution(problem: ArithmeticProblem, rng: Random) -> str:
 
 def draw_splits(seed: int = SPLIT_SEED) -> dict[str, list[ArithmeticProblem]]:
     """Draw the splits: no question stands twice, within a split or across splits."""
-    problems = _distinct_problems(Random(seed))
-    return {name: [next(problems) for _ in range(n)] for name, n in SPLIT_SIZES.items()}
+    rng, seen = Random(seed), set[str]()
+    splits = {}
+    for name, size in SPLIT_SIZES.items():
+        problems = _distinct_problems(
+            rng, seen, LONG_STEP_COUNTS if "long" in name else STEP_COUNTS
+        )
+        splits[name] = list(islice(problems, size))
+    return splits
 
 
 def write_splits(output_path: Path, seed: int = SPLIT_SEED) -> list[Path]:
-    """Write ``arithmetic_{split}.jsonl`` with the fields ``question`` and ``answer`` (text)."""
+    """Write ``arithmetic_{split}.jsonl``: ``question``, ``answer`` and ``sloppy`` as text, ``draw``."""
     output_path.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, problems in draw_splits(seed).items():
-        rows = [{"question": p.question, "answer": str(p.answer)} for p in problems]
+        rows = [
+            {
+                "question": p.question,
+                "answer": str(p.answer),
+                "sloppy": str(p.sloppy_answer),
+                "draw": p.draw,
+            }
+            for p in problems
+        ]
         path = output_path / f"arithmetic_{name}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         paths.append(path)
@@ -185,10 +226,12 @@ def _uniform(rng: Random, low: int, high: int) -> int:
     return low + int(rng.random() * (high - low + 1))
 
 
-def _distinct_problems(rng: Random) -> Iterator[ArithmeticProblem]:
-    seen: set[str] = set()
+def _distinct_problems(
+    rng: Random, seen: set[str], step_counts: Sequence[int]
+) -> Iterator[ArithmeticProblem]:
+    """Problems whose question was not seen yet, which they are from then on."""
     while True:
-        problem = draw_problem(rng)
+        problem = draw_problem(rng, step_counts)
         if problem.question not in seen:
             seen.add(problem.question)
             yield problem

@@ -31,6 +31,7 @@ from softeval.scoring.boxed import boxed_content
 from softeval.scoring.judge import Item, ScoreKind, Verdict, scorer
 from softeval.tasks.catalogue import LIKELIHOOD, Benchmark
 from softeval.tasks.data import Loaded, load
+from softeval.tasks.local_data import Row
 from softeval.tasks.problems import Choice, Problem, paper_prompt
 
 Document = dict[str, Any]
@@ -80,7 +81,8 @@ class BenchmarkTask(ConfigurableTask):
         loaded = self._loaded or load(self.benchmark, self.options.data_dir)
         self.source = loaded.source
         documents = [
-            {ROW: row, **self._document(asked, row)} for row, asked in enumerate(loaded.problems)
+            {ROW: row, **self._document(asked, row), **self._group(loaded.rows[row])}
+            for row, asked in enumerate(loaded.problems)
         ]
         self.dataset = {self.benchmark.test_split: datasets.Dataset.from_list(documents)}
 
@@ -212,6 +214,11 @@ class BenchmarkTask(ConfigurableTask):
                 micro,
             ],
         }
+
+    def _group(self, row: Row) -> dict[str, str]:
+        """The part of the task that a row belongs to; nothing where the task has no parts."""
+        template = self.benchmark.templates.get("group")
+        return {} if template is None else {"group": template.render(row)}
 
     def _document(self, asked: Problem | Choice, row: int) -> Document:
         if isinstance(asked, Choice):

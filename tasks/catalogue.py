@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from softeval.errors import UserError, suggest
 from softeval.lmeval import TASKS_DIR
@@ -60,6 +60,8 @@ class Benchmark(BaseModel):
         error: template of how far a number may be from the answer, empty where it may not (math).
         solution: template of a worked solution, for `softeval diagnose`.
         required: further fields that every row must have; they count in the hash.
+        percent: what `percent` stands for in the templates; NAME_10 is the task with another one.
+        group: template of the part of the task that a question belongs to, which a run records.
         acc_norm: whether accuracy per character is reported, too (likelihood).
         metadata: of which lm-eval shows the version.
         folder: where the YAML lies.
@@ -82,6 +84,8 @@ class Benchmark(BaseModel):
     error: str | None = None
     solution: str | None = None
     required: tuple[str, ...] = ()
+    percent: Annotated[int, Field(ge=0, le=100)] | None = None
+    group: str | None = None
     acc_norm: bool = True
     metadata: dict[str, Any] = {"version": 1.0}
     folder: Path
@@ -138,9 +142,14 @@ class Benchmark(BaseModel):
     @cached_property
     def templates(self) -> dict[str, Template]:
         """The templates by name, in the order in which a message lists their fields."""
-        names = ("question", "answer", "choices", "description", "error", "solution")
+        names = ("question", "answer", "choices", "description", "error", "group", "solution")
         given = {name: getattr(self, name) for name in names}
-        return {name: Template(name, text) for name, text in given.items() if text is not None}
+        constants = {} if self.percent is None else {"percent": self.percent}
+        return {
+            name: Template(name, text, constants)
+            for name, text in given.items()
+            if text is not None
+        }
 
     @cached_property
     def fields(self) -> tuple[str, ...]:
@@ -217,6 +226,15 @@ def find_benchmarks(
     return list(found.values())
 
 
+def is_bundled(name: str) -> bool:
+    """Whether a name is of a task whose questions are in the package."""
+    try:
+        found = _named(name, _shipped())
+    except UserError:
+        return False
+    return bool(found) and not any(benchmark.on_hub for benchmark in found)
+
+
 def bare_file(path: str, question: str | None = None, answer: str | None = None) -> Benchmark:
     """The benchmark of a JSONL file without a definition, named like the file.
 
@@ -244,6 +262,10 @@ def bare_file(path: str, question: str | None = None, answer: str | None = None)
 
 
 def _named(name: str, known: Mapping[str, TaskEntry]) -> list[Benchmark]:
+    stem, _, number = name.rpartition("_")
+    if name not in known and stem in known and "percent" in known[stem].content:
+        changed = {"task": name, "percent": number}
+        return [Benchmark.read({**known[stem].content, **changed}, known[stem].path)]
     if name not in known:
         hint = suggest(name, known) or "; see `softeval ls tasks`"
         raise UserError(f"unknown task {name!r}{hint}")

@@ -38,9 +38,9 @@ class DatasetSource:
         location: hub id with its configuration, or the file.
         split: the split.
         rows: number of rows.
-        sha256: of a benchmark of ours over the required fields of all rows, of any other over what
-            its templates make of them, so that another template is other data; two sources of the
-            same questions agree on it, whatever further fields they carry.
+        sha256: of a benchmark of ours over the required fields of all rows, of any other, or with a
+            `percent`, over what its templates make of them, so that another template is other data;
+            two sources of the same questions agree on it, whatever further fields they carry.
         fidelity: what the data directory's MANIFEST.json says about the file; "" without one.
         scoring: how answers are judged: math, letter or likelihood.
     """
@@ -169,7 +169,7 @@ def _loaded(
             problems.append(read_row(benchmark, row))
         except UserError as error:
             raise UserError(f"{location}, row {number}: {error}") from None
-    if benchmark.shipped:
+    if benchmark.shipped and benchmark.percent is None:
         hashed = rows_hash(rows, benchmark.fields)
     else:
         asked = [{"scoring": benchmark.scoring, **asdict(problem)} for problem in problems]

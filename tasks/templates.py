@@ -29,14 +29,16 @@ class Template:
     Args:
         name: what it is of, for messages: "question".
         source: its text; a single word is the name of a field.
+        constants: names that are the same for every row.
 
     Raises:
         UserError: no Jinja.
     """
 
-    def __init__(self, name: str, source: str) -> None:
+    def __init__(self, name: str, source: str, constants: Mapping[str, Any] | None = None) -> None:
         self.name = name
         self.source = source
+        self._constants = constants or {}
         text = f"{{{{ {source} }}}}" if source.isidentifier() else source
         try:
             self._tree = _ENVIRONMENT.parse(text)
@@ -48,6 +50,7 @@ class Template:
     def fields(self) -> tuple[str, ...]:
         """Fields that every row must have, as they are met; not those with a ``default``."""
         asked = meta.find_undeclared_variables(self._tree) - set(self._optional())
+        asked -= set(self._constants)
         met = [node.name for node in self._tree.find_all(nodes.Name) if node.name in asked]
         return tuple(dict.fromkeys(met))
 
@@ -58,7 +61,7 @@ class Template:
             UserError: it cannot be made from this row, or would do what a template may not.
         """
         try:
-            return self._template.render(row)
+            return self._template.render(row, **self._constants)
         except Exception as error:
             reason = " ".join(str(error).split())
             raise UserError(f"{self.name}: {reason}; mend the row or the template") from error

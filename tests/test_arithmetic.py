@@ -129,6 +129,12 @@ def test_splits_are_disjoint_and_of_the_stated_sizes():
     assert len(set(questions)) == len(questions)
 
 
+def test_only_the_long_split_has_more_than_four_operations():
+    counts = {name: {len(p.operations) for p in rows} for name, rows in draw_splits().items()}
+    assert counts.pop("long_test") == {2, 3, 4, 5, 6}
+    assert all(found == {2, 3, 4} for found in counts.values())
+
+
 def test_another_seed_draws_other_problems():
     assert draw_splits(0) != draw_splits(1)
 
@@ -144,5 +150,5 @@ def test_rows_hold_question_and_answer_as_text(tmp_path: Path):
     for path in write_splits(tmp_path):
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            assert set(row) == {"question", "answer"}
-            assert re.fullmatch(r"\d{1,2}", row["answer"])
+            assert set(row) == {"question", "answer", "sloppy", "draw"}
+            assert all(re.fullmatch(r"\d{1,2}", row[name]) for name in ("answer", "sloppy"))

@@ -36,7 +36,7 @@ from softeval.files import beside, replacing_directory
 from softeval.model.language_model import LanguageModel
 from softeval.processes import ALONE, Processes
 from softeval.runs.rundir import TRAINING_FILE
-from softeval.tasks.catalogue import task_catalogue
+from softeval.tasks.catalogue import is_bundled, task_catalogue
 from softeval.trainers.config import CURRICULUM
 
 if TYPE_CHECKING:
@@ -348,7 +348,7 @@ def _metadata(record: TrainingRecord, license: str | None) -> str:
     }
     if record.base.count("/") == 1 and not Path(record.base).expanduser().exists():
         found["base_model"] = record.base
-    if record.dataset in task_catalogue():
+    if record.dataset in task_catalogue() and not is_bundled(record.dataset):
         found["datasets"] = [task_catalogue()[record.dataset].content["dataset_path"]]
     if license is not None:
         found["license"] = license

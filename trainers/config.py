@@ -29,6 +29,7 @@ from softeval.options import (
     validated,
 )
 from softeval.scoring.judge import Rules
+from softeval.tasks.catalogue import is_bundled
 from softeval.tasks.local_data import is_jsonl
 from softeval.trainers.algorithms import LossOptions, check_rollouts
 from softeval.trainers.learners.selection import SelectionOptions, check_selection
@@ -72,7 +73,9 @@ class TrainConfig(LossOptions, SelectionOptions):
     )
 
     dataset: str = task_option(
-        "demo", "gsm8k, math, deepscaler, demo, or a JSONL file with a question and an answer."
+        "demo",
+        "gsm8k, math, deepscaler, demo, a bundled task such as arithmetic_hidden_10, or a JSONL file with a"
+        " question and an answer.",
     )
     data_dir: str | None = task_option(
         None, "Directory with JSONL files to read instead of the hub."
@@ -80,7 +83,7 @@ class TrainConfig(LossOptions, SelectionOptions):
     exclude_tasks: tuple[str, ...] | None = task_option(
         None,
         "Evaluation sets whose questions are dropped from training; none for no check. Default: "
-        "arithmetic for demo, else gsm8k,math500,olympiadbench.",
+        "arithmetic for demo, a bundled task's own, else gsm8k,math500,olympiadbench.",
     )
     include_path: str | None = task_option(
         None, "Folder with YAMLs of tasks of your own, for --exclude-tasks."
@@ -110,7 +113,9 @@ class TrainConfig(LossOptions, SelectionOptions):
         1.0, "Temperature of the answer tokens (not in the paper).", gt=0
     )
     max_cot_tokens: int | None = policy_option(
-        None, "Cap on the CoT. Default: 128 for gsm8k, 64 for demo, else 512.", ge=1
+        None,
+        "Cap on the CoT. Default: 128 for gsm8k, 64 for demo and bundled tasks, else 512.",
+        ge=1,
     )
     max_answer_tokens: int = policy_option(32, "Cap on the answer.", ge=1)
 
@@ -230,7 +235,7 @@ class TrainConfig(LossOptions, SelectionOptions):
     @field_validator("dataset")
     @classmethod
     def _known_data(cls, value: str) -> str:
-        if value in DATASETS or is_jsonl(value):
+        if value in DATASETS or is_jsonl(value) or is_bundled(value):
             return value
         known = f"{', '.join(DATASETS)}, nor a .jsonl file{suggest(value, DATASETS)}"
         raise ValueError(f"{value!r} is none of {known}")
@@ -310,7 +315,8 @@ class TrainConfig(LossOptions, SelectionOptions):
     @property
     def cot_cap(self) -> int:
         """Cap on the CoT, the dataset's own where none is set (paper section 4)."""
-        return self.max_cot_tokens or SHORT_MAX_COT_TOKENS.get(self.dataset, DEFAULT_MAX_COT_TOKENS)
+        name = "demo" if is_bundled(self.dataset) else self.dataset
+        return self.max_cot_tokens or SHORT_MAX_COT_TOKENS.get(name, DEFAULT_MAX_COT_TOKENS)
 
     @property
     def limits(self) -> Limits:
@@ -324,7 +330,8 @@ class TrainConfig(LossOptions, SelectionOptions):
         """Evaluation sets whose questions must not be trained on."""
         if self.exclude_tasks is not None:
             return self.exclude_tasks
-        return OVERLAPS.get(self.dataset, DEFAULT_OVERLAPS)
+        default = (self.dataset,) if is_bundled(self.dataset) else DEFAULT_OVERLAPS
+        return OVERLAPS.get(self.dataset, default)
 
     @property
     def sequences(self) -> int:

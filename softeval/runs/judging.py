@@ -207,7 +207,8 @@ def compact(
     prompts = _prompt_rows(journal, questions)
     hashes = {(row["task"], row["doc_id"]): row["prompt_hash"] for row in prompts}
     verdicts: Counter[str] = Counter()
-    with TableWriter(folder, token_text) as writer:
+    grouped = any("group" in document for document in questions.values())
+    with TableWriter(folder, token_text, grouped=grouped) as writer:
         for generation, verdict, document in _judged_in_groups(found, journal, questions, scorer):
             hashed = hashes[generation.key.task, generation.key.doc_id]
             writer.add(generation, hashed, document["target"], verdict, document.get("error"))
@@ -245,10 +246,14 @@ def _judged_in_groups(
 
 
 def _prompt_rows(journal: Journal, questions: Questions) -> list[Row]:
-    return [
-        prompt_row(task, doc_id, prompt.text, questions[task, doc_id]["target"])
+    found = [
+        (task, doc_id, prompt.text, questions[task, doc_id])
         for (task, doc_id), prompt in sorted(journal.prompts().items())
         if (task, doc_id) in questions
+    ]
+    return [
+        prompt_row(task, doc_id, text, document["target"], document.get("group"))
+        for task, doc_id, text, document in found
     ]
 
 

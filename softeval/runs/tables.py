@@ -17,11 +17,12 @@ import numpy as np
 
 from softeval import records
 from softeval.errors import UserError
-from softeval.records import MIXTURE_SAMPLES, Generation
+from softeval.records import GROUP, MIXTURE_SAMPLES, Generation
 from softeval.runs.parquet_files import (
     CheckedWriter,
     damage_named,
     has_row_a_position,
+    open_parquet,
     read_parquet,
     sequences,
 )
@@ -100,10 +101,12 @@ def read_table(folder: Path, name: str, columns: Sequence[str] | None = None) ->
     import pyarrow as pa
 
     schema = _ROWS[name][0]() if name in _ROWS else SCHEMAS[name]()
-    wanted = list(columns if columns is not None else schema.names)
     path = mixtures_place(folder)[0] if name == "mixtures" else table_path(folder, name)
     if not path.is_file():
         raise UserError(f"{path} is missing; finish the run by starting it again")
+    if name == "prompts":
+        schema = records.prompts_schema(GROUP in open_parquet(path).schema_arrow.names)
+    wanted = list(columns if columns is not None else schema.names)
     if name in _ROWS and not has_row_a_position(path):
         return _read_rows(path, name, wanted)
     table = read_parquet(path, wanted)
@@ -171,18 +174,23 @@ class TableWriter:
     Args:
         folder: the run directory.
         token_text: text of a token id.
+        grouped: whether a task has parts.
     """
 
-    def __init__(self, folder: Path, token_text: Callable[[int], str]) -> None:
+    def __init__(
+        self, folder: Path, token_text: Callable[[int], str], *, grouped: bool = False
+    ) -> None:
         self._folder = folder
         self._token_text = token_text
         self._samples: list[Row] = []
         self._positions: list[Row] = []
         self._token_ids: set[int] = set()
         self._closing = ExitStack()
+        self._schemas = {name: schema() for name, schema in SCHEMAS.items()}
+        self._schemas["prompts"] = records.prompts_schema(grouped)
         self._tables = {
-            name: self._closing.enter_context(CheckedWriter(table_path(folder, name), schema()))
-            for name, schema in SCHEMAS.items()
+            name: self._closing.enter_context(CheckedWriter(table_path(folder, name), schema))
+            for name, schema in self._schemas.items()
         }
 
     def __enter__(self) -> Self:
@@ -228,7 +236,7 @@ class TableWriter:
         """Append a row group to a table, in its order."""
         import pyarrow as pa
 
-        self._tables[name].write(pa.Table.from_pylist(list(rows), SCHEMAS[name]()))
+        self._tables[name].write(pa.Table.from_pylist(list(rows), self._schemas[name]))
 
     @property
     def counts(self) -> dict[str, int]:
@@ -245,14 +253,15 @@ class TableWriter:
         self._positions.clear()
 
 
-def prompt_row(task: str, doc_id: int, prompt: str, target: str) -> Row:
-    """A question as it was given to the model, and its label: a row of prompts.parquet."""
+def prompt_row(task: str, doc_id: int, prompt: str, target: str, group: str | None = None) -> Row:
+    """A question as it was given to the model, its label and part: a row of prompts.parquet."""
     return {
         "task": task,
         "doc_id": doc_id,
         "prompt_hash": prompt_hash(prompt),
         "prompt": _storable(prompt),
         "target": _storable(target),
+        GROUP: group,
     }
 
 
