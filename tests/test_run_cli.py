@@ -26,7 +26,6 @@ from softeval.model import BUNDLED_CHECKPOINT
 from softeval.modes import ALL
 from softeval.records import SCHEMA_VERSION
 from softeval.runs import rundir
-from softeval.runs.config import RunConfig
 from softeval.runs.journal import Journal
 from softeval.runs.run import Run
 from softeval.runs.tables import prompt_hash
@@ -44,16 +43,7 @@ def small_run(
     return load_run(name)
 
 
-# ---- help and plans
-
-
-def test_help_names_every_option(
-    softeval: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    shown = softeval("run", "--help").out
-    for name in RunConfig.model_fields:
-        assert "--" + name.replace("_", "-") in shown
+# ---- plans
 
 
 def test_a_dry_run_writes_nothing(softeval: Callable[..., Ended]) -> None:
@@ -330,12 +320,6 @@ def test_mistakes_are_one_line(
     assert message in ended.err
     assert len(ended.err.strip().splitlines()) == 1
     assert not Path("runs").exists() or not list(Path("runs").glob("*/run.json"))
-
-
-def test_a_bare_call_shows_the_help(softeval: Callable[..., Ended]) -> None:
-    ended = softeval()
-    assert ended.code == 2
-    assert "run" in ended.out + ended.err
 
 
 def test_broken_checkpoints(softeval: Callable[..., Ended]) -> None:

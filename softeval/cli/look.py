@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from softeval import environment
+from softeval.cli.help import Contents, Page
 from softeval.cli.options import AsJson, OneMode, RunFolder
 from softeval.errors import UserError
 from softeval.terminal import clean, say, say_json
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 DEFAULT_FOLDER = Path("runs")
 
-ls = typer.Typer(no_args_is_help=True, help="List tasks, modes or runs.")
+ls = typer.Typer(
+    cls=Contents, no_args_is_help=True, rich_markup_mode=None, help="List tasks, modes or runs."
+)
 
 
 def show(
@@ -116,7 +119,7 @@ def _measures(row: dict[str, Any]) -> str:
     )
 
 
-@ls.command()
+@ls.command(cls=Page)
 def tasks(
     include_path: Annotated[
         str | None,
@@ -134,7 +137,7 @@ def tasks(
     _print(rows, as_json)
 
 
-@ls.command()
+@ls.command(cls=Page)
 def modes(as_json: AsJson = False) -> None:
     """List the CoT modes with their options."""
     from softeval.modes import MODES
@@ -151,7 +154,7 @@ def modes(as_json: AsJson = False) -> None:
     _print(rows, as_json)
 
 
-@ls.command()
+@ls.command(cls=Page)
 def runs(
     folder: Annotated[
         Path, typer.Argument(help="Folder that holds run directories.")
@@ -202,7 +205,7 @@ def env(
     as_json: AsJson = False,
 ) -> None:
     """Print package versions, hardware and settings."""
-    import torch  # noqa: F401 - lets `hardware` name the accelerators
+    import torch  # lets `hardware` name the accelerators
 
     found = {
         "versions": environment.package_versions(),
@@ -212,6 +215,9 @@ def env(
     if as_json:
         say_json(found)
         return
+    if not found["hardware"]["accelerators"]:
+        why = "torch finds none" if torch.version.cuda else "this torch is built without CUDA"
+        found["hardware"]["accelerators"] = f"no GPU ({why})"
     for title, values in found.items():
         say(f"{title}:")
         say(indent(environment.describe(values), "  "))

@@ -19,8 +19,8 @@ from importlib import import_module
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
 
+from softeval.cli.help import Contents, Page, page_width
 from softeval.errors import UserError
 from softeval.terminal import one_line, say
 
@@ -71,6 +71,17 @@ COMMANDS = {
 }
 """Every command in the order of --help: its module in `softeval.cli`, and what it does."""
 
+NEXT = """\
+softeval evaluates, trains and reports hard, soft and fuzzy chains of thought.
+
+  softeval run --limit 20 --num-samples 8          the checkpoint inside the package, at once
+  softeval report RUN                              what came out: one HTML page
+  softeval run --model CHECKPOINT --tasks gsm8k    a directory or hub id of yours; --dry-run first
+  softeval ls runs                                 what is there; also: tasks, modes
+
+softeval --help lists the commands, softeval COMMAND --help the options of one."""
+"""What to do next, for whoever types the program's name alone."""
+
 FAILED = 1
 MISTAKE = 2
 INTERRUPTED = 130
@@ -93,12 +104,13 @@ def build_app() -> typer.Typer:
         name="softeval",
         cls=_OnDemand,
         help="Evaluate, train and report chain-of-thought with hard, soft and fuzzy tokens.",
-        no_args_is_help=True,
+        rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={
             "token_normalize_func": _kebab,
             "auto_envvar_prefix": "SOFTEVAL",
             "help_option_names": ["--help", "-h"],
+            "terminal_width": page_width(),
         },
     )
     app.callback()(_root)
@@ -107,8 +119,14 @@ def build_app() -> typer.Typer:
     return app
 
 
-class _OnDemand(TyperGroup):
+class _OnDemand(Contents):
     """Commands that are only names and summaries until one is called."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            say(NEXT)
+            raise typer.Exit
+        return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, _, rest = super().resolve_command(ctx, args)
@@ -128,13 +146,14 @@ def _nothing_yet() -> None:
 def load_command(name: str) -> Any:
     """Import a command of `COMMANDS` and build it with all its options."""
     module = import_module(f"softeval.cli.{COMMANDS[name][0]}")
-    command, app = getattr(module, name.replace("-", "_")), typer.Typer()
+    command = getattr(module, name.replace("-", "_"))
+    app = typer.Typer(rich_markup_mode=None)
     if isinstance(command, typer.Typer):
         app.add_typer(command, name=name)
     else:
         # lm-eval parses all that follows its name.
         passed = {"context_settings": module.PASS_ALL} if name == "lm-eval" else {}
-        app.command(name, add_help_option=not passed, **passed)(command)
+        app.command(name, cls=Page, add_help_option=not passed, **passed)(command)
     return typer.main.get_group(app).commands[name]
 
 
@@ -193,6 +212,9 @@ def _run(argv: list[str]) -> int:
         # Typer's own usage errors; it carries a private copy of click, so they have no public type.
         if not hasattr(error, "format_message"):
             raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(str(error), err=True)
+            return MISTAKE
         return _fail(_usage(error), getattr(error, "exit_code", MISTAKE))
     return code if isinstance(code, int) else 0
 
@@ -213,7 +235,6 @@ def _root(
             help="Print the version and exit.",
             callback=_print_version,
             is_eager=True,
-            show_envvar=False,
         ),
     ] = False,
 ) -> None:
@@ -225,15 +246,12 @@ def _kebab(token: str) -> str:
 
 
 def _usage(error: Any) -> str:
-    """A usage error on one line; the help text where the command was called bare."""
-    if type(error).__name__ == "NoArgsIsHelpError":
-        return error.format_message()  # empty where the help has been printed already
+    """A usage error on one line."""
     context = getattr(error, "ctx", None)
     hint = f" (see `{context.command_path} --help`)" if context is not None else ""
     return " ".join(error.format_message().split()) + hint
 
 
 def _fail(message: str, code: int) -> int:
-    if message:
-        say(f"softeval: {message}", err=True)
+    say(f"softeval: {message}", err=True)
     return code

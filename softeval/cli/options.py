@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -18,22 +18,36 @@ import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from softeval.cli.help import among, complete_modes, complete_runs, complete_tasks
+
 Command = Callable[..., Any]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-RunFolder = Annotated[Path, typer.Argument(help="Run directory.")]
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Run directory.", autocompletion=complete_runs)
+]
 MovedModel = Annotated[
     str | None,
     typer.Option("--model", "-m", help="Where the run's checkpoint is now, if it was moved."),
 ]
 Quiet = Annotated[
     bool,
-    typer.Option(
-        "--quiet", "-q", help="Show no progress.", rich_help_panel="Output", show_envvar=False
-    ),
+    typer.Option("--quiet", "-q", help="Show no progress.", rich_help_panel="Output"),
 ]
-OneTask = Annotated[str | None, typer.Option("--task", "-t", help="Only this task.")]
-OneMode = Annotated[str | None, typer.Option("--mode", help="Only this CoT mode.")]
+OneTask = Annotated[
+    str | None,
+    typer.Option("--task", "-t", help="Only this task.", autocompletion=complete_tasks),
+]
+OneMode = Annotated[
+    str | None, typer.Option("--mode", help="Only this CoT mode.", autocompletion=complete_modes)
+]
+COMPLETIONS = {
+    "modes": complete_modes,
+    "validation_modes": complete_modes,
+    "tasks": complete_tasks,
+    "dataset": complete_tasks,
+}
+"""Of fields whose type does not tell their values."""
 
 
 def with_options(config: type[BaseModel]) -> Callable[[Command], Command]:
@@ -63,7 +77,7 @@ def with_options(config: type[BaseModel]) -> Callable[[Command], Command]:
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
-    kind, metavar = _kind(field.annotation)
+    kind, metavar, choices = _kind(field.annotation)
     flag = "--" + name.replace("_", "-")
     if kind is bool:
         flag += "/--no-" + name.replace("_", "-")
@@ -71,12 +85,12 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     info = typer.Option(
         flag,
         *flags,
-        help=_help(field),
+        help=_help(field, choices),
         rich_help_panel=str(extra.get("panel", "Options")),
         metavar=metavar,
         # A default is shown with the help, because the option's own is "not given".
         show_default=False,
-        show_envvar=False,
+        autocompletion=COMPLETIONS.get(name, among(choices) if choices else None),
     )
     annotation = Annotated[kind | None, info]
     return inspect.Parameter(
@@ -84,8 +98,8 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     )
 
 
-def _kind(annotation: Any) -> tuple[Any, str | None]:
-    """The type typer is to parse, and the metavar where the type alone does not say it.
+def _kind(annotation: Any) -> tuple[Any, str | None, list[str]]:
+    """The type typer is to parse, the metavar where it does not say it, and the choices there are.
 
     Unions and choices stay texts: pydantic reads them, and its errors name the choices.
     """
@@ -93,19 +107,23 @@ def _kind(annotation: Any) -> tuple[Any, str | None]:
     if len(options) == 1:
         single = options[0]
         if get_origin(single) is tuple:
-            return list[str], "LIST"
+            return list[str], "LIST", []
         if get_origin(single) is dict:
-            return list[str], "NAME=VALUE"
+            return list[str], "NAME=VALUE", []
         if single in (bool, int, float, str):
-            return single, None
-    return str, "|".join(str(value) for a in options for value in _values(a))
+            return single, None, []
+    choices = [str(value) for a in options for value in _values(a)]
+    others = [a.__name__.upper() for a in options if not _values(a)]
+    if others:
+        return str, "|".join(others + choices), []
+    return str, "CHOICE", choices
 
 
 def _values(kind: Any) -> Iterable[Any]:
-    """The choices of a literal or an enumeration; else what any value of it is called."""
+    """The choices of a literal or an enumeration."""
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return kind.__members__.values()
-    return get_args(kind) or [kind.__name__.upper()]
+    return get_args(kind)
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
@@ -114,9 +132,11 @@ def _members(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
-def _help(field: FieldInfo) -> str:
-    default = field.default
+def _help(field: FieldInfo, choices: Sequence[str]) -> str:
+    text, default = str(field.description), field.default
+    if choices:
+        text += f" [{', '.join(choices)}]"
     if default in (None, {}) or isinstance(default, bool):
-        return str(field.description)
+        return text
     shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
-    return f"{field.description} Default: {shown}."
+    return f"{text} Default: {shown}."

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from softeval.cli.help import complete_runs
 from softeval.cli.options import AsJson, OneMode, OneTask, RunFolder
 from softeval.cli.tables import TextTable, print_table
 from softeval.terminal import say, say_json
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     from softeval.reports.contrasts import Comparison
 
 DEFAULT_OUTPUT = Path("report.html")
-SideA = Annotated[str, typer.Argument(help="Run directory, or several seeds: RUN,RUN,…")]
+SideA = Annotated[
+    str,
+    typer.Argument(help="Run directory, or several seeds: RUN,RUN,…", autocompletion=complete_runs),
+]
 Margin = Annotated[
     float, typer.Option("--margin", help="Equivalence margin, points.", min=0.01, max=100)
 ]
@@ -33,7 +37,9 @@ def report(
     runs: Annotated[
         list[str],
         typer.Argument(
-            help="Run directories, or LABEL=RUN; training directories among them give curves."
+            metavar="RUN",
+            help="Run directories, or LABEL=RUN; training directories among them give curves.",
+            autocompletion=complete_runs,
         ),
     ],
     output: Annotated[

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +14,8 @@ from softeval.cli.main import interrupted
 from softeval.cli.options import AsJson, Quiet, with_options
 from softeval.cli.tables import print_table, score_tables
 from softeval.display import make_display
+from softeval.files import GB
+from softeval.model import BUNDLED_CHECKPOINT
 from softeval.runs.config import RunConfig, make_config
 from softeval.terminal import calm_libraries, say, say_json
 
@@ -20,8 +24,8 @@ if TYPE_CHECKING:
 
 MISSING_SAMPLES = 3
 
-MODEL: dict[str, Any] = {"rich_help_panel": "Model", "show_envvar": False}
-OUTPUT: dict[str, Any] = {"rich_help_panel": "Output", "show_envvar": False}
+MODEL: dict[str, Any] = {"rich_help_panel": "Model"}
+OUTPUT: dict[str, Any] = {"rich_help_panel": "Output"}
 
 
 @with_options(RunConfig)
@@ -132,7 +136,34 @@ def _print_plan(config: RunConfig, as_json: bool, overwrite: bool) -> int:
     if as_json:
         say_json(plan)
         return 0
+    for name, text in _words(plan).items():
+        say(f"{name + ':':<15}{text}")
     import yaml
 
-    say(yaml.safe_dump(plan, sort_keys=False, allow_unicode=True).rstrip())
+    say("\nConfiguration:")
+    shown = plan["config"] | {"modes": list(plan["config"]["modes"])}
+    say(indent(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True).rstrip(), "  "))
     return 0
+
+
+def _words(plan: Mapping[str, Any]) -> dict[str, str]:
+    """What a plan comes to, what matters most first."""
+    config, checkpoint, cost = plan["config"], plan["checkpoint"], plan.get("cost")
+    told = {"model": f"{config['model'] or BUNDLED_CHECKPOINT}"}
+    if isinstance(checkpoint, str):
+        told["model"] += f" ({checkpoint})"
+    else:
+        told["model"] += f" ({checkpoint['model_type']}, context {checkpoint['max_length']:,})"
+        told |= {"note": "; ".join(checkpoint["notes"])} if checkpoint["notes"] else {}
+    told["run directory"] = f"{config['output_path']} ({plan['run']})"
+    for task, row in plan["tasks"].items():
+        told[task] = f"{row['questions']} questions, {row['data']}"
+    told["modes"] = ", ".join(config["modes"])
+    told["samples"] = f"{plan['samples']:,}, at most {plan['max_generated_tokens']:,} tokens"
+    if cost is not None:
+        hours, size = cost["gpu_hours"], cost["bytes"] / GB
+        told["cost"] = (
+            f"{hours:.2g} hours of one {cost['card']}, {size:.2g} GB on disk"
+            " (arithmetic, every CoT at its cap; `softeval plan` measures)"
+        )
+    return told

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from softeval.cli.help import complete_grids
 from softeval.cli.main import FAILED
 from softeval.cli.options import AsJson
 from softeval.cli.recipes import find_shipped, read_recipes
@@ -44,6 +45,7 @@ def sweep(
         str,
         typer.Argument(
             metavar="FILE.yaml",
+            autocompletion=complete_grids,
             help="The grid, a file or a shipped name: paper (its whole experiment), demo (two methods, "
             "two seeds, on a CPU), f1, f2, f3 (the paper's ablations of noise scale, placement and "
             "temperature), demo_f1, demo_f2, demo_f3 (in miniature).",

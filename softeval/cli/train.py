@@ -8,13 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
+from softeval.cli.help import complete_recipes
 from softeval.cli.options import AsJson, Quiet, with_options
 from softeval.cli.recipes import read_recipes
 from softeval.files import GB
 from softeval.terminal import calm_libraries, say, say_json
 from softeval.trainers.config import TrainConfig, make_config
 
-OUTPUT: dict[str, Any] = {"rich_help_panel": "Output", "show_envvar": False}
+OUTPUT: dict[str, Any] = {"rich_help_panel": "Output"}
 
 
 @with_options(TrainConfig)
@@ -29,7 +30,7 @@ def train(
             help="Recipe: a YAML file or a shipped name, such as demo_soft or "
             "llama-3.2-3b+gsm8k+fuzzy; later ones and the command line win.",
             rich_help_panel="Task",
-            show_envvar=False,
+            autocompletion=complete_recipes,
         ),
     ] = None,
     dry_run: Annotated[
