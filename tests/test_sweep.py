@@ -192,9 +192,28 @@ def test_recipes_to_choose_from_are_cells(tmp_path: Path) -> None:
         tmp_path, config=["demo", ["hard", "soft"]], grid={"limit": [10, 20]}, seeds=0, base=False
     )
     assert [cell.name for cell in cells] == [
-        f"{method}, limit {n}" for method in ("hard", "soft") for n in (10, 20)
+        f"{method}, limit {n}" for n in (10, 20) for method in ("hard", "soft")
     ]
     assert {options(cell.commands[0])["--method"] for cell in cells} == {"hard", "soft"}
+
+
+def test_several_evaluations_of_what_each_cell_was_trained_on(tmp_path: Path) -> None:
+    names = ["arithmetic_hidden_10", "arithmetic_hidden_50"]
+    base, *cells = cells_of(
+        tmp_path,
+        grid={"dataset": names},
+        seeds=0,
+        run=[{"tasks": "{dataset}"}, {"tasks": "arithmetic", "modes": "hard_greedy"}],
+        diagnose={"limit": 3},
+    )
+    assert [options(c)["--tasks"] for c in base.commands] == [",".join(names), "arithmetic"]
+    for cell, name in zip(cells, names, strict=True):
+        train, first, second, diagnose = cell.commands
+        assert [options(c)["--tasks"] for c in (first, second)] == [name, "arithmetic"]
+        assert first.folder != second.folder and {first.needs, second.needs} == {(train,)}
+        assert diagnose.folder == first.folder and diagnose.needs == (first,)
+    with pytest.raises(UserError, match="arithmetic_hiden"):
+        cells_of(tmp_path, run=[{}, {"tasks": "arithmetic_hiden"}])
 
 
 def test_an_unknown_grid_is_answered_by_the_known(softeval: Callable[..., Ended]) -> None:

@@ -17,8 +17,6 @@ from softeval.cli.recipes import find_shipped, read_recipes
 from softeval.cli.tables import TextTable, print_table
 from softeval.errors import UserError
 from softeval.options import read_pairs
-from softeval.runs.cells import chosen_benchmarks, question_count
-from softeval.runs.config import RunConfig, make_config
 from softeval.sweeps.chain import KINDS, Command, CommandState, SweepCell
 from softeval.sweeps.estimate import CARD, MULTIPLIED, READ, cost_of, cost_record
 from softeval.sweeps.grid import expand, read_grid
@@ -46,8 +44,9 @@ def sweep(
         typer.Argument(
             metavar="FILE.yaml",
             autocompletion=complete_grids,
-            help="The grid, a file or a shipped name: paper (its whole experiment), demo (two methods, "
-            "two seeds, on a CPU), f1, f2, f3 (the paper's ablations of noise scale, placement and "
+            help="The grid, a file or a shipped name: paper (its whole experiment), claims (its claims "
+            "in miniature), demo (two methods, two seeds, on a CPU), f1, f2, f3 (the paper's ablations of "
+            "noise scale, placement and "
             "temperature), demo_f1, demo_f2, demo_f3 (in miniature).",
         ),
     ],
@@ -91,7 +90,6 @@ def sweep(
     folder = output_path or Path("runs") / f"{ctx.info_name}-{path.stem}"
     recipes = {names: read_recipes(names) for names in grid.recipes}
     cells = expand(grid, recipes, folder)
-    _check_tasks(make_config(grid.run), grid.shards)
     if slurm and launcher is not Where.SLURM:
         raise UserError("--slurm has no effect without --launcher slurm")
     if launcher is Where.PRINT:
@@ -118,16 +116,6 @@ def sweep(
 
 
 ablate = sweep
-
-
-def _check_tasks(run: RunConfig, shards: int) -> None:
-    """Say before hours of training that a task is unknown, or has fewer questions than shards."""
-    for task in chosen_benchmarks(run):
-        if task.rows is not None and question_count(task.rows, run.limit) < shards:
-            questions = question_count(task.rows, run.limit)
-            raise UserError(
-                f"shards: {shards} of {task.task}, which has {questions} questions only"
-            )
 
 
 def _launcher(where: Where, at_once: int, folder: Path, slurm: Sequence[str]) -> Launcher:

@@ -6,12 +6,13 @@
     grid: {noise_scale: [0.1, 0.33, 1]}   # every combination is a cell
     seeds: [0, 1, 2]                      # of training; each cell once a seed
     processes: 2                          # of each training, under torchrun; or {RECIPE: number}
-    run: {modes: all, num_samples: 32}    # options of softeval run, on what was trained
+    run: {modes: all, num_samples: 32}    # options of softeval run, on what was trained; or a list
     shards: 4                             # of each evaluation, merged at the end
     diagnose: {limit: 20}                 # options of softeval diagnose; left out: none
 
 `grid` takes options of `softeval train` and of the trained mode; a list of such mappings is the union
-of their grids. Everything is resolved and checked here, before the first update.
+of their grids. A list under `run` is several evaluations, and `{dataset}` among their tasks stands for what
+the cell was trained on (for the untrained model: what each was). Everything is resolved and checked here, before the first update.
 
 Knows nothing of how cells are run, nor what a recipe is.
 """
@@ -33,6 +34,7 @@ from softeval.model import BUNDLED_CHECKPOINT
 from softeval.modes import MODES, mode_record
 from softeval.options import read_options, read_pairs
 from softeval.runs import config as evaluation
+from softeval.runs.cells import chosen_benchmarks, question_count
 from softeval.sweeps.chain import Command, SweepCell
 from softeval.trainers import config as training
 from softeval.trainers.config import TrainConfig
@@ -97,16 +99,21 @@ class GridFile(BaseModel):
     grid: Annotated[list[Axes], BeforeValidator(_listed)] = [{}]
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_listed)] = [0, 1, 2]
     processes: Annotated[int, Field(ge=1)] | dict[str, Annotated[int, Field(ge=1)]] = 1
-    run: Options = {}
+    run: Annotated[list[Options], BeforeValidator(_listed), Field(min_length=1)] = [{}]
     shards: int = Field(1, ge=1)
     diagnose: Diagnosing | None = None
     checkpoint: Literal["best", "last"] = "best"
     base: bool = True
 
-    @field_validator("train", "run")
+    @field_validator("train")
     @classmethod
     def _snake_names(cls, value: Options) -> Options:
         return {str(name).replace("-", "_"): option for name, option in value.items()}
+
+    @field_validator("run")
+    @classmethod
+    def _snake_names_of_each(cls, value: list[Options]) -> list[Options]:
+        return [cls._snake_names(options) for options in value]
 
     @field_validator("seeds")
     @classmethod
@@ -124,6 +131,21 @@ class GridFile(BaseModel):
         """Those of a choice that other choices have not."""
         several = (isinstance(listed, list) and len(listed) > 1 for listed in self.config)
         return [name for name, many in zip(recipes, several, strict=True) if many]
+
+    def runs_of(self, trained: Sequence[TrainConfig]) -> list[evaluation.RunConfig]:
+        """The evaluations of what was trained, or of what these trainings start from."""
+        datasets = dict.fromkeys(config.dataset for config in trained)
+        runs = [evaluation.make_config(options) for options in self.run]
+        tasks = [
+            dict.fromkeys(t.replace("{dataset}", d) for d in datasets for t in run.tasks)
+            for run in runs
+        ]
+        return [
+            run.model_copy(update={"tasks": (*filled,)})
+            if any("{dataset}" in task for task in run.tasks)
+            else run
+            for run, filled in zip(runs, tasks, strict=True)
+        ]
 
     def processes_of(self, recipes: Recipes) -> int:
         """Of a training by these recipes."""
@@ -165,33 +187,43 @@ def expand(
         UserError: an unknown or unusable option, or two cells that are the same.
     """
     _refuse_own(file.train, "train")
-    _refuse_own(file.run, "run")
+    for options in file.run:
+        _refuse_own(options, "run")
     points = [dict(point) for axes in file.grid for point in _product(axes)]
-    asked = [(chosen, point) for chosen in file.recipes for point in points]
+    asked = [(chosen, point) for point in points for chosen in file.recipes]
     trained = [_training({**recipes[chosen], **file.train}, point) for chosen, point in asked]
     labels = [file.varying(chosen) for chosen, _ in asked]
     names = _names([point for _, point in asked], labels, trained)
     _refuse_same(names, trained)
-    run = evaluation.make_config(file.run)
-    run.selected_modes()
+    for run in file.runs_of(trained):
+        run.selected_modes()
+        _refuse_few_questions(run, file.shards)
     cells = [
-        _Cell(file, name, config, run, folder, file.processes_of(chosen)).of(seed)
+        _Cell(file, name, config, folder, file.processes_of(chosen)).of(seed)
         for name, config, (chosen, _) in zip(names, trained, asked, strict=True)
         for seed in file.seeds
     ]
-    return ([*_untrained(trained, run, file.shards, folder)] if file.base else []) + cells
+    return ([*_untrained(file, trained, folder)] if file.base else []) + cells
 
 
-def _untrained(
-    trained: Sequence[TrainConfig], run: evaluation.RunConfig, shards: int, folder: Path
-) -> Iterator[SweepCell]:
+def _refuse_few_questions(run: evaluation.RunConfig, shards: int) -> None:
+    """Say before hours of training that a task is unknown, or has fewer questions than shards."""
+    for task in chosen_benchmarks(run):
+        if task.rows is not None and question_count(task.rows, run.limit) < shards:
+            questions = question_count(task.rows, run.limit)
+            raise UserError(
+                f"shards: {shards} of {task.task}, which has {questions} questions only"
+            )
+
+
+def _untrained(file: GridFile, trained: Sequence[TrainConfig], folder: Path) -> Iterator[SweepCell]:
     """The evaluation of what the cells start from."""
     models = dict.fromkeys((config.model, config.revision) for config in trained)
     for model, revision in models:
         name = "base" if len(models) == 1 else f"base {Path(model or BUNDLED_CHECKPOINT).name}"
-        chosen = run.model_copy(update={"model": model, "revision": revision})
-        place = folder / _folder_name(name) / "run"
-        yield SweepCell(name, None, (*_evaluation(chosen, place, shards, ()),))
+        chosen = {"model": model, "revision": revision}
+        found = _evaluations(file, trained, chosen, folder / _folder_name(name), ())
+        yield SweepCell(name, None, found)
 
 
 def _product(axes: Mapping[str, Sequence[Any]]) -> Iterator[Iterator[tuple[str, Any]]]:
@@ -258,7 +290,6 @@ class _Cell:
     file: GridFile
     name: str
     config: TrainConfig
-    run: evaluation.RunConfig
     folder: Path
     processes: int
 
@@ -268,10 +299,10 @@ class _Cell:
         where = ("--seed", str(seed), "--output-path", str(place / "train"))
         train = ("train", *_flags(self.config), *where)
         trained = Command(train, place / "train", (), self.processes)
-        model = str(place / "train" / self.file.checkpoint)
-        run = self.run.model_copy(update={"model": model})
-        evaluated = _evaluation(run, place / "run", self.file.shards, (trained,))
-        diagnosed = self._diagnosis(place / "run", evaluated[-1])
+        chosen = {"model": str(place / "train" / self.file.checkpoint)}
+        evaluated = _evaluations(self.file, [self.config], chosen, place, (trained,))
+        whole = next(command for command in evaluated if command.folder == place / "run")
+        diagnosed = self._diagnosis(place / "run", whole)
         return SweepCell(self.name, seed, (trained, *evaluated, *diagnosed))
 
     def _diagnosis(self, run: Path, evaluated: Command) -> Iterator[Command]:
@@ -281,6 +312,22 @@ class _Cell:
             yield Command(("diagnose", str(run), *base, *flags), run, (evaluated,))
 
 
+def _evaluations(
+    file: GridFile,
+    trained: Sequence[TrainConfig],
+    chosen: Options,
+    place: Path,
+    needs: tuple[Command, ...],
+) -> tuple[Command, ...]:
+    """The commands of all evaluations of a checkpoint, in run, run-2 and so on."""
+    names = ("run", *(f"run-{number}" for number in range(2, len(file.run) + 1)))
+    return tuple(
+        command
+        for name, run in zip(names, file.runs_of(trained), strict=True)
+        for command in _evaluation(run.model_copy(update=chosen), place / name, file.shards, needs)
+    )
+
+
 def _evaluation(
     run: evaluation.RunConfig, place: Path, shards: int, needs: tuple[Command, ...]
 ) -> list[Command]:
@@ -288,7 +335,7 @@ def _evaluation(
     arguments = ("run", *_flags(run), "--output-path")
     if shards == 1:
         return [Command((*arguments, str(place)), place, needs)]
-    parts = place.with_name("shards")
+    parts = place.with_name(place.name.replace("run", "shards"))
     found = [
         Command((*arguments, str(parts), "--shard", str(part)), parts / part.folder, needs)
         for part in (evaluation.Shard(i, shards) for i in range(1, shards + 1))
