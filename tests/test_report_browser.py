@@ -39,7 +39,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A report with every section, as a file address."""
     folder = tmp_path_factory.mktemp("family")
     runs = write_family(
-        folder, seeds=2, questions=32, samples=4, positions=24, likelihood_tasks=("arc",), kl=True
+        folder, seeds=2, questions=32, samples=4, positions=36, likelihood_tasks=("arc",), kl=True
     )
     return _write(folder, [*runs, write_training(folder / "training")])
 
@@ -60,6 +60,12 @@ def _write(folder: Path, runs: list) -> str:
     path = folder / "report.html"
     path.write_bytes(build_report(runs).encode())
     return path.as_uri()
+
+
+def _browsing(page):
+    """The page with the focus in the browser of samples, where alone its keys act."""
+    page.locator("#samples-app").focus()
+    return page
 
 
 def _data(page) -> dict:
@@ -107,6 +113,7 @@ def test_without_javascript_all_but_the_samples_is_there(browser, family):
 
 def test_nothing_of_a_hostile_run_is_executed(browser, hostile):
     visit = Visit(browser, hostile)
+    _browsing(visit.page)
     for _ in range(12):
         visit.page.keyboard.press("j")
     assert visit.page.evaluate("window.pwned") is None
@@ -119,6 +126,7 @@ def test_nothing_of_a_hostile_run_is_executed(browser, hostile):
 
 def test_hostile_texts_are_shown_as_they_are(browser, hostile):
     visit = Visit(browser, hostile)
+    _browsing(visit.page)
     shown = set()
     for _ in range(len(_data(visit.page)["problems"])):
         shown.add(visit.page.locator("pre[aria-label=Prompt]").text_content())
@@ -158,12 +166,14 @@ def test_tokens_on_the_page_are_those_of_the_data(browser, family):
     cot = page.locator("section[aria-label='Left side'] .cot")
     assert cot.locator("span").count() == left["n"]
     assert cot.text_content() == left["x"]
-    tip = cot.locator("span").first.get_attribute("title")
-    assert "entropy" in tip and "nats" in tip and "%" in tip
+    told = page.locator("section[aria-label='Left side'] .strip svg").first.get_attribute(
+        "aria-label"
+    )
+    assert "entropy" in told and "nats" in told
 
 
 def test_keys_filters_search_and_address(browser, family):
-    page = Visit(browser, family).page
+    page = _browsing(Visit(browser, family).page)
     question = page.get_by_label("Question", exact=True)
     first = question.input_value()
     page.keyboard.press("j")
@@ -185,15 +195,76 @@ def test_keys_filters_search_and_address(browser, family):
     assert "✗" in page.locator("section[aria-label='Left side'] select").nth(2).inner_text()
     page.get_by_label("Search").fill("no such text anywhere")
     assert page.get_by_role("status").inner_text() == "no question matches"
+    assert not page.locator(".question").is_visible() and page.locator(".strip").count() == 2
+    page.get_by_label("Search").fill("asks a question")  # stands in every prompt
+    assert page.get_by_role("status").inner_text() == "no question matches"
     page.get_by_label("Search").fill("")
     assert "that match" in page.get_by_role("status").inner_text()
+
+
+def test_the_browser_of_samples_by_keyboard_alone(browser, family):
+    """Its keys act inside it only; arrow keys walk a strip; Escape leaves a field, then it."""
+    page = Visit(browser, family, viewport={"width": 1280, "height": 900}).page
+    question, press = page.get_by_label("Question", exact=True), page.keyboard.press
+    first = question.input_value()
+    press("j")
+    assert question.input_value() == first and page.evaluate("scrollY") == 0
+    focused = "document.activeElement.getAttribute('aria-label')"
+    while page.evaluate(focused) != "Search":
+        press("Tab")
+    page.keyboard.type("jk")
+    assert page.get_by_label("Search").input_value() == "jk"
+    press("Control+a")
+    press("Delete")
+    press("Escape")
+    press("j")
+    assert question.input_value() != first
+    modes = page.locator(".pane select[aria-label$=mode]")
+    assert modes.evaluate_all("all => all.map(e => e.selectedOptions[0].text)") == [
+        "soft sample", "hard sample",
+    ]  # fmt: skip
+    while not (page.evaluate(focused) or "").startswith("Position"):
+        press("Tab")
+    strip = page.locator("section[aria-label='Left side'] .strip")
+    told = [page.evaluate(focused)]
+    assert "at temperature 0.5" in told[0] and "at temperature 1" in told[0]
+    outline = "getComputedStyle(document.activeElement).outlineStyle"
+    assert page.evaluate(outline) == "solid"
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft", "End"):
+        press(key)
+        told.append(page.evaluate(focused))
+        assert page.locator(".pane .readout").first.inner_text() == told[-1]
+    assert [t.split(":")[0] for t in told[:4]] == [f"Position {n}" for n in (1, 2, 3, 2)]
+    assert told[4].startswith("Answer")
+    strip.locator("svg").nth(4).click()  # as a finger does
+    assert page.evaluate(focused).startswith("Position 5:")
+    press("Escape")
+    press("k")
+    assert page.evaluate("document.activeElement.tagName") == "BODY"
+    assert question.input_value() != first
+
+
+def test_a_long_thought_is_folded_and_unfolded(browser, family):
+    visit = Visit(browser, family)
+    cells = visit.page.locator("section[aria-label='Left side'] .strip > *")
+    longest = max((s for s in _data(visit.page)["samples"] if s["a"] == 0), key=lambda s: s["n"])
+    assert longest["n"] > 64
+    visit.page.goto(family + f"#samples?q={longest['q']}&m={longest['m']}&s={longest['i']}")
+    assert cells.locator("xpath=self::*[name()='svg']").count() <= 64
+    assert visit.page.evaluate("scrollY") > 0  # a deep link goes there
+    while (folds := visit.page.locator("section[aria-label='Left side'] .fold")).count():
+        folds.first.focus()
+        visit.page.keyboard.press("Enter")
+    assert cells.count() == longest["n"] + 1  # and the answer
+    assert visit.problems == []
 
 
 def test_sides_that_differ_do_differ(browser, family):
     page = Visit(browser, family).page
     page.get_by_label("Show").select_option(label="sides differ")
+    _browsing(page)
     for _ in range(3):
-        outcomes = page.locator(".pane .outcome").all_inner_texts()
+        outcomes = page.locator(".pane p .outcome").all_inner_texts()
         assert len(set(outcomes)) == 2
         page.keyboard.press("j")
 

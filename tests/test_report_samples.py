@@ -13,8 +13,8 @@ from report_runs import write_checkpoint, write_family
 
 from softeval.reports.escaping import script_json, visible
 from softeval.reports.measured.arms import measure
-from softeval.reports.sections.sample_texts import read_prompts, read_samples
-from softeval.reports.sections.samples import SCALE, _lengths, _nats, pack
+from softeval.reports.measured.texts import read_prompts
+from softeval.reports.sections.samples import SCALE, _lengths, _nats, pack, read_samples
 from softeval.reports.sections.selection import choose_problems, choose_samples, sources
 from softeval.runs.run import load_run
 
@@ -39,8 +39,9 @@ def packed(arms):
 
 def _packed(arms, count=16, **options):
     problems = choose_problems(arms, count)
-    texts = read_samples(list(choose_samples(arms, problems, sources(arms))))
-    return pack(arms, sources(arms), problems, read_prompts(arms.runs, problems), texts, **options)
+    samples = read_samples(choose_samples(arms, problems, sources(arms)))
+    prompts = read_prompts(arms.runs, {(p.task, p.doc_id) for p in problems})
+    return pack(arms, sources(arms), problems, prompts, samples, **options)
 
 
 def test_problems_are_stratified_and_seeded(arms):

@@ -246,7 +246,7 @@ def test_each_panel_names_what_it_is_measured_against(tmp_path):
     (figure,) = find_curves(arms, find_differences(arms, 50))
     assert [panel.baseline for panel in figure.panels] == ["base", "hard", "hard"]
     block = curve_block(figure, 0)
-    assert "from base (hard inference) and hard (fuzzy inference, soft inference)" in block.caption
+    assert "from base (hard inference) and hard (soft inference, fuzzy inference)" in block.caption
     assert block.svg.count(">minus hard<") == 2 and ">minus base<" in block.svg
 
 

@@ -12,6 +12,7 @@ from softeval.reports.sections.entropy import SECTION as ENTROPY
 from softeval.reports.sections.families import SECTION as FAMILIES
 from softeval.reports.sections.kl import SECTION as KL
 from softeval.reports.sections.methods import SECTION as METHODS
+from softeval.reports.sections.mixture import SECTION as MIXTURE
 from softeval.reports.sections.out_of_domain import SECTION as OUT_OF_DOMAIN
 from softeval.reports.sections.results import SECTION as RESULTS
 from softeval.reports.sections.samples import SECTION as SAMPLES
@@ -21,6 +22,7 @@ from softeval.reports.sections.verdict import SECTION as VERDICT
 
 SECTIONS: tuple[Section, ...] = (
     VERDICT,
+    MIXTURE,
     RESULTS,
     ABLATION,
     CURVES,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -18,19 +18,28 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import ArrayLike
 
+from softeval.records import StopReason
 from softeval.reports.escaping import clip, script_json, visible
 from softeval.reports.layout import Own, Paragraph, Part, Section
 from softeval.reports.material import Material
-from softeval.reports.measured.arms import Arms
-from softeval.reports.sections.sample_texts import SampleText, read_prompts, read_samples
+from softeval.reports.measured.arms import Arms, MeasuredRun
+from softeval.reports.measured.texts import (
+    SampleText,
+    TextKey,
+    question_of,
+    read_prompts,
+    read_texts,
+    shared_frame,
+)
 from softeval.reports.sections.selection import (
     ChosenProblem,
+    ChosenSample,
     Source,
     choose_problems,
     choose_samples,
+    soft_and_hard,
     sources,
 )
-from softeval.runs.run import REFERENCE, RecordedMode
 
 SCRIPT = (files("softeval.reports") / "static" / "browser.js").read_text(encoding="utf-8")
 """The one script of a page; its policy allows no other."""
@@ -47,12 +56,28 @@ BUDGET = 900_000
 """Bytes of packed samples; problems are left out from the end of the list beyond it."""
 
 
+def read_samples(
+    samples: Iterable[ChosenSample],
+) -> list[tuple[ChosenSample, SampleText]]:
+    """The chosen samples with their texts, in the order given.
+
+    Raises:
+        UserError: a table is damaged.
+    """
+    chosen = list(samples)
+    by_run: dict[int, tuple[MeasuredRun, set[TextKey]]] = {}
+    for one in chosen:
+        by_run.setdefault(id(one.run), (one.run, set()))[1].add(one.text_key)
+    texts = {name: read_texts(run, keys) for name, (run, keys) in by_run.items()}
+    return [(one, texts[id(one.run)][one.text_key]) for one in chosen]
+
+
 def pack(
     arms: Arms,
     shown: Sequence[Source],
     problems: Sequence[ChosenProblem],
     prompts: Mapping[tuple[str, int], tuple[str, str]],
-    texts: Sequence[SampleText],
+    samples: Sequence[tuple[ChosenSample, SampleText]],
     budget: int = BUDGET,
 ) -> dict[str, Any]:
     """The samples as one JSON value, as many problems of each task as the budget allows.
@@ -62,24 +87,29 @@ def pack(
         shown: whose samples; samples name them by index.
         problems: chosen problems, most wanted first within each task.
         prompts: (prompt, label) by (task, doc_id).
-        texts: their samples.
+        samples: of these problems, with their texts.
         budget: bytes.
     """
     vocab = _Vocabulary()
     modes, tasks = list(arms.modes), list(arms.tasks)
     by_problem: dict[int, list[dict[str, Any]]] = {}
-    for text in texts:
-        packed = _pack_sample(text, modes.index(text.chosen.key[1]), vocab)
-        by_problem.setdefault(text.chosen.problem, []).append(packed)
+    for chosen, text in samples:
+        packed = _pack_sample(chosen, text, modes.index(chosen.key[1]), vocab)
+        by_problem.setdefault(chosen.problem, []).append(packed)
     kept = _within(budget, problems, prompts, by_problem)
+    frames = [shared_frame([prompts[key][0] for key in prompts if key[0] == t]) for t in tasks]
     renumbered = {old: new for new, old in enumerate(kept)}
     return {
         "tasks": [visible(task) for task in tasks],
+        "frames": [[_shown(text) for text in frame] for frame in frames],
         "modes": [visible(mode) for mode in modes],
-        "start": _start(modes),
+        "mixes": [not mode.feeds_tokens for mode in modes],
+        "temperatures": [mode.options.get("temperature") for mode in modes],
+        "stops": {str(reason): reason.words for reason in StopReason},
+        "start": _start(arms, len(shown)),
         "arms": [visible(source.name) for source in shown],
         "scale": SCALE,
-        "problems": [_pack_problem(problems[i], tasks, prompts) for i in kept],
+        "problems": [_pack_problem(problems[i], tasks, frames, prompts) for i in kept],
         "samples": [
             {**sample, "q": renumbered[i]} for i in kept for sample in by_problem.get(i, [])
         ],
@@ -116,26 +146,38 @@ def _within(
 def _pack_problem(
     problem: ChosenProblem,
     tasks: Sequence[str],
+    frames: Sequence[tuple[str, str]],
     prompts: Mapping[tuple[str, int], tuple[str, str]],
 ) -> dict[str, Any]:
     prompt, label = prompts.get((problem.task, problem.doc_id), ("not recorded", ""))
+    task = tasks.index(problem.task)
     return {
-        "t": tasks.index(problem.task),
+        "t": task,
         "d": problem.doc_id,
-        "p": _shown(prompt),
+        "p": _shown(question_of(prompt, frames[task])),
         "y": _shown(label),
         "w": problem.why,
     }
 
 
-def _start(modes: Sequence[RecordedMode]) -> int:
-    """The mode that is shown first: the greedy reference, where it is there."""
-    greedy = [i for i, mode in enumerate(modes) if mode.family == REFERENCE and mode.is_greedy]
-    return greedy[0] if greedy else 0
+def _start(arms: Arms, shown: int) -> dict[str, int]:
+    """What stands on the left and right at first: mixtures beside tokens of the first source.
+
+    Where that lacks one of them: its first mode beside another source's, or its second.
+    """
+    first = {key for c in arms.arms[0].checkpoints for key in c.cells if key[0] == arms.tasks[0]}
+    if pair := soft_and_hard(first):
+        soft, hard = (arms.modes.index(key[1]) for key in pair)
+        return {"m": soft, "n": hard}
+    if shown > 1:
+        return {"b": shown - 1}
+    return {"n": min(1, len(arms.modes) - 1)}
 
 
-def _pack_sample(text: SampleText, mode: int, vocab: _Vocabulary) -> dict[str, Any]:
-    chosen, fields, cell = text.chosen, text.fields, text.chosen.cell
+def _pack_sample(
+    chosen: ChosenSample, text: SampleText, mode: int, vocab: _Vocabulary
+) -> dict[str, Any]:
+    fields, cell = text.fields, chosen.cell
     tokens = _kept_tokens(text)
     shown = len(tokens)
     packed: dict[str, Any] = {
@@ -167,8 +209,8 @@ def _pack_sample(text: SampleText, mode: int, vocab: _Vocabulary) -> dict[str, A
         assert text.kl_T is not None
         packed["k"] = _base64(_nats(text.kl_T[:shown]))
         packed["g"] = round(float(text.kl_T.mean()), 4)
-    if shown and not chosen.key[1].feeds_tokens and (mixtures := _mixtures(text, shown, vocab)):
-        packed["u"] = _base64(np.array(mixtures, "<u2"))
+    if shown and text.feeds_mixtures:
+        packed["u"] = _base64(np.array(_mixtures(text, shown, vocab), "<u2"))
     return packed
 
 
@@ -209,7 +251,7 @@ def _nats(value_T: ArrayLike) -> np.ndarray:
 def _mixtures(text: SampleText, shown: int, vocab: _Vocabulary) -> list[int]:
     """Flat: position, number of entries, then token index and probability·10⁴ of each."""
     flat: list[int] = []
-    for position, entries in text.mixtures:
+    for position, entries in enumerate(text.mixtures):
         known = entries and all(map(math.isfinite, (probability for _, probability in entries)))
         if position < shown and known and entries[0][1] < CERTAIN:
             indices = [vocab.index(visible(token)) for token, _ in entries]
@@ -244,8 +286,9 @@ def _parts(material: Material) -> list[Part]:
         return [Paragraph("These runs hold no samples.")]
     problems = choose_problems(arms, options.problems, options.seed)
     shown = sources(arms, options.all_seeds)
-    texts = read_samples(list(choose_samples(arms, problems, shown)))
-    packed = pack(arms, shown, problems, read_prompts(arms.runs, problems), texts)
+    samples = read_samples(choose_samples(arms, problems, shown))
+    prompts = read_prompts(arms.runs, {(problem.task, problem.doc_id) for problem in problems})
+    packed = pack(arms, shown, problems, prompts, samples)
     several = any(arm.seeds > 1 for arm in arms.arms) and not options.all_seeds
     first = " of the first training seed of each method (--all-seeds: of all)" if several else ""
     note = (

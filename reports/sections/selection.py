@@ -6,15 +6,17 @@ the same question. Knows nothing of texts or of how samples are shown.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 
 import numpy as np
 
 from softeval.reports.material import PROBLEMS
-from softeval.reports.measured.arms import Arms, MeasuredCheckpoint
-from softeval.reports.measured.cells import Key, MeasuredCell
+from softeval.reports.measured.arms import Arms, MeasuredCheckpoint, MeasuredRun
+from softeval.reports.measured.cells import Key, MeasuredCell, cell_order
+from softeval.reports.measured.texts import TextKey
+from softeval.runs.run import REFERENCE
 
 SHARES = {"discordant": 0.5, "high entropy": 0.25, "random": 0.25}
 SAMPLED_PER_CELL = 2
@@ -69,6 +71,16 @@ class ChosenSample:
         """The cell it is from."""
         return self.checkpoint.cells[self.key]
 
+    @property
+    def run(self) -> MeasuredRun:
+        """The run it is from."""
+        return next(run for run in self.checkpoint.runs if self.key in run.cells)
+
+    @property
+    def text_key(self) -> TextKey:
+        """What names it in that run's tables."""
+        return *self.key, int(self.cell.doc_R[self.row]), int(self.cell.sample_R[self.row])
+
 
 def sources(arms: Arms, all_seeds: bool = False) -> list[Source]:
     """One entry an arm, which shows its first training seed; or one a checkpoint."""
@@ -81,6 +93,22 @@ def sources(arms: Arms, all_seeds: bool = False) -> list[Source]:
             seed = number if one.train_seed is None else one.train_seed
             found.append(Source(f"{arms.name(arm)} · seed {seed}", (one,)))
     return found
+
+
+def soft_and_hard(keys: Iterable[Key]) -> tuple[Key, Key] | None:
+    """The first mode of mixtures and its counterpart that feeds tokens; sampled ones, if there are.
+
+    Args:
+        keys: modes of one task.
+    """
+    ordered = sorted(keys, key=cell_order)
+    for is_greedy in (False, True):
+        alike = [key for key in ordered if key[1].is_greedy == is_greedy]
+        soft = next((key for key in alike if not key[1].feeds_tokens), None)
+        hard = next((key for key in alike if key[1].family == REFERENCE), None)
+        if soft and hard:
+            return soft, hard
+    return None
 
 
 def choose_problems(arms: Arms, count: int = PROBLEMS, seed: int = 0) -> list[ChosenProblem]:

@@ -1,9 +1,38 @@
 "use strict";
-// Browser of samples. Reads what softeval/reports/packing.py wrote. Every text of a model or data
-// set goes into the page through textContent, so that none can be anything but text.
+// Strips of mixtures, and the browser of samples. Reads what reports/sections/samples.py packed.
+// Every text of a model or data set goes into the page through textContent, so that none can be
+// anything but text.
 (() => {
+  // A strip is walked with the arrow keys; the position under focus is told below it ------------
+
+  const walkable = (strip) => {
+    const readout = strip.parentElement.querySelector(".readout");
+    const at = (node) => {
+      for (const other of strip.children) other.setAttribute("tabindex", other === node ? "0" : "-1");
+      node.focus();
+    };
+    strip.addEventListener("keydown", (event) => {
+      const all = Array.from(strip.children);
+      const here = all.indexOf(document.activeElement);
+      const target = {
+        ArrowRight: here + 1, ArrowLeft: here - 1, Home: 0, End: all.length - 1,
+      }[event.key];
+      if (here < 0 || target === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
+      event.preventDefault();
+      if (all[target]) at(all[target]);
+    });
+    strip.addEventListener("focusin", (event) => { readout.textContent = event.target.getAttribute("aria-label"); });
+    strip.addEventListener("click", (event) => {
+      const cell = event.target.closest("[role=option]");
+      if (cell) at(cell);
+    });
+    readout.textContent = "Tap a position, or walk with the arrow keys.";
+  };
+  document.querySelectorAll(".strip").forEach(walkable);
+
   const data = JSON.parse(document.getElementById("samples-data").textContent);
   const app = document.getElementById("samples-app");
+  const section = document.getElementById("samples");
 
   // Building blocks ---------------------------------------------------------------------------
 
@@ -94,7 +123,7 @@
   const textOf = (index) => {
     const problem = data.problems[index];
     const samples = data.samples.filter((s) => s.q === index);
-    const parts = [problem.p, problem.y, ...samples.flatMap((s) => [s.x, s.z])];
+    const parts = [String(problem.d), problem.p, problem.y, ...samples.flatMap((s) => [s.x, s.z])];
     return parts.join("\n").toLowerCase();
   };
   const searchable = new Map();
@@ -162,34 +191,133 @@
     return svg;
   };
 
-  const tooltip = (index, values, mixture) => {
-    const lines = [`position ${index + 1}`];
-    for (const [key, list] of Object.entries(values)) {
-      lines.push(`${HEATS[key].name} ${round(HEATS[key].value(list[index]), 3)}${HEATS[key].unit}`);
-    }
-    for (const [token, probability] of mixture || []) {
-      lines.push(`${JSON.stringify(token)} ${round(100 * probability, 1)} %`);
-    }
-    return lines.join("\n");
+  // The same cells as reports/sections/mixture.py lays out for the opening view.
+  const STACK = 44;
+  const BAR = 16;
+  const WINDOW = 8;
+  const POSITIONS = 64;
+  const written = (token) => {
+    const shown = token.replaceAll("\n", "⏎").replaceAll("\t", "⇥").trim() || "␣";
+    return shown.length <= 20 ? shown : shown.slice(0, 19) + "…";
+  };
+  const percent = (weight) => (100 * weight).toFixed(1) + " %";
+  const atTemperature = (sample) =>
+    data.temperatures[sample.m] === null ? "" : ` at temperature ${data.temperatures[sample.m]}`;
+
+  const drawing = (tag, attributes, text = "") => {
+    const node = document.createElementNS(SVG, tag);
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    node.textContent = text;
+    return node;
   };
 
-  const coloured = (sample) => {
+  // Positions of a sample, and what is told of each of them.
+  const thoughtOf = (sample) => {
+    const tokens = tokensOf(sample);
+    const values = {};
+    for (const key of Object.keys(HEATS)) if (sample[key]) values[key] = bytes(sample[key]);
+    const mixtures = mixturesOf(sample);
+    const told = (index) => {
+      const mixture = mixtures.get(index) || [];
+      const weights = mixture.map(([token, weight]) => `“${token}” ${percent(weight)}`);
+      const measured = Object.entries(values).map(([key, list]) =>
+        `${HEATS[key].name} ${HEATS[key].value(list[index]).toFixed(key === "p" ? 3 : 2)}${HEATS[key].unit}`);
+      const fed = weights.length ? weights.join(", ") + atTemperature(sample) : `“${tokens[index]}”`;
+      return `Position ${index + 1}: ${fed}; ${measured.join(", ")} at temperature 1`;
+    };
+    return { tokens, values, mixtures, told };
+  };
+
+  const cell = (thought, index, highest) => {
+    const entries = thought.mixtures.get(index) || [[thought.tokens[index], 1]];
+    const svg = drawing("svg", { role: "option", height: 62, "aria-label": thought.told(index), tabindex: -1 });
+    let top = 0;
+    let letters = 0;
+    entries.forEach(([token, weight], rank) => {
+      const height = STACK * weight;
+      const text = height >= 11 ? written(token) : "";
+      letters = Math.max(letters, text.length);
+      svg.append(drawing("rect", { class: "w" + (rank + 1), y: round(top, 1), width: "100%", height: round(height, 1) }));
+      if (text) svg.append(drawing("text", { x: "50%", y: round(top + height / 2, 1) }, text));
+      top += height;
+    });
+    const bar = (BAR * nats(thought.values.e[index])) / highest;
+    svg.append(drawing("rect", { class: "entropy", y: STACK + 2, width: "100%", height: round(bar, 1) }));
+    svg.setAttribute("width", round(Math.max(18, 7.3 * letters + 6), 1));
+    return svg;
+  };
+
+  const shownWindows = (entropies) => {
+    const windows = [];
+    for (let start = 0; start < entropies.length; start += WINDOW) {
+      const end = Math.min(start + WINDOW, entropies.length);
+      windows.push({ start, end, peak: Math.max(...entropies.slice(start, end)) });
+    }
+    if (entropies.length <= POSITIONS) return windows;
+    const best = [...windows].sort((x, y) => y.peak - x.peak || x.start - y.start).slice(0, POSITIONS / WINDOW);
+    return best.sort((x, y) => x.start - y.start);
+  };
+
+  const fold = (start, end, entropies, unfold) => {
+    const peak = Math.max(...entropies.slice(start, end)).toFixed(2);
+    const folded = element("span", {
+      class: "fold", role: "option", tabindex: "-1",
+      "aria-label": `${end - start} positions of entropy up to ${peak} are folded; Enter or a tap unfolds them`,
+    }, `⋯ ${end - start}`);
+    folded.addEventListener("click", (event) => { event.stopPropagation(); unfold(folded, start, end); });
+    folded.addEventListener("keydown", (event) => { if (event.key === "Enter") folded.click(); });
+    return folded;
+  };
+
+  const stripOf = (sample, thought) => {
+    const entropies = Array.from(thought.values.e, nats);
+    const highest = Math.max(1, ...entropies);
+    const strip = element("div", {
+      class: "strip", role: "listbox",
+      "aria-label": `${data.modes[sample.m].replaceAll("_", " ")}, position by position; arrow keys walk`,
+    });
+    const positions = (start, end) =>
+      Array.from({ length: end - start }, (_, i) => cell(thought, start + i, highest));
+    const unfold = (folded, start, end) => {
+      const found = positions(start, end);
+      folded.replaceWith(...found);
+      found[0].setAttribute("tabindex", "0");
+      found[0].focus();
+    };
+    let end = 0;
+    for (const shown of [...shownWindows(entropies), { start: entropies.length }]) {
+      if (shown.start > end) strip.append(fold(end, shown.start, entropies, unfold));
+      if (shown.end) strip.append(...positions(shown.start, shown.end));
+      end = shown.end;
+    }
+    const answer = `${sample.b === null ? "no answer" : sample.b || "(empty)"} ${sample.c ? "✓" : "✗"}`;
+    strip.append(element("span", {
+      class: "outcome " + (sample.c ? "yes" : "no"), role: "option", tabindex: "-1", "aria-label": "Answer " + answer,
+    }, "→ " + answer));
+    strip.firstChild.setAttribute("tabindex", "0");
+    const meaning = sample.u !== undefined
+      ? `Block height: weight in the mode’s distribution${atTemperature(sample)}`
+      : data.mixes[sample.m]
+        ? "Mixtures are recorded of first samples; here the most likely token stands"
+        : "One block: the token that was fed";
+    const thoughtBox = element("div", { class: "thought" }, strip,
+      element("p", { class: "quiet" }, `${meaning}; below, the entropy at temperature 1 (full height ${highest.toFixed(1)} nats).`),
+      element("p", { class: "readout" }));
+    walkable(strip);
+    return thoughtBox;
+  };
+
+  const coloured = (sample, thought) => {
     const box = element("div", { class: "cot", tabindex: "0", role: "group", "aria-label": "Chain of thought" });
     if (!sample.l) {
       box.textContent = sample.x;
       return box;
     }
-    const values = {};
-    for (const key of Object.keys(HEATS)) if (sample[key]) values[key] = bytes(sample[key]);
     const heat = HEATS[state.h];
-    const shown = values[state.h];
-    const mixtures = mixturesOf(sample);
-    tokensOf(sample).forEach((token, index) => {
+    const shown = thought.values[state.h];
+    thought.tokens.forEach((token, index) => {
       const bin = shown ? binOf(heat, heat.value(shown[index])) : 0;
-      box.append(element("span", {
-        class: bin ? "h" + bin : null,
-        title: tooltip(index, values, mixtures.get(index)),
-      }, token));
+      box.append(element("span", { class: bin ? "h" + bin : null }, token));
     });
     if (sample.o) box.append(element("span", { class: "quiet" }, ` … ${sample.o} more tokens are not shown`));
     return box;
@@ -202,11 +330,9 @@
     return ["no", "✗ incorrect"];
   };
 
-  const STOPS = { answer_prefix: "announced its answer", eos: "end of sequence", length: "cut at the cap" };
-
   const describe = (sample) => {
     const [kind, text] = outcomeOf(sample);
-    const facts = [`${sample.n} CoT tokens`, STOPS[sample.r] || sample.r];
+    const facts = [`${sample.n} CoT tokens`, data.stops[sample.r] || sample.r];
     if (sample.h) facts.push(`entropy ${sample.h[0]} mean, ${sample.h[1]} peak`);
     if (sample.g !== undefined) facts.push(`KL ${sample.g}`);
     return element("p", {},
@@ -221,15 +347,16 @@
       return;
     }
     const sample = samples[Math.min(pick, samples.length - 1)];
+    const thought = thoughtOf(sample);
     pane.append(describe(sample));
-    if (sample.e) {
-      const values = Array.from(bytes(sample.e), nats);
+    if (sample.e) pane.append(stripOf(sample, thought));
+    if (thought.tokens.length > POSITIONS) {
+      const values = Array.from(thought.values.e, nats);
       pane.append(sparkline(values, `Entropy by position, mean ${sample.h[0]}, peak ${sample.h[1]} nats`));
     }
-    const soft = !data.modes[sample.m].startsWith("hard");
     pane.append(
-      element("h3", {}, soft ? "Shadow of the CoT (most likely token at each position)" : "Chain of thought"),
-      coloured(sample),
+      element("h3", {}, data.mixes[sample.m] ? "Shadow of the CoT (most likely token at each position)" : "Chain of thought"),
+      coloured(sample, thought),
       element("h3", {}, "Answer"),
       element("div", { class: "answer" }, element("span", { class: "prefill" }, sample.f), sample.z),
       element("p", { class: "quiet" }, "Extracted: " + (sample.b === null ? "none" : sample.b === "" ? "(empty)" : sample.b)));
@@ -253,7 +380,7 @@
     const draw = () => {
       armSelect.value = state[arm];
       modeSelect.value = state[mode];
-      const samples = cellOf(state.q, state[arm], state[mode]);
+      const samples = state.q === null ? [] : cellOf(state.q, state[arm], state[mode]);
       const options = samples.map((s, i) => element("option", { value: i }, `#${s.i} ${s.c ? "✓" : "✗"}`));
       pickSelect.replaceChildren(...options);
       pickSelect.value = Math.min(state[pick], Math.max(samples.length - 1, 0));
@@ -281,10 +408,13 @@
   };
   const status = element("span", { role: "status", class: "quiet" });
   const prompt = element("pre", { tabindex: "0", "aria-label": "Prompt" });
+  const question = element("p", { class: "asked" });
   const label = element("p");
+  const asked = element("div", { class: "question" }, question, label,
+    element("details", {}, element("summary", {}, "Prompt"), prompt));
   const legend = element("div", { class: "keyed" });
   const help = element("p", { class: "quiet", hidden: "" },
-    "Keys: j next question, k previous question, h next colouring, / search, ? this help.");
+    "Keys, while the focus is in here: j next question, k previous question, h next colouring, / search, ? this help; arrow keys walk a strip, Enter unfolds; Escape leaves a field, then the browser.");
   const left = side("Left", "a", "m", "s");
   const right = side("Right", "b", "n", "r");
 
@@ -298,7 +428,7 @@
 
   function render() {
     const found = listed();
-    if (!found.includes(state.q) && found.length) state.q = found[0];
+    if (!found.includes(state.q)) state.q = found.length ? found[0] : null;
     const problem = data.problems[state.q];
     taskSelect.value = state.t;
     outcomeSelect.value = state.o;
@@ -306,13 +436,18 @@
     heatSelect.value = state.h;
     if (search.value !== state.f) search.value = state.f;
     questionSelect.replaceChildren(...found.map((index) =>
-      element("option", { value: index }, `${data.problems[index].d} (${data.problems[index].w})`)));
+      element("option", { value: index }, `${data.problems[index].d} · ${data.problems[index].p.slice(0, 60)}`)));
     questionSelect.value = state.q;
     status.textContent = found.length
-      ? `question ${found.indexOf(state.q) + 1} of ${found.length} that match`
+      ? `question ${found.indexOf(state.q) + 1} of ${found.length} that match (${problem.w})`
       : "no question matches";
-    prompt.textContent = problem.p;
-    label.replaceChildren("Label: ", element("strong", {}, problem.y));
+    asked.hidden = !problem;
+    if (problem) {
+      const [before, after] = data.frames[problem.t];
+      question.textContent = problem.p;
+      prompt.textContent = before + problem.p + after;
+      label.replaceChildren("Label: ", element("strong", {}, problem.y));
+    }
     drawLegend();
     left.draw();
     right.draw();
@@ -329,7 +464,7 @@
     legend,
     element("p", { class: "quiet" }, element("kbd", {}, "j"), " ", element("kbd", {}, "k"), " next and previous question, ", element("kbd", {}, "?"), " all keys"),
     help,
-    element("div", { class: "question" }, prompt, label),
+    asked,
     element("div", { class: "panes" }, left.pane, right.pane));
 
   const actions = {
@@ -343,25 +478,28 @@
     "/": () => search.focus(),
     "?": () => { help.hidden = !help.hidden; },
   };
-  document.addEventListener("keydown", (event) => {
+  app.addEventListener("keydown", (event) => {
     const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName);
+    if (event.key === "Escape") {
+      if (typing) app.focus();
+      else document.activeElement.blur();
+      return;
+    }
     if (typing || event.ctrlKey || event.metaKey || event.altKey || !(event.key in actions)) return;
     event.preventDefault();
     actions[event.key]();
   });
 
-  // The right side starts at another checkpoint, or at another mode of the only one.
-  if (data.arms.length > 1) defaults.b = data.arms.length - 1;
-  else defaults.n = Math.min(1, data.modes.length - 1);
-  defaults.m = data.start;
-  if (data.arms.length > 1) defaults.n = data.start;
+  Object.assign(defaults, data.start);
+  app.tabIndex = -1; // a click anywhere inside puts the focus here, and the keys act
   const shown = location.hash;
   readAddress();
   app.hidden = false;
   render();
+  if (shown.startsWith("#samples")) section.scrollIntoView();
   // Rendering writes the state to the address; a visitor of another section stays there.
   if (!shown.startsWith("#samples")) history.replaceState(null, "", shown || location.pathname + location.search);
   window.addEventListener("hashchange", () => {
-    if (location.hash.startsWith("#samples?")) { readAddress(); render(); }
+    if (location.hash.startsWith("#samples?")) { readAddress(); render(); section.scrollIntoView(); }
   });
 })();

@@ -1,13 +1,14 @@
-"""Texts and per-token values of chosen samples, read from the run directories.
+"""Texts and per-token values of single samples, and the questions inside their prompts.
 
-Reads only the row groups that hold a chosen sample. Knows nothing of how they are packed or shown.
+Reads only the row groups that hold an asked sample. Knows nothing of how they are chosen or shown.
 
 Shape letters: T CoT tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,19 +16,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from softeval.reports.measured.arms import MeasuredRun
-from softeval.reports.sections.selection import ChosenProblem, ChosenSample
 from softeval.runs.parquet_files import row_groups, sequences
-from softeval.runs.run import Run
+from softeval.runs.run import RecordedMode, Run
 from softeval.runs.tables import mixtures_place
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 KEY = ("task", "mode", "doc_id", "sample")
-TEXTS = ("cot_text", "prefill", "answer_text", "answer", "verdict", "stop_reason", "target")
-SampleKey = tuple[str, str, int, int]  # (task, mode, doc_id, sample)
+TEXTS = (
+    "cot_text", "prefill", "answer_text", "answer", "correct", "verdict", "stop_reason", "target",
+)  # fmt: skip
+TextKey = tuple[str, str, int, int]  # (task, mode, doc_id, sample)
 MIXTURE_TOP = 3
+LEAST_WEIGHT = 5e-4
+"""Entries of a mixture below it would print as 0.0 %; they are left out."""
+BEFORE_QUESTION = re.compile(r"[.:?!]\s+|\n+|(?<=[|｜])>")
+AFTER_QUESTION = re.compile(r"^(?=[\s<])|[.?!](?=[\s<])|\n")
+"""Where in what all prompts share the question may begin and end, so that no word is cut."""
 
 
 @dataclass(eq=False)
@@ -35,46 +41,50 @@ class SampleText:
     """Everything that is shown of one sample.
 
     Attributes:
-        chosen: which sample.
+        mode: its mode.
         fields: texts of samples.parquet by column.
         tokens: text of each CoT token; empty where no positions were recorded.
         entropy_T: nats at temperature 1.
         top1_T: largest probability at temperature 1.
         kl_T: KL(base‖checkpoint) on the sample's own prefixes, or None.
-        mixtures: (position, [(token text, probability), …]) of recorded mixtures.
+        mixtures: (token text, weight) of the largest entries of the mode's distribution at each
+            position, at the mode's temperature; empty where none were recorded.
     """
 
-    chosen: ChosenSample
+    mode: RecordedMode
     fields: dict[str, Any]
     tokens: list[str] = field(default_factory=list)
     entropy_T: NDArray[np.float32] | None = None
     top1_T: NDArray[np.float32] | None = None
     kl_T: NDArray[np.float32] | None = None
-    mixtures: list[tuple[int, list[tuple[str, float]]]] = field(default_factory=list)
+    mixtures: list[list[tuple[str, float]]] = field(default_factory=list)
+
+    @property
+    def feeds_mixtures(self) -> bool:
+        """Whether there is a mixture to see: recorded, and of a mode that feeds more than tokens."""
+        return bool(self.mixtures) and not self.mode.feeds_tokens
 
 
-def read_samples(chosen: Sequence[ChosenSample]) -> list[SampleText]:
-    """Texts and values of the chosen samples, in the order given.
+def read_texts(run: Run, keys: Collection[TextKey]) -> dict[TextKey, SampleText]:
+    """Texts and values of the samples that are there.
 
     Raises:
         UserError: a table is damaged.
     """
-    by_run: dict[int, tuple[MeasuredRun, list[ChosenSample]]] = {}
-    for sample in chosen:
-        run = next(r for r in sample.checkpoint.runs if sample.key in r.cells)
-        by_run.setdefault(id(run), (run, []))[1].append(sample)
-    found: dict[int, SampleText] = {}
-    for run, samples in by_run.values():
-        for text in _read_run(run, samples):
-            found[id(text.chosen)] = text
-    return [found[id(sample)] for sample in chosen]
+    texts = {
+        key: SampleText(run.mode(key[1]), fields) for key, fields in _read_fields(run, keys).items()
+    }
+    names = _token_texts(run)
+    _read_positions(run, texts, names)
+    _read_mixtures(run, texts, names)
+    _read_kl(run, texts)
+    return texts
 
 
 def read_prompts(
-    runs: Sequence[MeasuredRun], problems: Sequence[ChosenProblem]
+    runs: Sequence[Run], wanted: Collection[tuple[str, int]]
 ) -> dict[tuple[str, int], tuple[str, str]]:
-    """(prompt, label) of each problem, from the first run that has it."""
-    wanted = {(problem.task, problem.doc_id) for problem in problems}
+    """(prompt, label) of each (task, doc_id), from the first run that has it."""
     found: dict[tuple[str, int], tuple[str, str]] = {}
     for run in runs:
         if not run.table_path("prompts").is_file():
@@ -87,23 +97,33 @@ def read_prompts(
     return found
 
 
-def _read_run(run: MeasuredRun, chosen: Sequence[ChosenSample]) -> list[SampleText]:
-    keys = {_key(sample): sample for sample in chosen}
-    fields = _read_fields(run, keys)
-    texts = {key: SampleText(sample, fields[key]) for key, sample in keys.items()}
-    names = _token_texts(run)
-    _read_positions(run, texts, names)
-    _read_mixtures(run, texts, names)
-    _read_kl(run, texts)
-    return list(texts.values())
+def shared_frame(prompts: Sequence[str]) -> tuple[str, str]:
+    """What all prompts of a task begin and end with; the questions stand between.
+
+    Of a single prompt nothing is known to be shared.
+    """
+    if len(prompts) < 2:
+        return "", ""
+    begun = [found.end() for found in BEFORE_QUESTION.finditer(_beginning(prompts))]
+    rests = [prompt[begun[-1] if begun else 0 :] for prompt in prompts]
+    ending = _beginning([rest[::-1] for rest in rests])[::-1]
+    ended = AFTER_QUESTION.search(ending)
+    return prompts[0][: begun[-1] if begun else 0], ending[ended.end() :] if ended else ""
 
 
-def _key(sample: ChosenSample) -> SampleKey:
-    cell = sample.cell
-    return *sample.key, int(cell.doc_R[sample.row]), int(cell.sample_R[sample.row])
+def _beginning(texts: Sequence[str]) -> str:
+    """What all texts begin with."""
+    first, last = min(texts), max(texts)
+    pairs = enumerate(zip(first, last, strict=False))
+    return first[: next((i for i, (a, b) in pairs if a != b), len(first))]
 
 
-def _read_fields(run: Run, keys: Mapping[SampleKey, Any]) -> dict[SampleKey, dict[str, Any]]:
+def question_of(prompt: str, frame: tuple[str, str]) -> str:
+    """The part of a prompt that is its own; the whole prompt where there is none."""
+    return prompt.removeprefix(frame[0]).removesuffix(frame[1]).strip() or prompt
+
+
+def _read_fields(run: Run, keys: Collection[TextKey]) -> dict[TextKey, dict[str, Any]]:
     groups = row_groups(run.table_path("samples"), (*KEY, *TEXTS), _docs(keys))
     return {
         key: {name: value.as_py() for name, value in row.items()}
@@ -111,13 +131,13 @@ def _read_fields(run: Run, keys: Mapping[SampleKey, Any]) -> dict[SampleKey, dic
     }
 
 
-def _docs(keys: Iterable[SampleKey]) -> list[int]:
+def _docs(keys: Iterable[TextKey]) -> list[int]:
     return sorted({key[2] for key in keys})
 
 
 def _matching(
-    groups: Iterable[pa.Table], keys: Mapping[SampleKey, Any]
-) -> Iterator[tuple[SampleKey, dict[str, Any]]]:
+    groups: Iterable[pa.Table], keys: Collection[TextKey]
+) -> Iterator[tuple[TextKey, dict[str, Any]]]:
     """Rows of the named samples, as Arrow's scalars by column."""
     for group in groups:
         names = zip(*(group[column].to_pylist() for column in KEY), strict=True)
@@ -127,8 +147,8 @@ def _matching(
 
 
 def _lists(
-    path: Path, columns: Sequence[str], keys: Mapping[SampleKey, Any], more: Sequence[str] = ()
-) -> Iterator[tuple[SampleKey, dict[str, Any]]]:
+    path: Path, columns: Sequence[str], keys: Collection[TextKey], more: Sequence[str] = ()
+) -> Iterator[tuple[TextKey, dict[str, Any]]]:
     """Lists of the named samples as arrays, and further columns of their key as they are."""
     for key, row in _matching(sequences(path, (*KEY, *more), columns, _docs(keys)), keys):
         lists = {name: row[name].values.to_numpy() for name in columns}
@@ -145,7 +165,7 @@ def _token_texts(run: Run) -> dict[int, str]:
 
 
 def _read_positions(
-    run: Run, texts: Mapping[SampleKey, SampleText], names: Mapping[int, str]
+    run: Run, texts: Mapping[TextKey, SampleText], names: Mapping[int, str]
 ) -> None:
     """Shadow tokens and per-token values."""
     if not run.has("positions"):
@@ -156,26 +176,25 @@ def _read_positions(
         texts[key].tokens = [names.get(token, "\ufffd") for token in lists["shadow_id"].tolist()]
 
 
-def _read_mixtures(
-    run: Run, texts: Mapping[SampleKey, SampleText], names: Mapping[int, str]
-) -> None:
+def _read_mixtures(run: Run, texts: Mapping[TextKey, SampleText], names: Mapping[int, str]) -> None:
     """Largest mixture entries of each position, where they were recorded."""
     path, ids, probs = mixtures_place(run.path)
     if not path.is_file():
         return
     for key, lists in _lists(path, (ids, probs), texts):
-        positions = len(texts[key].tokens)
         entries = [
             (names.get(token, "\ufffd"), prob)
             for token, prob in zip(lists[ids].tolist(), lists[probs].tolist(), strict=True)
         ]
-        top = len(entries) // max(positions, 1)
+        top = max(len(entries) // max(len(texts[key].tokens), 1), 1)
+        shown = min(top, MIXTURE_TOP)
         texts[key].mixtures = [
-            (t, entries[t * top : t * top + min(top, MIXTURE_TOP)]) for t in range(positions)
+            [entry for entry in entries[start : start + shown] if entry[1] >= LEAST_WEIGHT]
+            for start in range(0, len(entries), top)
         ]
 
 
-def _read_kl(run: Run, texts: Mapping[SampleKey, SampleText]) -> None:
+def _read_kl(run: Run, texts: Mapping[TextKey, SampleText]) -> None:
     """KL(base‖checkpoint) along the sample itself, where `softeval diagnose` replayed it."""
     if not run.table_path("kl").is_file():
         return
