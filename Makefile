@@ -1,6 +1,7 @@
 # `make demo` and `make test` each do everything on a fresh machine with Python >= 3.11 and make.
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL := $(BIN)/pip install --quiet --constraint constraints.txt
 # One thread a test process: two processes on two cores are faster than two threads on each.
 # The bundled checkpoints are so small that a second thread only waits for the first.
 ONE_THREAD := OMP_NUM_THREADS=1
@@ -12,7 +13,7 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 DEMO_RUNS := demo-run-base demo-run-soft demo-run-hard demo-run-fuzzy
 
 .DEFAULT_GOAL := help
-.PHONY: help demo $(DEMO_RUNS) test quick check format demo-base demo-train benchmarks clean
+.PHONY: help demo $(DEMO_RUNS) test quick slow check format demo-base demo-train wheel docs clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,14 +22,19 @@ help: ## what can be made
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "softeval needs Python >= 3.11"'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt pip setuptools
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]' \
-	  --config-settings editable_mode=compat
+	$(INSTALL) --editable . --config-settings editable_mode=compat
+	touch $@
+
+# What tests need, and the site, are installed only where they are asked for.
+.venv/installed-%: .venv/installed
+	$(INSTALL) --editable '.[$*]' --config-settings editable_mode=compat
 	touch $@
 
 demo: .venv/installed ## evaluate the four bundled checkpoints under seven CoT modes, and report
 	$(MAKE) --jobs=2 $(DEMO_RUNS)
 	$(ONE_THREAD) $(BIN)/softeval report runs/demo/base runs/demo/hard runs/demo/soft runs/demo/fuzzy \
 	  --title "The bundled checkpoints" --output runs/demo/report.html
+	@echo 'Open runs/demo/report.html in a browser. To go on: source .venv/bin/activate, then softeval'
 
 $(DEMO_RUNS): demo-run-%: .venv/installed
 	$(ONE_THREAD) $(BIN)/softeval run --model softeval/checkpoints/$* --tasks arithmetic --limit 100 \
@@ -46,23 +52,31 @@ demo-train: .venv/installed ## train hard, soft and fuzzy from the bundled base,
 
 test: check quick slow ## everything: style, types, unit tests, slow tests
 
-check: .venv/installed ## lint, format and types
+check: .venv/installed-dev ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-quick: .venv/installed ## unit tests, under two minutes on two cores
+quick: .venv/installed-dev ## unit tests, under two minutes on two cores
 	$(TEST_ENV) $(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow and not browser'
 
-slow: .venv/installed ## tests that run processes, browsers and whole evaluations
+slow: .venv/installed-dev ## tests that run processes, browsers and whole evaluations
 	$(TEST_ENV) $(BIN)/pytest -q -n 2 --dist worksteal -m 'slow or browser'
 
-format: .venv/installed ## format and sort imports
+format: .venv/installed-dev ## format and sort imports
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 demo-base: .venv/installed ## make the bundled base checkpoint anew, from its seed
 	$(BIN)/python -m softeval.trainers.demo_base --output-path softeval/checkpoints/base --seed 0
+
+wheel: .venv/installed ## build dist/softeval-*.whl
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+docs: .venv/installed-docs ## build the documentation as a site in build/site, with three reports of the demo
+	[ -d runs/demo/fuzzy ] || $(MAKE) demo
+	$(BIN)/python docs/assemble.py runs/demo build/docs
+	$(BIN)/mkdocs build --quiet --config-file docs/mkdocs.yml
 
 clean: ## remove the environment and build products (never runs/)
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache

@@ -136,7 +136,7 @@ def _help(field: FieldInfo, choices: Sequence[str]) -> str:
     text, default = str(field.description), field.default
     if choices:
         text += f" [{', '.join(choices)}]"
-    if default in (None, {}) or isinstance(default, bool):
+    if default in (None, {}, ()) or isinstance(default, bool):
         return text
     shown = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
     return f"{text} Default: {shown}."
