@@ -142,15 +142,16 @@ def write_counts(
     truncated: float = 0.0,
     config: dict[str, Any] | None = None,
     record_changes: dict[str, Any] | None = None,
+    groups: Sequence[str] = (),
 ) -> Path:
     """A run directory of given counts: by mode, samples and right samples of each question.
 
     Two CoT tokens a sample; the first samples of each question are the right ones. ``truncated`` is
-    the share of CoTs cut at the cap. A method of "base" has no training on record.
+    the share of CoTs cut at the cap; ``groups`` names the part of each question. A method of "base" has no training on record.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(list(folder.name.encode()))
-    with TableWriter(folder, lambda i: WORDS[i]) as writer:
+    with TableWriter(folder, lambda i: WORDS[i], grouped=bool(groups)) as writer:
         for mode in sorted(cells):
             for q, (n, c) in enumerate(zip(*cells[mode], strict=True)):
                 for s in range(int(n)):
@@ -161,7 +162,8 @@ def write_counts(
                     hashed = prompt_hash(f"Q{q}")
                     writer.add(made, hashed, str(q), Verdict(s < int(c), "ok"))
         questions = max(len(n) for n, _ in cells.values())
-        prompts = [prompt_row(task, q, f"Q{q}", str(q)) for q in range(questions)]
+        part = dict(enumerate(groups)).get
+        prompts = [prompt_row(task, q, f"Q{q}", str(q), part(q)) for q in range(questions)]
         writer.write("prompts", prompts)
     samples = max(int(max(n)) for n, _ in cells.values())
     record = _record([task], list(cells), [], samples, questions, 0, rundir.COMPLETE)

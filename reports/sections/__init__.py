@@ -6,6 +6,7 @@ To add one: write its file, which ends in a `SECTION`, and add that to `SECTIONS
 from softeval.reports.layout import Section
 from softeval.reports.sections.ablation import SECTION as ABLATION
 from softeval.reports.sections.attribution import SECTION as ATTRIBUTION
+from softeval.reports.sections.claims import SECTION as CLAIMS
 from softeval.reports.sections.comparisons import SECTION as COMPARISONS
 from softeval.reports.sections.curves import SECTION as CURVES
 from softeval.reports.sections.entropy import SECTION as ENTROPY
@@ -26,6 +27,7 @@ SECTIONS: tuple[Section, ...] = (
     RESULTS,
     ABLATION,
     CURVES,
+    CLAIMS,
     COMPARISONS,
     ENTROPY,
     FAMILIES,

@@ -44,6 +44,10 @@ COMMANDS = {
     ),
     "report": ("report", "Write one self-contained HTML report about one or many runs."),
     "compare": ("report", "Compare two runs, or the seeds of two methods, question by question."),
+    "claims": (
+        "report",
+        "Say which of the paper's claims runs of trained and untrained models support or refute.",
+    ),
     "plan": (
         "report",
         "Say how many questions, samples or seeds a wanted difference of two sides needs.",

@@ -129,6 +129,30 @@ def compare(
         _print_comparison(compared, margin)
 
 
+def claims(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN",
+            help="Run directories of an untrained model and what was trained from it, or LABEL=RUN.",
+            autocompletion=complete_runs,
+        ),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Say which of the paper's claims runs of trained and untrained models support or refute."""
+    from softeval.reports.claims import claim_records, find_claims
+    from softeval.reports.measured.arms import measure
+    from softeval.reports.page import split_label
+    from softeval.reports.sections.claims import COLUMNS, claim_rows
+
+    found = find_claims(measure([split_label(run) for run in runs]))
+    if as_json:
+        say_json(list(claim_records(found)))
+    else:
+        print_table(TextTable(COLUMNS, list(claim_rows(found)), names=2))
+
+
 def plan(
     a: SideA,
     b: Annotated[str, typer.Argument(help="What it is to be compared with, likewise.")],

@@ -260,6 +260,16 @@ class Run:
 
         return comparison_frame(compare_runs([self.path], [other.path], task, mode))
 
+    def claims(self, *others: Run) -> pd.DataFrame:
+        """What this run and others say of the paper's claims, a row a difference.
+
+        Columns: claim, text, group, task, verdict, missing, difference, value, low, high, above, below
+        (where it lies if the claim is true), unit, word, decides, scope; shares as fractions.
+        """
+        from softeval.reports.claims import claims_frame
+
+        return claims_frame([run.path for run in (self, *others)])
+
     def report(self, output: str | Path, *others: Run) -> Path:
         """Write the HTML report of this run and others."""
         from softeval.reports.page import build_report, write_report

@@ -1,0 +1,64 @@
+"""The paper's claims: what the runs say of each, with every difference that it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import isfinite
+
+from softeval.reports.claims import Difference, Finding, find_claims
+from softeval.reports.layout import Paragraph, Part, Section
+from softeval.reports.material import Material
+from softeval.reports.tables import Table, TableCell, points
+from softeval.statistics.contrast import SCOPE_CHECKPOINTS
+
+CAPTION = (
+    "A difference is supported where its 95 % interval lies where the claim says, refuted where it lies"
+    " wholly elsewhere; a claim of several is supported if all of them are, and refuted if one is at 95 %"
+    " for all together. Parts of a task are shown beside and decide nothing. Points, nats a token, or"
+    " times the untrained model's."
+)
+COLUMNS = ("claim", "on", "difference", "figure", "if true", "says")
+
+
+def claim_rows(found: Sequence[Finding]) -> Iterator[tuple[str, ...]]:
+    """Texts of the columns: each claim with its verdict, then its differences and what is missing."""
+    for finding in found:
+        on = " · ".join(filter(None, (finding.group, finding.task))) or "–"
+        title = f"{finding.claim.number} {finding.claim.text}"
+        fixed = any(one.contrast.scope == SCOPE_CHECKPOINTS for one in finding.differences)
+        scope = f" ({SCOPE_CHECKPOINTS})" if fixed else ""
+        yield title, on, "", "", "", f"{finding.verdict}{scope}"
+        for one in finding.differences:
+            word = one.word() if one.decides else f"({one.word()})"
+            yield "", "", one.name, _figure(one), _region(one), word
+        for missing in finding.missing:
+            yield "", "", f"missing: {missing}", "", "", ""
+
+
+def _figure(one: Difference) -> str:
+    low, high = (_number(end, one) for end in one.interval())
+    return f"{_number(one.value, one, sign=one.unit != 'times')} [{low}, {high}]"
+
+
+def _region(one: Difference) -> str:
+    ends = [(word, end) for word, end in (("above", one.low), ("below", one.high)) if isfinite(end)]
+    return ", ".join(f"{word} {_number(end, one)}" for word, end in ends)
+
+
+def _number(value: float, one: Difference, sign: bool = False) -> str:
+    if one.unit == "points":
+        return points(value, sign=sign)
+    return f"{value:{'+' if sign else ''}.{2 if one.unit == 'times' else 4}f}".replace("-", "−")
+
+
+def _parts(material: Material) -> Iterator[Part]:
+    found = find_claims(material.arms)
+    if all(finding.verdict == "missing" for finding in found):
+        return
+    yield Paragraph(CAPTION)
+    rows = tuple(tuple(map(TableCell, row)) for row in claim_rows(found))
+    yield Table("What these runs say of the claims of Soft Tokens, Hard Truths.", COLUMNS, rows,
+                "claims", text_columns=(1, 2, 4, 5))  # fmt: skip
+
+
+SECTION = Section("claims", "Claims", "The claims", {"the claims": _parts})

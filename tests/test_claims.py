@@ -1,0 +1,246 @@
+"""`softeval claims`: verdicts on runs whose truth is known, what is missing, and false support."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import Ended
+from report_runs import write_counts, write_family
+
+from softeval.modes import ALL, MODES
+from softeval.reports.claims import CLAIMS, Difference, find_claims
+from softeval.reports.measured.arms import Arm, Arms, MeasuredCheckpoint, MeasuredRun
+from softeval.reports.sections.claims import claim_rows
+from softeval.runs.run import RecordedMode, load_run
+from softeval.statistics.contrast import compare_methods
+
+pytest_plugins = ("command_line_fixtures",)
+
+M, N, SEEDS = 200, 64, 3
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is true of an arm, the same for every seed.
+
+    Attributes:
+        greedy: share of questions solved greedily under hard inference.
+        rate: success of samples on questions that are within reach.
+        lost: share of questions out of reach, which no sample solves.
+        entropy: mean entropy in nats.
+        kl: nats a token to the base.
+        nll: nats a token.
+        other: what the other inferences gain on hard inference, questions solved.
+        noise: share of questions, other ones a seed, on which all of this is chance.
+    """
+
+    greedy: float
+    rate: float
+    lost: float
+    entropy: float
+    kl: float = 0.02
+    nll: float = 2.3
+    other: float = -0.1
+    noise: float = 0.0
+
+
+PAPER = {
+    "base": Truth(0.5, 0.3, 0.4, 0.06),
+    "hard": Truth(0.7, 0.9, 0.3, 0.015, kl=0.06, nll=2.6),
+    "soft": Truth(0.7, 0.4, 0.0, 0.057),
+    "fuzzy": Truth(0.7, 0.4, 0.0, 0.057),
+}
+"""A world in which every claim is true."""
+
+
+def solved(truth: Truth, share: float, rng: np.random.Generator) -> np.ndarray:
+    """(M,) which questions: the first ones, but for the noise."""
+    found = np.arange(M) < round(M * share)
+    coins = rng.random(M) < truth.noise
+    return np.where(coins, rng.random(M) < share, found)
+
+
+def cell_of(task: str, name: str, truth: Truth, rng: np.random.Generator) -> Any:
+    mode = RecordedMode.of(name, {"family": MODES[name].family, "is_greedy": MODES[name].is_greedy})
+    gain = 0.0 if mode.family == "hard" else truth.other
+    if mode.is_greedy:
+        n, c_M = 1, solved(truth, truth.greedy + gain, rng).astype(int)
+    else:
+        n = N
+        c_M = round(N * truth.rate) * solved(truth, 1 - truth.lost + gain, rng)
+    return (task, mode), SimpleNamespace(
+        task=task, mode=mode, doc_M=np.arange(M), n_M=np.full(M, n), c_M=c_M
+    )
+
+
+def checkpoint(
+    method: str, seed: int, truths: dict[str, Truth], modes: tuple[str, ...]
+) -> MeasuredCheckpoint:
+    rng = np.random.default_rng([seed, *method.encode()])
+    mine = truths["own"]
+    cells = dict(
+        cell_of(t, m, truths[k], rng)
+        for k, t in (("own", "arithmetic"), ("other", "gsm8k"))
+        for m in modes
+    )
+    coin_M = mine.noise * rng.normal(size=M)
+    doc_M, jitter_M = np.arange(M), 1 + 0.05 * rng.normal(size=M) + coin_M
+    hard_sample = ("arithmetic", "hard_sample")
+    training = {"method": method, "dataset": "arithmetic", "train_seed": seed, "base": "base"}
+    run = MeasuredRun(
+        Path(f"{method}-{seed}"),
+        {"training": {} if method == "base" else training},
+        cells,
+        {hard_sample: SimpleNamespace(doc_M=doc_M, sequence_mean_M=mine.entropy * jitter_M)},
+        {"arc": SimpleNamespace(doc_M=doc_M, nll_M=mine.nll * jitter_M)},
+        {} if method == "base" else {
+            (*hard_sample, "own"): SimpleNamespace(doc_M=doc_M, per_token={"reverse": mine.kl * jitter_M})
+        },
+    )  # fmt: skip
+    known = (None, None) if method == "base" else ("arithmetic", seed)
+    return MeasuredCheckpoint((run,), "base", method, *known)
+
+
+def world(
+    own: dict[str, Truth] = PAPER,
+    other: dict[str, Truth] = PAPER,
+    modes: tuple[str, ...] = ALL,
+    seeds: int = SEEDS,
+) -> Arms:
+    arms = []
+    for method, truth in own.items():
+        truths = {"own": truth, "other": other[method]}
+        count = 1 if method == "base" else seeds
+        found = tuple(checkpoint(method, seed, truths, modes) for seed in range(count))
+        arms.append(Arm("base", method, found[0].dataset, found))
+    runs = tuple(run for arm in arms for c in arm.checkpoints for run in c.runs)
+    return Arms(tuple(arms), runs)
+
+
+def but(**changes: dict[str, float]) -> dict[str, Truth]:
+    return {name: replace(truth, **changes.get(name, {})) for name, truth in PAPER.items()}
+
+
+def verdicts(arms: Arms) -> dict[str, str]:
+    return {finding.claim.number: finding.verdict for finding in find_claims(arms)}
+
+
+NOISE = {"noise": 0.5}
+NOT_SO = {
+    "1": (but(fuzzy={"greedy": 0.5}), but(soft=NOISE)),
+    "2": (but(soft={"lost": 0.5}), but(soft=NOISE | {"lost": 0.3})),
+    "3": (but(hard={"rate": 0.2}), but(soft=NOISE | {"rate": 0.9, "lost": 0.3})),
+    "4": (but(soft={"entropy": 0.02}), but(soft=NOISE | {"entropy": 0.048})),
+    "5": (but(hard={"other": 0.2}), but(hard={"other": 0.0} | NOISE)),
+    "6a": (but(fuzzy={"kl": 0.1}), but(fuzzy={"kl": 0.06} | NOISE)),
+    "6b": (but(soft={"nll": 2.9}), but(soft={"nll": 2.6} | NOISE)),
+    "7": (but(soft={"lost": 0.5}), but(soft=NOISE | {"lost": 0.3})),
+    "8": (but(base={"lost": 0.0}), but(base=NOISE | {"lost": 0.3})),
+}
+"""Of each claim a world in which it is false, and one in which its runs cannot tell."""
+
+
+def test_every_claim_is_supported_where_it_is_true():
+    assert verdicts(world()) == {claim.number: "supported" for claim in CLAIMS}
+
+
+@pytest.mark.parametrize("number", NOT_SO)
+def test_a_claim_is_refuted_where_it_is_false_and_undecided_where_nothing_tells(number: str):
+    own = "own" if number != "7" else "other"
+    false, unclear = (world(**{own: changed}) for changed in NOT_SO[number])
+    assert (verdicts(false)[number], verdicts(unclear)[number]) == ("refuted", "undecided")
+
+
+def test_one_checkpoint_a_side_says_that_it_is_about_these_only():
+    found = find_claims(world(seeds=1))
+    assert {f.verdict for f in found if f.claim.number in "246a"} == {"supported"}
+    [coverage] = [f for f in found if f.claim.number == "2"]
+    assert {one.contrast.scope for one in coverage.differences} == {"these checkpoints only"}
+    assert next(claim_rows([coverage]))[-1] == "supported (these checkpoints only)"
+
+
+def test_what_is_missing_is_named():
+    hard_modes = ("hard_greedy", "hard_sample")
+    partly = {name: PAPER[name] for name in ("hard", "soft")}
+    found = {f.claim.number: f for f in find_claims(world(partly, partly, hard_modes))}
+    assert found["2"].verdict == "supported" and found["2"].missing == ()
+    assert found["8"].verdict == "missing" and found["8"].missing == ("the untrained model",)
+    assert found["3"].verdict == "undecided" and found["3"].missing == ("the untrained model",)
+    assert found["5"].missing == (
+        "soft, fuzzy or other inference of hard", "soft, fuzzy or other inference of soft",
+    )  # fmt: skip
+    alone = {f.claim.number: f for f in find_claims(world({"hard": PAPER["hard"]}))}
+    assert alone["1"].missing == ("continuous training",)
+
+
+def test_another_family_enters_by_the_family_of_the_mode_that_it_samples():
+    wider = {**PAPER, "multiplex": PAPER["soft"], "hard_sample": PAPER["hard"]}
+    found = {f.claim.number: f for f in find_claims(world(wider, wider))}
+    names = [one.name for one in found["2"].differences]
+    assert "multiplex − hard, pass@32" in names and "multiplex − hard_sample, pass@32" in names
+    assert not any(name.startswith("hard") for name in names)
+
+
+def test_a_difference_is_judged_by_where_its_interval_lies():
+    rng = np.random.default_rng(0)
+    contrast = compare_methods(rng.random((3, 50)) + 0.1, rng.random((3, 50)), bounded=False)
+    low, high = contrast.low, contrast.high
+    assert Difference("", contrast, low - 0.1, high + 0.1).word() == "supported"
+    assert Difference("", contrast, contrast.diff, high + 1).word() == "undecided"
+    assert Difference("", contrast, high + 0.1, np.inf).word() == "refuted"
+    assert Difference("", contrast, -np.inf, low + 1 - 0.1, origin=1.0).word() == "refuted"
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_claim_that_is_on_the_edge_is_supported_in_at_most_one_case_of_twenty(seeds: int):
+    """Coverage of two sides that differ by chance alone; one checkpoint a side is compared as it is."""
+    rng, cases = np.random.default_rng(1), 300
+    wrong = 0
+    for _ in range(cases):
+        ease_M = rng.normal(0, 1.5, 60)
+        scores = []
+        for _ in range(2):
+            logit_SM = (
+                ease_M
+                - 2
+                + rng.normal(0, 0.3 * (seeds > 1), (seeds, 1))
+                + rng.normal(0, 0.5, (seeds, 60))
+            )
+            rate_SM = 1 / (1 + np.exp(-logit_SM))
+            scores.append(1 - (1 - rng.binomial(32, rate_SM) / 32) ** 8)
+        wrong += Difference("", compare_methods(*scores), 0.0, np.inf).word() == "supported"
+    assert wrong / cases <= 0.05 + 2 * (0.05 * 0.95 / cases) ** 0.5
+
+
+def test_parts_of_a_task_stand_beside_and_decide_nothing(tmp_path: Path):
+    groups = ["hidden"] * 10 + ["open"] * 30
+    rising = np.arange(40) % 33
+    solved = {"soft": rising, "hard": np.where(np.arange(40) < 10, 0, rising)}
+    soft, hard = (
+        write_counts(tmp_path / name, name, {"hard_sample": ([32] * 40, c_M)}, groups=groups)
+        for name, c_M in solved.items()
+    )
+    coverage = load_run(hard).claims(load_run(soft))
+    rows = coverage[coverage["claim"] == "2"].set_index("difference")
+    assert rows["decides"].tolist() == [True, False, False]
+    assert rows.loc["soft − hard, pass@32, hidden part", "value"] > 0.5
+    assert rows.loc["soft − hard, pass@32, open part", "value"] == 0
+
+
+def test_the_command_and_the_frame_say_the_same(tmp_path: Path, softeval: Callable[..., Ended]):
+    runs = [str(run) for run in write_family(tmp_path, seeds=2, questions=12, positions=6, kl=True)]
+    printed = softeval("claims", *runs)
+    assert printed.code == 0, printed.err
+    rows = json.loads(softeval("claims", *runs, "--json").out)
+    first, *others = map(load_run, runs)
+    frame = first.claims(*others)
+    assert [row["verdict"] for row in rows] == frame["verdict"].tolist()
+    assert all(claim.text in printed.out for claim in CLAIMS)
+    assert "missing: a log-likelihood task" in printed.out
