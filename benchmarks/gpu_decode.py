@@ -162,9 +162,12 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--rows", default="16,64,256")
     parser.add_argument("--modes", default="hard_sample,soft_sample,fuzzy_sample")
+    parser.add_argument("--compile", action="store_true", help="fuse the model by torch.compile")
     parser.add_argument("--output", type=Path)
     chosen = parser.parse_args()
     lm = build(chosen.shape, chosen.device)
+    if chosen.compile:
+        lm.decode_by(graphs=True, fused=True)
     speed = bandwidth(chosen.device)
     print(f"copy {speed / 1e9:.0f} GB/s")
     arms = []

@@ -70,10 +70,9 @@ def main() -> None:
 def in_own_process(method: str) -> dict[str, Any]:
     """What a fresh process measures; why it did not, where it failed."""
     command = [sys.executable, __file__, *sys.argv[1:], "--methods", method, "--one"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        print(done.stderr[-3000:], file=sys.stderr)
-        return {"failed": done.stderr.strip().splitlines()[-1]}
+        return {"failed": f"exit status {done.returncode}; stderr says why"}
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -115,6 +114,8 @@ def measure(chosen: argparse.Namespace, method: str) -> dict[str, Any]:
             "micro_batch": learner.passes.fitted or learner.passes.micro_batch,
             "metrics": found.metrics,
         }
+        phases = ", ".join(f"{name} {s:.2f} s" for name, s in figures["seconds"].items())
+        print(f"{method}, step {step}: {phases}", file=sys.stderr, flush=True)
     if lm.device.type == "cuda":
         figures["reserved_bytes"] = torch.cuda.max_memory_reserved(lm.device)
     told = {"failed": estimate} if isinstance(estimate, str) else estimated(estimate)

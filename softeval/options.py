@@ -173,6 +173,11 @@ class ModelOptions(BaseModel):
     graphs: bool = model_option(
         True, "On a GPU, capture decode steps as CUDA graphs; it never changes a sample."
     )
+    compile: bool = model_option(
+        False,
+        "On a GPU, fuse the model's decode steps by torch.compile: faster, after a minute for each"
+        " number of rows; samples can differ by rounding.",
+    )
     mode_args: Pairs = mode_option(
         {}, "Options of the chosen modes, as name=value,…; `softeval ls modes` lists them."
     )

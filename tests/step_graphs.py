@@ -30,10 +30,12 @@ def watched_passes(around: Callable[[Callable[[], None], Any], None]) -> Iterato
         yield
 
 
-def decoded(lm: LanguageModel, mode: Mode, **how: Any) -> dict[SampleKey, Generation]:
-    """Three samples of three prompts."""
+def decoded(
+    lm: LanguageModel, mode: Mode, samples: tuple[int, ...] = (0, 1, 2), **how: Any
+) -> dict[SampleKey, Generation]:
+    """Samples of three prompts."""
     questions = [
-        Question("t", index, tuple(lm.tokenizer.encode(text)), (0, 1, 2))
+        Question("t", index, tuple(lm.tokenizer.encode(text)), samples)
         for index, text in enumerate(PROMPTS)
     ]
     decoder = Decoder(lm, mode, Limits(10, 3), keep_inputs=True, record_top=2, **how)

@@ -8,10 +8,12 @@ import json
 import subprocess
 import sys
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from step_graphs import decoded, graphs_of, watched_passes
@@ -150,6 +152,48 @@ def cuda(monkeypatch):
 def test_graphs_can_be_declined(cuda):
     assert Replays(cuda).captures
     assert not Replays(cuda, wanted=False).captures
+
+
+def test_to_compile_takes_a_gpu():
+    with pytest.raises(UserError, match="--compile fuses what is captured on a GPU"):
+        tiny_lm("llama").decode_by(graphs=True, fused=True)
+
+
+@pytest.mark.slow
+def test_compiled_steps_are_two_graphs_for_all_rows_and_slots_and_take_the_same_steps(monkeypatch):
+    """By torch's eager backend, which fuses nothing: what is compiled is what would have been run."""
+    graphs = []
+
+    def backend(graph, example_inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    lm = tiny_lm("llama")
+    fused = dataclasses.replace(lm, fused=True)
+    for rows in (4, 20, 40):
+        own, theirs = (
+            decoded(which, MODES["soft_sample"], batch_size=rows, samples=tuple(range(rows // 2)))
+            for which in (lm, fused)
+        )
+        for key in own:  # later steps feed what the first ones rounded
+            first = [found[key].entropy[:2] for found in (own, theirs)]
+            np.testing.assert_allclose(*first, rtol=1e-5)
+    assert 1 <= len(graphs) <= 2
+
+
+def test_what_cannot_be_compiled_is_refused_with_the_remedy(monkeypatch):
+    from torch._dynamo.exc import Unsupported
+
+    def compiled(model, **how):
+        def run(**inputs):
+            raise Unsupported("data-dependent branch", skip_frame=False)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    with pytest.raises(UserError, match=r"data-dependent branch.*leave out --compile"):
+        decoded(dataclasses.replace(tiny_lm("llama"), fused=True), MODES["hard_greedy"])
 
 
 def test_ids_that_no_tokenizer_knows_are_uploaded_once():

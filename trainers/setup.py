@@ -80,7 +80,7 @@ def load_for_training(config: TrainConfig, device: torch.device) -> LanguageMode
             f"{lm.path} has per-layer embeddings, for whose mixture the trainer has no gradient;"
             " train another architecture"
         )
-    lm.graphs = config.graphs
+    lm.decode_by(graphs=config.graphs, fused=config.compile)
     lm.logits_dtype = LogitsDtype(config.logits_dtype)
     if lm.logits_dtype is LogitsDtype.FLOAT32 and lm.dtype != torch.float32:
         keep_float32_head_live(lm.model.get_output_embeddings())

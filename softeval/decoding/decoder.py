@@ -116,7 +116,7 @@ class _Batch:
         self.size = size
         self.rows: dict[int, Row] = {}
         self._longest = 0
-        self._feeder = RowFeeder(lm.model, size, longest)
+        self._feeder = RowFeeder(lm.model, size, longest, run=lm.runner)
         self._waiting = Waiting(questions, lm, self._feeder)
         passed = tiled(size)
         answers = Draws(Randomness.UNIFORM if decoder.answer_temperature else Randomness.NONE)

@@ -83,7 +83,7 @@ def loaded_model(pretrained: str | LanguageModel, options: ModelOptions) -> Lang
     for name in ("attn_implementation", "device_map"):
         how[name] = getattr(options, name, None)
     lm = load_model(str(pretrained), device=device_here(options.device), **how)
-    lm.graphs = options.graphs
+    lm.decode_by(graphs=options.graphs, fused=options.compile)
     return lm
 
 

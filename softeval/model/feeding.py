@@ -34,7 +34,12 @@ from softeval.model.layers import (
     scans_from_zero,
     tiled,
 )
-from softeval.model.mends import long_factors, long_rope_limit
+from softeval.model.mends import (
+    KeyCountBands,
+    LongRopeCrossing,
+    long_factors,
+    long_rope_limit,
+)
 from softeval.model.slot_attention import by_lengths, reads_lengths, set_lengths
 
 CUDA_SLOTS = 256
@@ -71,13 +76,22 @@ class RowFeeder:
         batch: B, most rows in use at a time.
         longest: most positions a row takes.
         chunk: most positions of prompts in one pass; None is `PREFILL_POSITIONS`.
+        run: what a decode step calls in place of the model; None is the model itself.
 
     Raises:
         UserError: the model has layers that cannot be decoded.
     """
 
-    def __init__(self, model: Any, batch: int, longest: int, chunk: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        batch: int,
+        longest: int,
+        chunk: int | None = None,
+        run: Callable[..., Any] | None = None,
+    ) -> None:
         self._model = model
+        self._run = model if run is None else run
         self._chunk = chunk or PREFILL_POSITIONS
         self._memory = memory_argument(model) or "past_key_values"
         self._batch = batch
@@ -87,10 +101,12 @@ class RowFeeder:
         self._by_length = fewest if by_length else 0
         self._cache = SlotCache(model.config, tiled(batch), fewest)
         self._visibility = Visibility(model)
-        self._bands = _KeyCountBands(model)
+        self._bands = KeyCountBands(model)
         self._head = _Head.of(model)
         limit = long_rope_limit(model.config)
-        self._crossing = None if limit is None or longest <= limit else _Crossing(limit, batch)
+        self._crossing = (
+            None if limit is None or longest <= limit else LongRopeCrossing(limit, batch)
+        )
 
     def prefill(self, inputs_PD: Tensor) -> Prefilled:
         """Run the vectors of positions 0…P-1, for rows that go on at P; P may be 0."""
@@ -115,6 +131,7 @@ class RowFeeder:
                     logits_to_keep=1,
                     **{self._memory: cache},
                 )
+        self._head.take()  # or the next step would find it there, and be compiled for that
         caches = [cache] if rows == 1 else [cut(cache, i, len(p)) for i, p in enumerate(prompts)]
         return [Prefilled(p, c if len(p) else None) for p, c in zip(prompts, caches, strict=True)]
 
@@ -193,7 +210,7 @@ class RowFeeder:
         if self._by_length:
             set_lengths(positions_N, self._by_length)
         with self._bands.at(positions_N, slots):
-            output = self._model(
+            output = self._run(
                 inputs_embeds=fed_ND[:, None],
                 attention_mask=self._visibility.masks(positions_N[:, None], slots),
                 position_ids=positions_N[:, None],
@@ -316,81 +333,3 @@ class _Head:
     def take(self) -> Tensor | None:
         """What it was given last; None where the architecture goes without its head."""
         return self._last.pop() if self._last else None
-
-
-class _Crossing:
-    """What rows were fed below LongRoPE's limit, to run it again once they are longer.
-
-    A sequence beyond the limit takes other factors at all its positions, so the keys that a row has
-    stored by then are those of another sequence.
-    """
-
-    def __init__(self, limit: int, batch: int) -> None:
-        self.limit = limit
-        self._batch = batch
-        self._fed_BLD: Tensor | None = None
-        self._short = [False] * batch
-
-    def begin(self, rows: Sequence[int], inputs_PD: Tensor) -> None:
-        """Rows start from a prompt."""
-        if self._fed_BLD is None:
-            self._fed_BLD = inputs_PD.new_zeros(self._batch, self.limit, inputs_PD.shape[1])
-        for row in rows:
-            self._short[row] = len(inputs_PD) < self.limit
-            if self._short[row]:
-                self._fed_BLD[row, : len(inputs_PD)] = inputs_PD
-
-    def due(self, fed_ND: Tensor, positions_N: Tensor) -> list[int]:
-        """Keep what is fed below the limit; the rows that cross it now."""
-        positions = positions_N[: self._batch].tolist()
-        below = [i for i, p in enumerate(positions) if self._short[i] and p < self.limit]
-        if below:
-            assert self._fed_BLD is not None
-            rows = torch.tensor(below, device=fed_ND.device)
-            at = torch.tensor([positions[i] for i in below], device=fed_ND.device)
-            self._fed_BLD[rows, at] = fed_ND[rows]
-        return [i for i, p in enumerate(positions) if self._short[i] and p >= self.limit]
-
-    def cross(self, row: int) -> Tensor:
-        """(limit, D) all that the row was fed; from now on it is a long one."""
-        assert self._fed_BLD is not None
-        self._short[row] = False
-        return self._fed_BLD[row]
-
-    def move(self, source: int, target: int) -> None:
-        assert self._fed_BLD is not None
-        self._fed_BLD[target] = self._fed_BLD[source]
-        self._short[target] = self._short[source]
-
-
-class _KeyCountBands:
-    """GPT-Neo's attention takes its causal band from the number of keys; here that is a rounded one.
-
-    Within `at` its layers see bands (N, 1, ·, S) that follow from the rows' own positions.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self._layers = [m for m in model.modules() if hasattr(m, "attention_type") and _is_band(m)]
-        self._window: int = getattr(model.config.get_text_config(), "window_size", 0)
-
-    @contextmanager
-    def at(self, positions_N: Tensor, slots: int) -> Iterator[None]:
-        own = [layer.bias for layer in self._layers]
-        if own:
-            slot_S = torch.arange(slots, device=positions_N.device)
-            query = positions_N[:, None, None, None]
-            seen = slot_S <= query
-            local = seen & (slot_S > query - self._window)
-            shape = (-1, 1, slots, slots)
-            for layer in self._layers:
-                layer.bias = (local if layer.attention_type == "local" else seen).expand(shape)
-        try:
-            yield
-        finally:
-            for layer, bias in zip(self._layers, own, strict=True):
-                layer.bias = bias
-
-
-def _is_band(module: Any) -> bool:
-    bias = getattr(module, "bias", None)
-    return isinstance(bias, Tensor) and bias.ndim == 4

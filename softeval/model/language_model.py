@@ -7,7 +7,7 @@ cannot work is refused here with its remedy.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -25,6 +25,7 @@ from softeval.model.checkpoint import (
     Adapter,
     Checkpoint,
     check_config,
+    first_line,
     max_length,
     read_checkpoint,
     torch_device,
@@ -71,6 +72,7 @@ class LanguageModel:
         notes: what is done otherwise than the checkpoint's files say, a sentence each.
         self_check: whether it was tried that this model decodes rightly (`SelfCheck.status`).
         graphs: capture decode steps on CUDA.
+        fused: let torch.compile fuse the model's part of them before.
         batch_invariant: whether a row had the same bits alone and beside many; None if not tried.
         adapter: the PEFT adapter that was merged into the model.
     """
@@ -86,6 +88,7 @@ class LanguageModel:
     notes: tuple[str, ...] = ()
     self_check: str = "skipped"
     graphs: bool = True
+    fused: bool = False
     batch_invariant: bool | None = None
     adapter: Adapter | None = None
 
@@ -107,6 +110,21 @@ class LanguageModel:
         """Stop rules of this tokenizer; made once, as it reads the whole vocabulary."""
         return Stopper(self.tokenizer)
 
+    @cached_property
+    def runner(self) -> Callable[..., Any]:
+        """What runs the model in a decode step."""
+        return _fused(self.model) if self.fused else self.model
+
+    def decode_by(self, *, graphs: bool, fused: bool) -> None:
+        """Choose how decode steps are run on CUDA.
+
+        Raises:
+            UserError: nothing would be captured that could be fused before.
+        """
+        if fused and not (graphs and self.device.type == "cuda"):
+            raise UserError("--compile fuses what is captured on a GPU; leave it out here")
+        self.graphs, self.fused = graphs, fused
+
     def logits(self, hidden_or_logits: Tensor) -> Tensor:
         """(…, V) logits in the chosen precision, cut to the tokenizer's ids."""
         logits = hidden_or_logits[..., : self.vocab]
@@ -115,6 +133,23 @@ class LanguageModel:
         if self.logits_dtype is LogitsDtype.BFLOAT16:
             return logits.to(torch.bfloat16)
         return logits
+
+
+def _fused(model: Any) -> Callable[..., Any]:
+    """The model compiled: one graph for all numbers of rows and slots, or two."""
+    from torch._dynamo.exc import TorchDynamoException  # a second of imports
+
+    compiled = torch.compile(model, fullgraph=True)
+
+    def run(**inputs: Any) -> Any:
+        try:
+            return compiled(**inputs)
+        except TorchDynamoException as problem:
+            raise UserError(
+                f"this architecture cannot be compiled ({first_line(problem)}); leave out --compile"
+            ) from problem
+
+    return run
 
 
 def load_model(

@@ -7,17 +7,18 @@
 - Mixture-of-experts layers on a CPU: the rows of each expert are rounded up to a tile, too. An expert
   sees those rows of a batch that its router sends there, so a tile of rows in the batch (`feeding`)
   still is a handful in an expert, and its products round by how many there are.
+- GPT-Neo's causal bands follow the rows' own positions (`KeyCountBands`).
 - Mamba 2's time steps are bounded also in a step of one token. transformers bounds them in a pass
   over a sequence alone, so that a decoded token would come from another model than a plain pass.
 
-Shapes: N rows or tokens, Q positions of a pass, R rotary width, K experts a token, E experts, D width,
+Shapes: B rows of a batch, N rows or tokens, L LongRoPE's limit, P prompt length, S slots, Q positions of a pass, R rotary width, K experts a token, E experts, D width,
 H heads of a state space.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -180,3 +181,81 @@ def _tiled_forward(module: Any, hidden_ND: Tensor, index_NK: Tensor, weight_NK: 
         torch.cat([weight_NK.reshape(-1), weight_NK.new_zeros(len(filling_F))])[:, None],
     )
     return found_SD[: len(index_S)].view(tokens, chosen, -1).sum(1)
+
+
+class LongRopeCrossing:
+    """What rows were fed below LongRoPE's limit, to run it again once they are longer.
+
+    A sequence beyond the limit takes other factors at all its positions, so the keys that a row has
+    stored by then are those of another sequence.
+    """
+
+    def __init__(self, limit: int, batch: int) -> None:
+        self.limit = limit
+        self._batch = batch
+        self._fed_BLD: Tensor | None = None
+        self._short = [False] * batch
+
+    def begin(self, rows: Sequence[int], inputs_PD: Tensor) -> None:
+        """Rows start from a prompt."""
+        if self._fed_BLD is None:
+            self._fed_BLD = inputs_PD.new_zeros(self._batch, self.limit, inputs_PD.shape[1])
+        for row in rows:
+            self._short[row] = len(inputs_PD) < self.limit
+            if self._short[row]:
+                self._fed_BLD[row, : len(inputs_PD)] = inputs_PD
+
+    def due(self, fed_ND: Tensor, positions_N: Tensor) -> list[int]:
+        """Keep what is fed below the limit; the rows that cross it now."""
+        positions = positions_N[: self._batch].tolist()
+        below = [i for i, p in enumerate(positions) if self._short[i] and p < self.limit]
+        if below:
+            assert self._fed_BLD is not None
+            rows = torch.tensor(below, device=fed_ND.device)
+            at = torch.tensor([positions[i] for i in below], device=fed_ND.device)
+            self._fed_BLD[rows, at] = fed_ND[rows]
+        return [i for i, p in enumerate(positions) if self._short[i] and p >= self.limit]
+
+    def cross(self, row: int) -> Tensor:
+        """(limit, D) all that the row was fed; from now on it is a long one."""
+        assert self._fed_BLD is not None
+        self._short[row] = False
+        return self._fed_BLD[row]
+
+    def move(self, source: int, target: int) -> None:
+        assert self._fed_BLD is not None
+        self._fed_BLD[target] = self._fed_BLD[source]
+        self._short[target] = self._short[source]
+
+
+class KeyCountBands:
+    """GPT-Neo's attention takes its causal band from the number of keys; here that is a rounded one.
+
+    Within `at` its layers see bands (N, 1, ·, S) that follow from the rows' own positions.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._layers = [m for m in model.modules() if hasattr(m, "attention_type") and _is_band(m)]
+        self._window: int = getattr(model.config.get_text_config(), "window_size", 0)
+
+    @contextmanager
+    def at(self, positions_N: Tensor, slots: int) -> Iterator[None]:
+        own = [layer.bias for layer in self._layers]
+        if own:
+            slot_S = torch.arange(slots, device=positions_N.device)
+            query = positions_N[:, None, None, None]
+            seen = slot_S <= query
+            local = seen & (slot_S > query - self._window)
+            shape = (-1, 1, slots, slots)
+            for layer in self._layers:
+                layer.bias = (local if layer.attention_type == "local" else seen).expand(shape)
+        try:
+            yield
+        finally:
+            for layer, bias in zip(self._layers, own, strict=True):
+                layer.bias = bias
+
+
+def _is_band(module: Any) -> bool:
+    bias = getattr(module, "bias", None)
+    return isinstance(bias, Tensor) and bias.ndim == 4

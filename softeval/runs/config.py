@@ -282,6 +282,7 @@ _MODEL_ARGS = {"pretrained": "model"} | {
         "logits_dtype",
         "self_check",
         "graphs",
+        "compile",
         "attn_implementation",
         "device_map",
     )

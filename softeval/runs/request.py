@@ -101,7 +101,7 @@ class Weights:
             if self._hashed is not None:
                 self._hashed.require_unwritten()
             self.checkpoint = found
-        found.graphs = config.graphs
+        found.decode_by(graphs=config.graphs, fused=config.compile)
         return found
 
 
