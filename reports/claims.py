@@ -26,11 +26,10 @@ import numpy as np
 from softeval.modes import MODES
 from softeval.reports.contrasts import (
     Metric,
+    compare_sides,
     mode_sides,
     modes_beside_reference,
-    same_checkpoints,
     scored,
-    shared_scores,
 )
 from softeval.reports.measured.arms import BASE, Arm, Arms, measure
 from softeval.reports.measured.cells import Key
@@ -58,7 +57,7 @@ class Difference:
     """A − B, and the region in which a claim says that it lies.
 
     Attributes:
-        name: for example "soft − hard, pass@32".
+        name: for example "soft − hard, hard_sample pass@32".
         contrast: with its interval.
         low: lower end of the region.
         high: upper end.
@@ -119,7 +118,8 @@ class Evidence:
     def largest_k(self) -> int:
         """Samples a question under hard inference, of the run with the fewest."""
         key = self.key(greedy=False)
-        return usual_n(c.cells[key] for arm in self.group for c in arm.having(key))
+        cells = [c.cells[key] for arm in self.group for c in arm.having(key)]
+        return usual_n(cells) if cells else 1
 
 
 def trained_by(arm: Arm) -> str:
@@ -187,9 +187,9 @@ def _stacked(tables: Sequence[Table]) -> Table | None:
     return doc_M, np.stack([x_M[np.isin(docs, doc_M)] for docs, x_M in tables])
 
 
-GREEDY = Measure("greedy pass@1", partial(_success, greedy=True))
-LARGE = Measure("pass@{e.large_k}", partial(_success, k="large_k"))
-LARGEST = Measure("pass@{e.largest_k}", partial(_success, k="largest_k"))
+GREEDY = Measure("hard_greedy pass@1", partial(_success, greedy=True))
+LARGE = Measure("hard_sample pass@{e.large_k}", partial(_success, k="large_k"))
+LARGEST = Measure("hard_sample pass@{e.largest_k}", partial(_success, k="largest_k"))
 GAP = Measure("greedy − sampled pass@1", _gap, bounded=False)
 ENTROPY = Measure("CoT entropy over the untrained model's", _entropy, "times", bounded=False)
 KL_TO_BASE = Measure("KL to the untrained model (softeval diagnose)", _kl, "nats", bounded=False)
@@ -261,10 +261,10 @@ def _hard_inference(evidence: Evidence) -> Iterator[Difference | str]:
             yield f"soft, fuzzy or other inference of {arms.name(arm)}"
         for a, b in filter(None, pairs):
             k = 1 if a.mode.is_greedy else evidence.large_k
-            _, a_SM, b_SM = shared_scores(a, b, Metric(evidence.task, a.mode, k))
-            contrast = compare_methods(a_SM, b_SM, paired=same_checkpoints(a, b))
-            name = f"{arms.name(arm)}: {a.mode} − {b.mode}, pass@{k}"
-            yield Difference(name, contrast, -MARGIN, inf)
+            contrast = compare_sides(a, b, Metric(evidence.task, a.mode, k))
+            if contrast is not None:
+                name = f"{arms.name(arm)}: {a.mode} − {b.mode}, pass@{k}"
+                yield Difference(name, contrast, -MARGIN, inf)
 
 
 @dataclass(frozen=True)

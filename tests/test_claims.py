@@ -176,6 +176,9 @@ def test_what_is_missing_is_named():
     assert found["5"].missing == (
         "soft, fuzzy or other inference of hard", "soft, fuzzy or other inference of soft",
     )  # fmt: skip
+    soft = {f.claim.number: f for f in find_claims(world(modes=("soft_sample",)))}
+    assert {soft[number].verdict for number in "123578"} == {"missing"}
+    assert "hard_sample pass@32 of soft and hard" in soft["2"].missing
     alone = {f.claim.number: f for f in find_claims(world({"hard": PAPER["hard"]}))}
     assert alone["1"].missing == ("continuous training",)
 
@@ -184,7 +187,10 @@ def test_another_family_enters_by_the_family_of_the_mode_that_it_samples():
     wider = {**PAPER, "multiplex": PAPER["soft"], "hard_sample": PAPER["hard"]}
     found = {f.claim.number: f for f in find_claims(world(wider, wider))}
     names = [one.name for one in found["2"].differences]
-    assert "multiplex − hard, pass@32" in names and "multiplex − hard_sample, pass@32" in names
+    assert (
+        "multiplex − hard, hard_sample pass@32" in names
+        and "multiplex − hard_sample, hard_sample pass@32" in names
+    )
     assert not any(name.startswith("hard") for name in names)
 
 
@@ -230,8 +236,8 @@ def test_parts_of_a_task_stand_beside_and_decide_nothing(tmp_path: Path):
     coverage = load_run(hard).claims(load_run(soft))
     rows = coverage[coverage["claim"] == "2"].set_index("difference")
     assert rows["decides"].tolist() == [True, False, False]
-    assert rows.loc["soft − hard, pass@32, hidden part", "value"] > 0.5
-    assert rows.loc["soft − hard, pass@32, open part", "value"] == 0
+    assert rows.loc["soft − hard, hard_sample pass@32, hidden part", "value"] > 0.5
+    assert rows.loc["soft − hard, hard_sample pass@32, open part", "value"] == 0
 
 
 def test_the_command_and_the_frame_say_the_same(tmp_path: Path, softeval: Callable[..., Ended]):
