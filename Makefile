@@ -13,7 +13,7 @@ TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 DEMO_RUNS := demo-run-base demo-run-soft demo-run-hard demo-run-fuzzy
 
 .DEFAULT_GOAL := help
-.PHONY: help demo $(DEMO_RUNS) test quick slow check format demo-base demo-train wheel docs clean
+.PHONY: help demo $(DEMO_RUNS) test all quick slow check format demo-base demo-train wheel docs clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,7 +50,8 @@ demo-train: .venv/installed ## train hard, soft and fuzzy from the bundled base,
 	    --output-path runs/demo-train/$$method-$$seed || exit 1; \
 	done; done
 
-test: check quick slow ## everything: style, types, unit tests, slow tests
+test: .venv/installed-dev ## everything: style, types, unit tests, slow tests
+	$(MAKE) --jobs=2 --output-sync=target check all
 
 check: .venv/installed-dev ## lint, format and types
 	$(BIN)/ruff check .
@@ -59,6 +60,9 @@ check: .venv/installed-dev ## lint, format and types
 
 quick: .venv/installed-dev ## unit tests, under two minutes on two cores
 	$(TEST_ENV) $(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow and not browser'
+
+all: .venv/installed-dev
+	$(TEST_ENV) $(BIN)/pytest -q -n 2 --dist worksteal
 
 slow: .venv/installed-dev ## tests that run processes, browsers and whole evaluations
 	$(TEST_ENV) $(BIN)/pytest -q -n 2 --dist worksteal -m 'slow or browser'

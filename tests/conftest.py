@@ -47,6 +47,18 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "drawn", lambda _draw, _name, *texts: described(*texts))
 
 
+LONGEST = ("test_slurm", "test_train_sharding", "test_sweep", "test_resume", "test_train_resume")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest slow tests first: one that starts last leaves the other processes without work."""
+
+    def starts_last(item: pytest.Item) -> bool:
+        return item.get_closest_marker("slow") is None or item.path.stem not in LONGEST
+
+    items.sort(key=starts_last)
+
+
 def mostly_slow(cases: Iterable[Any], quick: Collection[Any]) -> list[Any]:
     """Cases of a parametrisation that take one path: the `quick` ones stand for it in `make quick`.
 

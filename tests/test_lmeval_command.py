@@ -136,7 +136,7 @@ def test_two_processes_give_what_one_gives(task: str, tmp_path: Path) -> None:
     data_dir = write_data(tmp_path, rows=3)  # odd: one process runs copies, which must not count
     script, output = tmp_path / "script.py", tmp_path / "found.json"
     script.write_text(PROCESSES)
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script))
+    launcher = (str(Path(__file__).parent / "forked.py"), "2", str(script))
     run_python("", data_dir, task, str(output), launcher=launcher)
     together = json.loads(output.read_text())
     alone = evaluate(adapter(), data_dir, task)

@@ -63,7 +63,7 @@ def test_stopped_by_signals_it_says_how_to_go_on_and_gives_the_same_samples(tmp_
         assert told.splitlines()[-1] == "softeval: interrupted; the same command continues"
         assert "Traceback" not in told
     for folder in (stopped, whole):
-        subprocess.run([*command, str(folder)], env=ENVIRONMENT, check=True, capture_output=True)
+        assert cli.run(["run", *options, "--quiet", "-o", str(folder)]) == 0
     assert_same_run(stopped, whole)
 
 
@@ -76,7 +76,7 @@ def test_killed_at_any_moment_the_samples_are_the_same(tmp_path: Path) -> None:
         "max_cot_tokens=60",
         "modes=hard_sample,soft_sample",
     ]
-    command = [sys.executable, str(TESTS / "kill_and_resume.py"), str(tmp_path), "8", *options]
+    command = [sys.executable, str(TESTS / "kill_and_resume.py"), str(tmp_path), "6", *options]
     done = subprocess.run(
         command, env=ENVIRONMENT, capture_output=True, text=True, timeout=280, check=False
     )

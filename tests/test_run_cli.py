@@ -523,15 +523,16 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     if shutil.which("unshare") is None or inside("mount -t tmpfs tmpfs disk").returncode:
         pytest.skip("this system lets no user mount a small disk")
-    options = (
-        f"-m softeval run -o disk/run --limit 8 -n 16 --modes soft_sample {' '.join(SMALL[4:])}"
-    )
-    command = f"{sys.executable} {options}"
-    done = inside(
-        f"mount -t tmpfs -o size=140k tmpfs disk && {command}; echo first $?;"
-        f"wc -l < disk/run/shards/rank-0000.jsonl;"
-        f"mount -o remount,size=40m disk && {command}; echo second $?"
-    )
+    options = ["run", "-o", "disk/run", "--limit", "8", "-n", "16", "--modes", "soft_sample"]
+    code = f"""
+import os
+from softeval.cli.main import run
+print("first", run({options + SMALL[4:]}), flush=True)
+os.system("wc -l < disk/run/shards/rank-0000.jsonl; mount -o remount,size=40m disk")
+print("second", run({options + SMALL[4:]}))
+"""
+    (tmp_path / "twice.py").write_text(code)
+    done = inside(f"mount -t tmpfs -o size=140k tmpfs disk && {sys.executable} twice.py")
     lines = done.stdout.splitlines()
     assert "first 2" in lines, done.stderr
     assert int(lines[lines.index("first 2") + 1]) > 10

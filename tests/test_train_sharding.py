@@ -43,12 +43,12 @@ from softeval.trainers.setup import Trainee, make_trainee
 from softeval.trainers.training_pass import PassPlan, TrainingPass
 
 ROOT = Path(__file__).parent.parent
-LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+LAUNCHER = str(ROOT / "tests" / "forked.py")
 SEQUENCES = 7
 CASES: dict[str, dict[str, Any]] = {
     "hard": {"method": "hard", "max_steps": 20},
     "soft": {"method": "soft", "max_steps": 20},
-    "fuzzy": {"method": "fuzzy", "temperature": 0.1, "max_steps": 20},
+    "fuzzy": {"method": "fuzzy", "temperature": 0.1},
     "tied": {"method": "soft", "family": "llama_tied"},
     "experts": {"method": "soft", "family": "mixtral"},
     "adapters": {"method": "soft", "lora": True, "lora_rank": 2},
@@ -67,7 +67,7 @@ def environment() -> dict[str, str]:
 
 def together(processes: int, *arguments: str | Path, timeout: int = 600) -> None:
     """Run a program in several processes."""
-    command = [sys.executable, *LAUNCHER, str(processes), *map(str, arguments)]
+    command = [sys.executable, LAUNCHER, str(processes), *map(str, arguments)]
     subprocess.run(command, env=environment(), check=True, timeout=timeout)
 
 
@@ -130,8 +130,10 @@ def compare_cases(output: Path) -> None:
         sharded = case_trainee(case, processes, True)
         held = [m.to_local().numel() for m in sharded[0].weights.masters]  # type: ignore[union-attr]
         one = updated(*sharded, processes)
-        other = updated(*case_trainee(case, ALONE, False), ALONE)
-        distances = [relative_distance(a, b) for a, b in zip(one, other, strict=True)]
+        distances = []
+        if processes.is_main:  # which alone says what it found
+            other = updated(*case_trainee(case, ALONE, False), ALONE)
+            distances = [relative_distance(a, b) for a, b in zip(one, other, strict=True)]
         share = processes.gathered(sum(held) / sum(m.numel() for m in sharded[0].weights.masters))
         state = sharded[0].lm.model.state_dict()
         kinds = {type(tensor).__name__ for tensor in state.values()}
@@ -177,7 +179,7 @@ def test_a_sharded_run_is_killed_and_goes_on_in_other_numbers(tmp_path: Path) ->
     model = str(save_tiny(tmp_path / "model"))
     run(tmp_path / "whole", **options, model=model)
     sharded = arguments(tmp_path / "run", **options, model=model, shard="full")
-    command = [sys.executable, *LAUNCHER, "2", *sharded]
+    command = [sys.executable, LAUNCHER, "2", *sharded]
     process = subprocess.Popen(command, env=environment())
     state = tmp_path / "run" / "state"
     deadline = time.monotonic() + 400
