@@ -17,22 +17,21 @@ CAPTION = (
     " for all together. Parts of a task are shown beside and decide nothing. Points, nats a token, or"
     " times the untrained model's."
 )
-COLUMNS = ("claim", "on", "difference", "figure", "if true", "says")
+COLUMNS = ("claim, and its differences", "says", "figure", "if true")
 
 
 def claim_rows(found: Sequence[Finding]) -> Iterator[tuple[str, ...]]:
-    """Texts of the columns: each claim with its verdict, then its differences and what is missing."""
+    """What is judged, on what, word, figure, region: each claim, its differences and what is missing."""
     for finding in found:
         on = " · ".join(filter(None, (finding.group, finding.task))) or "–"
-        title = f"{finding.claim.number} {finding.claim.text}"
         fixed = any(one.contrast.scope == SCOPE_CHECKPOINTS for one in finding.differences)
         scope = f" ({SCOPE_CHECKPOINTS})" if fixed else ""
-        yield title, on, "", "", "", f"{finding.verdict}{scope}"
+        yield f"{finding.claim.number} {finding.claim.text}", on, finding.verdict + scope, "", ""
         for one in finding.differences:
             word = one.word() if one.decides else f"({one.word()})"
-            yield "", "", one.name, _figure(one), _region(one), word
+            yield f"· {one.name}", "", word, _figure(one), _region(one)
         for missing in finding.missing:
-            yield "", "", f"missing: {missing}", "", "", ""
+            yield f"· missing: {missing}", "", "", "", ""
 
 
 def _figure(one: Difference) -> str:
@@ -41,8 +40,11 @@ def _figure(one: Difference) -> str:
 
 
 def _region(one: Difference) -> str:
+    if one.low == -one.high:
+        return f"within ±{100 * one.high:g}"
     ends = [(word, end) for word, end in (("above", one.low), ("below", one.high)) if isfinite(end)]
-    return ", ".join(f"{word} {_number(end, one)}" for word, end in ends)
+    scale = 100 if one.unit == "points" else 1
+    return ", ".join(f"{word} {scale * end:g}".replace("-", "−") for word, end in ends)
 
 
 def _number(value: float, one: Difference, sign: bool = False) -> str:
@@ -56,9 +58,12 @@ def _parts(material: Material) -> Iterator[Part]:
     if all(finding.verdict == "missing" for finding in found):
         return
     yield Paragraph(CAPTION)
-    rows = tuple(tuple(map(TableCell, row)) for row in claim_rows(found))
-    yield Table("What these runs say of the claims of Soft Tokens, Hard Truths.", COLUMNS, rows,
-                "claims", text_columns=(1, 2, 4, 5))  # fmt: skip
+    rows = tuple(
+        (TableCell(name, on, strong=bool(on)), *map(TableCell, cells))
+        for name, on, *cells in claim_rows(found)
+    )
+    title = "What these runs say of the claims of Soft Tokens, Hard Truths."
+    yield Table(title, COLUMNS, rows, "claims", text_columns=(1, 3))
 
 
 SECTION = Section("claims", "Claims", "The claims", {"the claims": _parts})

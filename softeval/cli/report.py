@@ -150,7 +150,10 @@ def claims(
     if as_json:
         say_json(list(claim_records(found)))
     else:
-        print_table(TextTable(COLUMNS, list(claim_rows(found)), names=2))
+        rows = [
+            [f"{name} [{on}]" if on else name, *cells] for name, on, *cells in claim_rows(found)
+        ]
+        print_table(TextTable(COLUMNS, rows, names=1))
 
 
 def plan(
