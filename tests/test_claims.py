@@ -15,7 +15,7 @@ from command_line import Ended
 from report_runs import write_counts, write_family
 
 from softeval.modes import ALL, MODES
-from softeval.reports.claims import CLAIMS, Difference, find_claims
+from softeval.reports.claims import CLAIMS, Difference, Finding, find_claims
 from softeval.reports.measured.arms import Arm, Arms, MeasuredCheckpoint, MeasuredRun
 from softeval.reports.sections.claims import claim_rows
 from softeval.runs.run import RecordedMode, load_run
@@ -202,6 +202,17 @@ def test_a_difference_is_judged_by_where_its_interval_lies():
     assert Difference("", contrast, contrast.diff, high + 1).word() == "undecided"
     assert Difference("", contrast, high + 0.1, np.inf).word() == "refuted"
     assert Difference("", contrast, -np.inf, low + 1 - 0.1, origin=1.0).word() == "refuted"
+
+
+def test_one_look_of_many_refutes_a_claim_only_at_the_level_of_all():
+    rng = np.random.default_rng(0)
+    contrast = compare_methods(rng.random((3, 50)), rng.random((3, 50)), bounded=False)
+    barely = Difference("", contrast, (contrast.high + contrast.at_level(0.995)[1]) / 2, np.inf)
+    sure = Difference("", contrast, contrast.low - 1, np.inf)
+    alone, among = (Finding(CLAIMS[4], "", "t", (barely, *[sure] * n), ()) for n in (0, 11))
+    assert (alone.verdict, among.verdict) == ("refuted", "undecided")
+    beside = replace(barely, decides=False)
+    assert Finding(CLAIMS[4], "", "t", (sure, beside), ()).verdict == "supported"
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
