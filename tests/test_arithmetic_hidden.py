@@ -87,6 +87,7 @@ def test_training_reads_the_share_by_the_dataset_s_name():
         make_config({"dataset": "arithmetic_hiden"})
 
 
+@pytest.mark.slow
 def test_a_run_records_the_part_of_each_question(tmp_path: Path):
     options = {"modes": "hard_greedy", "limit": 6, "max_cot_tokens": 4}
     tasks = "arithmetic,arithmetic_hidden"
