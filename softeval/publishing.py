@@ -12,6 +12,8 @@ from typing import Any
 from softeval.errors import UserError
 from softeval.terminal import one_line
 
+PROJECT = "softeval"
+
 
 def tracking(names: Sequence[str], folder: Path, on_cpu: bool) -> Any:
     """Accelerate's Accelerator with these trackers.
@@ -30,6 +32,27 @@ def tracking(names: Sequence[str], folder: Path, on_cpu: bool) -> Any:
         if name not in installed:
             raise UserError(f"--report-to {name}: not installed; pip install {name}, or name none")
     return Accelerator(cpu=on_cpu, log_with=list(names) or None, project_dir=str(folder))
+
+
+def begin_trackers(
+    accelerator: Any, kinds: Sequence[str], folder: Path, run_id: str, facts: Any, step: int = 0
+) -> None:
+    """Begin a run with the trackers, or go on with it from `step`.
+
+    Its name is its folder's, `run_id` tells it from others of that name, `facts` are shown with it.
+    """
+    name = folder.resolve().name
+    options = {
+        "tensorboard": {"purge_step": step + 1},
+        "wandb": {"name": name, "id": run_id, "resume": "allow", "dir": str(folder)},
+        "trackio": {"name": f"{name}-{run_id}", "resume": "allow"},
+    }
+    told = any((folder / PROJECT).glob("*/hparams.yml"))  # TensorBoard adds it at every start
+    accelerator.init_trackers(
+        PROJECT,
+        config=None if told else facts,
+        init_kwargs={kind: options.get(kind, {}) for kind in kinds},
+    )
 
 
 def log_table(
@@ -56,22 +79,24 @@ def _cell(value: Any) -> str:
 
 
 class HubRepository:
-    """A repository that gets a checkpoint.
+    """A repository that gets a checkpoint, or results.
 
     Args:
         name: user/name. Without one that is there it is made, private.
+        kind: "model" or "dataset".
 
     Raises:
         UserError: nobody is logged in, or the hub does not let us write there.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, kind: str = "model") -> None:
         from huggingface_hub import HfApi
 
-        self.name = name
+        self.name, self.kind = name, kind
+        self.address = f"https://huggingface.co/{'datasets/' * (kind == 'dataset')}{name}"
         self._api = HfApi()
         try:
-            self._api.create_repo(name, private=True, exist_ok=True)
+            self._api.create_repo(name, repo_type=kind, private=True, exist_ok=True)
         except Exception as error:  # offline, no token, no right, no such user
             raise self._refused(error) from error
 
@@ -83,12 +108,16 @@ class HubRepository:
         """
         try:
             self._api.upload_folder(
-                repo_id=self.name, folder_path=str(folder), commit_message=message
+                repo_id=self.name,
+                repo_type=self.kind,
+                folder_path=str(folder),
+                commit_message=message,
             )
         except Exception as error:
             refused = self._refused(error)
             raise UserError(
-                f"{refused}; {folder} is whole: hf upload {self.name} {folder}"
+                f"{refused}; {folder} is whole:"
+                f" hf upload {self.name} {folder} --repo-type {self.kind}"
             ) from error
 
     def _refused(self, error: Exception) -> UserError:

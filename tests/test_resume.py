@@ -76,7 +76,7 @@ def test_killed_at_any_moment_the_samples_are_the_same(tmp_path: Path) -> None:
         "max_cot_tokens=60",
         "modes=hard_sample,soft_sample",
     ]
-    command = [sys.executable, str(TESTS / "kill_and_resume.py"), str(tmp_path), "6", *options]
+    command = [sys.executable, str(TESTS / "kill_and_resume.py"), str(tmp_path), "8", *options]
     done = subprocess.run(
         command, env=ENVIRONMENT, capture_output=True, text=True, timeout=280, check=False
     )

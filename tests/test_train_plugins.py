@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from hub_fixtures import FakeHub
 from train_cases import own_questions, read_metrics, run, same, tiny_config, tiny_lm, weights
 
 from softeval.errors import UserError
@@ -26,6 +26,8 @@ from softeval.trainers.learners.rewards import load_reward, reward, source_hash
 from softeval.trainers.questions import TrainingQuestion, load_questions, prompt_maker
 from softeval.trainers.rollout import Validation
 from softeval.trainers.run_files import identity_of
+
+pytest_plugins = ("hub_fixtures",)
 
 SHORT = """
 def short(sample):
@@ -288,34 +290,6 @@ def test_every_tracker_gets_the_table_in_its_own_form(monkeypatch: pytest.Monkey
     assert told == []
 
 
-FakeHub = Callable[..., list[Any]]
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> FakeHub:
-    """Replaces the hub's client; gives what it was told."""
-
-    def install(refuses: str = "") -> list[Any]:
-        told: list[Any] = []
-
-        class HfApi:
-            def create_repo(self, name: str, **options: Any) -> None:
-                self._say("create", name, options)
-
-            def upload_folder(self, **options: Any) -> None:
-                self._say("upload", options)
-
-            def _say(self, what: str, *values: Any) -> None:
-                if what == refuses:
-                    raise RuntimeError("401 Unauthorized\nfor url")
-                told.append((what, *values))
-
-        monkeypatch.setattr("huggingface_hub.HfApi", HfApi)
-        return told
-
-    return install
-
-
 def test_a_hub_that_refuses_is_one_line_with_a_remedy(hub: FakeHub, tmp_path: Path) -> None:
     hub(refuses="create")
     with pytest.raises(UserError, match="401 Unauthorized for url; log in with hf auth login"):
@@ -329,7 +303,7 @@ def test_a_hub_that_refuses_is_one_line_with_a_remedy(hub: FakeHub, tmp_path: Pa
 def test_the_best_checkpoint_goes_to_the_hub_with_its_card(hub: FakeHub, tmp_path: Path) -> None:
     told = hub()
     run(tmp_path / "run", max_steps=1, push_to_hub="me/it")
-    assert told[0] == ("create", "me/it", {"private": True, "exist_ok": True})
+    assert told[0] == ("create", "me/it", {"repo_type": "model", "private": True, "exist_ok": True})
     what, options = told[1]
     assert what == "upload" and options["repo_id"] == "me/it" and len(told) == 2
     assert options["commit_message"].startswith("step ")

@@ -23,7 +23,7 @@ from typing import Any
 from softeval.display import Screen, duration
 from softeval.errors import UserError
 from softeval.files import LOCK, beside, write_bytes, write_json
-from softeval.publishing import log_table
+from softeval.publishing import begin_trackers, log_table
 from softeval.records import RANDOM_NUMBERS
 from softeval.runs.rundir import differing_fields
 from softeval.scoring.judge import Rules, rules_name
@@ -35,7 +35,6 @@ from softeval.trainers.metrics import Metrics
 RECORD = "train.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
-PROJECT = "softeval"
 STATES = "state"
 BEST = "best"
 LAST = "last"
@@ -270,18 +269,7 @@ class Log:
         if not config.report_to:
             return
         shown = {k: v for k, v in identity_of(config).items() if isinstance(v, str | int | float)}
-        name = folder.resolve().name
-        options = {
-            "tensorboard": {"purge_step": step + 1},
-            "wandb": {"name": name, "id": run_id, "resume": "allow", "dir": str(folder)},
-            "trackio": {"name": f"{name}-{run_id}", "resume": "allow"},
-        }
-        told = any((folder / PROJECT).glob("*/hparams.yml"))  # TensorBoard adds it at every start
-        accelerator.init_trackers(
-            PROJECT,
-            config=None if told else shown,
-            init_kwargs={kind: options.get(kind, {}) for kind in config.report_to},
-        )
+        begin_trackers(accelerator, config.report_to, folder, run_id, shown, step)
 
     def metrics(self, metrics: Metrics, step: int) -> None:
         """Keep an update's numbers."""

@@ -225,7 +225,7 @@ class Trainer:
         if self._hub is not None:
             step, success = self.state.best_step, 100 * self.state.best_success
             self._hub.push(self.folder / run_files.BEST, f"step {step}, validation {success:.1f} %")
-            self.screen.note(f"pushed to https://huggingface.co/{self._hub.name}")
+            self.screen.note(f"pushed to {self._hub.address}")
 
     def _stop(self, number: int) -> NoReturn:
         """Save unless the state stands already, and end."""

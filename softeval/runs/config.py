@@ -26,6 +26,7 @@ from softeval.options import (
     read_options,
     read_pairs,
     sampling_option,
+    split_list,
     task_option,
     validated,
 )
@@ -141,6 +142,13 @@ class RunConfig(GenerationOptions):
     output_path: str | None = output_option(
         None, "Run directory. Default: runs/<date>-<model>-<tasks>.", flags=("-o",)
     )
+    report_to: tuple[str, ...] = output_option(
+        (),
+        "Trackers that are shown the scores: wandb, trackio, tensorboard or others of accelerate.",
+    )
+    push_to_hub: str | None = output_option(
+        None, "Data set on the hub, as user/name, that gets the finished run; private if new."
+    )
     shard: Shard | None = output_option(
         None,
         "Only this shard of the questions, such as 2/7, in a directory of its own under"
@@ -201,6 +209,20 @@ class RunConfig(GenerationOptions):
             most = 1 if chosen[mode].is_greedy else self.num_samples
             if not 1 <= k <= most:
                 raise ValueError(f"--primary {text}: k is 1 to {most} there, by --num-samples")
+        return self
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _trackers(cls, value: Any) -> Any:
+        return tuple(name for name in split_list(value) or () if name != "none")
+
+    @model_validator(mode="after")
+    def _shown_whole(self) -> RunConfig:
+        if self.shard is not None and (self.report_to or self.push_to_hub):
+            raise ValueError(
+                "--report-to and --push-to-hub show whole runs: merge the shards, then give the"
+                " same command without --shard, with the merged run as --output-path"
+            )
         return self
 
     @field_validator("shard", mode="before")

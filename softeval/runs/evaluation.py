@@ -26,6 +26,7 @@ from softeval.runs.cells import Cell, load_cells
 from softeval.runs.config import RunConfig, make_config
 from softeval.runs.journal import Journal, check_idle
 from softeval.runs.judging import JudgedJournal, compact
+from softeval.runs.publication import Publication
 from softeval.runs.record import (
     CellResult,
     config_yaml,
@@ -130,11 +131,13 @@ def run_evaluation(
     display.note("reading questions")
     cells = load_cells(config, modes)
     request = settle(config, cells, checkpoint, overwrite)
+    publication = Publication(config, request.folder, processes.is_main)
     if request.is_finished:
         if processes.is_main and config.shard is None:
             _tidy_up(request.folder)
         display.note("finished before, shown again; --overwrite starts anew")
-        return RunOutcome(request.folder, 0, processes.is_main)
+        outcome = RunOutcome(request.folder, 0, processes.is_main)
+        return _published(publication, outcome, display)
     if processes.is_main:
         rundir.prepare(request.folder)
         _check_idle(request.folder)
@@ -143,10 +146,17 @@ def run_evaluation(
     try:
         opened = _open_run(request, adapter.language_model) if processes.is_main else None
         folder, record = processes.from_main(opened)
-        return _run(Evaluation(request, adapter, processes, display, folder, record))
+        outcome = _run(Evaluation(request, adapter, processes, display, folder, record))
+        return _published(publication, outcome, display)
     finally:
         if sys.exc_info()[0] is None:
             processes.leave()
+
+
+def _published(publication: Publication, outcome: RunOutcome, display: Display) -> RunOutcome:
+    if outcome.is_main and not outcome.missing:
+        publication.show(load_run(outcome.path), display.note)
+    return outcome
 
 
 def _load_adapter(request: Request) -> SoftEvalLM:
