@@ -142,10 +142,12 @@ def _figure_class() -> type[Figure]:
     from matplotlib.figure import Figure
 
     class Drawing(Figure):
-        def _repr_png_(self) -> bytes:
+        def _repr_png_(self) -> tuple[bytes, dict[str, str]]:
             buffer = io.BytesIO()
             self.savefig(buffer, format="png", dpi=110, facecolor="white")
-            return buffer.getvalue()
+            panels = [axes.get_title("left") or axes.get_ylabel() for axes in self.axes]
+            named = "; ".join(" ".join(text.split()) for text in panels if text)
+            return buffer.getvalue(), {"alt": str(self.get_label()) or f"Figure of {named}"}
 
     return Drawing
 

@@ -12,8 +12,9 @@ import pytest
 from command_line import Ended
 from synthetic import make_generation, write_run
 
+from softeval.modes import ALL
 from softeval.records import SampleKey
-from softeval.runs.run import Run
+from softeval.runs.run import Run, load_run
 from softeval.runs.tables import TableWriter, prompt_row
 from softeval.scoring.judge import Verdict
 
@@ -60,7 +61,73 @@ def test_show_of_a_real_run(softeval: Callable[..., Ended], finished: Run) -> No
     row = samples[(samples["doc_id"] == 1) & (samples["sample"] == 2)]
     row = row[row["mode"] == "hard_sample"].iloc[0]
     assert row["cot_text"].split()[0] in shown and "hard_sample sample 2" in shown
-    assert f"{row['n_cot_tokens']} CoT tokens" in shown
+    assert f"CoT of {row['n_cot_tokens']} tokens" in shown
+
+
+def test_show_gives_a_line_a_mode_then_a_right_and_a_wrong_sample(
+    softeval: Callable[..., Ended],
+) -> None:
+    write_run(Path("run"), questions=3, samples=8, positions=60)
+    samples = load_run("run").samples()
+    for doc, rows in samples[samples["mode"] == "soft_sample"].groupby("doc_id"):
+        shown = softeval("show", "run", "--doc", str(doc)).out
+        (line,) = [line for line in shown.splitlines() if line.startswith("soft_sample ")][:1]
+        assert f"{rows['correct'].sum()} of 8 right" in line
+        assert f"{rows['answer'].nunique(dropna=False)} distinct" in line
+        assert shown.count(" sample 0: ") + shown.count(" sample 1: ") == 2
+        assert "answer_prefix" not in shown and "CoT of " in shown
+        everything = softeval("show", "run", "--doc", str(doc), "--all").out
+        assert everything.count("\nCoT of ") == 3 + 3 * 8
+        for word in ("right", "wrong"):
+            found = json.loads(
+                softeval("show", "run", "--doc", str(doc), f"--{word}", "--json").out
+            )
+            assert {row["correct"] for row in found["samples"]} == {word == "right"}
+    assert softeval("show", "run", "--right", "--wrong").code == 2
+
+
+def test_show_draws_the_mixture_in_narrow_terminals_and_without_colour(
+    softeval: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(Path("run"), questions=1, samples=2, positions=60, top=3)
+    one = ["show", "run", "--mode", "soft_sample", "--sample", "0"]
+    monkeypatch.setenv("COLUMNS", "50")
+    plain = softeval(*one).out
+    assert "█" in plain and "temperature 0.5" in plain
+    assert "\x1b" not in plain and max(map(len, plain.splitlines())) <= 50
+    assert "⋯" in plain and "⋯" not in softeval(*one, "--all").out
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    coloured = softeval(*one).out
+    assert "\x1b[34m█" in coloured
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[34m" not in softeval(*one).out
+    tokens = load_run("run").tokens().set_index("token_id")["text"]
+    mixtures = load_run("run").mixtures()
+    first = mixtures[(mixtures["mode"] == "soft_sample") & (mixtures["position"] == 0)].iloc[0]
+    assert f"{tokens[first['token_id']].strip()} {100 * first['prob']:.0f} %" in plain
+
+
+def test_show_pages_what_is_longer_than_the_terminal(
+    softeval: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(Path("run"), questions=1, samples=2)
+    paged: list[str] = []
+    monkeypatch.setattr("pydoc.pager", paged.append)
+    monkeypatch.setattr("softeval.cli.show.on_terminal", lambda: True)
+    monkeypatch.setenv("LINES", "200")
+    assert "target" in softeval("show", "run").out and not paged
+    monkeypatch.setenv("LINES", "5")
+    assert softeval("show", "run").out == "" and "target" in paged[0]
+
+
+def test_ls_modes_says_what_each_is(softeval: Callable[..., Ended]) -> None:
+    rows = json.loads(softeval("ls", "modes", "--json").out)
+    assert [row["mode"] for row in rows[:6]] == list(ALL)
+    printed = " ".join(softeval("ls", "modes").out.split())
+    for row in rows:
+        assert row["meaning"] and row["meaning"] in printed
+        assert row["temperature"] is None or f"Temperature {row['temperature']:g}." in printed
+    assert "σ = 0.33 · rms of the embeddings' entries" in printed
 
 
 def test_ls_lists_runs(softeval: Callable[..., Ended]) -> None:

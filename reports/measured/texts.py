@@ -32,7 +32,7 @@ MIXTURE_TOP = 3
 LEAST_WEIGHT = 5e-4
 """Entries of a mixture below it would print as 0.0 %; they are left out."""
 BEFORE_QUESTION = re.compile(r"[.:?!]\s+|\n+|(?<=[|｜])>")
-AFTER_QUESTION = re.compile(r"^(?=[\s<])|[.?!](?=[\s<])|\n")
+AFTER_QUESTION = re.compile(r"^(?=<)|[.?!](?=[\s<])|\n"), re.compile(r"^(?=[\s<])")
 """Where in what all prompts share the question may begin and end, so that no word is cut."""
 
 
@@ -107,7 +107,7 @@ def shared_frame(prompts: Sequence[str]) -> tuple[str, str]:
     begun = [found.end() for found in BEFORE_QUESTION.finditer(_beginning(prompts))]
     rests = [prompt[begun[-1] if begun else 0 :] for prompt in prompts]
     ending = _beginning([rest[::-1] for rest in rests])[::-1]
-    ended = AFTER_QUESTION.search(ending)
+    ended = next(filter(None, (pattern.search(ending) for pattern in AFTER_QUESTION)), None)
     return prompts[0][: begun[-1] if begun else 0], ending[ended.end() :] if ended else ""
 
 

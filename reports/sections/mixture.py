@@ -9,17 +9,19 @@ Shape letters: T CoT tokens, M problems.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from softeval.reports.drawing import INK, MUTED, new_figure, printed, styled
 from softeval.reports.escaping import clip, visible
 from softeval.reports.layout import Own, Part, Section
 from softeval.reports.material import Material
 from softeval.reports.measured.arms import MeasuredCheckpoint
-from softeval.reports.measured.cells import MeasuredCell
+from softeval.reports.measured.cells import Key, MeasuredCell
 from softeval.reports.measured.texts import (
     SampleText,
     question_of,
@@ -29,17 +31,23 @@ from softeval.reports.measured.texts import (
 )
 from softeval.reports.sections.selection import ChosenSample, soft_and_hard
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 WINDOW = 8
 """Positions that are shown or folded together."""
 POSITIONS = 64
 """Most positions of a strip."""
-STACK, BAR = 44, 16
-"""Pixels of weight 1, and of the highest entropy."""
+STACK, BAR, HIGHEST = 44, 16, 2.0
+"""Pixels of weight 1, and of an entropy of HIGHEST nats or more."""
 LETTER, LEAST_WIDTH, LONGEST_TOKEN = 7.3, 18.0, 20
 LEAST_TEXT = 11.0
 """Pixels; lower blocks have no room for their token."""
-LONGEST_QUESTION = 1_000
+LONGEST_QUESTION, LONGEST_TOLD = 1_000, 100
 WRITTEN = {"\n": "⏎", "\t": "⇥"}
+PIXELS = 96.0  # an inch, as in CSS
+ROW_WIDTH, ROW, HEAD, TEXT_SIZE = 860.0, 72.0, 42.0, 9.0
 COLOURS = ("#cfe3f3", "#f8dcae", "#d3ead9")
 """Of the largest entries in a figure; report.css has them for the page, light and dark."""
 
@@ -105,12 +113,11 @@ def cells(text: SampleText, most: int = POSITIONS) -> list[StripCell]:
         most: positions shown; what is left out is one cell in its place.
     """
     entropy_T = np.zeros(len(text.tokens)) if text.entropy_T is None else text.entropy_T
-    highest = max(1.0, float(np.nan_to_num(entropy_T).max(initial=0.0)))
     found, end = [], 0
     for shown in [*windows(entropy_T, most), slice(len(text.tokens), None)]:
         found += _fold(entropy_T[end : shown.start]) if shown.start > end else []
         positions = range(len(text.tokens))[shown]
-        found += [_cell(text, t, float(entropy_T[t]) / highest) for t in positions]
+        found += [_cell(text, t, float(entropy_T[t])) for t in positions]
         end = shown.stop
     return found
 
@@ -120,7 +127,7 @@ def _fold(entropy_T: np.ndarray) -> list[StripCell]:
     return [StripCell(told, f"⋯ {len(entropy_T)}", 30.0)]
 
 
-def _cell(text: SampleText, position: int, share: float) -> StripCell:
+def _cell(text: SampleText, position: int, entropy: float) -> StripCell:
     entries = text.mixtures[position] if text.feeds_mixtures else []
     entries = entries or [(text.tokens[position], 1.0)]
     blocks, top = [], 0.0
@@ -132,21 +139,25 @@ def _cell(text: SampleText, position: int, share: float) -> StripCell:
     letters = max(len(block.text) for block in blocks)
     width = max(LEAST_WIDTH, letters * LETTER + 6)
     told = f"Position {position + 1}: {_told(text, position)}"
-    return StripCell(
-        told, "", round(width, 1), tuple(blocks), round(BAR * float(np.nan_to_num(share)), 1)
-    )
+    bar = BAR * min(np.nan_to_num(entropy) / HIGHEST, 1.0)
+    return StripCell(told, "", round(width, 1), tuple(blocks), round(bar, 1))
 
 
 def _told(text: SampleText, position: int) -> str:
     """Weights and entropy of a position in words, each with its temperature."""
-    parts = [f"“{visible(text.tokens[position])}”"]
+    parts = [quoted(text.tokens[position])]
     if text.feeds_mixtures and text.mixtures[position]:
-        weights = [f"“{visible(token)}” {100 * w:.1f} %" for token, w in text.mixtures[position]]
+        weights = [f"{quoted(token)} {100 * w:.1f} %" for token, w in text.mixtures[position]]
         parts = [", ".join(weights) + at_temperature(text)]
     if text.entropy_T is not None and text.top1_T is not None:
         entropy, top1 = text.entropy_T[position], text.top1_T[position]
         parts.append(f"entropy {entropy:.2f} nats, top-1 probability {top1:.3f} at temperature 1")
     return "; ".join(parts)
+
+
+def quoted(token: str) -> str:
+    """A token in a sentence."""
+    return f"“{clip(visible(token), LONGEST_TOLD)}”"
 
 
 def at_temperature(text: SampleText) -> str:
@@ -157,10 +168,7 @@ def at_temperature(text: SampleText) -> str:
 
 def legend(text: SampleText) -> str:
     """How a strip is to be read, in a sentence."""
-    highest = (
-        1.0 if text.entropy_T is None else max(1.0, float(np.nanmax(text.entropy_T, initial=0)))
-    )
-    entropy = f"below, the entropy at temperature 1 (full height {highest:.1f} nats)"
+    entropy = f"below, the entropy at temperature 1 (full height: {HIGHEST:g} nats and more)"
     if text.feeds_mixtures:
         return f"Block height: weight in the mode's distribution{at_temperature(text)}; {entropy}."
     if text.mode.feeds_tokens:
@@ -175,6 +183,73 @@ def outcome(text: SampleText) -> str:
     return f"{shown} {'✓' if text.fields['correct'] else '✗'}"
 
 
+# As a figure ------------------------------------------------------------------------------------
+
+
+def draw_mixture(text: SampleText, title: str) -> Figure:
+    """The strip of a sample, in as many rows as it needs.
+
+    Args:
+        text: the sample.
+        title: above it.
+
+    Returns:
+        A figure that has a text alternative.
+    """
+    rows = list(_rows([*cells(text), StripCell("", f"→ {outcome(text)}", 150.0)]))
+    height = ROW * len(rows) + HEAD
+    with styled():
+        figure = new_figure(height / PIXELS, ROW_WIDTH / PIXELS)
+        figure.set_layout_engine("none")
+        axes = figure.add_axes((0, 0, 1, 1), xlim=(0, ROW_WIDTH), ylim=(height, 0))
+        axes.axis("off")
+        axes.text(0, 10, printed(title), weight="bold", va="center", size=TEXT_SIZE)
+        axes.text(0, 27, legend(text), color=MUTED, va="center", size=0.85 * TEXT_SIZE)
+        for number, row in enumerate(rows):
+            for left, cell in row:
+                _draw_cell(axes, cell, left, HEAD + ROW * number)
+    figure.set_label(f"{title}. {legend(text)} {_most_mixed(text)} The answer: {outcome(text)}.")
+    return figure
+
+
+def _rows(strip: Sequence[StripCell]) -> Iterator[list[tuple[float, StripCell]]]:
+    """The cells of each row with their left edges."""
+    row, left = [], 0.0
+    for cell in strip:
+        if row and left + cell.width > ROW_WIDTH:
+            yield row
+            row, left = [], 0.0
+        row.append((left, cell))
+        left += cell.width + 1
+    yield row
+
+
+def _draw_cell(axes: Axes, cell: StripCell, left: float, top: float) -> None:
+    from matplotlib.patches import Rectangle
+
+    if not cell.blocks:
+        axes.text(left + 4, top + STACK / 2, cell.text, va="center", size=TEXT_SIZE)
+    for block in cell.blocks:
+        place = (left, top + block.top)
+        fill = COLOURS[block.rank - 1]
+        axes.add_patch(
+            Rectangle(place, cell.width, block.height, facecolor=fill, edgecolor="white")
+        )
+        centre = (left + cell.width / 2, top + block.top + block.height / 2)
+        axes.text(
+            *centre, block.text, color=INK, ha="center", va="center", size=TEXT_SIZE,
+            family="DejaVu Sans Mono",
+        )  # fmt: skip
+    axes.add_patch(Rectangle((left, top + STACK + 2), cell.width, cell.bar, facecolor=MUTED))
+
+
+def _most_mixed(text: SampleText) -> str:
+    """The positions of highest entropy in words, for those who cannot see them."""
+    entropy_T = np.nan_to_num(np.zeros(0) if text.entropy_T is None else text.entropy_T)
+    most = np.sort(np.argsort(-entropy_T, kind="stable")[:3]).tolist()
+    return " ".join(f"Position {t + 1}: {_told(text, t)}." for t in most)
+
+
 # The question of the opening view ---------------------------------------------------------------
 
 
@@ -185,24 +260,28 @@ def find_pair(checkpoint: MeasuredCheckpoint) -> tuple[ChosenSample, ChosenSampl
     differ in their verdict (of all, where none do) that of the largest difference of the shares
     right; of several the first.
     """
-    best, most = None, -1.0
+    found = []
     for task in sorted({task for task, _ in checkpoint.cells}):
         keys = soft_and_hard(key for key in checkpoint.cells if key[0] == task)
-        if keys is None:
-            continue
-        cells = [checkpoint.cells[key] for key in keys]
-        doc_M = np.intersect1d(*(cell.doc_M for cell in cells))
-        rows = [np.searchsorted(cell.doc_R, doc_M) for cell in cells]
-        right = [cell.correct_R[row_M] for cell, row_M in zip(cells, rows, strict=True)]
-        # Shares differ by 1 at most.
-        score_M = np.abs(np.subtract(*(_shares(c, doc_M) for c in cells))) + 2 * np.not_equal(
-            *right
-        )
-        if len(doc_M) and score_M.max() > most:
-            at, most = int(score_M.argmax()), float(score_M.max())
-            sides = zip(keys, rows, strict=True)
-            best = tuple(ChosenSample(0, 0, checkpoint, key, int(r[at])) for key, r in sides)
-    return best
+        found += [] if keys is None else _most_different(checkpoint, *keys)
+    return max(found, key=lambda entry: entry[0])[1] if found else None
+
+
+def _most_different(
+    checkpoint: MeasuredCheckpoint, soft_key: Key, hard_key: Key
+) -> list[tuple[float, tuple[ChosenSample, ChosenSample]]]:
+    """The first samples of that question, behind how different it is; empty without a question."""
+    soft, hard = checkpoint.cells[soft_key], checkpoint.cells[hard_key]
+    doc_M = np.intersect1d(soft.doc_M, hard.doc_M)
+    if not len(doc_M):
+        return []
+    soft_M, hard_M = (np.searchsorted(cell.doc_R, doc_M) for cell in (soft, hard))
+    verdicts_M = soft.correct_R[soft_M] != hard.correct_R[hard_M]
+    score_M = np.abs(_shares(soft, doc_M) - _shares(hard, doc_M)) + 2 * verdicts_M
+    at = int(score_M.argmax())  # shares differ by 1 at most, so that verdicts come first
+    left = ChosenSample(0, 0, checkpoint, soft_key, int(soft_M[at]))
+    right = ChosenSample(0, 0, checkpoint, hard_key, int(hard_M[at]))
+    return [(float(score_M[at]), (left, right))]
 
 
 def _shares(cell: MeasuredCell, doc_M: np.ndarray) -> np.ndarray:

@@ -193,7 +193,7 @@
 
   // The same cells as reports/sections/mixture.py lays out for the opening view.
   const STACK = 44;
-  const BAR = 16;
+  const BAR = 8; // a nat; two and more are its full height
   const WINDOW = 8;
   const POSITIONS = 64;
   const written = (token) => {
@@ -228,7 +228,7 @@
     return { tokens, values, mixtures, told };
   };
 
-  const cell = (thought, index, highest) => {
+  const cell = (thought, index) => {
     const entries = thought.mixtures.get(index) || [[thought.tokens[index], 1]];
     const svg = drawing("svg", { role: "option", height: 62, "aria-label": thought.told(index), tabindex: -1 });
     let top = 0;
@@ -241,7 +241,7 @@
       if (text) svg.append(drawing("text", { x: "50%", y: round(top + height / 2, 1) }, text));
       top += height;
     });
-    const bar = (BAR * nats(thought.values.e[index])) / highest;
+    const bar = BAR * Math.min(nats(thought.values.e[index]), 2);
     svg.append(drawing("rect", { class: "entropy", y: STACK + 2, width: "100%", height: round(bar, 1) }));
     svg.setAttribute("width", round(Math.max(18, 7.3 * letters + 6), 1));
     return svg;
@@ -271,13 +271,12 @@
 
   const stripOf = (sample, thought) => {
     const entropies = Array.from(thought.values.e, nats);
-    const highest = Math.max(1, ...entropies);
     const strip = element("div", {
       class: "strip", role: "listbox",
       "aria-label": `${data.modes[sample.m].replaceAll("_", " ")}, position by position; arrow keys walk`,
     });
     const positions = (start, end) =>
-      Array.from({ length: end - start }, (_, i) => cell(thought, start + i, highest));
+      Array.from({ length: end - start }, (_, i) => cell(thought, start + i));
     const unfold = (folded, start, end) => {
       const found = positions(start, end);
       folded.replaceWith(...found);
@@ -301,7 +300,7 @@
         ? "Mixtures are recorded of first samples; here the most likely token stands"
         : "One block: the token that was fed";
     const thoughtBox = element("div", { class: "thought" }, strip,
-      element("p", { class: "quiet" }, `${meaning}; below, the entropy at temperature 1 (full height ${highest.toFixed(1)} nats).`),
+      element("p", { class: "quiet" }, `${meaning}; below, the entropy at temperature 1 (full height: 2 nats and more).`),
       element("p", { class: "readout" }));
     walkable(strip);
     return thoughtBox;

@@ -65,7 +65,7 @@ COMMANDS = {
         "measure",
         "Score the stored samples again, without the model; old verdicts are kept beside.",
     ),
-    "show": ("look", "Print a question with its samples."),
+    "show": ("show", "Print a question: a line a mode, then a right and a wrong sample."),
     "ls": ("look", "List tasks, modes or runs."),
     "env": ("look", "Print package versions, hardware and settings."),
     "lm-eval": (

@@ -31,7 +31,7 @@ ROWS = 16_384
 
 @dataclass(frozen=True)
 class Coconut(Mode):
-    """Feeding back the last hidden state; the shadow is the most likely token.
+    """The last hidden state, fed back; the shadow is the most likely token.
 
     Attributes:
         realign: map it into the space of the input embeddings first.

@@ -36,7 +36,9 @@ class EntropyBase(StrEnum):
 
 @dataclass(frozen=True)
 class MixtureOfInputs(FilteredMode):
-    """Mixture of Inputs; the filters are those of the sampler, and do not touch p.
+    """The token drawn, blended with the distribution p it was drawn from.
+
+    The filters are those of the sampler, and do not touch p.
 
     Attributes:
         beta: β, the weight of the token drawn.

@@ -32,7 +32,7 @@ class MultiplexWeights(StrEnum):
 
 @dataclass(frozen=True)
 class Multiplex(FilteredMode):
-    """Multiplex Thinking.
+    """Several tokens drawn at once, and their embeddings merged.
 
     Attributes:
         width: K, tokens drawn at a step.

@@ -135,7 +135,7 @@ class GumbelDensity(StrEnum):
 
 @dataclass(frozen=True)
 class Gumbel(_NoisyWeights):
-    """Soft Thinking with Gumbel noise.
+    """Mixture of the most likely tokens, its weights shaken by Gumbel noise.
 
     Attributes:
         gumbel_temperature: τ_g; 0.5 for inference, 0.1 in SofT-GRPO.
@@ -175,7 +175,7 @@ def _released(recorded: Recorded) -> Tensor:
 
 @dataclass(frozen=True)
 class Dirichlet(_NoisyWeights):
-    """Soft Thinking with Dirichlet noise.
+    """Mixture of the most likely tokens, its weights drawn from a Dirichlet around them.
 
     Attributes:
         alpha: concentration α > 0.

@@ -48,6 +48,10 @@ class HardMode(FilteredMode):
     feeds_tokens: ClassVar[bool] = True
 
     @property
+    def meaning(self) -> str:
+        return f"Ordinary tokens: {'the likeliest' if self.is_greedy else 'drawn by their probabilities'}."
+
+    @property
     def randomness(self) -> Randomness:
         return Randomness.UNIFORM if self.temperature > 0 else Randomness.NONE
 
@@ -78,7 +82,10 @@ class HardMode(FilteredMode):
 
 @dataclass(frozen=True)
 class MixtureMode(Mode):
-    """Soft and fuzzy tokens without noise: softmax(z/τ)·E."""
+    """Mixture of all tokens, weighted by their probabilities, without noise.
+
+    Soft and fuzzy tokens: softmax(z/τ)·E.
+    """
 
     temperature: float
 
@@ -106,12 +113,20 @@ class MixtureMode(Mode):
 
 @dataclass(frozen=True)
 class NoisyMixtureMode(MixtureMode):
-    """Soft and fuzzy tokens as sampled: softmax(z/τ)·E + σ·N(0, I)."""
+    """Mixture of all tokens, weighted by their probabilities, plus Gaussian noise.
+
+    Soft and fuzzy tokens as sampled: softmax(z/τ)·E + σ·N(0, I).
+    """
 
     noise_scale: float = NOISE_SCALE
     noise_norm: NoiseNorm = NoiseNorm.ELEMENT
 
     is_gaussian: ClassVar[bool] = True
+
+    @property
+    def noise_rule(self) -> str:
+        of = "norms" if self.noise_norm is NoiseNorm.VECTOR else "entries"
+        return f"σ = {self.noise_scale:g} · rms of the embeddings' {of}"
 
     @property
     def randomness(self) -> Randomness:

@@ -169,6 +169,18 @@ class Mode(ABC):
     """Whether a step computes something on the host, so that it cannot be captured on a GPU."""
 
     @property
+    def meaning(self) -> str:
+        """What a step feeds, in a sentence: the first paragraph of the class's docstring."""
+        own = type(self).__doc__ or ""
+        made = own.startswith(f"{type(self).__name__}(")  # by the dataclass, where none was written
+        return "" if made else " ".join(own.split("\n\n")[0].split())
+
+    @property
+    def noise_rule(self) -> str:
+        """How the deviation of Gaussian noise is found; "" for a mode without."""
+        return ""
+
+    @property
     def randomness(self) -> Randomness:
         """Which random numbers a step takes."""
         return Randomness.NONE

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SoftThinking(FewTokensMode):
-    """Soft Thinking with the defaults of its authors' released code.
+    """Mixture of the most likely tokens; ends the CoT when the model has made up its mind.
+
+    The defaults are those of the authors' released code.
 
     Attributes:
         entropy_threshold: nats below which a step counts as cold; 0 never ends a CoT.

@@ -154,11 +154,11 @@ class Run:
 
         In every frame the modes are an ordered categorical: they sort as reports list them.
         """
-        wanted = columns if columns is None else dict.fromkeys([*columns, "task", "mode"])
-        frame = self._table("samples", wanted and list(wanted))
+        wanted = list(dict.fromkeys([*columns, "task", "mode"])) if columns is not None else None
+        frame = self._table("samples", wanted)
         # The file has the modes by name.
         ordered = frame.sort_values(["task", "mode"], kind="stable", ignore_index=True)
-        return ordered if columns is None else ordered[list(columns)]
+        return ordered if columns is None else ordered.loc[:, list(columns)]
 
     def positions(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """One row a CoT position (`records.position_rows_schema`); entropies in nats."""
@@ -231,6 +231,25 @@ class Run:
         from softeval.reports.plots import plot_entropy
 
         return plot_entropy([self, *others], task, view)
+
+    def plot_mixture(
+        self,
+        task: str | None = None,
+        doc: int | None = None,
+        mode: str | None = None,
+        sample: int = 0,
+    ) -> Figure:
+        """The soft thought: tokens and weights that a sample mixes, position by position.
+
+        Args:
+            task: the task; None for the first.
+            doc: the question by its doc_id; None for the one on which soft and hard differ most.
+            mode: the mode; None for the first that feeds mixtures.
+            sample: its number; mixtures are on record of sample 0.
+        """
+        from softeval.reports.plots import plot_mixture
+
+        return plot_mixture(self, task, doc, mode, sample)
 
     def plot_kl(self, *others: Run, task: str | None = None) -> Figure:
         """KL to the base model; needs `softeval diagnose` first."""

@@ -1,0 +1,136 @@
+"""The soft thought as a strip: what is shown, on which question, and what is said of it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from report_runs import write_checkpoint, write_counts
+
+from softeval.errors import UserError
+from softeval.modes import MODES
+from softeval.reports.measured.arms import measure
+from softeval.reports.measured.texts import question_of, read_texts, shared_frame
+from softeval.reports.sections.mixture import STACK, cells, find_pair, windows
+from softeval.runs.run import load_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    modes = ("soft_sample", "hard_sample", "fuzzy_sample")
+    folder = tmp_path_factory.mktemp("run")
+    return load_run(write_checkpoint(folder, modes=modes, questions=4, samples=2, positions=40))
+
+
+def _text(run, mode="soft_sample", doc=0, sample=0):
+    key = ("arithmetic", mode, doc, sample)
+    return read_texts(run, {key})[key]
+
+
+@given(st.lists(st.floats(0, 5), max_size=80), st.sampled_from([8, 16, 24]))
+def test_the_windows_of_highest_entropy_are_shown(values, most):
+    found = windows(values, most)
+    shown = [t for part in found for t in range(len(values))[part]]
+    assert shown == sorted(set(shown)) and len(shown) <= max(most, 0)
+    assert all(first.stop < second.start for first, second in pairwise(found))
+    if len(values) <= most:
+        assert len(shown) == len(values)
+    else:
+        peaks = [max(values[i : i + 8]) for i in range(0, len(values), 8)]
+        kept = sorted((peaks[i] for i in {t // 8 for t in shown}), reverse=True)
+        assert kept == sorted(peaks, reverse=True)[: most // 8]
+
+
+def test_a_cell_is_as_high_as_its_weights_and_folds_count_the_rest(run):
+    text = _text(run)
+    whole = cells(text, len(text.tokens))
+    assert len(whole) == len(text.tokens)
+    for cell, entries in zip(whole, text.mixtures, strict=True):
+        assert sum(b.height for b in cell.blocks) == pytest.approx(
+            STACK * sum(weight for _, weight in entries), abs=0.2
+        )
+        assert " 0.0 %" not in cell.told
+        assert cell.told.count(" %") == len(entries)
+        assert "at temperature 0.5" in cell.told and "at temperature 1" in cell.told
+    few = cells(text, 8)
+    folded = [int(cell.text.removeprefix("⋯ ")) for cell in few if not cell.blocks]
+    assert sum(folded) + sum(bool(c.blocks) for c in few) == len(text.tokens)
+    assert {len(c.blocks) for c in cells(_text(run, "hard_sample")) if c.text == ""} == {1}
+
+
+def _pair(folder, soft, hard):
+    counts = {"soft_sample": ([4] * 4, soft), "hard_sample": ([4] * 4, hard)}
+    (arm,) = measure([(None, write_counts(folder, "base", counts))], positions=False).arms
+    pair = find_pair(arm.checkpoints[0])
+    assert pair is not None
+    assert [side.key[1] for side in pair] == ["soft_sample", "hard_sample"]
+    return [side.text_key[2:] for side in pair]
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "chosen"),
+    [
+        ([4, 0, 2, 4], [1, 3, 0, 4], 1),  # first samples of 1 and 2 differ
+        ([4, 1, 2, 4], [1, 3, 2, 4], 0),  # none do: the shares alone
+        ([0, 4, 0, 0], [4, 0, 4, 0], 0),  # of equals the first
+    ],
+)
+def test_the_question_on_which_soft_and_hard_differ_most(tmp_path, soft, hard, chosen):
+    assert _pair(tmp_path / "r", soft, hard) == [(chosen, 0), (chosen, 0)]
+
+
+def test_without_soft_or_hard_there_is_no_such_question(tmp_path):
+    run = write_counts(tmp_path / "r", "base", {"soft_sample": ([2], [1])})
+    (arm,) = measure([(None, run)], positions=False).arms
+    assert find_pair(arm.checkpoints[0]) is None
+
+
+@pytest.mark.parametrize(
+    ("before", "questions", "after"),
+    [
+        ("A asks. User: ", ["What is 35+2?", "What is 36+2?"], " Assistant:"),
+        ("Solve it.\n\n", ["One has 5 kg. How much?", "Two have 7 kg. How many?"], "\n"),
+        ("<|user|>", ["3*4=", "3*5=+1"], "<|end|>\n"),
+    ],
+)
+def test_the_question_is_found_in_its_prompt(before, questions, after):
+    prompts = [before + question + after for question in questions]
+    frame = shared_frame(prompts)
+    assert [question_of(prompt, frame) for prompt in prompts] == questions
+    assert question_of(prompts[0], shared_frame(prompts[:1])) == prompts[0].strip()
+
+
+def test_a_figure_says_in_words_what_it_shows(run):
+    figure = run.plot_mixture(doc=1)
+    png, told = figure._repr_png_()
+    assert png.startswith(b"\x89PNG")
+    text = _text(run, doc=1)
+    peak = int(np.argmax(text.entropy_T))
+    token, weight = text.mixtures[peak][0]
+    assert f"Position {peak + 1}: “{token}” {100 * weight:.1f} %" in told["alt"]
+    assert "soft sample, sample 0" in told["alt"] and "at temperature 0.5" in told["alt"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"sample": 1}, "sample 0 only"),
+        ({"doc": 99}, "question 99"),
+        ({"task": "gsm8k"}, "arithmetic"),
+        ({"mode": "soft"}, "soft"),
+    ],
+)
+def test_a_figure_of_what_is_not_there_is_refused(run, asked, message):
+    with pytest.raises(UserError, match=message):
+        run.plot_mixture(**asked)
+
+
+def test_every_mode_says_what_it_feeds():
+    told = {name: mode.meaning for name, mode in MODES.items()}
+    assert all(text and "\n" not in text and "(name" not in text for text in told.values())
+    greedy, sampled = MODES["hard_greedy"], MODES["hard_sample"]
+    assert greedy.meaning != sampled.meaning
+    assert "0.33" in MODES["soft_sample"].noise_rule and not MODES["soft_greedy"].noise_rule
