@@ -19,8 +19,9 @@ from softeval.reports.sections.comparisons import draw_forest
 from softeval.reports.sections.curves import draw_curves, find_curves
 from softeval.reports.sections.entropy import VIEWS, draw_entropy, find_entropy
 from softeval.reports.sections.kl import draw_kl, find_kl
-from softeval.reports.sections.mixture import draw_mixture, find_pair
+from softeval.reports.sections.mixture import draw_mixture
 from softeval.reports.sections.out_of_domain import draw_out_of_domain, find_out_of_domain
+from softeval.reports.sections.selection import find_pair
 from softeval.reports.sections.training import draw_training, read_training
 from softeval.statistics.equivalence import MARGIN
 
@@ -121,19 +122,7 @@ def plot_mixture(
     mode: str | None = None,
     sample: int = 0,
 ) -> Figure:
-    """The tokens that one sample mixes, position by position, with the entropy below.
-
-    Args:
-        run: whose.
-        task: the task; None for the first.
-        doc: the question by its doc_id; None for the one on which mixtures and tokens differ most,
-            or the first.
-        mode: the mode; None for the first that feeds mixtures.
-        sample: its number; mixtures are on record of sample 0.
-
-    Raises:
-        UserError: no such sample, or none of its positions are recorded.
-    """
+    """As `Run.plot_mixture`; UserError where the sample or its positions are not on record."""
     there = run.samples(["task", "mode", "doc_id", "sample"])
     if there.empty:
         raise UserError("no generative task in this run, so there is no CoT to see")
@@ -143,7 +132,10 @@ def plot_mixture(
     sampled = [name for name in soft if not run.mode(name).is_greedy]
     name = mode.replace("-", "_") if mode is not None else (sampled or soft or modes)[0]
     if doc is None:
-        doc = _asked_question(run, task, int(there.loc[there["task"] == task, "doc_id"].iloc[0]))
+        pair = find_pair(_measured([run], positions=False))
+        asked = pair is not None and pair[0].key[0] == task
+        first = there.loc[there["task"] == task, "doc_id"].iloc[0]
+        doc = pair[0].text_key[2] if pair and asked else int(first)
     key = (task, name, doc, sample)
     text = read_texts(run, {key}).get(key)
     if text is None or not text.tokens:
@@ -154,13 +146,6 @@ def plot_mixture(
     if not text.mode.feeds_tokens and not text.mixtures:
         raise UserError("mixtures are on record of sample 0 only, and not with --record-top 0")
     return draw_mixture(text, f"{task}, question {doc}: {name.replace('_', ' ')}, sample {sample}")
-
-
-def _asked_question(run: Run, task: str, first: int) -> int:
-    """The question of the report's opening view where it is of this task; else the first."""
-    (arm,) = _measured([run], positions=False).arms
-    pair = find_pair(arm.checkpoints[0])
-    return pair[0].text_key[2] if pair is not None and pair[0].key[0] == task else first
 
 
 def plot_training(folders: Sequence[str | Path]) -> Figure:

@@ -39,16 +39,6 @@ class StopReason(StrEnum):
     LENGTH = "length"
     MODE = "mode"
 
-    @property
-    def words(self) -> str:
-        """For a reader: what the CoT did, or what was done to it."""
-        return {
-            "answer_prefix": "announced its answer",
-            "eos": "ended the text",
-            "length": "was cut at the cap",
-            "mode": "was ended by the mode's own rule",
-        }[self.value]
-
 
 class AnswerStop(StrEnum):
     """Why an answer ended: its box was closed, an end-of-sequence token came, or the cap."""
@@ -57,14 +47,15 @@ class AnswerStop(StrEnum):
     EOS = "eos"
     LENGTH = "length"
 
-    @property
-    def words(self) -> str:
-        """For a reader: how the answer came to its end."""
-        return {
-            "closed": "closed its box",
-            "eos": "ended the text",
-            "length": "was cut at the cap",
-        }[self.value]
+
+STOP_WORDS = {
+    "answer_prefix": "announced its answer",
+    "closed": "closed its box",
+    "eos": "ended the text",
+    "length": "was cut at the cap",
+    "mode": "was ended by the mode's own rule",
+}
+"""What is said of a CoT or an answer that ended for a reason."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from softeval.errors import UserError
 from softeval.modes import MODES
 from softeval.reports.measured.arms import measure
 from softeval.reports.measured.texts import question_of, read_texts, shared_frame
-from softeval.reports.sections.mixture import STACK, cells, find_pair, windows
+from softeval.reports.sections.mixture import windows
+from softeval.reports.sections.selection import find_pair
 from softeval.runs.run import load_run
 
 
@@ -44,27 +45,9 @@ def test_the_windows_of_highest_entropy_are_shown(values, most):
         assert kept == sorted(peaks, reverse=True)[: most // 8]
 
 
-def test_a_cell_is_as_high_as_its_weights_and_folds_count_the_rest(run):
-    text = _text(run)
-    whole = cells(text, len(text.tokens))
-    assert len(whole) == len(text.tokens)
-    for cell, entries in zip(whole, text.mixtures, strict=True):
-        assert sum(b.height for b in cell.blocks) == pytest.approx(
-            STACK * sum(weight for _, weight in entries), abs=0.2
-        )
-        assert " 0.0 %" not in cell.told
-        assert cell.told.count(" %") == len(entries)
-        assert "at temperature 0.5" in cell.told and "at temperature 1" in cell.told
-    few = cells(text, 8)
-    folded = [int(cell.text.removeprefix("⋯ ")) for cell in few if not cell.blocks]
-    assert sum(folded) + sum(bool(c.blocks) for c in few) == len(text.tokens)
-    assert {len(c.blocks) for c in cells(_text(run, "hard_sample")) if c.text == ""} == {1}
-
-
 def _pair(folder, soft, hard):
     counts = {"soft_sample": ([4] * 4, soft), "hard_sample": ([4] * 4, hard)}
-    (arm,) = measure([(None, write_counts(folder, "base", counts))], positions=False).arms
-    pair = find_pair(arm.checkpoints[0])
+    pair = find_pair(measure([(None, write_counts(folder, "base", counts))], positions=False))
     assert pair is not None
     assert [side.key[1] for side in pair] == ["soft_sample", "hard_sample"]
     return [side.text_key[2:] for side in pair]
@@ -84,8 +67,7 @@ def test_the_question_on_which_soft_and_hard_differ_most(tmp_path, soft, hard, c
 
 def test_without_soft_or_hard_there_is_no_such_question(tmp_path):
     run = write_counts(tmp_path / "r", "base", {"soft_sample": ([2], [1])})
-    (arm,) = measure([(None, run)], positions=False).arms
-    assert find_pair(arm.checkpoints[0]) is None
+    assert find_pair(measure([(None, run)], positions=False)) is None
 
 
 @pytest.mark.parametrize(
@@ -110,7 +92,7 @@ def test_a_figure_says_in_words_what_it_shows(run):
     text = _text(run, doc=1)
     peak = int(np.argmax(text.entropy_T))
     token, weight = text.mixtures[peak][0]
-    assert f"Position {peak + 1}: “{token}” {100 * weight:.1f} %" in told["alt"]
+    assert f"Position {peak + 1}: “{token.strip()}” {100 * weight:.1f} %" in told["alt"]
     assert "soft sample, sample 0" in told["alt"] and "at temperature 0.5" in told["alt"]
 
 

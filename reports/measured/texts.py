@@ -29,6 +29,8 @@ TEXTS = (
 )  # fmt: skip
 TextKey = tuple[str, str, int, int]  # (task, mode, doc_id, sample)
 MIXTURE_TOP = 3
+CERTAIN = 0.995
+"""A first entry of this weight is shown as the one token that is fed."""
 LEAST_WEIGHT = 5e-4
 """Entries of a mixture below it would print as 0.0 %; they are left out."""
 BEFORE_QUESTION = re.compile(r"[.:?!]\s+|\n+|(?<=[|｜])>")
@@ -63,6 +65,20 @@ class SampleText:
     def feeds_mixtures(self) -> bool:
         """Whether there is a mixture to see: recorded, and of a mode that feeds more than tokens."""
         return bool(self.mixtures) and not self.mode.feeds_tokens
+
+    def mixes(self, position: int) -> bool:
+        """Whether more than one token is fed there."""
+        return self.feeds_mixtures and any(w < CERTAIN for _, w in self.mixtures[position][:1])
+
+    def fed(self, position: int) -> list[tuple[str, float]]:
+        """Tokens and weights of a position; its token alone where no mixture is to be seen."""
+        return (self.feeds_mixtures and self.mixtures[position]) or [(self.tokens[position], 1.0)]
+
+
+def temperature_of(mode: RecordedMode) -> str:
+    """`` at temperature 0.5``: that of the mode's weights; empty for a mode without."""
+    value = mode.options.get("temperature")
+    return "" if value is None else f" at temperature {value:g}"
 
 
 def read_texts(run: Run, keys: Collection[TextKey]) -> dict[TextKey, SampleText]:

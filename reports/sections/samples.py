@@ -18,7 +18,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import ArrayLike
 
-from softeval.records import StopReason
+from softeval.records import STOP_WORDS
 from softeval.reports.escaping import clip, script_json, visible
 from softeval.reports.layout import Own, Paragraph, Part, Section
 from softeval.reports.material import Material
@@ -37,7 +37,7 @@ from softeval.reports.sections.selection import (
     Source,
     choose_problems,
     choose_samples,
-    soft_and_hard,
+    find_pair,
     sources,
 )
 
@@ -49,9 +49,6 @@ SCALE = 12.0
 
 TEXT_LIMIT = 12_000
 TOKEN_LIMIT = 1_000
-CERTAIN = 0.995
-"""Mixtures whose first entry is at least this are not packed: they are one token."""
-
 BUDGET = 860_000
 """Bytes of packed samples; problems are left out from the end of the list beyond it."""
 
@@ -105,7 +102,7 @@ def pack(
         "modes": [visible(mode) for mode in modes],
         "mixes": [not mode.feeds_tokens for mode in modes],
         "temperatures": [mode.options.get("temperature") for mode in modes],
-        "stops": {str(reason): reason.words for reason in StopReason},
+        "stops": STOP_WORDS,
         "start": _start(arms, len(shown)),
         "arms": [visible(source.name) for source in shown],
         "scale": SCALE,
@@ -161,17 +158,15 @@ def _pack_problem(
 
 
 def _start(arms: Arms, shown: int) -> dict[str, int]:
-    """What stands on the left and right at first: mixtures beside tokens of the first source.
+    """What stands on the left and right at first: the pair of the opening view.
 
-    Where that lacks one of them: its first mode beside another source's, or its second.
+    Without one: the first mode of two sources, or two modes of the only one.
     """
-    first = {key for c in arms.arms[0].checkpoints for key in c.cells if key[0] == arms.tasks[0]}
-    if pair := soft_and_hard(first):
-        soft, hard = (arms.modes.index(key[1]) for key in pair)
-        return {"m": soft, "n": hard}
-    if shown > 1:
-        return {"b": shown - 1}
-    return {"n": min(1, len(arms.modes) - 1)}
+    if pair := find_pair(arms):
+        soft, hard = (arms.modes.index(side.key[1]) for side in pair)
+        source, task = pair[0].source, arms.tasks.index(pair[0].key[0])
+        return {"t": task, "a": source, "m": soft, "b": source, "n": hard}
+    return {"b": shown - 1} if shown > 1 else {"n": min(1, len(arms.modes) - 1)}
 
 
 def _pack_sample(
@@ -253,7 +248,7 @@ def _mixtures(text: SampleText, shown: int, vocab: _Vocabulary) -> list[int]:
     flat: list[int] = []
     for position, entries in enumerate(text.mixtures):
         known = entries and all(map(math.isfinite, (probability for _, probability in entries)))
-        if position < shown and known and entries[0][1] < CERTAIN:
+        if position < shown and known and text.mixes(position):
             indices = [vocab.index(visible(token)) for token, _ in entries]
             if max(indices) < 2**16:
                 flat += [position, len(entries)]
@@ -285,6 +280,10 @@ def _parts(material: Material) -> list[Part]:
     if not arms.keys:
         return [Paragraph("These runs hold no samples.")]
     problems = choose_problems(arms, options.problems, options.seed)
+    if pair := find_pair(arms):
+        first = ChosenProblem(pair[0].key[0], pair[0].text_key[2], "soft and hard differ most")
+        named = (first.task, first.doc_id)
+        problems = [first, *(p for p in problems if (p.task, p.doc_id) != named)]
     shown = sources(arms, options.all_seeds)
     samples = read_samples(choose_samples(arms, problems, shown))
     prompts = read_prompts(arms.runs, {(problem.task, problem.doc_id) for problem in problems})

@@ -111,6 +111,45 @@ def soft_and_hard(keys: Iterable[Key]) -> tuple[Key, Key] | None:
     return None
 
 
+def find_pair(arms: Arms) -> tuple[ChosenSample, ChosenSample] | None:
+    """Mixtures and tokens on the question on which they differ most; None without both.
+
+    Of the first checkpoint that has both; first samples, because only theirs have mixtures on record.
+    Of the questions whose first samples differ in their verdict (of all, where none do) that of the
+    largest difference of the shares right; of several the first.
+    """
+    for number, source in enumerate(sources(arms)):
+        checkpoint, found = source.checkpoints[0], []
+        for task in arms.tasks:
+            keys = soft_and_hard(key for key in checkpoint.cells if key[0] == task)
+            found += [] if keys is None else _differences(number, checkpoint, *keys)
+        if found:
+            return max(found, key=lambda entry: entry[0])[1]
+    return None
+
+
+def _differences(
+    source: int, checkpoint: MeasuredCheckpoint, soft_key: Key, hard_key: Key
+) -> Iterator[tuple[float, tuple[ChosenSample, ChosenSample]]]:
+    """The question of one task, behind how different it is; none without a common question."""
+    soft, hard = checkpoint.cells[soft_key], checkpoint.cells[hard_key]
+    doc_M = np.intersect1d(soft.doc_M, hard.doc_M)
+    rows, shares = zip(*(_firsts(cell, doc_M) for cell in (soft, hard)), strict=True)
+    verdicts_M = soft.correct_R[rows[0]] != hard.correct_R[rows[1]]
+    score_M = np.abs(shares[0] - shares[1]) + 2 * verdicts_M  # shares differ by 1 at most
+    if len(doc_M):
+        at = int(score_M.argmax())
+        left = ChosenSample(0, source, checkpoint, soft_key, int(rows[0][at]))
+        right = ChosenSample(0, source, checkpoint, hard_key, int(rows[1][at]))
+        yield float(score_M[at]), (left, right)
+
+
+def _firsts(cell: MeasuredCell, doc_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row of the first sample of each question, and the share of its samples that are right."""
+    at_M = np.searchsorted(cell.doc_M, doc_M)
+    return np.searchsorted(cell.doc_R, doc_M), cell.c_M[at_M] / cell.n_M[at_M]
+
+
 def choose_problems(arms: Arms, count: int = PROBLEMS, seed: int = 0) -> list[ChosenProblem]:
     """Problems of each task in the order in which they are kept when room is short.
 

@@ -26,9 +26,7 @@
       const cell = event.target.closest("[role=option]");
       if (cell) at(cell);
     });
-    readout.textContent = "Tap a position, or walk with the arrow keys.";
   };
-  document.querySelectorAll(".strip").forEach(walkable);
 
   const data = JSON.parse(document.getElementById("samples-data").textContent);
   const app = document.getElementById("samples-app");
@@ -191,7 +189,7 @@
     return svg;
   };
 
-  // The same cells as reports/sections/mixture.py lays out for the opening view.
+  // Cells as reports/sections/mixture.py draws them in a figure.
   const STACK = 44;
   const BAR = 8; // a nat; two and more are its full height
   const WINDOW = 8;
@@ -295,12 +293,12 @@
     }, "→ " + answer));
     strip.firstChild.setAttribute("tabindex", "0");
     const meaning = sample.u !== undefined
-      ? `Block height: weight in the mode’s distribution${atTemperature(sample)}`
+      ? `Height: weight in the mode’s distribution${atTemperature(sample)}`
       : data.mixes[sample.m]
         ? "Mixtures are recorded of first samples; here the most likely token stands"
         : "One block: the token that was fed";
     const thoughtBox = element("div", { class: "thought" }, strip,
-      element("p", { class: "quiet" }, `${meaning}; below, the entropy at temperature 1 (full height: 2 nats and more).`),
+      element("p", { class: "quiet" }, `${meaning}; below, the entropy at temperature 1 (2 nats and more at full length).`),
       element("p", { class: "readout" }));
     walkable(strip);
     return thoughtBox;
@@ -490,6 +488,19 @@
   });
 
   Object.assign(defaults, data.start);
+  const opening = document.getElementById("thought-app");
+  if (opening) {
+    const problem = data.problems[0];
+    opening.append(element("p", { class: "asked" }, problem.p,
+      element("span", { class: "quiet" }, ` ${data.tasks[problem.t]} ${problem.d}, label ${problem.y}`)));
+    for (const mode of [defaults.m, defaults.n]) {
+      const sample = cellOf(0, defaults.a, mode)[0];
+      if (!sample || !sample.e) continue;
+      opening.append(element("p", { class: "told" },
+        element("strong", {}, `${data.arms[defaults.a]} · ${data.modes[mode].replaceAll("_", " ")}`)),
+      stripOf(sample, thoughtOf(sample)));
+    }
+  }
   app.tabIndex = -1; // a click anywhere inside puts the focus here, and the keys act
   const shown = location.hash;
   readAddress();

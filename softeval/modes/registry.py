@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from softeval.errors import UserError
 from softeval.modes.coconut import Coconut
@@ -50,19 +50,11 @@ LEAST_TEMPERATURE = 1e-30
 _Class = TypeVar("_Class", bound=type[Mode])
 
 
-class Ordered(Protocol):
-    """What has a place among modes: a mode, or a run's record of one."""
+def mode_order(mode: Any) -> tuple[int, str, bool, str]:
+    """Sort key of modes, or of a run's records of them.
 
-    @property
-    def name(self) -> str: ...
-    @property
-    def family(self) -> str: ...
-    @property
-    def is_greedy(self) -> bool: ...
-
-
-def mode_order(mode: Ordered) -> tuple[int, str, bool, str]:
-    """Sort key of modes: `FAMILIES`, then other families by name; greedy before sampled."""
+    `FAMILIES` first, then other families by name; greedy before sampled.
+    """
     rank = FAMILIES.index(mode.family) if mode.family in FAMILIES else len(FAMILIES)
     return rank, mode.family, not mode.is_greedy, mode.name
 
