@@ -116,11 +116,7 @@ def plot_out_of_domain(runs: Sequence[AnyRun]) -> Figure:
 
 
 def plot_mixture(
-    run: Run,
-    task: str | None = None,
-    doc: int | None = None,
-    mode: str | None = None,
-    sample: int = 0,
+    run: Run, task: str | None, doc: int | None, mode: str | None, sample: int
 ) -> Figure:
     """As `Run.plot_mixture`; UserError where the sample or its positions are not on record."""
     there = run.samples(["task", "mode", "doc_id", "sample"])
@@ -128,23 +124,17 @@ def plot_mixture(
         raise UserError("no generative task in this run, so there is no CoT to see")
     task = _chosen(task, list(there["task"].unique()))
     modes = list(there.loc[there["task"] == task, "mode"].unique())
-    soft = [name for name in modes if not run.mode(name).feeds_tokens]
-    sampled = [name for name in soft if not run.mode(name).is_greedy]
-    name = mode.replace("-", "_") if mode is not None else (sampled or soft or modes)[0]
+    soft_first = min(modes, key=lambda m: (run.mode(m).feeds_tokens, run.mode(m).is_greedy))
+    name = soft_first if mode is None else mode.replace("-", "_")
     if doc is None:
         pair = find_pair(_measured([run], positions=False))
-        asked = pair is not None and pair[0].key[0] == task
         first = there.loc[there["task"] == task, "doc_id"].iloc[0]
-        doc = pair[0].text_key[2] if pair and asked else int(first)
+        doc = pair[3] if pair and pair[1][0] == task else int(first)
     key = (task, name, doc, sample)
     text = read_texts(run, {key}).get(key)
-    if text is None or not text.tokens:
-        raise UserError(
-            f"no positions of sample {sample} of question {doc} ({task}, {name}) here;"
-            f" run.positions() has those that are there"
-        )
-    if not text.mode.feeds_tokens and not text.mixtures:
-        raise UserError("mixtures are on record of sample 0 only, and not with --record-top 0")
+    if text is None or not (text.mixtures or (text.mode.feeds_tokens and text.tokens)):
+        what = f"sample {sample} of question {doc} ({task}, {name})"
+        raise UserError(f"no mixtures of {what} on record; those of sample 0 are, by --record-top")
     return draw_mixture(text, f"{task}, question {doc}: {name.replace('_', ' ')}, sample {sample}")
 
 

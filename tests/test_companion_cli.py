@@ -73,7 +73,7 @@ def test_show_gives_a_line_a_mode_then_a_right_and_a_wrong_sample(
         shown = softeval("show", "run", "--doc", str(doc)).out
         (line,) = [line for line in shown.splitlines() if line.startswith("soft_sample ")][:1]
         assert f"{rows['correct'].sum()} of 8 right" in line
-        assert f"{rows['answer'].nunique(dropna=False)} distinct" in line
+        assert f"distinct answers: {rows['answer'].nunique(dropna=False)}" in line
         assert shown.count(" sample 0: ") + shown.count(" sample 1: ") == 2
         assert "answer_prefix" not in shown and "CoT of " in shown
         everything = softeval("show", "run", "--doc", str(doc), "--all").out
@@ -91,10 +91,10 @@ def test_show_draws_the_mixture_in_narrow_terminals_and_without_colour(
 ) -> None:
     write_run(Path("run"), questions=1, samples=2, positions=60, top=3)
     one = ["show", "run", "--mode", "soft_sample", "--sample", "0"]
-    monkeypatch.setenv("COLUMNS", "50")
+    monkeypatch.setenv("COLUMNS", "66")
     plain = softeval(*one).out
     assert "█" in plain and "temperature 0.5" in plain
-    assert "\x1b" not in plain and max(map(len, plain.splitlines())) <= 50
+    assert "\x1b" not in plain and max(map(len, plain.splitlines())) <= 66
     assert softeval(*one, "--all").out.count(" %") > plain.count(" %")
     monkeypatch.setenv("FORCE_COLOR", "1")
     coloured = softeval(*one).out
@@ -127,7 +127,7 @@ def test_ls_modes_says_what_each_is(softeval: Callable[..., Ended]) -> None:
     for row in rows:
         assert row["meaning"] and row["meaning"] in printed
         assert row["temperature"] is None or f"Temperature {row['temperature']:g}." in printed
-    assert "σ = 0.33 · rms of the embeddings' entries" in printed
+    assert "σ = γ · rms of embeddings" in printed and "noise_scale=0.33" in printed
 
 
 def test_ls_lists_runs(softeval: Callable[..., Ended]) -> None:

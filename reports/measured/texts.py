@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,10 +129,8 @@ def shared_frame(prompts: Sequence[str]) -> tuple[str, str]:
 
 
 def _beginning(texts: Sequence[str]) -> str:
-    """What all texts begin with."""
-    first, last = min(texts), max(texts)
-    pairs = enumerate(zip(first, last, strict=False))
-    return first[: next((i for i, (a, b) in pairs if a != b), len(first))]
+    pairs = zip(min(texts), max(texts), strict=False)
+    return "".join(letter for letter, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def question_of(prompt: str, frame: tuple[str, str]) -> str:

@@ -29,15 +29,14 @@ LEAST_TEXT = 0.15  # weight of a block that has room for its token
 COLOURS = ("#cfe3f3", "#f8dcae", "#d3ead9")
 
 
-def windows(entropy_T: ArrayLike, most: int) -> list[slice]:
-    """What is shown of a CoT: the windows of highest entropy, `most` positions at most, in order."""
+def shown_positions(entropy_T: ArrayLike, most: int = POSITIONS) -> list[int]:
+    """Positions of the windows of highest entropy, `most` at most; all where there are no more."""
     entropy_T = np.nan_to_num(np.asarray(entropy_T, float))
     if len(entropy_T) <= most:
-        return [slice(0, len(entropy_T))]
+        return list(range(len(entropy_T)))
     peaks = np.maximum.reduceat(entropy_T, np.arange(0, len(entropy_T), WINDOW))
-    kept = np.sort(np.argsort(-peaks, kind="stable")[: most // WINDOW])
-    groups = np.split(kept, np.flatnonzero(np.diff(kept) > 1) + 1)
-    return [slice(WINDOW * g[0], min(WINDOW * (g[-1] + 1), len(entropy_T))) for g in groups]
+    kept = np.argsort(-peaks, kind="stable")[: most // WINDOW]
+    return [t for t in range(len(entropy_T)) if t // WINDOW in kept]
 
 
 def written(token: str) -> str:
@@ -49,8 +48,7 @@ def written(token: str) -> str:
 def draw_mixture(text: SampleText, title: str) -> Figure:
     """The strip of a sample over its entropy, with a text alternative."""
     assert text.entropy_T is not None, "positions are recorded with their entropy"
-    parts = windows(text.entropy_T, POSITIONS)
-    shown = [t for part in parts for t in range(len(text.tokens))[part]]
+    shown = shown_positions(text.entropy_T)
     answer = f"{text.fields['answer']} {'✓' if text.fields['correct'] else '✗'}"
     with styled():
         figure = new_figure(2.8)
@@ -71,7 +69,8 @@ def draw_mixture(text: SampleText, title: str) -> Figure:
         temperatures = f"weights{temperature_of(text.mode)}, entropy at temperature 1"
         below.set_xlabel(f"position{folded}; {temperatures}")
     peaks = np.sort(np.argsort(-np.nan_to_num(text.entropy_T), kind="stable")[:3])
-    told = " ".join(f"Position {t + 1}: {_told(text, int(t))}." for t in peaks)
+    fed = [[f"“{written(token)}” {100 * w:.1f} %" for token, w in text.fed(int(t))] for t in peaks]
+    told = " ".join(f"Position {t + 1}: {', '.join(f)}." for t, f in zip(peaks, fed, strict=True))
     figure.set_label(f"{title}: {temperatures}. {told} Answer: {answer}")
     return figure
 
@@ -87,26 +86,8 @@ def _draw_position(axes: Axes, place: int, entries: list[tuple[str, float]]) -> 
         bottom += weight
 
 
-def _told(text: SampleText, position: int) -> str:
-    """A position in words, for those who cannot see it."""
-    return ", ".join(f"“{written(t)}” {100 * weight:.1f} %" for t, weight in text.fed(position))
-
-
 def _parts(material: Material) -> list[Part]:
-    pair = find_pair(material.arms)
-    if pair is None:
-        return []
-    right = ", ".join(
-        f"{side.key[1].replace('_', ' ')} {side.cell.c_M[at]} of {side.cell.n_M[at]}"
-        for side in pair
-        for at in [np.searchsorted(side.cell.doc_M, side.text_key[2])]
-    )
-    caption = (
-        f"The question on which soft and hard differ most in their shares of right samples ({right}),"
-        " of those on which their first samples, shown here, differ in their verdict where there are"
-        " any. Tap a position or walk with the arrow keys; Samples has all of them."
-    )
-    return [Own("mixture.html.j2", {"caption": caption})]
+    return [Own("mixture.html.j2", {})] if find_pair(material.arms) else []
 
 
 SECTION = Section("thought", "Soft thought", "A soft thought", {"The soft thought": _parts})

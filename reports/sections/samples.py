@@ -22,10 +22,9 @@ from softeval.records import STOP_WORDS
 from softeval.reports.escaping import clip, script_json, visible
 from softeval.reports.layout import Own, Paragraph, Part, Section
 from softeval.reports.material import Material
-from softeval.reports.measured.arms import Arms, MeasuredRun
+from softeval.reports.measured.arms import Arms
 from softeval.reports.measured.texts import (
     SampleText,
-    TextKey,
     question_of,
     read_prompts,
     read_texts,
@@ -53,20 +52,17 @@ BUDGET = 860_000
 """Bytes of packed samples; problems are left out from the end of the list beyond it."""
 
 
-def read_samples(
-    samples: Iterable[ChosenSample],
-) -> list[tuple[ChosenSample, SampleText]]:
+def read_samples(samples: Iterable[ChosenSample]) -> list[tuple[ChosenSample, SampleText]]:
     """The chosen samples with their texts, in the order given.
 
     Raises:
         UserError: a table is damaged.
     """
-    chosen = list(samples)
-    by_run: dict[int, tuple[MeasuredRun, set[TextKey]]] = {}
-    for one in chosen:
-        by_run.setdefault(id(one.run), (one.run, set()))[1].add(one.text_key)
-    texts = {name: read_texts(run, keys) for name, (run, keys) in by_run.items()}
-    return [(one, texts[id(one.run)][one.text_key]) for one in chosen]
+    chosen, texts = list(samples), {}
+    for run in {one.run.path: one.run for one in chosen}.values():
+        keys = {one.text_key for one in chosen if one.run is run}
+        texts |= {(run.path, key): text for key, text in read_texts(run, keys).items()}
+    return [(one, texts[one.run.path, one.text_key]) for one in chosen]
 
 
 def pack(
@@ -87,7 +83,7 @@ def pack(
         samples: of these problems, with their texts.
         budget: bytes.
     """
-    vocab = _Vocabulary()
+    vocab: dict[str, int] = {}  # distinct token texts of the mixtures
     modes, tasks = list(arms.modes), list(arms.tasks)
     by_problem: dict[int, list[dict[str, Any]]] = {}
     for chosen, text in samples:
@@ -110,7 +106,7 @@ def pack(
         "samples": [
             {**sample, "q": renumbered[i]} for i in kept for sample in by_problem.get(i, [])
         ],
-        "vocab": vocab.texts,
+        "vocab": list(vocab),
         "total": sum(len(c.doc_R) for run in arms.runs for c in run.cells.values()),
     }
 
@@ -158,19 +154,16 @@ def _pack_problem(
 
 
 def _start(arms: Arms, shown: int) -> dict[str, int]:
-    """What stands on the left and right at first: the pair of the opening view.
-
-    Without one: the first mode of two sources, or two modes of the only one.
-    """
+    """What stands on the left and right at first: the pair of the opening view, or any two cells."""
     if pair := find_pair(arms):
-        soft, hard = (arms.modes.index(side.key[1]) for side in pair)
-        source, task = pair[0].source, arms.tasks.index(pair[0].key[0])
-        return {"t": task, "a": source, "m": soft, "b": source, "n": hard}
+        source, (task, soft), (_, hard), _ = pair
+        modes = {"m": arms.modes.index(soft), "n": arms.modes.index(hard)}
+        return {"t": arms.tasks.index(task), "a": source, "b": source, **modes}
     return {"b": shown - 1} if shown > 1 else {"n": min(1, len(arms.modes) - 1)}
 
 
 def _pack_sample(
-    chosen: ChosenSample, text: SampleText, mode: int, vocab: _Vocabulary
+    chosen: ChosenSample, text: SampleText, mode: int, vocab: dict[str, int]
 ) -> dict[str, Any]:
     fields, cell = text.fields, chosen.cell
     tokens = _kept_tokens(text)
@@ -243,13 +236,13 @@ def _nats(value_T: ArrayLike) -> np.ndarray:
     return np.round(255 * np.sqrt(value / SCALE)).astype(np.uint8)
 
 
-def _mixtures(text: SampleText, shown: int, vocab: _Vocabulary) -> list[int]:
+def _mixtures(text: SampleText, shown: int, vocab: dict[str, int]) -> list[int]:
     """Flat: position, number of entries, then token index and probability·10⁴ of each."""
     flat: list[int] = []
     for position, entries in enumerate(text.mixtures):
         known = entries and all(map(math.isfinite, (probability for _, probability in entries)))
         if position < shown and known and text.mixes(position):
-            indices = [vocab.index(visible(token)) for token, _ in entries]
+            indices = [vocab.setdefault(visible(t), len(vocab)) for t, _ in entries]
             if max(indices) < 2**16:
                 flat += [position, len(entries)]
                 for index, (_, probability) in zip(indices, entries, strict=True):
@@ -261,29 +254,15 @@ def _base64(values: np.ndarray) -> str:
     return base64.b64encode(values.tobytes()).decode("ascii")
 
 
-class _Vocabulary:
-    """Distinct token texts of the mixtures, in order of appearance."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self._indices: dict[str, int] = {}
-
-    def index(self, text: str) -> int:
-        if text not in self._indices:
-            self._indices[text] = len(self.texts)
-            self.texts.append(text)
-        return self._indices[text]
-
-
 def _parts(material: Material) -> list[Part]:
     arms, options = material.arms, material.options
     if not arms.keys:
         return [Paragraph("These runs hold no samples.")]
     problems = choose_problems(arms, options.problems, options.seed)
     if pair := find_pair(arms):
-        first = ChosenProblem(pair[0].key[0], pair[0].text_key[2], "soft and hard differ most")
-        named = (first.task, first.doc_id)
-        problems = [first, *(p for p in problems if (p.task, p.doc_id) != named)]
+        first = ChosenProblem(pair[1][0], pair[3], "soft and hard differ most")
+        others = [p for p in problems if (p.task, p.doc_id) != (first.task, first.doc_id)]
+        problems = [first, *others]
     shown = sources(arms, options.all_seeds)
     samples = read_samples(choose_samples(arms, problems, shown))
     prompts = read_prompts(arms.runs, {(problem.task, problem.doc_id) for problem in problems})

@@ -96,11 +96,7 @@ def sources(arms: Arms, all_seeds: bool = False) -> list[Source]:
 
 
 def soft_and_hard(keys: Iterable[Key]) -> tuple[Key, Key] | None:
-    """The first mode of mixtures and its counterpart that feeds tokens; sampled ones, if there are.
-
-    Args:
-        keys: modes of one task.
-    """
+    """Of one task: the first mode of mixtures and its counterpart that feeds tokens, or None."""
     ordered = sorted(keys, key=cell_order)
     for is_greedy in (False, True):
         alike = [key for key in ordered if key[1].is_greedy == is_greedy]
@@ -111,43 +107,24 @@ def soft_and_hard(keys: Iterable[Key]) -> tuple[Key, Key] | None:
     return None
 
 
-def find_pair(arms: Arms) -> tuple[ChosenSample, ChosenSample] | None:
-    """Mixtures and tokens on the question on which they differ most; None without both.
+def find_pair(arms: Arms) -> tuple[int, Key, Key, int] | None:
+    """Source, cells and question where mixtures and tokens differ most in their right samples.
 
-    Of the first checkpoint that has both; first samples, because only theirs have mixtures on record.
-    Of the questions whose first samples differ in their verdict (of all, where none do) that of the
-    largest difference of the shares right; of several the first.
+    Of the first source that has both; the first of several questions. None without both.
     """
     for number, source in enumerate(sources(arms)):
-        checkpoint, found = source.checkpoints[0], []
+        cells, found = source.checkpoints[0].cells, []
         for task in arms.tasks:
-            keys = soft_and_hard(key for key in checkpoint.cells if key[0] == task)
-            found += [] if keys is None else _differences(number, checkpoint, *keys)
+            if (pair := soft_and_hard(key for key in cells if key[0] == task)) is None:
+                continue
+            soft, hard = cells[pair[0]], cells[pair[1]]
+            doc_M, soft_M, hard_M = np.intersect1d(soft.doc_M, hard.doc_M, return_indices=True)
+            gap_M = np.abs((soft.c_M / soft.n_M)[soft_M] - (hard.c_M / hard.n_M)[hard_M])
+            if len(doc_M):
+                found.append((gap_M.max(), (number, *pair, int(doc_M[gap_M.argmax()]))))
         if found:
             return max(found, key=lambda entry: entry[0])[1]
     return None
-
-
-def _differences(
-    source: int, checkpoint: MeasuredCheckpoint, soft_key: Key, hard_key: Key
-) -> Iterator[tuple[float, tuple[ChosenSample, ChosenSample]]]:
-    """The question of one task, behind how different it is; none without a common question."""
-    soft, hard = checkpoint.cells[soft_key], checkpoint.cells[hard_key]
-    doc_M = np.intersect1d(soft.doc_M, hard.doc_M)
-    rows, shares = zip(*(_firsts(cell, doc_M) for cell in (soft, hard)), strict=True)
-    verdicts_M = soft.correct_R[rows[0]] != hard.correct_R[rows[1]]
-    score_M = np.abs(shares[0] - shares[1]) + 2 * verdicts_M  # shares differ by 1 at most
-    if len(doc_M):
-        at = int(score_M.argmax())
-        left = ChosenSample(0, source, checkpoint, soft_key, int(rows[0][at]))
-        right = ChosenSample(0, source, checkpoint, hard_key, int(rows[1][at]))
-        yield float(score_M[at]), (left, right)
-
-
-def _firsts(cell: MeasuredCell, doc_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Row of the first sample of each question, and the share of its samples that are right."""
-    at_M = np.searchsorted(cell.doc_M, doc_M)
-    return np.searchsorted(cell.doc_R, doc_M), cell.c_M[at_M] / cell.n_M[at_M]
 
 
 def choose_problems(arms: Arms, count: int = PROBLEMS, seed: int = 0) -> list[ChosenProblem]:

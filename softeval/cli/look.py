@@ -53,26 +53,19 @@ def modes(as_json: AsJson = False) -> None:
             "samples": "one" if mode.is_greedy else "many",
             "meaning": mode.meaning,
             "temperature": mode.options.get("temperature"),
-            "noise": mode.noise_rule,
             "options": " ".join(f"{name}={value}" for name, value in mode.options.items()),
         }
         for mode in sorted(MODES.values(), key=mode_order)
     ]
     if as_json:
         say_json(rows)
-    else:
-        for row in rows:
-            _print_mode(row)
-
-
-def _print_mode(row: dict[str, Any]) -> None:
-    """Its name, and below what it is and can be set to."""
-    width = get_terminal_size().columns - 2
-    hot = "" if row["temperature"] is None else f"Temperature {row['temperature']:g}."
-    told = [row["meaning"], hot, row["noise"] and f"{row['noise']}."]
-    say(row["mode"])
-    for line in (" ".join(filter(None, told)), row["options"]):
-        say(fill(line, width, initial_indent="  ", subsequent_indent="  "))
+        return
+    for row in rows:
+        say(row["mode"])
+        hot = "" if row["temperature"] is None else f" Temperature {row['temperature']:g}."
+        for line in (row["meaning"] + hot, row["options"]):
+            width = get_terminal_size().columns - 2
+            say(fill(line, width, initial_indent="  ", subsequent_indent="  "))
 
 
 @ls.command(cls=Page)

@@ -30,19 +30,13 @@ BLOCKS = (("█", "blue"), ("▓", "yellow"), ("▒", "green"))
 
 def show(
     run: RunFolder,
-    task: Annotated[
-        str | None, typer.Option("--task", "-t", help="Task; default: the first.")
-    ] = None,
-    doc: Annotated[
-        int | None, typer.Option("--doc", help="Question, by its doc_id; default: the first.")
-    ] = None,
+    task: Annotated[str | None, typer.Option("--task", "-t", help="Task; default: first.")] = None,
+    doc: Annotated[int | None, typer.Option("--doc", help="Question, its doc_id.")] = None,
     mode: OneMode = None,
     sample: Annotated[int | None, typer.Option("--sample", help="Only this sample.")] = None,
     right: Annotated[bool, typer.Option("--right", help="Only right samples.")] = False,
     wrong: Annotated[bool, typer.Option("--wrong", help="Only wrong samples.")] = False,
-    every: Annotated[
-        bool, typer.Option("--all", help="All samples, whole; default: one right and one wrong.")
-    ] = False,
+    every: Annotated[bool, typer.Option("--all", help="All, not one right and one wrong.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Print a question: a line a mode, then a right and a wrong sample."""
@@ -110,9 +104,6 @@ def _examples(run: Run, rows: Any) -> Any:
     return ordered.groupby("correct", sort=False).head(1)
 
 
-# On the terminal --------------------------------------------------------------------------------
-
-
 def _print(run: Run, question: dict[str, Any], chosen: Any, rows: Any, whole: bool) -> None:
     """Question and samples; through a pager where they are longer than the terminal."""
     from rich.console import Console
@@ -125,7 +116,10 @@ def _print(run: Run, question: dict[str, Any], chosen: Any, rows: Any, whole: bo
         console.print(Text(clean(question["prompt" if whole else "question"])))
         console.print(Text.assemble(("target: ", "bold"), clean(question["target"])))
         for mode, of_mode in chosen.groupby("mode", observed=True):
-            console.print(Text(clean(f"{mode:13} {_summary(of_mode)}")))
+            right, answers = of_mode["correct"].sum(), of_mode["answer"].nunique(dropna=False)
+            counts = f"{right} of {len(of_mode)} right, distinct answers: {answers}"
+            length = f"{of_mode['n_cot_tokens'].mean():.1f} CoT tokens"
+            console.print(Text(clean(f"{mode:13} {counts}, {length}")))
         for row in rows.to_dict("records"):
             _print_sample(console, run, row, whole)
     text = captured.get()
@@ -138,24 +132,16 @@ def _print(run: Run, question: dict[str, Any], chosen: Any, rows: Any, whole: bo
         sys.stdout.write(text)
 
 
-def _summary(rows: Any) -> str:
-    answers = rows["answer"].nunique(dropna=False)
-    return (
-        f"{rows['correct'].sum()} of {len(rows)} right, {answers} distinct"
-        f" answer{'s' if answers != 1 else ''}, {rows['n_cot_tokens'].mean():.1f} CoT tokens"
-    )
-
-
 def _print_sample(console: Console, run: Run, row: dict[str, Any], whole: bool) -> None:
     from rich.rule import Rule
     from rich.text import Text
 
     from softeval.reports.measured.texts import read_texts
 
-    verdict = "" if row["verdict"] == "ok" else f" ({row['verdict'].replace('_', ' ')})"
-    title = f"{row['mode']} sample {row['sample']}: {'correct' if row['correct'] else 'wrong'}"
-    style = "green" if row["correct"] else "red"
-    console.print(Rule(Text(clean(title + verdict), style), align="left"))
+    verdict, style = ("correct", "green") if row["correct"] else ("wrong", "red")
+    reason = "" if row["verdict"] == "ok" else f" ({row['verdict'].replace('_', ' ')})"
+    title = f"{row['mode']} sample {row['sample']}: {verdict}{reason}"
+    console.print(Rule(Text(clean(title), style), align="left"))
     answer = ((clean(row["prefill"]), "dim"), (clean(row["answer_text"]), "bold"))
     console.print(Text.assemble(clean(row["cot_text"]), *answer))
     key = (row["task"], str(row["mode"]), row["doc_id"], row["sample"])
@@ -178,8 +164,7 @@ def _bars(text: SampleText, width: int, most: int) -> Iterator[Text]:
     from softeval.reports.measured.texts import temperature_of
 
     assert text.entropy_T is not None, "mixtures are recorded with entropies"
-    yield Text(f"weights{temperature_of(text.mode)};", "dim")
-    yield Text("before them position and entropy at temperature 1, nats", "dim")
+    yield Text(f"position; entropy at temperature 1; weights{temperature_of(text.mode)}", "dim")
     letters = max(LEAST_BAR, min(BAR, width - BESIDE_BAR))
     heights = text.entropy_T
     mixing = sorted(filter(text.mixes, range(len(text.tokens))), key=lambda t: -heights[t])

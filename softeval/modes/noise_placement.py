@@ -18,7 +18,7 @@ Shapes: N rows, V vocabulary, D width, K noised logits.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from softeval.errors import UserError
 from softeval.modes.paper import NOISE_SCALE, SOFT_TEMPERATURE
@@ -44,13 +44,6 @@ class _PlacedNoise(Mode):
 
     temperature: float = SOFT_TEMPERATURE
     noise_scale: float = NOISE_SCALE
-
-    noised_numbers: ClassVar[str] = "the noised logits about their mean"
-    """What σ is measured on."""
-
-    @property
-    def noise_rule(self) -> str:
-        return f"σ = {self.noise_scale:g} · rms of {self.noised_numbers}, at each step"
 
     @property
     def randomness(self) -> Randomness:
@@ -105,9 +98,7 @@ class _PlacedNoise(Mode):
 
 @dataclass(frozen=True)
 class HiddenNoise(_PlacedNoise):
-    """Mixture of all tokens by the logits of a noised hidden state, z̃ = W(h + σε)."""
-
-    noised_numbers: ClassVar[str] = "the last hidden state"
+    """Mixture of all tokens by z̃ = W(h + σε), σ = γ · rms of the last hidden state at each step."""
 
     name: str = "hidden_noise"
     family: str = "hidden_noise"
@@ -130,7 +121,7 @@ class HiddenNoise(_PlacedNoise):
 
 @dataclass(frozen=True)
 class LogitNoise(_PlacedNoise):
-    """Mixture of all tokens by noised logits, z̃ = z + σε."""
+    """Mixture of all tokens by z̃ = z + σε, σ = γ · rms of the logits about their mean."""
 
     name: str = "logit_noise"
     family: str = "logit_noise"
@@ -141,7 +132,7 @@ class LogitNoise(_PlacedNoise):
 
 @dataclass(frozen=True)
 class TopLogitNoise(_PlacedNoise):
-    """Mixture of the k largest logits, noised; the others are at -∞.
+    """Mixture by the k largest logits with noise, σ = γ · their rms about their mean; others -∞.
 
     Attributes:
         top_k: k; the paper has 5 and 50, at temperature 1.

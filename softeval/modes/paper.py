@@ -40,16 +40,12 @@ class NoiseNorm(StrEnum):
 
 @dataclass(frozen=True)
 class HardMode(FilteredMode):
-    """Ordinary tokens: E[argmax z] at temperature 0, else E[token drawn from softmax(z/τ)].
+    """Ordinary tokens: the likeliest at temperature 0, else drawn by softmax(z/τ).
 
     The filters make hard sampling the control of a mode that has them too.
     """
 
     feeds_tokens: ClassVar[bool] = True
-
-    @property
-    def meaning(self) -> str:
-        return f"Ordinary tokens: {'the likeliest' if self.is_greedy else 'drawn by their probabilities'}."
 
     @property
     def randomness(self) -> Randomness:
@@ -113,7 +109,7 @@ class MixtureMode(Mode):
 
 @dataclass(frozen=True)
 class NoisyMixtureMode(MixtureMode):
-    """Mixture of all tokens, weighted by their probabilities, plus Gaussian noise.
+    """Mixture of all tokens, weighted by their probabilities, plus noise, σ = γ · rms of embeddings.
 
     Soft and fuzzy tokens as sampled: softmax(z/τ)·E + σ·N(0, I).
     """
@@ -122,11 +118,6 @@ class NoisyMixtureMode(MixtureMode):
     noise_norm: NoiseNorm = NoiseNorm.ELEMENT
 
     is_gaussian: ClassVar[bool] = True
-
-    @property
-    def noise_rule(self) -> str:
-        of = "norms" if self.noise_norm is NoiseNorm.VECTOR else "entries"
-        return f"σ = {self.noise_scale:g} · rms of the embeddings' {of}"
 
     @property
     def randomness(self) -> Randomness:

@@ -51,10 +51,7 @@ _Class = TypeVar("_Class", bound=type[Mode])
 
 
 def mode_order(mode: Any) -> tuple[int, str, bool, str]:
-    """Sort key of modes, or of a run's records of them.
-
-    `FAMILIES` first, then other families by name; greedy before sampled.
-    """
+    """Sort key of (recorded) modes: `FAMILIES`, then others by name; greedy before sampled."""
     rank = FAMILIES.index(mode.family) if mode.family in FAMILIES else len(FAMILIES)
     return rank, mode.family, not mode.is_greedy, mode.name
 

@@ -171,14 +171,9 @@ class Mode(ABC):
     @property
     def meaning(self) -> str:
         """What a step feeds, in a sentence: the first paragraph of the class's docstring."""
-        own = type(self).__doc__ or ""
-        made = own.startswith(f"{type(self).__name__}(")  # by the dataclass, where none was written
+        own = type(self).__doc__ or ""  # the dataclass makes one where none was written
+        made = own.startswith(f"{type(self).__name__}(")
         return "" if made else " ".join(own.split("\n\n")[0].split())
-
-    @property
-    def noise_rule(self) -> str:
-        """How the deviation of Gaussian noise is found; "" for a mode without."""
-        return ""
 
     @property
     def randomness(self) -> Randomness:

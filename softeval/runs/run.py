@@ -59,10 +59,7 @@ class RecordedMode(str):
         mode.options = {k: v for k, v in entry.items() if k not in _NO_OPTION}
         return mode
 
-    @property
-    def name(self) -> str:
-        """The name alone."""
-        return str(self)
+    name = property(str)
 
 
 _NO_OPTION = ("name", "family", "is_greedy", "feeds_tokens", "facts", "sigma")
