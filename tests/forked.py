@@ -51,12 +51,16 @@ def fork(rank: int, size: int, port: int, words: list[str]) -> int:
     return pid
 
 
-def main() -> None:
-    size, words = int(sys.argv[1]), sys.argv[2:]
+def start(size: int, words: list[str]) -> set[int]:
+    """Ids of the processes."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = listening.getsockname()[1]
-    running = {fork(rank, size, port, words) for rank in range(size)}
+    return {fork(rank, size, port, words) for rank in range(size)}
+
+
+def finish(running: set[int]) -> int:
+    """Wait for all of them; the first exit code that is not zero, as none then has to wait."""
     first = 0
     while running:
         pid, status = os.wait()
@@ -66,8 +70,8 @@ def main() -> None:
             first = code
             for other in running:  # they would wait for it for ever
                 os.kill(other, signal.SIGTERM)
-    sys.exit(abs(first))
+    return abs(first)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(finish(start(int(sys.argv[1]), sys.argv[2:])))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -24,7 +25,9 @@ from train_cases import (
     read_metrics,
     relative_distance,
     run,
+    same,
     save_tiny,
+    state_tensors,
     timeless,
     tiny_config,
     weights,
@@ -209,6 +212,64 @@ def test_a_sharded_run_is_killed_and_goes_on_in_other_numbers(tmp_path: Path) ->
         assert {t.dtype for t in weights(folder / "last").values()} == {torch.float32}
 
 
+def kill_often(parent: Path, kills: int, words: list[str]) -> None:
+    """A run that is never killed, and others that are, at random moments, and continued to their end.
+
+    Every other moment is random over the time of a whole run, the rest follow within 0.3 s on a state,
+    where metrics, checkpoints and states are being written.
+    """
+    from forked import finish, start
+
+    def begin(folder: Path) -> set[int]:
+        return start(2, [*words, "--output-path", str(folder)])
+
+    began, moments = time.monotonic(), random.Random(0)
+    assert finish(begin(parent / "whole")) == 0
+    whole = time.monotonic() - began
+    folders, killed = [parent / "killed-0"], 0
+    while killed < kills:
+        running = begin(folders[-1])
+        state = folders[-1] / "state"
+        before, after = set(state.glob("step-*")), moments.uniform(0, whole if killed % 2 else 0.3)
+        while killed % 2 == 0 and set(state.glob("step-*")) <= before and not ended(running):
+            time.sleep(0.005)
+        time.sleep(after)
+        if ended(running):
+            assert finish(running) == 0
+            folders.append(parent / f"killed-{len(folders)}")
+            continue
+        for process in running:
+            os.kill(process, signal.SIGKILL)
+        for process in running:
+            os.waitpid(process, 0)
+        killed += 1
+        print(f"killed with {sorted(path.name for path in state.glob('*'))}", file=sys.stderr)
+    for folder in folders:
+        assert finish(begin(folder)) == 0
+
+
+def ended(running: set[int]) -> bool:
+    options = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    return any(os.waitid(os.P_PID, process, options) for process in running)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path: Path) -> None:
+    options = METHODS["soft"] | MOVING["soft"] | {"kl_steps": 0, "gradient_split_steps": 0}
+    model = str(save_tiny(tmp_path / "model"))
+    words = arguments(tmp_path, **options, model=model, shard="full", max_steps=4)
+    command = [sys.executable, __file__, "kill", str(tmp_path), "2", *words, "--no-self-check"]
+    subprocess.run(command, env=environment(), check=True, timeout=600)
+    whole = tmp_path / "whole"
+    assert not same(weights(whole / "best"), weights(whole / "last")), "it has moved"
+    for folder in tmp_path.glob("killed-*"):
+        assert timeless(folder) == timeless(whole)
+        for name in ("best", "last"):
+            assert same(weights(folder / name), weights(whole / name))
+        (ours, theirs) = (state_tensors(path / "state" / "step-000004") for path in (folder, whole))
+        assert same(ours, theirs)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -223,4 +284,7 @@ def test_what_cannot_be_sharded_is_refused(options: dict[str, Any], said: str) -
 
 
 if __name__ == "__main__":
-    compare_cases(Path(sys.argv[1]))
+    if sys.argv[1] == "kill":
+        kill_often(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
+    else:
+        compare_cases(Path(sys.argv[1]))
