@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from command_line import SMALL, Ended
+from conftest import ROOT
 from hub_fixtures import FakeHub
 
 from softeval.runs.run import Run, load_run
@@ -84,6 +87,24 @@ def test_what_cannot_be_shown_is_refused_before_any_work(
     ended = softeval("run", *SMALL, "-o", "run", *words)
     assert ended.code == 2 and said in ended.err and ended.err.count("\n") <= 2
     assert not Path("run").exists()
+
+
+def test_a_run_becomes_logs_of_inspect(finished: Run, tmp_path: Path) -> None:
+    """In the form that inspect_ai 0.3.285 reads, as was tried with it."""
+    runpy.run_path(str(ROOT / "docs" / "inspect_log.py"))["main"](finished, tmp_path)
+    samples = finished.samples()
+    logs = [json.loads(path.read_text()) for path in tmp_path.glob("*_arithmetic-*_run.json")]
+    assert {log["eval"]["task"] for log in logs} == {f"arithmetic@{m}" for m in finished.modes}
+    for log in logs:
+        cell = samples[samples["mode"] == log["eval"]["task"].partition("@")[2]]
+        assert log["eval"]["config"]["epochs"] == cell["sample"].nunique()
+        right = [s["scores"]["correct"]["value"] == "C" for s in log["samples"]]
+        assert right == cell["correct"].tolist()
+        [choice] = log["samples"][0]["output"]["choices"]
+        assert choice["message"]["content"].startswith(cell.iloc[0]["cot_text"])
+        assert (
+            choice["stop_reason"] == ("stop", "max_tokens")[cell.iloc[0]["stop_reason"] == "length"]
+        )
 
 
 def test_none_is_no_tracker(softeval: Callable[..., Ended]) -> None:
