@@ -61,6 +61,13 @@ def test_python_in_the_readme_is_python() -> None:
     assert found and all(ast.parse(block) for block in found)
 
 
+def test_the_site_has_every_page() -> None:
+    site = (ROOT / "docs" / "mkdocs.yml").read_text(encoding="utf-8")
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} <= set(
+        re.findall(r"[\w-]+\.md", site)
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_the_readme_can_be_followed(softeval: Callable[..., Ended]) -> None:
