@@ -25,7 +25,7 @@ from softeval.reports.contrasts import (
     shared_scores,
 )
 from softeval.reports.measured.arms import Arm, Arms, measure
-from softeval.reports.measured.cells import cell_order
+from softeval.reports.measured.cells import Key, cell_order
 from softeval.reports.measured.refusals import refuse_other_data
 from softeval.reports.measured.scores import HEADLINE_K, Floats, Ints, usual_n
 from softeval.reports.notes import rules_notes, setting_notes
@@ -100,18 +100,18 @@ def compare_runs(
     """Compare two sides on every metric that both have.
 
     Args:
-        a: run directories of A: one checkpoint, or one a training seed.
+        a: run directories of A: one checkpoint, or one a training seed; ``RUN:MODE`` names the mode
+            of a side, so that two modes are compared.
         b: those of B.
         task: only this task.
-        mode: only this CoT mode.
+        mode: only this CoT mode, of both sides.
         ks: the k of pass@k in sampled modes; empty for 1 and 32 or what both reach.
         margin: equivalence margin of a share, a fraction.
 
     Raises:
         UserError: runs of different data, or without a metric in common.
     """
-    left, right = _sides(a, b)
-    wanted = Wanted(task, mode and mode.replace("-", "_"), tuple(ks))
+    left, right, wanted = _asked(a, b, task, mode, ks)
     arms = Arms(
         (left, right), tuple(r for x in (left, right) for c in x.checkpoints for r in c.runs)
     )
@@ -138,7 +138,7 @@ def plan_runs(
     """What finding a difference of two sides needs, by their own variances.
 
     Args:
-        a: run directories of A: one checkpoint, or one a training seed.
+        a: run directories of A, as of `compare_runs`.
         b: those of B.
         difference: to be found, a fraction.
         power: how often it is to be found.
@@ -149,8 +149,7 @@ def plan_runs(
     Raises:
         UserError: runs of different data, or without a metric in common.
     """
-    left, right = _sides(a, b)
-    wanted = Wanted(task, mode and mode.replace("-", "_"), tuple(ks))
+    left, right, wanted = _asked(a, b, task, mode, ks)
     found = []
     spent = _spent([r for side in (left, right) for c in side.checkpoints for r in c.runs])
     for first, second, metric, n in _metrics(left, right, wanted):
@@ -192,6 +191,7 @@ def comparison_record(one: Comparison) -> dict[str, Any]:
     return {
         "task": one.metric.task,
         "mode": one.metric.mode,
+        "mode_b": one.b.mode,
         "metric": one.metric.measure,
         "k": one.metric.k,
         "a": contrast.mean_a,
@@ -231,25 +231,34 @@ def _nothing_in_common(*sides: Arm) -> UserError:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to compare: a task, a mode, values of k; None or empty for all."""
+    """What to compare: a task, the mode of each side, values of k; None or empty for all."""
 
     task: str | None
-    mode: str | None
+    modes: tuple[str | None, str | None]
     ks: tuple[int, ...]
 
-    def takes(self, task: str, mode: str) -> bool:
-        """Whether the task and mode are wanted; a log-likelihood task has the mode ""."""
-        return self.task in (None, task) and self.mode in (None, mode)
+    def pairs(self, a: Arm, b: Arm) -> list[tuple[Key, Key]]:
+        """The cells of both sides that are compared, by task, then by mode."""
+        first, second = ({key for c in arm.checkpoints for key in c.cells} for arm in (a, b))
+        found = [
+            (one, other)
+            for one in first
+            for other in second
+            if one[0] == other[0]
+            and self.task in (None, one[0])
+            and (one[1], other[1]) == (self.modes if self.modes[0] else (one[1], one[1]))
+        ]
+        return sorted(found, key=lambda pair: cell_order(pair[0]))
 
 
 def _refuse_unknown(wanted: Wanted, left: Arm, right: Arm) -> None:
     """A task or mode that is asked for and that a side does not have is named, with those it has."""
-    for label, arm in (("A", left), ("B", right)):
+    for label, arm, mode in zip("AB", (left, right), wanted.modes, strict=True):
         keys = [key for c in arm.checkpoints for key in c.cells]
         tasks = [task for c in arm.checkpoints for task in c.likelihoods]
         for kind, asked, there in (
             ("task", wanted.task, [task for task, _ in keys] + tasks),
-            ("mode", wanted.mode, [mode for _, mode in keys]),
+            ("mode", mode, [name for _, name in keys]),
         ):
             if asked is not None and asked not in there:
                 named = ", ".join(dict.fromkeys(there)) or "none"
@@ -258,11 +267,43 @@ def _refuse_unknown(wanted: Wanted, left: Arm, right: Arm) -> None:
                 )
 
 
-def _sides(a: Sequence[str | Path], b: Sequence[str | Path]) -> tuple[Arm, Arm]:
-    """Both sides, of the same data."""
-    left, right = _side("A", a), _side("B", b)
+def _asked(
+    a: Sequence[str | Path],
+    b: Sequence[str | Path],
+    task: str | None,
+    mode: str | None,
+    ks: Sequence[int],
+) -> tuple[Arm, Arm, Wanted]:
+    """Both sides, of the same data, and what of them to compare.
+
+    A mode that is named of one side only is that of both.
+    """
+    (a, of_a), (b, of_b) = _split_modes("A", a), _split_modes("B", b)
+    if mode and (of_a or of_b):
+        raise UserError("--mode and RUN:MODE both name a mode; give one of them")
+    mode = mode and mode.replace("-", "_")
+    modes = of_a or of_b or mode, of_b or of_a or mode
+    left = _side("A", a)
+    # The same runs are read once, so that their seeds are paired.
+    right = left if sorted(map(str, a)) == sorted(map(str, b)) else _side("B", b)
     refuse_other_data([r for arm in (left, right) for c in arm.checkpoints for r in c.runs])
-    return left, right
+    return left, right, Wanted(task, modes, tuple(ks))
+
+
+def _split_modes(label: str, given: Sequence[str | Path]) -> tuple[list[str | Path], str | None]:
+    """Run directories, and the mode that is named behind any of them: ``runs/x:soft_sample``."""
+    folders: list[str | Path] = []
+    modes: set[str] = set()
+    for one in given:
+        folder, _, mode = str(one).rpartition(":")
+        named = folder and Path(folder).exists() and not Path(one).exists()
+        folders.append(folder if named else one)
+        modes |= {mode.replace("-", "_")} if named else set()
+    if len(modes) > 1:
+        raise UserError(
+            f"{label} names several modes ({', '.join(sorted(modes))}); give one a side"
+        )
+    return folders, next(iter(modes), None)
 
 
 def _side(label: str, folders: Sequence[str | Path]) -> Arm:
@@ -286,14 +327,14 @@ def _judged(draft: Draft, margin: float, p: float) -> EquivalenceVerdict:
 def _metrics(a: Arm, b: Arm, wanted: Wanted) -> Iterator[tuple[Side, Side, Metric, int]]:
     """(A, B, metric, samples a question) of every pass@k in common."""
     _refuse_unknown(wanted, a, b)
-    keys = {key for c in a.checkpoints for key in c.cells if b.having(key)}
-    for key in sorted((key for key in keys if wanted.takes(*key)), key=cell_order):
-        sides = [Side(name, arm.having(key), key[1]) for name, arm in (("A", a), ("B", b))]
-        n = usual_n(c.cells[key] for side in sides for c in side.checkpoints)
-        for k in _ks(key[1].is_greedy, n, wanted.ks):
+    for key, other in wanted.pairs(a, b):
+        first, second = Side("A", a.having(key), key[1]), Side("B", b.having(other), other[1])
+        ns = [usual_n(c.cells[s.key(key[0])] for c in s.checkpoints) for s in (first, second)]
+        n, mode = min(ns), key[1] if ns[0] <= ns[1] else other[1]
+        for k in _ks(key[1].is_greedy and other[1].is_greedy, n, wanted.ks):
             if k > n:
-                raise UserError(f"--k {k}: {key[0]} under {key[1]} has {n} samples a question")
-            yield sides[0], sides[1], Metric(*key, k), n
+                raise UserError(f"--k {k}: {key[0]} under {mode} has {n} samples a question")
+            yield first, second, Metric(*key, k), n
 
 
 def _success(a: Arm, b: Arm, wanted: Wanted) -> Iterator[Draft]:
@@ -318,8 +359,8 @@ def _ks(greedy: bool, n: int, given: Sequence[int]) -> list[int]:
 
 
 def _likelihood(a: Arm, b: Arm, wanted: Wanted) -> Iterator[Draft]:
-    tasks = {task for c in a.checkpoints for task in c.likelihoods if wanted.takes(task, "")}
-    for task in sorted(tasks):
+    tasks = {task for c in a.checkpoints for task in c.likelihoods if wanted.modes[0] is None}
+    for task in sorted(task for task in tasks if wanted.task in (None, task)):
         first, second = (
             Side(name, tuple(c for c in arm.checkpoints if task in c.likelihoods), NO_MODE)
             for name, arm in (("A", a), ("B", b))

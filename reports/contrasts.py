@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 from softeval.errors import UserError
 from softeval.reports.measured.arms import Arm, Arms, MeasuredCheckpoint, MeasuredRun
 from softeval.reports.measured.cells import Key
-from softeval.reports.measured.scores import Floats, Ints, headline_k, shared, table_scores
+from softeval.reports.measured.scores import (
+    Floats,
+    Ints,
+    headline_k,
+    metrics,
+    shared,
+    table_scores,
+)
 from softeval.runs.config import parse_contrast
 from softeval.runs.run import NLL_PER_TOKEN, REFERENCE, SAMPLED_PASS, RecordedMode
 from softeval.statistics.contrast import Contrast, compare_methods
@@ -203,17 +210,18 @@ def _judged(drafts: list[Draft], margin: float) -> list[Comparison]:
 
 
 def _arm_pairs(arms: Arms) -> Iterator[tuple[Side, Side, Metric, bool]]:
-    """Arms of one group under hard inference, and whether it is a headline by default."""
+    """Arms of one group under every mode, and whether it is a headline by default."""
     only_models = all(arm.is_base for arm in arms.arms)
     for group in arms.groups.values():
         reference = _reference(group)
         models = all(arm.is_base for arm in group)
         for task in arms.tasks:
-            for mode, k in _headline_metrics(arms, task):
+            for mode, k in metrics(arms, task):
                 for a, b in _ordered_pairs(group):
                     if a.having((task, mode)) and b.having((task, mode)):
                         sides = side(arms, a, (task, mode)), side(arms, b, (task, mode))
-                        headline = mode.is_greedy or k == headline_k(arms, task)
+                        headline = mode.family == REFERENCE
+                        headline &= mode.is_greedy or k == headline_k(arms, task)
                         headline &= only_models if models else b is reference
                         yield *sides, Metric(task, mode, k), headline
 
@@ -236,17 +244,6 @@ def _ordered_pairs(group: Sequence[Arm]) -> Iterator[tuple[Arm, Arm]]:
     for b in dict.fromkeys((reference, group[0])):
         if b is reference or b.is_base:
             yield from ((a, b) for a in trained if a is not b)
-
-
-def _headline_metrics(arms: Arms, task: str) -> list[tuple[RecordedMode, int]]:
-    """Hard inference: greedy, and sampled at 1 and at the large k."""
-    sampled_ks = sorted({1, headline_k(arms, task)})
-    return [
-        (mode, k)
-        for mode in arms.modes
-        if mode.family == REFERENCE and (task, mode) in arms.keys
-        for k in ([1] if mode.is_greedy else sampled_ks)
-    ]
 
 
 def _mode_pairs(arms: Arms) -> Iterator[tuple[Side, Side, Metric, bool]]:

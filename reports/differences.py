@@ -1,4 +1,4 @@
-"""Difference of two pass@k curves on the same problems, and where it changes sign.
+"""pass@k curves of an arm; the difference of two on the same problems, and where it changes sign.
 
 "Training wins at small k, the base model at large k" is a claim about D(k) and never about two
 curves looked at.
@@ -23,10 +23,19 @@ from softeval.reports.contrasts import (
     same_checkpoints,
     side,
 )
-from softeval.reports.measured.arms import Arms
-from softeval.reports.measured.scores import Ints, complete_curve, curve_ks, shared, usual_n
+from softeval.reports.layout import Paragraph, Part
+from softeval.reports.measured.arms import Arm, Arms
+from softeval.reports.measured.scores import (
+    ArmScore,
+    Ints,
+    arm_score,
+    complete_curve,
+    curve_ks,
+    shared,
+    usual_n,
+)
 from softeval.reports.tables import Table, TableCell, on_questions, points
-from softeval.runs.run import REFERENCE
+from softeval.runs.run import REFERENCE, RecordedMode
 from softeval.statistics.curves import (
     Band,
     Crossing,
@@ -34,11 +43,47 @@ from softeval.statistics.curves import (
     CurveOrder,
     crossing,
     crossing_evidence,
+    curve_band,
     curve_order,
     difference_band,
 )
 
 REPLICATES = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """One line of a panel.
+
+    Attributes:
+        name: in the legend.
+        mode: sampled mode of the curve; None for a greedy mode alone.
+        band: pass@k at powers of two with its simultaneous band; None where n < 2.
+        greedy: greedy pass@1 of the same arm and kind; None where it was not run.
+        n: largest k.
+    """
+
+    name: str
+    mode: RecordedMode | None
+    band: Band | None
+    greedy: ArmScore | None
+    n: int
+
+
+def lane_curve(
+    arm: Arm, task: str, sampled: RecordedMode | None, greedy: RecordedMode | None, name: str
+) -> Curve | None:
+    """The curve of a sampled mode with the greedy score beside it; None where there is neither."""
+    score = None if greedy is None else arm_score(arm, (task, greedy), 1)
+    checkpoints = () if sampled is None else arm.having((task, sampled))
+    if sampled is None or not checkpoints:
+        return None if score is None else Curve(name, None, None, score, 1)
+    key = task, sampled
+    n = usual_n(checkpoint.cells[key] for checkpoint in checkpoints)
+    doc_M, x_SMK = complete_curve(checkpoints, key, curve_ks(n))
+    enough = len(doc_M) > 1 and n > 1
+    band = curve_band(x_SMK, curve_ks(n), replicates=REPLICATES) if enough else None
+    return Curve(name, sampled, band, score, n)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +114,14 @@ class CurveDifference:
     n: int
     questions: int
     headline: bool
+
+    def meeting(self) -> float | None:
+        """The first k at which D is 0 as it is drawn, straight on an axis of log k; or None."""
+        mean_K, log_K = self.band.mean, np.log2(self.band.ks)
+        for at in np.flatnonzero(mean_K[:-1] * mean_K[1:] < 0):
+            share = mean_K[at] / (mean_K[at] - mean_K[at + 1])
+            return float(2 ** (log_K[at] + share * (log_K[at + 1] - log_K[at])))
+        return None
 
 
 def find_differences(arms: Arms, replicates: int = REPLICATES) -> list[CurveDifference]:
@@ -161,14 +214,30 @@ ORDER_WORDS = {
 }
 
 
-def crossing_table(differences: Sequence[CurveDifference], label: str) -> Iterator[Table]:
-    """Who leads, where D(k) changes sign, and how many problems carry it; nothing for no curves."""
-    if not differences:
-        return
+def order_parts(differences: Sequence[CurveDifference], label: str) -> tuple[Part, ...]:
+    """A table where curves cross; where they do not one sentence; nothing for no curves."""
+    words = [d.order.word for d in differences]
+    if "cross" in words or not differences:
+        return (crossing_table(differences, label),) if differences else ()
+    told = [
+        f"{ORDER_WORDS[word]} in {', '.join(_curves(d) for d in differences if d.order.word == word)}"
+        for word in ORDER_WORDS
+        if word in words
+    ]
+    return (Paragraph(f"No curve A − B crosses 0 with its band on both sides: {'; '.join(told)}."),)
+
+
+def _curves(d: CurveDifference) -> str:
+    mode = "" if d.a.mode != d.b.mode else f" ({d.a.mode.replace('_', ' ')})"
+    return f"{d.a.name} − {d.b.name}{mode}"
+
+
+def crossing_table(differences: Sequence[CurveDifference], label: str) -> Table:
+    """Who leads, where D(k) changes sign, and how many problems carry it."""
     largest = max(d.n for d in differences)
     columns = ("curves", "D at k = 1", f"D at k = {largest}", "order", "sign changes at k")
     columns += ("resamples without such a change", "only A / only B solves")
-    yield Table(
+    return Table(
         "The difference D(k) in points. Order: what its simultaneous band leaves of it; A leads"
         " where the band excludes 0 on that side, the curves cross where it does so on both. Then"
         " where D(k) first changes sign, with the middle 95 % of such changes in resamples, which"

@@ -18,6 +18,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from html import escape
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from softeval.reports.escaping import visible
+from softeval.reports.escaping import printed, visible
 from softeval.statistics.profiles import Profile
 
 if TYPE_CHECKING:
@@ -34,16 +35,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, MUTED, RULE = "#1f2328", "#5b626b", "#d9dde2"
-PAGE_COLOURS = {INK: "currentColor", MUTED: "var(--muted,#5b626b)", RULE: "var(--rule,#d9dde2)"}
+INK, MUTED, RULE, FAINT = "#1f2328", "#5b626b", "#d9dde2", "#8a929b"
+_NAMED = {MUTED: "muted", RULE: "rule", FAINT: "faint"}
+PAGE_COLOURS = {INK: "currentColor"} | {c: f"var(--{name},{c})" for c, name in _NAMED.items()}
 # Names of the first colours of seaborn's "colorblind" palette, and their places in it. The page
 # has each under the same name, lighter in the dark.
 PALETTE = {"blue": 0, "orange": 1, "green": 2, "vermillion": 3, "purple": 4, "sky": 9}
 
 WIDTH = 9.0  # inches; the page scales the drawing to its column
+PHONE_WIDTH = 3.4  # so that its smallest text is 11 pixels high on 390
+SMALLEST = 7.6  # points
 PAGE_SCALE = 1.6  # pixels a point: the full width of the page at WIDTH
 LONGEST_NAME = 40
-LONGEST_TEXT = 70
 LEGEND_LETTERS = 110  # over the width of a figure
 SEED_POINTS = 300  # thin lines of single seeds are left out where they would hide the mean
 
@@ -87,7 +90,7 @@ class Look:
         import seaborn
 
         if self.name not in PALETTE:
-            return {"ink": INK, "muted": MUTED}[self.name]
+            return {"ink": INK, "muted": MUTED, "faint": FAINT}[self.name]
         return seaborn.color_palette("colorblind").as_hex()[PALETTE[self.name]]
 
     @property
@@ -131,9 +134,37 @@ def styled() -> Iterator[None]:
         yield
 
 
+_phone: ContextVar[bool] = ContextVar("phone", default=False)
+
+
+@contextmanager
+def for_phone() -> Iterator[None]:
+    """Within: figures are as wide as a phone, their panels below one another."""
+    before = _phone.set(True)
+    try:
+        yield
+    finally:
+        _phone.reset(before)
+
+
+def a_row(most: int) -> int:
+    """How many panels stand side by side: `most`, on a phone one."""
+    return 1 if _phone.get() else most
+
+
 def new_figure(height: float, width: float = WIDTH) -> Figure:
     """An empty figure that no global state knows of; sizes in inches."""
-    return _figure_class()(figsize=(width, height), layout="constrained")
+    size = (PHONE_WIDTH if _phone.get() else width, height)
+    return _figure_class()(figsize=size, layout="constrained")
+
+
+def panel_row(
+    panels: int, height: float, width: float = WIDTH, **how: Any
+) -> tuple[Figure, list[Axes]]:
+    """A figure with panels side by side, on a phone below one another; `height` in inches of one."""
+    columns = a_row(panels)
+    figure = new_figure(height * (panels // columns), width)
+    return figure, list(figure.subplots(panels // columns, columns, squeeze=False, **how).flat)
 
 
 @cache
@@ -289,14 +320,9 @@ def legend(figure: Figure, named: Looks, markers: bool = True) -> None:
         for look in named.values()
     ]
     names = [printed(name, LONGEST_NAME) for name in named]
-    columns = max(1, min(len(names), 6, LEGEND_LETTERS // (max(map(len, names), default=1) + 6)))
+    letters = LEGEND_LETTERS * figure.get_figwidth() / WIDTH
+    columns = max(1, min(len(names), 6, int(letters / (max(map(len, names), default=1) + 6))))
     figure.legend(handles, names, loc="outside upper left", ncols=columns)
-
-
-def printed(text: str, limit: int = LONGEST_TEXT) -> str:
-    """Text as a figure may hold it: nothing hidden, and never so long that no room is left."""
-    parts = visible(text).split("\n")
-    return "\n".join(s if len(s) <= limit else f"{s[: limit - 1]}…" for s in parts)
 
 
 # SVG -----------------------------------------------------------------------------------------

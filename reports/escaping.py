@@ -10,6 +10,8 @@ import re
 import unicodedata
 from typing import Any
 
+LONGEST_TEXT = 70  # letters of a text in a figure
+
 # Line ends and tabs lay text out; every other character of these categories hides or reorders it.
 _SHOWN_AS_IS = "\n\t"
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
@@ -42,3 +44,9 @@ def clip(text: str, limit: int) -> str:
     if len(text) <= limit:
         return text
     return f"{text[:limit]}… [{len(text) - limit:,} more characters]"
+
+
+def printed(text: str, limit: int = LONGEST_TEXT) -> str:
+    """Text as a figure may hold it: nothing hidden, and never so long that no room is left."""
+    parts = visible(text).split("\n")
+    return "\n".join(s if len(s) <= limit else f"{s[: limit - 1]}…" for s in parts)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from markupsafe import Markup
 
-from softeval.reports.drawing import to_svg
+from softeval.reports.drawing import for_phone, to_svg
 from softeval.reports.left_out import attempt
 from softeval.reports.tables import Table
 
@@ -52,6 +52,7 @@ class FigureBlock:
         caption: how to read it.
         table: its numbers; None where a table of the section has them.
         left_out: why there is no drawing; "" where there is one.
+        phone: the drawing for a phone, its panels below one another; None for no other.
     """
 
     kind: ClassVar = "figure"
@@ -60,6 +61,7 @@ class FigureBlock:
     caption: str
     table: Table | None = None
     left_out: str = ""
+    phone: Markup | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ def figure_block(
     draw: Callable[[], Figure],
     caption: str,
     table: Table | None = None,
+    folded: bool = False,
 ) -> FigureBlock:
     """A figure, or the line that says why it is left out.
 
@@ -137,10 +140,15 @@ def figure_block(
         draw: draws it.
         caption: how to read it.
         table: its numbers.
+        folded: a phone gets the same drawing, to be scrolled: it is wide, or shown on demand.
     """
     description = f"{'; '.join(told)}."
     svg, why = attempt(title, lambda: drawn(draw, name, title, description), Markup())
-    return FigureBlock(title, svg, caption, table, why)
+    phone = None
+    if svg and not folded:
+        with for_phone():
+            phone, _ = attempt(title, lambda: drawn(draw, f"{name}p", title, description), svg)
+    return FigureBlock(title, svg, caption, table, why, phone)
 
 
 def drawn(draw: Callable[[], Figure], name: str, title: str, description: str) -> Markup:

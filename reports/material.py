@@ -47,11 +47,13 @@ class Material:
         arms: the runs, gathered.
         training: (label or None, folder) of the training directories.
         options: what was asked for.
+        facts: (name, value) of what the page is about, and how it was made.
     """
 
     arms: Arms
     training: tuple[tuple[str | None, str], ...]
     options: ReportOptions
+    facts: tuple[tuple[str, str], ...] = ()
 
     @cached_property
     def comparisons(self) -> list[Comparison]:

@@ -19,8 +19,8 @@ BEFORE_NAMES = str(Rules.MATH_VERIFY)
 
 
 def notes(arms: Arms) -> list[str]:
-    """Sentences about the runs as a whole; empty where nothing needs saying."""
-    found = unfinished_notes(arms)
+    """Sentences about the runs as a whole, besides how far they are; empty where none is needed."""
+    found = []
     names = Counter(run.path.name for run in arms.runs)
     for run in arms.runs:
         name = run.path.name
@@ -43,12 +43,7 @@ def unfinished_notes(arms: Arms) -> list[str]:
 
 def _progress(run: MeasuredRun) -> str:
     """How far an unfinished run is, and how to finish it."""
-    record, config = run.info, run.config
-    again = f"the same command continues it ({record.get('command') or 'not recorded'})"
-    if run.cells or run.answers:
-        missing = (record.get("counts") or {}).get("missing")
-        told = f" ({missing:,} missing)" if missing else ""
-        return f"its numbers are of the samples there{told}; {again}"
+    again = f"the same command continues it ({run.info.get('command') or 'not recorded'})"
     likelihood = {entry.name for entry in task_catalogue().values() if entry.kind == LIKELIHOOD}
     questions = [
         run.asked_questions(task)
@@ -56,11 +51,14 @@ def _progress(run: MeasuredRun) -> str:
         if task not in likelihood and source.get("scoring") != Scoring.LIKELIHOOD
     ]
     each = sum(
-        1 if mode.is_greedy else int(config.get("num_samples") or 1) for mode in run.modes.values()
+        1 if mode.is_greedy else int(run.config.get("num_samples") or 1)
+        for mode in run.modes.values()
     )
-    done = count_generations(run.path / SHARDS)
+    tables = bool(run.cells or run.answers)
+    done = sum(len(c.doc_R) for c in run.cells.values())
+    done = done if tables else count_generations(run.path / SHARDS)
     asked = "" if None in questions else f" of {sum(q or 0 for q in questions) * each:,}"
-    return f"{done:,}{asked} samples so far and no table yet; {again}"
+    return f"{done:,}{asked} samples so far{'' if tables else ' and no table yet'}; {again}"
 
 
 def _prompt_notes(arms: Arms) -> list[str]:

@@ -23,7 +23,7 @@ from softeval.reports.layout import Part, Section
 from softeval.reports.material import PROBLEMS, Material, ReportOptions
 from softeval.reports.measured.arms import Arm, Arms, measure
 from softeval.reports.notes import unfinished_notes
-from softeval.reports.sections import SECTIONS
+from softeval.reports.sections import OPENING, SECTIONS
 from softeval.reports.sections.samples import SCRIPT
 from softeval.reports.sections.training import is_training
 from softeval.reports.tables import margin_text
@@ -54,9 +54,9 @@ def build_report(folders: Sequence[str | Path], options: ReportOptions | None = 
     arms = measure([(label, f) for label, f in named if not is_training(f)])
     if not any(run.complete or run.cells or run.answers for run in arms.runs):
         raise UserError(f"there is nothing to report yet: {' '.join(unfinished_notes(arms))}")
-    material = Material(arms, tuple(training), options)
-    laid_out = [(section, section.parts(material)) for section in SECTIONS]
-    return _render(_header(arms, options, folders), [(s, parts) for s, parts in laid_out if parts])
+    material = Material(arms, tuple(training), options, _facts(arms, options, folders))
+    laid_out = [(section, section.parts(material)) for section in (OPENING, *SECTIONS)]
+    return render_page(_header(arms, options), [(s, parts) for s, parts in laid_out if parts])
 
 
 def split_label(text: str) -> tuple[str | None, str]:
@@ -67,40 +67,43 @@ def split_label(text: str) -> tuple[str | None, str]:
     return None, text
 
 
-def _header(arms: Arms, options: ReportOptions, folders: Sequence[str | Path]) -> dict[str, Any]:
+def _header(arms: Arms, options: ReportOptions) -> dict[str, Any]:
     runs = arms.runs
     unfinished = sum(not run.complete for run in runs)
-    tasks = list(dict.fromkeys(task for run in runs for task in run.datasets()))
-    versions = [str((run.info.get("versions") or {}).get("softeval", "")) for run in runs]
-    dates = sorted(str(run.info.get("started") or "?")[:10] for run in runs)
-    several = "s" if len(runs) != 1 else ""
     done = f"{len(runs) - unfinished} of {len(runs)} runs complete"
     return {
-        "title": options.title or f"Soft tokens on {', '.join(tasks) or 'no task'}",
+        "title": options.title or f"Soft tokens on {', '.join(_tasks(arms)) or 'no task'}",
         "status": {
             "kind": "partial" if unfinished else "complete",
             "text": f"partial: {done}" if unfinished else "complete",
         },
-        "subtitle": f"{len(runs)} run{several} · {len(arms.arms)} {_kind_of_arms(arms)}"
-        f"{'s' if len(arms.arms) != 1 else ''} · modes {', '.join(arms.modes) or 'none'}",
-        "facts": [
-            ("Models", ", ".join(arms.families)),
-            ("Training", ", ".join(_arm_text(arms, arm) for arm in arms.arms)),
-            ("Tasks", ", ".join(tasks)),
-            ("Samples", f"{sum(len(c.doc_R) for r in arms.runs for c in r.cells.values()):,}"),
-            ("Dates", dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"),
-            ("Made with", _versions(versions)),
-            ("Reproduce", _command(options, folders)),
-        ],
-        "version": versions[0],
+        "version": _versions(arms),
     }
 
 
-def _kind_of_arms(arms: Arms) -> str:
-    return "training method" if any(arm.trained for arm in arms.arms) else "model"
+def _tasks(arms: Arms) -> list[str]:
+    return list(dict.fromkeys(task for run in arms.runs for task in run.datasets()))
 
 
-def _versions(versions: Sequence[str]) -> str:
+def _facts(
+    arms: Arms, options: ReportOptions, folders: Sequence[str | Path]
+) -> tuple[tuple[str, str], ...]:
+    """What the page is about and how it was made, for the section on validity."""
+    dates = sorted(str(run.info.get("started") or "?")[:10] for run in arms.runs)
+    return (
+        ("Models", ", ".join(arms.families)),
+        ("Training", ", ".join(_arm_text(arms, arm) for arm in arms.arms)),
+        ("Tasks", ", ".join(_tasks(arms))),
+        ("Modes", ", ".join(mode.replace("_", " ") for mode in arms.modes) or "none"),
+        ("Samples", f"{sum(len(c.doc_R) for r in arms.runs for c in r.cells.values()):,}"),
+        ("Dates", dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"),
+        ("Made with", _versions(arms)),
+        ("Reproduce", _command(options, folders)),
+    )
+
+
+def _versions(arms: Arms) -> str:
+    versions = [str((run.info.get("versions") or {}).get("softeval", "")) for run in arms.runs]
     known = [version for version in dict.fromkeys(versions) if version]
     return f"softeval {', '.join(known)}" if known else "softeval, version not recorded"
 
@@ -123,7 +126,8 @@ def _command(options: ReportOptions, folders: Sequence[str | Path]) -> str:
     return shlex.join(words)
 
 
-def _render(header: Mapping[str, Any], sections: Sequence[tuple[Section, list[Part]]]) -> str:
+def render_page(header: Mapping[str, Any], sections: Sequence[tuple[Section, list[Part]]]) -> str:
+    """The page as HTML; the header has a title, a status (kind and text) and a version."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

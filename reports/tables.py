@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -64,6 +64,7 @@ class Table:
         label: names the region of the page that it stands in.
         text_columns: indices of columns that hold words, not numbers.
         groups: header cells above the columns as (text, columns spanned); may be empty.
+        row_groups: a header above a row, by the index of that row.
         csv_rows: the same at full precision for download; empty for none.
     """
 
@@ -74,6 +75,7 @@ class Table:
     label: str = ""
     text_columns: tuple[int, ...] = ()
     groups: tuple[tuple[str, int], ...] = ()
+    row_groups: Mapping[int, str] = field(default_factory=dict)
     csv_rows: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
 
     def csv(self) -> str:
@@ -124,8 +126,8 @@ def on_questions(entered: int, there: int) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Significant digits with a true minus sign; a dash for NaN."""
-    return "–" if math.isnan(value) else f"{value:.{digits}g}".replace("-", "−")
+    """So many significant digits, zeros too, with a true minus sign; a dash for NaN."""
+    return "–" if math.isnan(value) else f"{value:#.{digits}g}".rstrip(".").replace("-", "−")
 
 
 def nats(value: float) -> str:
@@ -156,11 +158,15 @@ def metric_name(mode: RecordedMode, k: int) -> str:
 
 
 def simple_table(
-    caption: str, columns: Sequence[str], rows: Sequence[Sequence[str]], label: str = ""
+    caption: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    label: str = "",
+    text_columns: tuple[int, ...] = (),
 ) -> Table:
     """A table of plain texts."""
     cells = tuple(tuple(TableCell(text) for text in row) for row in rows)
-    return Table(caption, tuple(columns), cells, label)
+    return Table(caption, tuple(columns), cells, label, text_columns)
 
 
 def to_latex(table: Table) -> str:
@@ -174,7 +180,10 @@ def to_latex(table: Table) -> str:
         spans = [rf"\multicolumn{{{n}}}{{c}}{{{latex_text(text)}}}" for text, n in table.groups]
         lines.append(" & ".join(["", *spans]) + r" \\")
     lines += [" & ".join(latex_text(c) for c in table.columns) + r" \\", r"\midrule"]
-    for row in table.rows:
+    for index, row in enumerate(table.rows):
+        if index in table.row_groups:
+            group = latex_text(table.row_groups[index])
+            lines.append(rf"\multicolumn{{{len(table.columns)}}}{{l}}{{\textit{{{group}}}}} \\")
         first = [
             rf"\textbf{{{latex_text(c.text)}}}" if c.strong else latex_text(c.text) for c in row
         ]

@@ -208,7 +208,7 @@ def test_steps_and_controls_are_told_with_what_the_rule_ended(tmp_path):
     page = build_report([folder])
     side = page[page.index('id="families"') :]
     row = side[side.index("soft sample") : side.index("</tr>", side.index("soft sample"))]
-    assert "62.5" in row and ">0.5<" in row and "rule ended 50.0 %" in page
+    assert "62.5" in row and ">0.50<" in row and "rule ended 50.0 %" in page
 
 
 def said_of(folder: Path, entry: dict) -> list[str]:

@@ -95,6 +95,22 @@ def test_dark_and_light_differ_and_the_page_fits_a_phone(browser, family):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+def test_on_a_phone_panels_are_stacked_and_their_text_is_legible(browser, family):
+    page = Visit(browser, family, viewport={"width": 390, "height": 800}).page
+    sizes = page.evaluate(
+        """() => [...document.querySelectorAll("figure svg")]
+            .filter(svg => svg.getBoundingClientRect().width > 0)
+            .flatMap(svg => {
+                const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+                const texts = [...svg.querySelectorAll("text")];
+                return texts.map(text => scale * parseFloat(getComputedStyle(text).fontSize));
+            })"""
+    )
+    assert len(sizes) > 50 and min(sizes) >= 11
+    visible = page.locator(".phone svg").first
+    assert visible.is_visible() and not page.locator("figure .wide").first.is_visible()
+
+
 def test_every_figure_has_a_text_alternative(browser, family):
     page = Visit(browser, family).page
     figures = page.locator("figure svg").all()

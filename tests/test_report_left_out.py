@@ -95,12 +95,12 @@ def test_a_figure_that_fails_is_one_line_and_a_warning(tmp_path, monkeypatch):
 
     run = write_checkpoint(tmp_path / "run", positions=6, **SMALL)
     monkeypatch.setattr(curves, "draw_curves", broken)
-    monkeypatch.setattr("softeval.reports.sections.entropy.crossed_mean", broken)
+    monkeypatch.setattr("softeval.reports.sections.families.crossed_mean", broken)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         page = build_report([run])
     line = "is left out, because making it failed (RuntimeError: no such luck at all)"
-    assert f"pass@k on arithmetic: run {line}" in page and f"Mean entropy {line}" in page
+    assert f"pass@k on arithmetic: run {line}" in page and f"Modes side by side {line}" in page
     assert sum(issubclass(w.category, SectionFailed) for w in caught) == 2
     assert "Problems solved, percent." in page  # the numbers of the figure are still there
 

@@ -129,7 +129,7 @@ def test_every_section_is_filled(page):
     for expected in (
         "Verdict", "soft training against hard training", "cannot be told apart", "hard inference",
         "exploratory", "Fixed cohort", "noise floor", "Accuracy and NLL"[:8], "greedy validation",
-        "timed out", "checkpoints/soft-1", "Wilson", "CoTs of soft split in three",
+        "timed out", "checkpoints/soft-1", "Wilson", "CoTs of fuzzy split in three",
     ):  # fmt: skip
         assert expected in text, expected
 

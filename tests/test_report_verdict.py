@@ -210,7 +210,7 @@ def test_what_stands_on_fewer_questions_says_so(uneven):
     seeds = main.seed_table().rows[-1]
     assert [cell.note for cell in seeds[1:]] == ["", "24 of 40 questions"]
     assert "of 24 of 40 questions" in {
-        row[4].note for row in comparison_table(comparisons, 0.02).rows
+        row[5].note for row in comparison_table(comparisons, 0.02).rows
     }
 
 

@@ -140,6 +140,21 @@ def _se_resampled(cells: Sequence[MeasuredCell], k: int) -> float:
     return float(np.sqrt(np.square(errors).sum()) / len(errors))
 
 
+def entropy_scores(arm: Arm, key: Key) -> tuple[Ints, Floats] | None:
+    """(doc_M, x_SM): by problem, the mean over its CoTs of each one's mean entropy, nats.
+
+    NaN where a seed has no positions of a problem; None where no problem has them for every seed.
+    """
+    sums = [c.positions[key] for c in arm.checkpoints if key in c.positions]
+    if not sums:
+        return None
+    doc_M = np.unique(np.concatenate([one.doc_M for one in sums]))
+    x_SM = np.full((len(sums), len(doc_M)), np.nan)
+    for row, one in enumerate(sums):
+        x_SM[row, np.searchsorted(doc_M, one.doc_M)] = one.sequence_mean_M
+    return None if np.isnan(x_SM).any(axis=0).all() else (doc_M, x_SM)
+
+
 def shared(first: tuple[Ints, Floats], second: tuple[Ints, Floats]) -> tuple[Ints, Floats, Floats]:
     """Both tables on the problems that both have."""
     doc_M, in_first, in_second = np.intersect1d(first[0], second[0], return_indices=True)

@@ -19,7 +19,7 @@ from softeval.reports.drawing import (
     legend,
     lines,
     looks,
-    new_figure,
+    panel_row,
     percent_axis,
     spans,
     styled,
@@ -177,8 +177,8 @@ def draw(cells: Sequence[Trained], option: str | None, untrained: Sequence[Train
         panels.setdefault(metric_name(*metric), []).append(metric)
     doses = [float(cell.options[option]) for cell in cells] if option else range(len(cells))
     with styled():
-        figure = new_figure(3.2 if option else 1.2 + 0.33 * len(cells))
-        grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        height = 3.2 if option else 1.2 + 0.33 * len(cells)
+        figure, grid = panel_row(len(panels), height, sharey=True)
         for axes, (title, shown) in zip(grid, panels.items(), strict=True):
             for place, metric in enumerate(shown):
                 apart = 0.0 if option else 0.22 * (place - (len(shown) - 1) / 2)

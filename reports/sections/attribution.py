@@ -22,6 +22,7 @@ from softeval.records import CONTROLS, INTERVENTIONS
 from softeval.reports.drawing import (
     MUTED,
     Looks,
+    a_row,
     dots,
     legend,
     looks,
@@ -252,7 +253,7 @@ def draw_attribution(effects: Sequence[Effect]) -> Figure:
         modes = list(dict.fromkeys(e.key[1] for e in effects))
         named = looks([e.name for e in effects])
         changes = [c for c in SHOWN if any(e.change == c for e in effects)]
-        columns = min(MODES_A_ROW, len(modes))
+        columns = min(a_row(MODES_A_ROW), len(modes))
         rows = -(-len(modes) // columns)
         figure = new_figure(0.8 + (0.6 + 0.24 * len(changes)) * rows)
         axes = figure.subplots(rows, 2 * columns, squeeze=False, sharex="col", sharey=True)

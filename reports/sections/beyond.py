@@ -17,11 +17,12 @@ import numpy as np
 from softeval.errors import UserError
 from softeval.reports.drawing import (
     MUTED,
+    WIDTH,
     Look,
     k_axis,
     legend,
     looks,
-    new_figure,
+    panel_row,
     percent_axis,
     styled,
 )
@@ -226,8 +227,8 @@ def draw_beyond(figure: BeyondFigure) -> Figure:
     """One panel a kind of CoT; a dotted line stands where the samples end."""
     with styled():
         panels = figure.panels
-        drawing = new_figure(3.4, 9.0 if len(panels) > 1 else 6.2)
-        axes = drawing.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+        width = WIDTH if len(panels) > 1 else 6.2
+        drawing, axes = panel_row(len(panels), 3.4, width, sharey=True)
         named = looks([curve.name for curves in panels.values() for curve in curves])
         for axis, (kind, curves) in zip(axes, panels.items(), strict=True):
             axis.set_title(f"{kind} inference")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,12 +14,12 @@ from softeval.reports.drawing import (
     Look,
     dots,
     new_figure,
-    printed,
     spans,
     styled,
     vertical_grid,
 )
-from softeval.reports.layout import Heading, Paragraph, Part, Section, figure_block
+from softeval.reports.escaping import printed
+from softeval.reports.layout import Details, Heading, Paragraph, Part, Section, figure_block
 from softeval.reports.material import Material
 from softeval.reports.tables import (
     Table,
@@ -30,6 +30,7 @@ from softeval.reports.tables import (
     p_text,
     points,
 )
+from softeval.runs.run import REFERENCE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,28 +41,48 @@ LONGEST_SIDE = 24
 
 
 def _parts(material: Material) -> Iterator[Part]:
-    """A forest plot and its table for each task."""
+    """A forest plot of each task, its table on demand; what else there is by kind of inference."""
     margin = material.options.margin
-    for index, task in enumerate(dict.fromkeys(c.metric.task for c in material.comparisons)):
-        mine = [c for c in material.comparisons if c.metric.task == task]
-        told = [f"{c.name}, {c.metric_name}: {c.verdict.word}" for c in mine if c.primary]
-        caption = (
-            f"Difference A − B in points with its 95 % interval. {_origins(mine)} Open:"
-            " exploratory. Ticks: minimum detectable effect. Grey zone:"
-            f" ±{margin_text(margin)} points, within which sides count as equivalent. Bars: share of"
-            " problems on which one side does better."
-        )
-        yield Heading(task)
-        yield figure_block(
-            f"forest{index}",
-            f"Comparisons on {task}",
-            [f"Primary comparisons: {'; '.join(told) or 'none'}"],
-            partial(draw_forest, mine, margin),
-            caption,
-        )
-        yield comparison_table(mine, margin, f"{task}: comparisons")
+    by_task: dict[str, dict[str, list[Comparison]]] = {}
+    for c in material.comparisons:
+        by_task.setdefault(c.metric.task, {}).setdefault(_inference(c), []).append(c)
+    for index, (task, by_inference) in enumerate(by_task.items()):
+        if len(by_task) > 1:
+            yield Heading(task)
+        ordered = sorted(by_inference.items(), key=lambda item: bool(item[0]))
+        for at, (kind, mine) in enumerate(ordered):
+            parts = _shown(mine, f"{task} {kind.lower()}".strip(), f"forest{index}-{at}", margin)
+            yield from parts if at == 0 else [Details(kind, parts, "view")]
     if not material.comparisons:
         yield Paragraph("Nothing to compare: give several runs, or one run of several modes.")
+
+
+def _inference(c: Comparison) -> str:
+    """What an exploratory comparison under another than hard inference stands under; else ""."""
+    other = c.a.mode == c.b.mode and c.a.mode.family != REFERENCE
+    return f"Under {c.a.mode.family} inference" if other and c.metric.mode and not c.primary else ""
+
+
+def _shown(
+    comparisons: Sequence[Comparison], where: str, name: str, margin: float
+) -> tuple[Part, ...]:
+    told = [f"{c.name}, {c.metric_name}: {c.verdict.word}" for c in comparisons if c.primary]
+    caption = (
+        f"Difference A − B in points with its 95 % interval. {_origins(comparisons)} Open:"
+        " exploratory. Ticks: minimum detectable effect. Grey zone:"
+        f" ±{margin_text(margin)} points, within which sides count as equivalent. Bars: share of"
+        " problems on which one side does better."
+    )
+    figure = figure_block(
+        name,
+        f"Comparisons on {where}",
+        [f"Primary comparisons: {'; '.join(told) or 'none'}"],
+        partial(draw_forest, comparisons, margin),
+        caption,
+        folded=True,
+    )
+    table = comparison_table(comparisons, margin, f"{where}: comparisons")
+    return figure, Details(f"All {len(comparisons)} as a table", (table,))
 
 
 def _origins(comparisons: Sequence[Comparison]) -> str:
@@ -71,15 +92,28 @@ def _origins(comparisons: Sequence[Comparison]) -> str:
 
 
 def comparison_table(comparisons: Sequence[Comparison], margin: float, label: str = "") -> Table:
-    """Every comparison with its effect first and p last."""
-    columns = ("comparison", "difference, points", "detectable", "verdict")
+    """Every comparison with its effect first and p last; scopes and tests are its footnotes."""
+    columns = ("comparison", "A, B, %", "difference, points", "detectable", "verdict")
     columns += ("A / B does better on", "p")
-    rows = tuple(_comparison_row(c, margin) for c in comparisons)
-    caption = "All comparisons; A − B, positive when A solves more."
-    return Table(caption, columns, rows, label, text_columns=(3,))
+    marks = {text: chr(ord("a") + at) for at, text in enumerate(_footnotes(comparisons))}
+    rows = tuple(_comparison_row(c, margin, marks) for c in comparisons)
+    caption = (
+        "A − B, positive when A solves more. Without a word exploratory; p of primary ones after"
+        f" Holm's adjustment. {' '.join(f'{mark}: {text}.' for text, mark in marks.items())}"
+    )
+    return Table(caption, columns, rows, label, text_columns=(4,))
 
 
-def _comparison_row(c: Comparison, margin: float) -> tuple[TableCell, ...]:
+def _footnotes(comparisons: Sequence[Comparison]) -> list[str]:
+    """Since when comparisons are primary, over what they generalise, and their tests, each once."""
+    origins = [f"primary, {c.origin}" for c in comparisons if c.primary]
+    scopes, tests = [c.contrast.scope for c in comparisons], [c.contrast.test for c in comparisons]
+    return list(dict.fromkeys([*origins, *scopes, *tests]))
+
+
+def _comparison_row(
+    c: Comparison, margin: float, marks: Mapping[str, str]
+) -> tuple[TableCell, ...]:
     contrast, counts = c.contrast, c.contrast.discordance
     word: str = c.verdict.word
     if word == "equivalent":
@@ -87,20 +121,21 @@ def _comparison_row(c: Comparison, margin: float) -> tuple[TableCell, ...]:
         word += f" (±{margin_text(margin)}; 90 % interval {interval_text(found.low, found.high)})"
     elif word != "inconclusive" and c.verdict.within_margin:
         word += f", by less than {margin_text(margin)}"
-    kind = f"primary, {c.origin}" if c.primary else "exploratory"
+    primary = f"primary {marks[f'primary, {c.origin}']}, " if c.primary else ""
     return (
         TableCell(c.name, c.metric_name),
+        TableCell(f"{points(contrast.mean_a)}, {points(contrast.mean_b)}"),
         TableCell(
             points(contrast.diff, sign=True),
             interval_text(contrast.low, contrast.high),
         ),
         TableCell(points(contrast.mde)),
-        TableCell(word, f"{kind}; {contrast.scope}"),
+        TableCell(word, f"{primary}{marks[contrast.scope]}"),
         TableCell(
             f"{counts.a_only} / {counts.b_only}",
             f"of {on_questions(contrast.problems, c.questions)}",
         ),
-        TableCell(p_text(c.verdict.p), contrast.test + (", Holm" if c.primary else "")),
+        TableCell(p_text(c.verdict.p), marks[contrast.test]),
     )
 
 
@@ -182,7 +217,7 @@ def _finish(left: Axes, right: Axes, comparisons: Sequence[Comparison]) -> None:
         axes.spines["left"].set_visible(False)
         if 0 < primary < len(comparisons):
             axes.axhline(primary - 0.5, color=MUTED, lw=0.7, ls=":")
-    left.set_xlabel("difference in points, 95 % interval  ( | : minimum detectable)")
+    left.set_xlabel("difference in points")
     right.axvline(0, color=INK, lw=0.8)
     widest = max(abs(limit) for limit in right.get_xlim())
     right.set_xlim(-widest, widest)

@@ -15,11 +15,19 @@ import numpy as np
 from markupsafe import Markup
 
 from softeval.reports.contrasts import mode_arms
-from softeval.reports.differences import REPLICATES, CurveDifference, crossing_table
+from softeval.reports.differences import (
+    Curve,
+    CurveDifference,
+    lane_curve,
+    order_parts,
+)
 from softeval.reports.drawing import (
     INK,
     MUTED,
+    SMALLEST,
+    WIDTH,
     Looks,
+    a_row,
     dots,
     k_axis,
     label_lowest,
@@ -33,6 +41,7 @@ from softeval.reports.drawing import (
 )
 from softeval.reports.layout import (
     AMBER,
+    Details,
     FigureBlock,
     Heading,
     Paragraph,
@@ -42,11 +51,9 @@ from softeval.reports.layout import (
 )
 from softeval.reports.material import Material
 from softeval.reports.measured.arms import Arm, Arms
-from softeval.reports.measured.scores import ArmScore, arm_score, complete_curve, curve_ks, usual_n
-from softeval.reports.sections.beyond import Lane, beyond_parts, lanes
+from softeval.reports.sections.beyond import beyond_parts, lanes
 from softeval.reports.tables import Table, on_questions, points, simple_table
-from softeval.runs.run import RecordedMode
-from softeval.statistics.curves import Band, curve_band
+from softeval.statistics.curves import Band
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,25 +66,6 @@ NOTHING_SAMPLED = Markup(
     "No mode was sampled more than once: run with"
     " <code>--modes hard_sample,soft_sample --num-samples 32</code>."
 )
-
-
-@dataclass(frozen=True, eq=False)
-class Curve:
-    """One line of a panel.
-
-    Attributes:
-        name: in the legend.
-        mode: sampled mode of the curve; None for a greedy mode alone.
-        band: pass@k at powers of two with its simultaneous band; None where n < 2.
-        greedy: greedy pass@1 of the same arm and kind; None where it was not run.
-        n: largest k.
-    """
-
-    name: str
-    mode: RecordedMode | None
-    band: Band | None
-    greedy: ArmScore | None
-    n: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,7 +151,10 @@ def _panels_of_arms(
     panels = []
     for lane in lanes(arms):
         curves = [
-            curve for arm in group if (curve := _curve(arm, task, lane, arms.name(arm))) is not None
+            curve
+            for arm in group
+            if (curve := lane_curve(arm, task, lane.sampled, lane.greedy, arms.name(arm)))
+            is not None
         ]
         names = {curve.name for curve in curves}
         mine = [
@@ -180,7 +171,9 @@ def _panels_of_modes(
     arms: Arms, arm: Arm, task: str, differences: Sequence[CurveDifference]
 ) -> list[Panel]:
     curves = [
-        curve for lane in lanes(arms) if (curve := _curve(arm, task, lane, lane.title)) is not None
+        curve
+        for lane in lanes(arms)
+        if (curve := lane_curve(arm, task, lane.sampled, lane.greedy, lane.title)) is not None
     ]
     mine = tuple(
         d
@@ -188,19 +181,6 @@ def _panels_of_modes(
         if d.task == task and d.a.mode != d.b.mode and set(d.a.checkpoints) <= set(arm.checkpoints)
     )
     return [Panel("", tuple(curves), mine)] if curves else []
-
-
-def _curve(arm: Arm, task: str, lane: Lane, name: str) -> Curve | None:
-    score = None if lane.greedy is None else arm_score(arm, (task, lane.greedy), 1)
-    checkpoints = () if lane.sampled is None else arm.having((task, lane.sampled))
-    if lane.sampled is None or not checkpoints:
-        return None if score is None else Curve(name, None, None, score, 1)
-    sampled = (task, lane.sampled)
-    n = usual_n(checkpoint.cells[sampled] for checkpoint in checkpoints)
-    doc_M, x_SMK = complete_curve(checkpoints, sampled, curve_ks(n))
-    enough = len(doc_M) > 1 and n > 1
-    band = curve_band(x_SMK, curve_ks(n), replicates=REPLICATES) if enough else None
-    return Curve(name, lane.sampled, band, score, n)
 
 
 def _parts(material: Material) -> Iterator[Part]:
@@ -215,15 +195,18 @@ def _parts(material: Material) -> Iterator[Part]:
     ]
     for index, figure in enumerate(figures):
         heading = f"{figure.task} · {figure.name}"
-        yield Heading(heading)
-        yield curve_block(figure, index)
+        folded = index > 0 and figures[index - 1].task == figure.task
         shown = [d for panel in figure.panels for d in panel.differences]
-        yield from crossing_table(shown, f"{heading}: crossings")
+        parts = curve_block(figure, index, folded), *order_parts(shown, f"{heading}: crossings")
+        if folded:
+            yield Details(heading, parts, "view")
+        else:
+            yield from [Heading(heading), *parts] if len(figures) > 1 else parts
     if not figures:
         yield Paragraph(NOTHING_SAMPLED)
 
 
-def curve_block(curves: CurveFigure, number_on_page: int = 0) -> FigureBlock:
+def curve_block(curves: CurveFigure, number_on_page: int = 0, folded: bool = False) -> FigureBlock:
     """The figure of one group and task, with its numbers."""
     largest = [
         f"{panel.title or curve.name} {curve.name} {points(curve.band.mean[-1])} %".strip()
@@ -244,6 +227,7 @@ def curve_block(curves: CurveFigure, number_on_page: int = 0) -> FigureBlock:
         partial(draw_curves, curves),
         caption,
         _curve_numbers(curves, f"{title}: numbers"),
+        folded,
     )
 
 
@@ -265,8 +249,8 @@ def _below(curves: CurveFigure) -> str:
         for name, titles in curves.baselines.items()
     ]
     shown = (
-        f" Below: difference from {' and '.join(against)} in points; a ring marks a crossing of"
-        " which the band is sure on both sides."
+        f" Below: difference from {' and '.join(against)} in points; a ring marks where curves"
+        " cross and the band is sure of both sides."
     )
     return shown if against else ""
 
@@ -299,10 +283,11 @@ def draw_curves(curves: CurveFigure) -> Figure:
         panels = curves.panels
         differing = any(panel.differences for panel in panels)
         heights = [1.7, 1.0] if differing else [1.0]
-        columns = min(PANELS_A_ROW, len(panels))
+        columns = min(a_row(PANELS_A_ROW), len(panels))
         rows = -(-len(panels) // columns)
-        height = (5.2 if differing else 3.4) * (1 if rows == 1 else 0.8 * rows)
-        figure = new_figure(height, 9.0 if len(panels) > 1 else 6.2)
+        of_one = (5.2 if differing else 3.4) * (1 if rows == 1 else 0.8)
+        height = rows * of_one * (1 if a_row(2) == 2 else 0.75)
+        figure = new_figure(height, WIDTH if len(panels) > 1 else 6.2)
         axes = figure.subplots(
             rows * len(heights), columns, squeeze=False, sharex=True, sharey="row",
             height_ratios=heights * rows,
@@ -313,10 +298,10 @@ def draw_curves(curves: CurveFigure) -> Figure:
             _draw_panel(axis, panel, named)
             axis.annotate(
                 "\n".join(curves.fewer(panel)), (0.98, 0.02), xycoords="axes fraction",
-                ha="right", va="bottom", fontsize=7, color=MUTED,
+                ha="right", va="bottom", fontsize=SMALLEST, color=MUTED,
             )  # fmt: skip
         for row in upper:
-            percent_axis(row[0], "problems solved, %")
+            percent_axis(row[0], "problems solved, %" if a_row(2) == 2 else "solved, %")
         if differing:
             for axis, panel in zip(lower.flat, panels, strict=False):
                 _draw_differences(axis, panel, named)
@@ -342,7 +327,8 @@ def _label_differences(row: Sequence[Axes], curves: CurveFigure, panels: Sequenc
     """The baseline once at the left where all panels have the same, else beside each panel."""
     several = len(curves.baselines) > 1
     common = next(iter(curves.baselines))
-    percent_axis(row[0], "difference, points" if several else f"minus {common}, points")
+    points_too = ", points" if a_row(2) == 2 else ""
+    percent_axis(row[0], f"difference{points_too}" if several else f"minus {common}{points_too}")
     for axes, panel in zip(row, panels, strict=False):
         if several and panel.baseline:
             axes.set_title(f"minus {panel.baseline}", fontsize=8, fontweight="normal")
@@ -360,7 +346,7 @@ def _draw_panel(axes: Axes, panel: Panel, named: Looks) -> None:
         dots(axes, greedy, named, markers=dict.fromkeys(named, "<"))
         axes.annotate(
             "greedy", (GREEDY_X, 0), (0, 3), ("data", "axes fraction"), "offset points",
-            ha="center", va="bottom", fontsize=7, color=MUTED,
+            ha="center", va="bottom", fontsize=SMALLEST, color=MUTED,
         )  # fmt: skip
 
 
@@ -378,8 +364,8 @@ def _draw_differences(axes: Axes, panel: Panel, named: Looks) -> None:
     found = [(_line_of(d, panel), d) for d in panel.differences]
     lines(axes, [_span(name, d.band) for name, d in found], named)
     for name, d in found:
-        if d.order.word == "cross" and d.crossing.k is not None:
-            axes.plot(d.crossing.k, 0, "o", mfc="none", mec=named[name].colour, ms=9, mew=1.2)
+        if d.order.word == "cross" and (meeting := d.meeting()) is not None:
+            axes.plot(meeting, 0, "o", mfc="none", mec=named[name].colour, ms=9, mew=1.2)
 
 
 def _line_of(difference: CurveDifference, panel: Panel) -> str:

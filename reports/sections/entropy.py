@@ -8,7 +8,7 @@ relative progress and the last positions. Entropies are of the distribution at t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -17,8 +17,11 @@ import numpy as np
 
 from softeval.reports.drawing import (
     MUTED,
+    SMALLEST,
+    WIDTH,
     Look,
     Looks,
+    a_row,
     label_lowest,
     legend,
     looks,
@@ -40,17 +43,15 @@ from softeval.reports.material import Material
 from softeval.reports.measured.arms import Arm, Arms
 from softeval.reports.measured.cells import Key
 from softeval.reports.measured.positions import END_POSITIONS, PROGRESS_BINS, EntropySums
+from softeval.reports.measured.scores import entropy_scores, shared
 from softeval.reports.tables import (
     Table,
-    TableCell,
     nats,
-    not_negative,
     number,
-    points,
     simple_table,
 )
 from softeval.runs.run import RecordedMode
-from softeval.statistics.crossed import crossed_mean
+from softeval.statistics.contrast import compare_methods
 from softeval.statistics.positions import PositionSums
 from softeval.statistics.profiles import Profile, bin_width, position_profile
 
@@ -82,11 +83,11 @@ CAPTIONS = {
     "end": "The last 64 positions, aligned at the end of the CoT; strips: share of CoTs that long.",
 }
 TERCILE_LOOKS = {
-    "short": Look("vermillion", (1, 1.5), "s"),
-    "middle": Look("green", (5, 2), "D"),
-    "long": Look("blue", "", "o"),
+    "short": Look("faint", (1, 1.5), "s"),
+    "middle": Look("muted", (5, 2), "D"),
+    "long": Look("ink", "", "o"),
 }
-NOT_EVALUATED = TableCell("–", detail="not evaluated")
+Means = tuple[np.ndarray, np.ndarray]  # (doc_M, x_SM)
 X_LABELS = {"progress": "share of the CoT, %", "end": "positions before the end"}
 
 
@@ -113,6 +114,11 @@ class EntropyFigure:
     width: int
     split: tuple[str, ...]
     absent: tuple[str, ...]
+
+    def of(self, greedy: bool) -> EntropyFigure:
+        """Its greedy modes only, or its sampled ones."""
+        panels = {mode: lines for mode, lines in self.panels.items() if mode.is_greedy == greedy}
+        return replace(self, panels=panels)
 
     @property
     def lines(self) -> list[tuple[str, RecordedMode, Profile]]:
@@ -195,15 +201,22 @@ def _profile(sums: Sequence[EntropySums], view: str, width: int) -> Profile:
 
 
 def _figures(material: Material) -> Iterator[Part]:
-    """A figure a group and task; the other views of it on demand."""
+    """The finding, then a figure a group and task; its other views and greedy modes on demand."""
     found = find_entropy(material.arms)
-    groups = groupby(found, key=lambda figure: f"{figure.task} · {figure.name}")
-    for index, (heading, group) in enumerate(groups):
-        main, *others = group
-        yield Heading(heading)
-        yield entropy_block(main, index)
+    groups = [list(group) for _, group in groupby(found, key=lambda f: (f.task, f.name))]
+    for index, (main, *others) in enumerate(groups):
+        if len(groups) > 1:
+            yield Heading(f"{main.task} · {main.name}")
+        if main.panels and (told := entropy_told(material.arms, main)):
+            yield Paragraph(told)
+        sampled, greedy = main.of(greedy=False), main.of(greedy=True)
+        yield entropy_block(sampled if sampled.panels else greedy, index)
+        if sampled.panels and greedy.panels:
+            block = entropy_block(greedy, index, "greedy")
+            yield Details("Greedy modes", (block,), "view")
         for other in others:
-            yield Details(VIEWS[other.view], (entropy_block(other, index),), "view")
+            shown = other.of(greedy=False) if sampled.panels else other
+            yield Details(VIEWS[other.view], (entropy_block(shown, index, "folded"),), "view")
     if not found:
         yield Paragraph(
             "These runs hold no per-position records (positions.parquet is missing or empty), so"
@@ -212,9 +225,43 @@ def _figures(material: Material) -> Iterator[Part]:
         )
 
 
-def entropy_block(entropy: EntropyFigure, index: int = 0) -> FigureBlock:
-    """The figure of one view, with its numbers."""
-    title = f"Entropy on {entropy.task}: {VIEWS[entropy.view].lower()}"
+def entropy_told(arms: Arms, entropy: EntropyFigure) -> str:
+    """The finding: whose CoTs have more or less mean entropy than those of the first arm, or mode.
+
+    Arms under the first sampled mode; the modes of a single arm. By the 95 % intervals of paired
+    differences over problems, which are not adjusted.
+    """
+    panels = entropy.of(greedy=False).panels or entropy.panels
+    several = len({name for name, *_ in entropy.lines}) > 1
+    found = [
+        (arms.name(arm) if several else mode.replace("_", " "), means)
+        for mode in list(panels)[: 1 if several else None]
+        for arm in arms.arms
+        if arms.name(arm) in panels[mode] and (means := entropy_scores(arm, (entropy.task, mode)))
+    ]
+    told: dict[str, list[str]] = {}
+    for at, (name, means) in enumerate(found):
+        word = _against(means, found[0][1]) if at else ""
+        told.setdefault(word, []).append(f"{name} {nats(float(np.nanmean(means[1])))}")
+    said = "; ".join(f"{word} {', '.join(names)}".strip() for word, names in told.items())
+    under = f" under {next(iter(panels)).replace('_', ' ')}" if several else ""
+    return f"Mean entropy of a CoT on {entropy.task}{under}, nats: {said}." if said else ""
+
+
+def _against(b: Means, a: Means) -> str:
+    """Whether B is lower or higher than A by the interval of their difference."""
+    _, b_SM, a_SM = shared(b, a)
+    kept = ~(np.isnan(a_SM).any(axis=0) | np.isnan(b_SM).any(axis=0))
+    if kept.sum() < 2:
+        return "not on the same questions:"
+    found = compare_methods(b_SM[:, kept], a_SM[:, kept], bounded=False)
+    return "higher:" if found.low > 0 else "lower:" if found.high < 0 else "not told apart:"
+
+
+def entropy_block(entropy: EntropyFigure, index: int = 0, which: str = "") -> FigureBlock:
+    """The figure of one view, with its numbers; `which` tells it from others of that view."""
+    greedy = ", greedy modes" if which == "greedy" else ""
+    title = f"Entropy on {entropy.task}: {VIEWS[entropy.view].lower()}{greedy}"
     told = []
     for name, mode, profile in entropy.lines:
         first, last = _ends(profile.mean, profile.grey)
@@ -223,8 +270,9 @@ def entropy_block(entropy: EntropyFigure, index: int = 0) -> FigureBlock:
     if entropy.absent and entropy.panels:
         caption += f" Not drawn: {'; '.join(entropy.absent)}."
     table = _numbers(entropy, f"{title}: numbers") if entropy.panels else None
-    name = f"entropy{index}{entropy.view}"
-    return figure_block(name, title, told, partial(draw_entropy, entropy), caption, table)
+    name = f"entropy{index}{entropy.view}{which}"
+    draw = partial(draw_entropy, entropy)
+    return figure_block(name, title, told, draw, caption, table, folded=bool(which))
 
 
 def _ends(mean_T: np.ndarray, grey_T: np.ndarray) -> tuple[str, str]:
@@ -248,55 +296,6 @@ def _at(mean_T: np.ndarray, shown: np.ndarray) -> list[str]:
     return [number(float(mean_T[at]) if at < len(mean_T) else float("nan"), 2) for at in shown]
 
 
-def mean_tables(material: Material) -> Iterator[Table]:
-    """Rows arms, columns modes; one table a task."""
-    arms = material.arms
-    for task in arms.tasks:
-        modes = [mode for mode in arms.modes if any(_sums(arm, (task, mode)) for arm in arms.arms)]
-        cells = {arm: [_mean_cell(arm, (task, mode)) for mode in modes] for arm in arms.arms}
-        rows = [
-            (TableCell(arms.name(arm)), *(cell or NOT_EVALUATED for cell in row))
-            for arm, row in cells.items()
-            if any(row)
-        ]
-        caption = (
-            f"{task}: mean entropy of a CoT at temperature 1, nats, with its 95 % interval over"
-            " problems; below, weighted by tokens."
-        )
-        if rows:
-            columns = ("", *(mode.replace("_", " ") for mode in modes))
-            yield Table(caption, columns, tuple(rows), "Mean entropies")
-
-
-def _mean_cell(arm: Arm, key: Key) -> TableCell | None:
-    """None where no problem has positions for every seed.
-
-    The mean is over problems, of the mean over a problem's CoTs of each one's token mean.
-    """
-    sums = _sums(arm, key)
-    if not sums:
-        return None
-    doc_M = np.unique(np.concatenate([one.doc_M for one in sums]))
-    x_SM = np.full((len(sums), len(doc_M)), np.nan)
-    for row, one in enumerate(sums):
-        x_SM[row, np.searchsorted(doc_M, one.doc_M)] = one.sequence_mean_M
-    if np.isnan(x_SM).any(axis=0).all():
-        return None
-    found = crossed_mean(x_SM, bounded=False).interval
-    cells = [c.cells[key] for c in arm.checkpoints if key in c.positions]
-    tokens = max(sum(one.tokens for one in sums), 1)
-    by_token = sum(one.token_weighted * one.tokens for one in sums) / tokens
-    at_mode = sum(one.mode_sum for one in sums) / tokens
-    truncated = float(np.mean([cell.truncated_R.mean() for cell in cells]))
-    length = float(np.mean([cell.length_R.mean() for cell in cells]))
-    return TableCell(
-        nats(found.mean),
-        f"{not_negative(found.low, found.high)}\n{nats(by_token)} by token",
-        detail=f"at the mode's temperature {number(at_mode, 2)}; exp {number(np.exp(found.mean))};"
-        f" {length:.0f} CoT tokens, {points(truncated)} % truncated",
-    )
-
-
 # Drawing -------------------------------------------------------------------------------------
 
 
@@ -312,7 +311,7 @@ def draw_entropy(entropy: EntropyFigure) -> Figure:
         grid = _grid(list(entropy.panels))
         strips = entropy.view != "progress"
         rows, columns = len(grid), max(len(row) for row in grid)
-        figure = new_figure(0.5 + (2.4 if strips else 2.0) * rows, 9.0 if columns > 1 else 5.0)
+        figure = new_figure(0.5 + (2.4 if strips else 2.0) * rows, WIDTH if columns > 1 else 5.0)
         heights = ([3.0, 0.75] if strips else [3.0]) * rows
         axes = figure.subplots(
             len(heights), columns, squeeze=False, sharex=_alike(entropy), height_ratios=heights
@@ -333,14 +332,15 @@ def draw_entropy(entropy: EntropyFigure) -> Figure:
         axes[0][0].set_ylabel("entropy, nats")
         if strips:
             meaning = "that\nlong" if entropy.view == "end" else "still\nrunning"
-            axes[1][0].set_ylabel(meaning, fontsize=7, color=MUTED)
+            axes[1][0].set_ylabel(meaning, fontsize=SMALLEST, color=MUTED)
         legend(figure, named, markers=False)
         return figure
 
 
 def _grid(modes: list[RecordedMode]) -> list[list[RecordedMode]]:
     rows = [[m for m in modes if m.is_greedy == greedy] for greedy in (True, False)]
-    return [row[at : at + PANELS_A_ROW] for row in rows for at in range(0, len(row), PANELS_A_ROW)]
+    step = a_row(PANELS_A_ROW)
+    return [row[at : at + step] for row in rows for at in range(0, len(row), step)]
 
 
 def _alike(entropy: EntropyFigure) -> bool:
@@ -372,7 +372,7 @@ def _draw_panel(
             look = named[name]
             strip.plot(x, profile.at_risk, color=look.colour, ls=look.line, lw=1)
         strip.set_ylim(0, 1.05)
-        strip.set_yticks([0, 1], ["0", "100 %"], fontsize=7)
+        strip.set_yticks([0, 1], ["0", "100 %"], fontsize=SMALLEST)
         strip.grid(False)
 
 
@@ -396,5 +396,5 @@ SECTION = Section(
     "entropy",
     "Entropy",
     "Entropy along the chain of thought",
-    {"Entropy": _figures, "Mean entropy": mean_tables},
+    {"Entropy": _figures},
 )

@@ -19,12 +19,13 @@ from softeval.reports.material import Material
 from softeval.reports.measured.arms import Arm
 from softeval.reports.measured.attribution import REFERENCE, of_cell, read_attribution
 from softeval.reports.measured.cells import Key
-from softeval.reports.measured.scores import arm_score
+from softeval.reports.measured.scores import arm_score, entropy_scores
 from softeval.reports.tables import (
     Table,
     TableCell,
     interval_text,
     nats,
+    not_negative,
     number,
     points,
 )
@@ -38,7 +39,8 @@ COLUMNS = (
     "", "temperature", "pass@1", "length", "entropy", "effective", "sure", "draw KL", "kept",
 )  # fmt: skip
 EXPLANATION = (
-    "pass@1 in percent; length in CoT tokens; entropy of the next token at temperature 1, nats;"
+    "pass@1 in percent; length in CoT tokens; entropy of the next token at temperature 1, nats, mean"
+    " of a CoT, below it weighted by tokens;"
     " effective tokens, exp of the entropy of the mode's own distribution; sure steps, percent, whose"
     " largest probability at temperature 1 is at least 0.99; draw KL, nats, from the next token after"
     " the mode's mixture to that after what was fed, 0 without draw or noise; next tokens kept, percent,"
@@ -105,14 +107,21 @@ def _success(arm: Arm, key: Key) -> TableCell:
 
 
 def _certainty(arm: Arm, key: Key) -> Iterator[TableCell]:
-    """Length, entropy, effective tokens and share of sure steps, over all tokens."""
+    """Length, entropy, effective tokens and share of sure steps; all but the first over tokens."""
     yield TableCell(f"{np.mean([c.cells[key].length_R.mean() for c in arm.having(key)]):.1f}")
     sums = [c.positions[key] for c in arm.checkpoints if key in c.positions]
     tokens = sum(one.tokens for one in sums)
     if not tokens:
         yield from (UNKNOWN, UNKNOWN, UNKNOWN)
         return
-    yield TableCell(nats(sum(one.token_weighted * one.tokens for one in sums) / tokens))
+    by_token = nats(sum(one.token_weighted * one.tokens for one in sums) / tokens)
+    means = entropy_scores(arm, key)
+    if means is None:
+        yield TableCell("–", f"{by_token} by token")
+    else:
+        found = crossed_mean(means[1], bounded=False).interval
+        shown = f"{not_negative(found.low, found.high)}\n{by_token} by token"
+        yield TableCell(nats(found.mean), shown)
     yield TableCell(f"{sum(one.effective_sum for one in sums) / tokens:.2f}")
     yield TableCell(points(sum(one.sure for one in sums) / tokens))
 

@@ -7,7 +7,7 @@ temperature 1, nats. Values under three times the noise floor are not told apart
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import TYPE_CHECKING, Any
 
@@ -18,22 +18,24 @@ from softeval.modes import mode_order
 from softeval.records import PREFIX_SETS
 from softeval.reports.drawing import (
     MUTED,
+    SMALLEST,
     Looks,
     dots,
     legend,
     looks,
-    new_figure,
+    panel_row,
     profiles,
     spans,
     styled,
     vertical_grid,
 )
-from softeval.reports.layout import Heading, Paragraph, Part, Section, figure_block
+from softeval.reports.layout import Details, Heading, Paragraph, Part, Section, figure_block
 from softeval.reports.left_out import NothingToShow
 from softeval.reports.material import Material
 from softeval.reports.measured.arms import Arm, Arms
 from softeval.reports.measured.kl import DIRECTIONS, KLKey, KLSums, noise_floor
 from softeval.reports.tables import Table, TableCell, number
+from softeval.runs.run import REFERENCE
 from softeval.statistics.crossed import crossed_mean
 from softeval.statistics.interval import Interval
 from softeval.statistics.positions import PositionSums
@@ -50,6 +52,17 @@ NOT_MEASURED = Markup(
 )
 
 
+MAIN_ROWS = {"forward": "base", "reverse": "own"}
+"""The direction that is shown first on each set of prefixes."""
+CAPTION = (
+    "Exact KL per token with 95 % intervals over problems and seeds; by position on base prefixes."
+    " Forward is KL(base‖checkpoint) on CoTs of the base model, what was forgotten; reverse is"
+    " KL(checkpoint‖base) on the checkpoint's own CoTs, under its mode of training where these were"
+    " replayed. Dotted: noise floor, the base model against itself at another batch size, above which"
+    " the axes are logarithmic."
+)
+LINEAR = 1e-4
+"""Nats up to which the axes are linear, where no noise floor was measured."""
 FLOOR_FACTOR = 3.0
 """A value under this multiple of the noise floor is not told apart from it."""
 
@@ -71,6 +84,7 @@ class KLScore:
         sequences: sequences replayed, over all seeds.
         profile: by position.
         several_modes: this prefix set has CoTs of several modes, so that the mode must be named.
+        trained: the method of the arm, which is the family of the modes that it was trained with.
     """
 
     name: str
@@ -82,12 +96,13 @@ class KLScore:
     sequences: int
     profile: Profile
     several_modes: bool
+    trained: str = ""
 
     @property
     def text(self) -> str:
         """Nats per token as printed, or that they are too near the noise floor."""
         near = self.per_token.mean < FLOOR_FACTOR * (self.floor or 0.0)
-        return f"< {FLOOR_FACTOR:.0f} × floor" if near else f"{self.per_token.mean:.3g}"
+        return f"< {FLOOR_FACTOR:.0f} × floor" if near else number(self.per_token.mean)
 
     @property
     def kind(self) -> str:
@@ -141,6 +156,7 @@ def _scores(
         sequences=sum(sums.sequences for sums in found),
         profile=_profile(found, doc_M, direction),
         several_modes=several_modes,
+        trained=arm.method,
     )
 
 
@@ -172,26 +188,46 @@ def _profile(found: Sequence[KLSums], doc_M: np.ndarray, direction: str) -> Prof
 
 
 def _parts(material: Material) -> Iterator[Part]:
-    """KL of each task."""
+    """KL of each task on base and on own prefixes; all else on demand."""
     scores = find_kl(material.arms)
-    for index, task in enumerate(dict.fromkeys(score.key[0] for score in scores)):
-        mine = [score for score in scores if score.key[0] == task]
-        caption = (
-            "Exact KL per token with 95 % intervals over problems and seeds; right: the first kind"
-            " by position. Dotted: noise floor, the base model against itself at another batch"
-            " size. Forward is KL(base‖checkpoint), reverse KL(checkpoint‖base)."
-        )
-        yield Heading(task)
+    tasks = list(dict.fromkeys(score.key[0] for score in scores))
+    for index, task in enumerate(tasks):
+        every = [score for score in scores if score.key[0] == task]
+        mine = main_rows(material.arms, every)
+        if len(tasks) > 1:
+            yield Heading(task)
         yield figure_block(
             f"kl{index}",
             f"KL to the base model on {task}",
             [f"{s.name} {s.text} nats per token, {s.kind}" for s in mine],
             partial(draw_kl, mine),
-            caption,
+            CAPTION,
         )
         yield _table(mine, f"{task}: KL")
+        if len({s.kind for s in every}) > len({s.kind for s in mine}):
+            whole = _table(every, f"{task}: KL on every kind of prefix")
+            yield Details("Every direction and kind of prefix", (whole,))
     if not scores:
         yield Paragraph(NOT_MEASURED)
+
+
+def main_rows(arms: Arms, scores: Sequence[KLScore]) -> list[KLScore]:
+    """Forward KL on base prefixes and reverse KL on own ones, a score an arm in each.
+
+    Of several modes on own prefixes: one that the arm was trained with, else of hard inference.
+    """
+
+    def fitness(score: KLScore) -> tuple[bool, bool, bool]:
+        mode = arms.mode(score.key[1])
+        return mode.is_greedy, mode.family != score.trained, mode.family != REFERENCE
+
+    kept = []
+    for direction, prefixes in MAIN_ROWS.items():
+        mine = [s for s in scores if (s.direction, s.key[2]) == (direction, prefixes)]
+        for name in dict.fromkeys(s.name for s in mine):
+            best = min((s for s in mine if s.name == name), key=fitness)
+            kept.append(replace(best, several_modes=False))
+    return kept or list(scores)
 
 
 def _table(scores: Sequence[KLScore], label: str) -> Table:
@@ -213,12 +249,12 @@ def _table(scores: Sequence[KLScore], label: str) -> Table:
 def _cell(s: KLScore | None) -> TableCell:
     if s is None:
         return TableCell("–", detail="not measured")
-    token, total = s.per_token, s.per_sequence
+    token, total, made_by = s.per_token, s.per_sequence, s.key[1].replace("_", " ")
     return TableCell(
         s.text,
         f"[{number(token.low)}, {number(token.high)}]\n{number(total.mean)}"
         f" [{number(total.low)}, {number(total.high)}] a sequence",
-        detail=f"{s.sequences} sequences",
+        detail=f"{s.sequences} sequences{f', {made_by}' if made_by else ''}",
     )
 
 
@@ -226,26 +262,27 @@ def _cell(s: KLScore | None) -> TableCell:
 
 
 def draw_kl(scores: Sequence[KLScore]) -> Figure:
-    """Left: KL per token of each arm and kind. Right: the first kind by position."""
+    """Left: KL per token of each arm and kind. Right: the first kind by position. Both log."""
     with styled():
         kinds = list(dict.fromkeys(score.kind for score in scores))
         named = looks([score.name for score in scores])
-        figure = new_figure(max(2.8, 0.9 + 0.3 * len(kinds)))
-        left, right = figure.subplots(1, 2, width_ratios=[1.0, 1.1])
+        figure, (left, right) = panel_row(2, max(2.8, 0.9 + 0.3 * len(kinds)))
+        floor = _highest(score.floor for score in scores)
         dots(left, [_dot(score, kinds, list(named)) for score in scores], named, orient="y")
-        left.set_yticks(range(len(kinds)), kinds)
+        left.set_yticks(range(len(kinds)), [kind.replace(" on ", "\non ") for kind in kinds])
         left.set_ylim(len(kinds) - 0.5, -0.5)
         left.set_xlabel("KL, nats per token")
-        left.locator_params(axis="x", nbins=5)
+        left.set_xscale("symlog", linthresh=floor or LINEAR)
+        left.set_xlim(left=0)
+        left.xaxis.set_major_formatter("{x:g}")
         vertical_grid(left)
-        _draw_positions(right, [score for score in scores if score.kind == kinds[0]], named)
-        floor = _highest(score.floor for score in scores)
+        _draw_positions(right, [score for score in scores if score.kind == kinds[0]], named, floor)
         if floor is not None:
             left.axvline(floor, color=MUTED, lw=1, ls=":")
             right.axhline(floor, color=MUTED, lw=1, ls=":")
             right.annotate(
                 "noise floor", (1, floor), (0, 2), ("axes fraction", "data"),
-                "offset points", ha="right", va="bottom", fontsize=7, color=MUTED,
+                "offset points", ha="right", va="bottom", fontsize=SMALLEST, color=MUTED,
             )  # fmt: skip
         legend(figure, named)
         return figure
@@ -258,13 +295,17 @@ def _dot(score: KLScore, kinds: list[str], names: list[str]) -> pd.DataFrame:
     return spans(score.name, kinds.index(score.kind) + place, mean, low, high)
 
 
-def _draw_positions(axes: Axes, scores: Sequence[KLScore], named: Looks) -> None:
+def _draw_positions(
+    axes: Axes, scores: Sequence[KLScore], named: Looks, floor: float | None
+) -> None:
     axes.set_title(scores[0].kind, fontsize=9, fontweight="normal")
     drawn = [(s.name, _middles(s.profile), s.profile) for s in scores]
     profiles(axes, drawn, named)
     axes.set_xlabel("position")
     axes.set_ylabel("nats")
+    axes.set_yscale("symlog", linthresh=floor or LINEAR)
     axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter("{x:g}")
 
 
 def _middles(profile: Profile) -> np.ndarray:

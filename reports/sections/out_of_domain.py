@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from softeval.reports.drawing import (
+    a_row,
     dots,
     legend,
     looks,
@@ -177,7 +178,7 @@ def draw_out_of_domain(scores: Sequence[OutOfDomainScore]) -> Figure:
     with styled():
         tasks = list(dict.fromkeys(score.task for score in scores))
         named = looks([score.name for score in scores])
-        columns = min(len(tasks), 3)
+        columns = min(len(tasks), a_row(3))
         rows = -(-len(tasks) // columns)
         figure = new_figure(0.6 + 2.4 * rows, 3.0 * columns if columns > 1 else 4.6)
         axes = figure.subplots(rows, columns, squeeze=False).ravel()

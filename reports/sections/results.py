@@ -1,10 +1,10 @@
-"""The main tables, as in the paper: rows are arms, columns are mode × metric, one table a task."""
+"""The main tables: rows are arms, under their base model; columns are mode × metric; one a task."""
 
 from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -28,6 +28,11 @@ from softeval.reports.tables import (
 from softeval.runs.run import RecordedMode
 from softeval.statistics.equivalence import not_distinguishable_from_best
 
+NO_MATCH = (
+    "No value of the paper matches these runs: its models, training, whole benchmarks, decoding and"
+    " k."
+)
+
 
 @dataclass(frozen=True, eq=False)
 class MainTable:
@@ -35,7 +40,6 @@ class MainTable:
 
     Attributes:
         task: the task.
-        family: the base model.
         metrics: (mode, k) of each column.
         scores: by row, then column; None where not evaluated, or where no problem is complete.
         arms: of the rows.
@@ -45,7 +49,6 @@ class MainTable:
     """
 
     task: str
-    family: str
     metrics: tuple[tuple[RecordedMode, int], ...]
     scores: tuple[tuple[ArmScore | None, ...], ...]
     arms: tuple[Arm, ...]
@@ -53,24 +56,22 @@ class MainTable:
     table: Table
     questions: int
 
-    @property
-    def heading(self) -> str:
-        """Above the table."""
-        return f"{self.task} · {self.family}"
-
     def seed_table(self) -> Table | None:
         """Every checkpoint by itself; None where no arm has several."""
         if not any(s and len(s.mean.seed_means) > 1 for row in self.scores for s in row):
             return None
-        rows = []
-        for arm, name, row in zip(self.arms, self.names, self.scores, strict=True):
+        rows, groups = [], {}
+        for at, (arm, name, row) in enumerate(zip(self.arms, self.names, self.scores, strict=True)):
+            if at in self.table.row_groups:
+                groups[len(rows)] = self.table.row_groups[at]
             for index, checkpoint in enumerate(arm.checkpoints):
                 seed = "" if checkpoint.train_seed is None else f"seed {checkpoint.train_seed}"
                 cells = [_seed_cell(s, checkpoint, self.questions) for s in row]
                 rows.append((TableCell(name, seed or f"checkpoint {index + 1}"), *cells))
         caption = f"{self.task}: problems solved by single checkpoints, percent."
-        label = f"{self.heading}: single checkpoints"
-        return Table(caption, self.table.columns, tuple(rows), label, groups=self.table.groups)
+        label = f"{self.task}: single checkpoints"
+        columns, spans = self.table.columns, self.table.groups
+        return Table(caption, columns, tuple(rows), label, groups=spans, row_groups=groups)
 
 
 def _seed_cell(score: ArmScore | None, checkpoint: MeasuredCheckpoint, questions: int) -> TableCell:
@@ -82,71 +83,103 @@ def _seed_cell(score: ArmScore | None, checkpoint: MeasuredCheckpoint, questions
 
 
 def main_tables(arms: Arms, paper: bool = False) -> list[MainTable]:
-    """One table a base model and task.
+    """One table a task, its rows under their base models.
 
     Args:
         arms: the rows.
         paper: lay the paper's numbers beside, where it has them.
     """
     tables = []
-    for family in arms.families:
-        rows = [arm for arm in arms.arms if arm.family == family]
-        for task in arms.tasks:
-            columns = metrics(arms, task)
-            kept = [a for a in rows if any(a.having((task, mode)) for mode, _ in columns)]
-            if kept:
-                names = [_row_name(arms, arm.method, arm.dataset) for arm in kept]
-                questions = arms.questions(task)
-                tables.append(_main_table(family, task, columns, kept, names, paper, questions))
+    for task in arms.tasks:
+        columns = metrics(arms, task)
+        kept = [a for a in arms.arms if any(a.having((task, mode)) for mode, _ in columns)]
+        tables.append(_main_table(arms, task, columns, sorted(kept, key=_family_of(arms)), paper))
     return tables
 
 
-def _row_name(arms: Arms, method: str, dataset: str | None) -> str:
+def _family_of(arms: Arms) -> Callable[[Arm], int]:
+    """The place of an arm's base model, so that its arms stand together."""
+    return lambda arm: arms.families.index(arm.family)
+
+
+def _grouped(arms: Sequence[Arm]) -> bool:
+    """Whether rows stand under their base models: several, of which one has several arms."""
+    return 1 < len({arm.family for arm in arms}) < len(arms)
+
+
+def _row_name(arms: Arms, arm: Arm, grouped: bool) -> str:
+    """The arm's name; under its base model the name says no more than how it was trained."""
+    if not grouped:
+        return arms.name(arm)
     several = len({a.dataset for a in arms.arms if a.dataset}) > 1
-    return f"{method} on {dataset}" if several and dataset else method
+    return f"{arm.method} on {arm.dataset}" if several and arm.dataset else arm.method
 
 
 def _main_table(
-    family: str,
+    arms: Arms,
     task: str,
     columns: list[tuple[RecordedMode, int]],
-    arms: list[Arm],
-    names: list[str],
+    kept: list[Arm],
     paper: bool,
-    questions: int,
 ) -> MainTable:
-    scores = [[arm_score(arm, (task, mode), k) for mode, k in columns] for arm in arms]
-    strong = [_strong([row[c] for row in scores]) for c in range(len(columns))]
+    grouped, questions = _grouped(kept), arms.questions(task)
+    names = [_row_name(arms, arm, grouped) for arm in kept]
+    scores = [[arm_score(arm, (task, mode), k) for mode, k in columns] for arm in kept]
+    families = [arm.family if grouped else "" for arm in kept]
+    strong = [_strong_within(families, [row[c] for row in scores]) for c in range(len(columns))]
+    seeds = [max(len(arm.having((task, mode))) for mode, _ in columns) for arm in kept]
     rows = []
     for r, row in enumerate(scores):
-        seeds = max(len(arms[r].having((task, mode))) for mode, _ in columns)
-        header = TableCell(names[r], f"{seeds} seeds" if seeds > 1 else "1 checkpoint")
+        of_several = f"{seeds[r]} seeds" if seeds[r] > 1 else "1 checkpoint"
         cells = [
             score_cell(s, _paper_value(s) if paper else None, questions, strong[c][r])
             if s
-            else _no_score(arms[r], (task, columns[c][0]))
+            else _no_score(kept[r], (task, columns[c][0]))
             for c, s in enumerate(row)
         ]
-        rows.append((header, *cells))
+        rows.append((TableCell(names[r], of_several if max(seeds) > 1 else ""), *cells))
     modes = list(dict.fromkeys(mode for mode, _ in columns))
     table = Table(
-        caption=f"{task}, {on_questions(questions, questions)}: problems solved, percent. Mean ± SD"
-        " over training seeds, 95 % interval below; a cell that stands on fewer questions says so.",
-        columns=("training", *(metric_name(mode, k) for mode, k in columns)),
+        caption=_caption(task, questions, max(seeds) > 1, len(kept) > 1, grouped),
+        columns=(
+            "training" if any(a.trained for a in kept) else "",
+            *(metric_name(m, k) for m, k in columns),
+        ),
         rows=tuple(rows),
-        label=f"{task} · {family}: problems solved",
+        label=f"{task}: problems solved",
         groups=tuple(
             (mode.replace("_", " "), sum(m == mode for m, _ in columns)) for mode in modes
         ),
-        csv_rows=_main_csv(family, task, names, scores, paper),
+        row_groups={families.index(name): name for name in dict.fromkeys(families) if grouped},
+        csv_rows=_main_csv(task, kept, [_row_name(arms, a, True) for a in kept], scores, paper),
     )
     by_row = tuple(map(tuple, scores))
-    return MainTable(
-        task, family, tuple(columns), by_row, tuple(arms), tuple(names), table, questions
+    return MainTable(task, tuple(columns), by_row, tuple(kept), tuple(names), table, questions)
+
+
+def _caption(task: str, questions: int, seeds: bool, several: bool, grouped: bool) -> str:
+    """What the numbers of a table are, and of its marks those that it has."""
+    means = "Mean ± SD over training seeds (no interval), below" if seeds else "Below"
+    over = "problems and training seeds" if seeds else "problems"
+    within = " of its base model" if grouped else ""
+    shaded = f" Shaded: not told from the best of its column{within}." if several else ""
+    return (
+        f"{task}, {on_questions(questions, questions)}: problems solved, percent. {means} the 95 %"
+        f" interval over {over}; a cell that stands on fewer questions says so.{shaded}"
     )
 
 
-def _strong(column: Sequence[ArmScore | None]) -> list[bool]:
+def _strong_within(families: Sequence[str], column: Sequence[ArmScore | None]) -> list[bool]:
+    """The marks of a column, found among the rows of each base model."""
+    marks = [False] * len(column)
+    for family in dict.fromkeys(families):
+        rows = [r for r, other in enumerate(families) if other == family]
+        for r, mark in zip(rows, strong_marks([column[r] for r in rows]), strict=True):
+            marks[r] = mark
+    return marks
+
+
+def strong_marks(column: Sequence[ArmScore | None]) -> list[bool]:
     """Marks the cells not told apart from the best on the problems that all share.
 
     None is marked where fewer than two problems are complete in every cell.
@@ -203,8 +236,8 @@ def score_cell(
 
 
 def _main_csv(
-    family: str,
     task: str,
+    arms: Sequence[Arm],
     names: Sequence[str],
     scores: Sequence[Sequence[ArmScore | None]],
     paper: bool,
@@ -214,7 +247,7 @@ def _main_csv(
     header += ("se_resampled_percent", "seed_means_percent")
     header += ("paper_mean_percent", "paper_sd_percent") if paper else ()
     rows: list[tuple[str, ...]] = [header]
-    for name, row in zip(names, scores, strict=True):
+    for arm, name, row in zip(arms, names, scores, strict=True):
         for s in (s for s in row if s is not None):
             interval, seeds = s.mean.interval, s.mean.seed_means
             sd = "" if math.isnan(s.mean.sd) else f"{100 * s.mean.sd:.4f}"
@@ -223,7 +256,7 @@ def _main_csv(
             seed_text = " ".join(f"{100 * value:.4f}" for value in seeds)
             counts = (str(s.k), str(s.n), str(interval.m), str(len(seeds)))
             again = "" if math.isnan(s.se_resampled) else f"{100 * s.se_resampled:.4f}"
-            cells = (family, task, name, s.key[1], *counts, mean, sd, low, high)
+            cells = (arm.family, task, name, s.key[1], *counts, mean, sd, low, high)
             rows.append((*cells, again, seed_text, *(_paper_numbers(s) if paper else ())))
     return tuple(rows)
 
@@ -244,25 +277,25 @@ def _paper_numbers(score: ArmScore) -> tuple[str, str]:
 
 
 def _parts(material: Material) -> Iterator[Part]:
-    """A table of each task and base model, with its downloads."""
+    """A table of each task, with its downloads."""
     arms, paper = material.arms, material.options.paper_reference
     tables = main_tables(arms, paper)
     for main in tables:
-        yield Heading(main.heading)
+        if len(tables) > 1:
+            yield Heading(main.task)
         yield main.table
         if (seeds := main.seed_table()) is not None:
             yield Details("Single checkpoints", (seeds,))
         yield Own("downloads.html.j2", _downloads(main))
     if not tables:
         yield Paragraph(_no_results(arms))
-    else:
-        matched = not paper or _paper_matches(arms, tables)
-        yield Paragraph(_how_to_read(arms, matched), QUIET)
+    elif paper and not _paper_matches(arms, tables):
+        yield Paragraph(NO_MATCH, QUIET)
 
 
 def _downloads(main: MainTable) -> dict[str, str]:
     return {
-        "file": f"{main.task}-{main.family}",
+        "file": main.task,
         "csv": _data_address("text/csv", main.table.csv()),
         "latex": _data_address("application/x-tex", to_latex(main.table)),
     }
@@ -276,21 +309,6 @@ def _no_results(arms: Arms) -> str:
     if any(not (run.cells or run.answers or run.complete) for run in arms.runs):
         return "There is no table yet: the run is not finished, see above."
     return "These runs hold no generative task."
-
-
-def _how_to_read(arms: Arms, matched: bool) -> str:
-    """How to read the tables; `matched` is False where the paper's numbers were asked for in vain."""
-    marked = "Shaded cells are those that cannot be told from the best of their column. "
-    scope = (
-        "Intervals are over problems and, with several seeds, over training seeds too; ± is the SD"
-        " over seeds and is no interval."
-    )
-    if not matched:
-        scope += (
-            " No value of the paper matches these runs: its models, training, whole benchmarks,"
-            " decoding and k."
-        )
-    return (marked if len(arms.arms) > 1 else "") + scope
 
 
 def _paper_matches(arms: Arms, tables: Sequence[MainTable]) -> bool:

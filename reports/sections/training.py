@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from softeval.errors import UserError
-from softeval.reports.drawing import Look, legend, looks, new_figure, percent_axis, styled
+from softeval.reports.drawing import Look, legend, looks, panel_row, percent_axis, styled
 from softeval.reports.layout import Part, Section, figure_block
 from softeval.reports.material import Material
 from softeval.reports.measured.arms import METHODS
@@ -184,8 +184,7 @@ def draw_training(curves: Sequence[TrainingCurve]) -> Figure:
         for curve in sorted(curves, key=_order):
             by_method.setdefault(curve.method or curve.name, []).append(curve)
         named = looks(list(by_method))
-        figure = new_figure(3.2)
-        left, right = figure.subplots(1, 2, sharey=True)
+        figure, (left, right) = panel_row(2, 3.2, sharey=True)
         for name, runs in by_method.items():
             _draw_runs(left, [_smoothed(c.steps, c.success) for c in runs], named[name], False)
             _draw_runs(right, [(c.validation_steps, c.validation) for c in runs], named[name], True)

@@ -9,12 +9,13 @@ from itertools import groupby
 from typing import Any
 
 from softeval.reports.contrasts import Comparison, find_comparisons
-from softeval.reports.layout import QUIET, Details, Heading, Own, Paragraph, Part, Section
+from softeval.reports.layout import QUIET, Heading, Own, Paragraph, Part, Section
 from softeval.reports.material import Material
 from softeval.reports.measured.arms import Arm, Arms, MeasuredCheckpoint, MeasuredRun
 from softeval.reports.measured.cells import Key, MeasuredCell
 from softeval.reports.notes import AMBER, rules_of_run
-from softeval.reports.tables import Table, TableCell, points
+from softeval.reports.tables import Table, TableCell, margin_text, points, simple_table
+from softeval.runs.run import RecordedMode
 from softeval.scoring.judge import Rules, rules_name
 
 RED = 0.20
@@ -52,7 +53,7 @@ class CellValidity:
     arm: str
     name: str
     task: str
-    mode: str
+    mode: RecordedMode
     problems: int
     n_low: int
     n_high: int
@@ -78,9 +79,8 @@ def find_validity(arms: Arms) -> list[CellValidity]:
     return [
         _validity(arms.name(arm), checkpoint, key)
         for arm in arms.arms
-        for checkpoint in arm.checkpoints
         for key in arms.keys
-        if key in checkpoint.cells
+        for checkpoint in arm.having(key)
     ]
 
 
@@ -182,15 +182,18 @@ def _parts(material: Material) -> Iterator[Part]:
     yield Paragraph(
         "△ above 5 %, ▲ above 20 % (scoring time-outs: 0.5 % and 5 %). Samples"
         " without an answer or not scored in time count as wrong; truncated CoTs are asked for"
-        " their answer at the cap.",
+        " their answer at the cap. Duplicates: samples, under sampled modes, whose CoT and answer an"
+        " earlier sample of the same question has; many mean that more samples find little new.",
         QUIET,
     )
     told = other_rules_text(arms, material.comparisons, options.contrasts, options.margin)
     if told:
         yield Paragraph(told, QUIET)
-    cells = find_validity(arms)
-    yield _methods(cells)
-    yield Details("Every checkpoint and mode", (_cells(cells),))
+    yield _cells(find_validity(arms))
+    yield Heading("This page")
+    yield simple_table(
+        "What it is about, and how it was made.", ("", ""), material.facts, "This page", (1,)
+    )
     yield Heading("Runs")
     yield _provenance(arms)
     yield Heading("Data")
@@ -200,49 +203,35 @@ def _parts(material: Material) -> Iterator[Part]:
 
 
 def _cells(cells: Sequence[CellValidity]) -> Table:
-    return Table(
-        "What each cell rests on; shares of samples.",
-        ("cell", "problems", "n", "missing", *SHARES.values()),
-        tuple(_cell_row(cell) for cell in cells),
-        "Validity of each checkpoint and mode",
-    )
-
-
-def _methods(cells: Sequence[CellValidity]) -> Table:
-    """One row a method and task: the range over its checkpoints and modes."""
-    columns = ("training", "seeds", "problems", "n", "missing")
+    """One row an arm, task and mode: the range over its checkpoints."""
     rows = []
-    for (arm, task), group in groupby(cells, key=lambda c: (c.arm, c.task)):
+    for (arm, task, mode), group in groupby(cells, key=lambda c: (c.arm, c.task, c.mode)):
         mine = list(group)
         missing = sum(c.missing for c in mine)
         rows.append(
             (
-                TableCell(arm, task),
+                TableCell(arm, f"{task}, {mode.replace('_', ' ')}"),
                 TableCell(str(len({c.name for c in mine}))),
                 TableCell(_range([c.problems for c in mine], str)),
-                TableCell(
-                    ", ".join(map(str, sorted({n for c in mine for n in (c.n_low, c.n_high)})))
-                ),
+                TableCell(_range([n for c in mine for n in (c.n_low, c.n_high)], str)),
                 TableCell(str(missing), level="red" if missing else ""),
                 *(_share_cell(mine, name) for name in SHARES),
             )
         )
     return Table(
-        "Least and most over checkpoints and modes; shares of samples.",
-        (*columns, *SHARES.values()),
+        "Least and most over checkpoints; shares of samples.",
+        ("", "seeds", "problems", "n", "missing", *SHARES.values()),
         tuple(rows),
-        "Validity of each training method",
+        "Validity of each mode",
     )
 
 
 def _share_cell(cells: Sequence[CellValidity], name: str) -> TableCell:
+    if name == "duplicates" and cells[0].mode.is_greedy:
+        return TableCell("–")
     worst = max(cells, key=lambda cell: getattr(cell, name))
     text = _range([getattr(cell, name) for cell in cells], points)
-    return TableCell(
-        f"{text} %",
-        detail=f"most in {worst.name}, {worst.mode.replace('_', ' ')}",
-        level=worst.level(name),
-    )
+    return TableCell(f"{text} %", detail=f"most in {worst.name}", level=worst.level(name))
 
 
 def _range(values: Sequence[Any], text: Callable[[Any], str]) -> str:
@@ -250,19 +239,9 @@ def _range(values: Sequence[Any], text: Callable[[Any], str]) -> str:
     return low if low == high else f"{low}–{high}"
 
 
-def _cell_row(cell: CellValidity) -> tuple[TableCell, ...]:
-    return (
-        TableCell(cell.name, f"{cell.task}, {cell.mode.replace('_', ' ')}"),
-        TableCell(str(cell.problems)),
-        TableCell(_range([cell.n_low, cell.n_high], str)),
-        TableCell(str(cell.missing), level="red" if cell.missing else ""),
-        *(TableCell(f"{points(getattr(cell, name))} %", level=cell.level(name)) for name in SHARES),
-    )
-
-
 def _provenance(arms: Arms) -> Table:
-    columns = ("run", "status", "checkpoint", "weights", "trained", "dtype", "device", "scorer")
-    columns += ("started",)
+    names = ("run", "status", "checkpoint", "weights", "trained", "dtype", "device", "scorer")
+    names += ("started",)
     rows = []
     for run in arms.runs:
         record, model = run.info, run.model
@@ -278,13 +257,16 @@ def _provenance(arms: Arms) -> Table:
             _scorer_text(scorer),
             str(record.get("started"))[:16].replace("T", " "),
         )
-        rows.append(tuple(TableCell(text) for text in cells))
-    return Table(
-        "Where the numbers come from.",
-        columns,
-        tuple(rows),
+        rows.append(cells)
+    alike = [at for at in range(1, len(names)) if len(rows) > 1 and len({r[at] for r in rows}) == 1]
+    shown = [at for at in range(len(names)) if at not in alike]
+    told = "; ".join(f"{names[at]} {rows[0][at]}" for at in alike)
+    return simple_table(
+        f"Where the numbers come from.{f' All runs: {told}.' if told else ''}",
+        [names[at] for at in shown],
+        [[row[at] for at in shown] for row in rows],
         "Provenance of the runs",
-        text_columns=tuple(range(1, len(columns))),
+        text_columns=tuple(range(1, len(shown))),
     )
 
 
@@ -344,4 +326,10 @@ def _run_record(run: MeasuredRun) -> dict[str, str]:
     }
 
 
+def _methods_parts(material: Material) -> list[Own]:
+    """How every number is made, with its sources."""
+    return [Own("methods.html.j2", {"margin": margin_text(material.options.margin)})]
+
+
 SECTION = Section("validity", "Validity", "Validity", {"Validity": _parts})
+METHODS = Section("methods", "Methods", "Methods", {"Methods": _methods_parts})

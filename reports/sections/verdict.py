@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from math import isnan
 
@@ -21,7 +21,7 @@ from softeval.reports.material import Material
 from softeval.reports.measured.arms import BASE, METHODS, Arms
 from softeval.reports.measured.scores import arm_score, headline_k
 from softeval.reports.notes import AMBER, notes, rules_notes
-from softeval.reports.tables import interval_text, margin_text, on_questions, points
+from softeval.reports.tables import interval_text, margin_text, on_questions, p_text, points
 from softeval.statistics.contrast import (
     SCOPE_A_IS_FIXED,
     SCOPE_B_IS_FIXED,
@@ -37,11 +37,12 @@ CURVE_RANK = {"cross": 0, "a leads": 1, "b leads": 1, "coincide": 2, "undecided"
 
 @dataclass(frozen=True)
 class Sentence:
-    """One finding, over what it generalises and what weakens it ("" where that does not arise)."""
+    """One finding, over what it generalises, what weakens it, and its word; "" where none arises."""
 
     text: str
     scope: str = ""
     caveat: str = ""
+    word: str = ""
 
 
 def verdict_sentences(
@@ -55,11 +56,11 @@ def verdict_sentences(
     What is left out is counted by its words in the last sentence and stands in the tables.
     """
     primary = [c for c in comparisons if c.primary]
-    pairs = sorted(_pairs(primary), key=_importance)
+    pairs = sorted(_pairs(primary), key=importance)
     curves = list(_of_curves([d for d in differences if d.headline]))
-    significant = sum(_importance(pair)[0] == 0 for pair in pairs)
+    significant = sum(importance(pair)[0] == 0 for pair in pairs)
     room = max(MOST - min(len(curves), CURVES), significant)
-    found = [_of_pair(arms, pair, margin) for pair in pairs[:room]] or _of_scores(arms)[:MOST]
+    found = [_of_pair(arms, pair, margin) for pair in pairs[:room]] or scores_told(arms)[:MOST]
     found += [Sentence(text) for text in curves[:CURVES]]
     rest = list(_left_out([c for pair in pairs[room:] for c in pair], len(curves[CURVES:])))
     return found + ([Sentence(f"Besides: {', '.join(rest)}; see the tables.")] if rest else [])
@@ -75,7 +76,7 @@ def _pairs(comparisons: Sequence[Comparison]) -> list[list[Comparison]]:
     return list(pairs.values())
 
 
-def _importance(pair: Sequence[Comparison]) -> tuple[int, float]:
+def importance(pair: Sequence[Comparison]) -> tuple[int, float]:
     """Significant findings first, the largest of them leading; the others as they come."""
     ranks = [RANK[c.verdict.word] for c in pair]
     sizes = [abs(c.contrast.diff) for c, rank in zip(pair, ranks, strict=True) if rank == 0]
@@ -96,7 +97,7 @@ def _kind(side: Side) -> str:
     return side.name.removesuffix(side.mode.replace("_", " ")) + side.mode.family
 
 
-def _name(side: Side) -> str:
+def side_name(side: Side) -> str:
     """A side in a sentence: a kind of training only where several seeds speak for it."""
     first = side.checkpoints[0]
     if not first.trained:
@@ -118,19 +119,20 @@ def _of_pair(arms: Arms, comparisons: Sequence[Comparison], margin: float) -> Se
     if first.a.mode != first.b.mode:
         a, b = (f"{s.mode.family} inference" for s in (first.a, first.b))
         several = len(arms.arms) > 1
-        subject += f" with {_name(_whole(arms, first.a))}" if several else ""
+        subject += f" with {side_name(whole(arms, first.a))}" if several else ""
     else:
-        a, b = _name(first.a), _name(first.b)
+        a, b = side_name(first.a), side_name(first.b)
         subject += f" under {modes.copy().pop()} inference" if len(modes) == 1 else ""
     parts = [_of_metric(c, len(modes) > 1, questions, margin) for c in comparisons]
     return Sentence(
         f"{subject}, {a} against {b} is {'; '.join(parts)}.",
         _scope(first, a, b),
         "; ".join(find_caveats(list(comparisons))),
+        min((c.verdict.word for c in comparisons), key=RANK.__getitem__),
     )
 
 
-def _whole(arms: Arms, side: Side) -> Side:
+def whole(arms: Arms, side: Side) -> Side:
     """The arm behind a side that is one of its modes."""
     arm = next(arm for arm in arms.arms if side.checkpoints[0] in arm.checkpoints)
     return Side(arms.name(arm), side.checkpoints, side.mode)
@@ -154,6 +156,7 @@ def _of_metric(c: Comparison, name_mode: bool, questions: int, margin: float) ->
     where = f"{metric} under {c.metric.mode.family} inference" if name_mode else metric
     if contrast.problems < questions:
         where += f" on {contrast.problems} of these questions"
+    where += f", {points(contrast.mean_a)} against {points(contrast.mean_b)} %"
     difference = f"{points(contrast.diff, sign=True)} points"
     effect = f"{difference} {interval_text(contrast.low, contrast.high)}"
     match c.verdict.word:
@@ -163,11 +166,16 @@ def _of_metric(c: Comparison, name_mode: bool, questions: int, margin: float) ->
             found = c.verdict.equivalence
             level = f"{100 * (1 - 2 * found.alpha):.0f} % interval"
             shown = f"{difference}, {level} {interval_text(found.low, found.high)}"
-            return f"equivalent at {where} within ±{margin_text(margin)} points ({shown})"
+            return f"equivalent at {where}, within ±{margin_text(margin)} points ({shown})"
         case _:
             found = contrast.low > 0 or contrast.high < 0
             test = "after Holm's adjustment" if contrast.p <= ALPHA else "by the exact test"
-            why = f", not significant {test}" if found else ""
+            p = p_text(c.verdict.p)
+            why = (
+                f", p {p if p.startswith('<') else f'= {p}'}, not significant {test}"
+                if found
+                else ""
+            )
             detectable = f"; detectable: {points(contrast.mde)}" if contrast.se > 0 else ""
             return f"inconclusive at {where} ({effect}{why}{detectable})"
 
@@ -182,7 +190,7 @@ def _of_curves(differences: Sequence[CurveDifference]) -> Iterator[str]:
     rest = [d for d in order if CURVE_RANK[d.order.word] == CURVE_RANK["undecided"]]
     groups = groupby(sorted(rest, key=_fate), key=_fate)
     for (word, task, other, n, on), group in groups:
-        names = _listed([_curve_names(d)[0] for d in group])
+        names = listed([_curve_names(d)[0] for d in group])
         fate = "coincides with" if word == "coincide" else "cannot be told apart from"
         yield (
             f"On {task} the pass@k curve of {names} {fate} that of {other} up to k = {n}{on};"
@@ -218,7 +226,7 @@ def _of_crossing(d: CurveDifference) -> str:
         spread = (
             "" if isnan(c.low) else f", 95 % of such crossings between {c.low:.0f} and {c.high:.0f}"
         )
-        again = f" and again at k = {_listed(list(map(str, c.again)), 'and')}" if c.again else ""
+        again = f" and again at k = {listed(list(map(str, c.again)), 'and')}" if c.again else ""
         dated = f"; D(k) first changes sign at k = {c.k}{again}{spread}"
     return (
         f"On {d.task} the pass@k curves of {a} and {b} cross{_on(d)}: {first[0]} is ahead at"
@@ -244,14 +252,14 @@ def _ks(ks: Sequence[int], d: CurveDifference) -> str:
     start = every.index(ks[0])
     if len(ks) > 2 and tuple(every[start : start + len(ks)]) == tuple(ks):
         return f"k = {ks[0]} to {ks[-1]}"
-    return f"k = {_listed(list(map(str, ks)), 'and')}"
+    return f"k = {listed(list(map(str, ks)), 'and')}"
 
 
-def _listed(names: Sequence[str], last: str = "or") -> str:
+def listed(names: Sequence[str], last: str = "or") -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"
 
 
-def _of_scores(arms: Arms) -> list[Sentence]:
+def scores_told(arms: Arms) -> list[Sentence]:
     """Where nothing can be compared: what was measured."""
     sentences = []
     for arm in arms.arms:
@@ -309,9 +317,13 @@ def _parts(material: Material) -> list[Own]:
     arms = material.arms
     differences, _ = material.differences
     sentences = verdict_sentences(arms, material.comparisons, differences, material.options.margin)
+    scopes = Counter(s.scope for s in sentences if s.scope)
+    scope = scopes.most_common(1)[0][0] if scopes else ""
+    other = " Scope, unless another is named" if len(scopes) > 1 else " Scope"
     values = {
-        "sentences": sentences,
-        "note": _note([c for c in material.comparisons if c.primary]),
+        "sentences": [replace(s, scope="") if s.scope == scope else s for s in sentences],
+        "note": _note([c for c in material.comparisons if c.primary])
+        + (f"{other}: {scope}." if scope else ""),
         "warnings": [*notes(arms), *declaration_notes(arms), *rules_notes(arms)],
     }
     return [Own("verdict.html.j2", values)]

@@ -43,7 +43,14 @@ COMMANDS = {
         "Train, evaluate and diagnose every cell of a grid, and report them side by side.",
     ),
     "report": ("report", "Write one self-contained HTML report about one or many runs."),
-    "compare": ("report", "Compare two runs, or the seeds of two methods, question by question."),
+    "compare": (
+        "report",
+        "Compare two runs, two modes, or the seeds of two methods, question by question.",
+    ),
+    "leaderboard": (
+        "report",
+        "List all runs below a folder, the best first, a table for each set of questions.",
+    ),
     "claims": (
         "report",
         "Say which of the paper's claims runs of trained and untrained models support or refute.",

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 DEFAULT_OUTPUT = Path("report.html")
 SideA = Annotated[
     str,
-    typer.Argument(help="Run directory, or several seeds: RUN,RUN,…", autocompletion=complete_runs),
+    typer.Argument(
+        help="Run directory, or several seeds: RUN,RUN,…; RUN:MODE names one mode.",
+        autocompletion=complete_runs,
+    ),
 ]
 Margin = Annotated[
     float, typer.Option("--margin", help="Equivalence margin, points.", min=0.01, max=100)
@@ -112,7 +115,7 @@ def compare(
     margin: Margin = 2.0,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two runs, or the seeds of two methods, question by question."""
+    """Compare two runs, two modes, or the seeds of two methods, question by question."""
     from softeval.reports.compare import compare_runs, comparison_record
 
     compared = compare_runs(
@@ -127,6 +130,34 @@ def compare(
         say_json([comparison_record(one) for one in compared])
     else:
         _print_comparison(compared, margin)
+
+
+def leaderboard(
+    folder: Annotated[Path, typer.Argument(help="Folder with run directories at any depth.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write it as an HTML file.")
+    ] = None,
+    task: OneTask = None,
+) -> None:
+    """List all runs below a folder, the best first, a table for each set of questions."""
+    from softeval.reports.leaderboard import NOTE, find_boards, leaderboard_page
+    from softeval.reports.page import check_output, write_report
+
+    if output is not None:
+        check_output(output)
+    boards, notes = find_boards(folder, task)
+    for board in boards:
+        table = board.table
+        rows = [
+            [f"{c.text} {c.note}{' *' if c.strong else ''}".strip() for c in r] for r in table.rows
+        ]
+        print_table(TextTable(list(table.columns), rows, table.caption))
+        say()
+    for line in (NOTE.replace("Shaded", "*"), *notes):
+        say(line)
+    if output is not None:
+        size = write_report(output, leaderboard_page(folder, boards, notes))
+        say(f"leaderboard: {output} ({size / 1e6:.1f} MB)")
 
 
 def claims(
@@ -304,6 +335,8 @@ def _row(one: Comparison) -> list[str]:
         word += f" (90 % interval [{shown(found.low)}, {shown(found.high)}])"
     interval = f"[{low}, {high}]"
     name = one.metric.name.replace("_", " ")
+    if one.a.mode != one.b.mode:
+        name = name.replace(" pass@", f" − {one.b.mode.replace('_', ' ')} pass@")
     fewer = contrast.problems < one.questions
     questions = f"{contrast.problems} of {one.questions}" if fewer else f"{one.questions}"
     values = [a, b, difference, interval, detectable, p_text(one.verdict.p), word]
