@@ -176,7 +176,7 @@ def _figure_class() -> type[Figure]:
         def _repr_png_(self) -> tuple[bytes, dict[str, str]]:
             buffer = io.BytesIO()
             self.savefig(buffer, format="png", dpi=110, facecolor="white")
-            panels = [axes.get_title("left") or axes.get_ylabel() for axes in self.axes]
+            panels = [a.get_title("left") or a.get_ylabel() or a.get_xlabel() for a in self.axes]
             named = "; ".join(" ".join(text.split()) for text in panels if text)
             return buffer.getvalue(), {"alt": str(self.get_label()) or f"Figure of {named}"}
 

@@ -340,16 +340,18 @@ def test_the_notebook_runs_on_a_run(folders, tmp_path):
 
     notebook = nbformat.read(write_notebook(folders[1], tmp_path), 4)
     NotebookClient(notebook, timeout=280, resources={"metadata": {"path": str(ROOT)}}).execute()
-    shown = [o.data for c in notebook.cells for o in c.get("outputs", []) if "data" in o]
-    assert sum("image/png" in data for data in shown) == 6
-    assert sum("text/html" in data for data in shown) >= 4
+    shown = [o for c in notebook.cells for o in c.get("outputs", []) if "data" in o]
+    images = [o for o in shown if "image/png" in o.data]
+    assert len(images) == 8
+    assert all(len(o.metadata["image/png"]["alt"]) > 12 for o in images)
+    assert sum("text/html" in o.data for o in shown) >= 3
 
 
 @pytest.mark.parametrize(
     "plot", mostly_slow([plot_pass_at_k, plot_kl, plot_comparisons, plot_out_of_domain], [plot_kl])
 )
 def test_figures_are_drawn_for_paths(folders, plot):
-    assert plot(folders)._repr_png_().startswith(b"\x89PNG")
+    assert plot(folders)._repr_png_()[0].startswith(b"\x89PNG")
 
 
 def test_a_task_that_is_not_there_is_named(folders):
@@ -398,7 +400,7 @@ def test_training_curves_are_those_of_the_file(tmp_path):
     np.testing.assert_array_equal(curve.success, [line["reward/success"] for line in lines])
     assert curve.name == "soft seed 3" and len(curve.validation) == 6
     assert curve.best[1] == max(curve.validation)
-    assert plot_training([folder])._repr_png_().startswith(b"\x89PNG")
+    assert plot_training([folder])._repr_png_()[0].startswith(b"\x89PNG")
 
 
 def test_a_torn_last_line_is_passed_over_and_a_torn_middle_is_named(tmp_path):
