@@ -15,8 +15,9 @@ import time
 
 from softeval.decoding.decoder import Decoder, Question
 from softeval.model.language_model import BUNDLED_CHECKPOINT, LanguageModel, load_model
-from softeval.model.stopping import Limits
+from softeval.model.stopping import Limits, stopper_of
 from softeval.modes import MODES, Mode, get_mode
+from softeval.protocol import PAPER
 
 REFERENCE = "hard_sample"
 PROMPT, CAP, SAMPLES = "What is 12+7-3? ", 64, 32
@@ -40,7 +41,7 @@ def main() -> None:
     given = parser.parse_args()
     lm, reference = load_model(given.model, device="cpu"), get_mode(REFERENCE)
     lm.eos_ids = frozenset()
-    lm.stopper.ends_cot = lambda ids: False  # type: ignore[method-assign]
+    stopper_of(lm.tokenizer, PAPER).ends_cot = lambda ids: False  # type: ignore[method-assign]
     modes = {name: get_mode(name) for name in given.modes.split(",")}
     modes["coconut, realigned"] = get_mode("coconut", realign=True)
     ratios: dict[str, list[float]] = {name: [] for name in modes}

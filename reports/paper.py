@@ -99,7 +99,7 @@ def _decoded_as_in_paper(run: MeasuredRun, key: Key) -> bool:
 def _is_whole(run: MeasuredRun, task: str, answered: int) -> bool:
     """Every question of the benchmark was answered, in the plain prompt."""
     rows = run.questions(task)
-    return rows is not None and answered >= rows and not run.config.get("apply_chat_template")
+    return rows is not None and answered >= rows and run.protocol.is_paper
 
 
 def paper_model(name: str) -> str:

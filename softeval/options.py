@@ -8,14 +8,25 @@ help from it, a YAML file its keys, lm-eval its model arguments. `softeval.runs.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from softeval.errors import UserError, suggest
 from softeval.modes import Mode, joined_options, load_mode_file
+from softeval.protocol import PROTOCOLS, Protocol, read_template
 from softeval.scoring.judge import Rules
 
 if TYPE_CHECKING:
@@ -41,8 +52,8 @@ def option(
     return Field(default, description=help, json_schema_extra=extra, **limits)
 
 
-_PANELS = ("Model", "Modes", "Sampling", "Tasks", "Output")
-model_option, mode_option, sampling_option, task_option, output_option = (
+_PANELS = ("Model", "Protocol", "Modes", "Sampling", "Tasks", "Output")
+model_option, protocol_option, mode_option, sampling_option, task_option, output_option = (
     partial(option, panel=title) for title in _PANELS
 )
 
@@ -206,7 +217,79 @@ class ModelOptions(BaseModel):
         return joined_options({name: getattr(self, name) for name in shorthands}, self.mode_args)
 
 
-class GenerationOptions(ModelOptions):
+class ProtocolOptions(ModelOptions):
+    """How a question becomes a prompt, and when its CoT ends; see docs/protocols.md."""
+
+    protocol: Literal["paper", "think", "chat"] | None = protocol_option(
+        None,
+        "Preset of the options below: paper; think, for models that write <think> … </think>; chat."
+        " Default: paper, or chat with --apply-chat-template.",
+    )
+    prompt: str | None = protocol_option(
+        None,
+        "paper, plain (the bare question), or a file in which the word QUESTION stands for the"
+        " question. Default: the preset's.",
+    )
+    system_instruction: str | None = protocol_option(None, "System text.")
+    num_fewshot: int = protocol_option(
+        0, "Examples before the question, the same ones of the training split for all.", ge=0
+    )
+    apply_chat_template: bool | None = protocol_option(
+        None, "Wrap the prompt in the tokenizer's chat template. Default: the preset's."
+    )
+    chat_date: date | None = protocol_option(
+        None, "What a chat template is told of the date. Default: the day when the run began."
+    )
+    cot_stop: str | None = protocol_option(
+        None,
+        "Text or token that ends the CoT. Default: the preset's (The final answer is:, </think>).",
+    )
+    answer_prefix: str | None = protocol_option(
+        None,
+        "Text between the stop and the answer. One that ends in \\boxed{ opens the answer's box; else"
+        " the answer is decoded to its end and its last box counts. Default: the preset's.",
+    )
+
+    @field_validator("cot_stop")
+    @classmethod
+    def _stop_at_something(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("white space ends no CoT; give a text or token, or leave it out")
+        return None if value is None else value.strip()
+
+    @model_validator(mode="after")
+    def _dated_template(self) -> ProtocolOptions:
+        if self.chat_date is not None and not self.uses_chat:
+            raise ValueError("--chat-date has no effect without --apply-chat-template")
+        return self
+
+    @property
+    def uses_chat(self) -> bool:
+        """Whether prompts go through the chat template."""
+        return self._preset.chat if self.apply_chat_template is None else self.apply_chat_template
+
+    @property
+    def _preset(self) -> Protocol:
+        return PROTOCOLS[self.protocol or ("chat" if self.apply_chat_template else "paper")]
+
+    def selected_protocol(self) -> Protocol:
+        """The preset with what was set beside it; a template is read from its file.
+
+        Raises:
+            UserError: a template that cannot be used.
+        """
+        given: dict[str, Any] = {
+            "prompt": None if self.prompt is None else read_template(self.prompt),
+            "system": self.system_instruction,
+            "num_fewshot": self.num_fewshot,
+            "chat": self.uses_chat,
+            "cot_stop": self.cot_stop,
+            "answer_prefix": self.answer_prefix,
+        }
+        return replace(self._preset, **{n: v for n, v in given.items() if v is not None})
+
+
+class GenerationOptions(ProtocolOptions):
     """How samples are drawn and judged, in `softeval run` and among lm-eval's model arguments."""
 
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = model_option(
@@ -221,10 +304,13 @@ class GenerationOptions(ModelOptions):
     seed: int = sampling_option(0, "Seed of every random number of the samples.", ge=0)
     max_cot_tokens: int | None = sampling_option(
         None,
-        "Cap on the CoT. Default: 512, or what the context leaves beside the longest prompt.",
+        "Cap on the CoT. Default: 512 (think: 8192), or what the context leaves beside the longest"
+        " prompt.",
         ge=1,
     )
-    max_answer_tokens: int = sampling_option(32, "Cap on the answer.", ge=1)
+    max_answer_tokens: int | None = sampling_option(
+        None, "Cap on the answer. Default: 32 (think: 1024).", ge=1
+    )
     batch_size: BatchSize = sampling_option(
         "auto", "Samples decoded at a time; it never changes a sample.", flags=("-b",)
     )
@@ -248,10 +334,15 @@ class GenerationOptions(ModelOptions):
 
     @property
     def limits(self) -> Limits:
-        """Caps on CoT and answer."""
+        """Caps on CoT and answer, and the protocol."""
         from softeval.model.stopping import Limits
 
-        return Limits(self.max_cot_tokens or DEFAULT_MAX_COT_TOKENS, self.max_answer_tokens)
+        protocol = self.selected_protocol()
+        return Limits(
+            self.max_cot_tokens or protocol.max_cot_tokens or DEFAULT_MAX_COT_TOKENS,
+            self.max_answer_tokens or protocol.max_answer_tokens,
+            protocol,
+        )
 
     def samples(self, mode: Mode | None) -> int:
         """Samples a question under a mode: one where all are the same."""

@@ -11,7 +11,7 @@ continuation with its leading space, tokenised together with the context.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -30,9 +30,9 @@ from softeval.records import ScoreTuple, StopReason
 from softeval.scoring.boxed import boxed_content
 from softeval.scoring.judge import Item, ScoreKind, Verdict, scorer
 from softeval.tasks.catalogue import LIKELIHOOD, Benchmark
-from softeval.tasks.data import Loaded, load
+from softeval.tasks.data import Loaded, fewshot_examples, load
 from softeval.tasks.local_data import Row
-from softeval.tasks.problems import Choice, Problem, paper_prompt
+from softeval.tasks.problems import Choice, Problem
 
 Document = dict[str, Any]
 Score = tuple[float, bool]
@@ -51,6 +51,8 @@ class BenchmarkTask(ConfigurableTask):
     Attributes:
         benchmark: the definition.
         options: what the run asked for.
+        protocol: how its questions become prompts.
+        examples: those that may be shown before a question.
         samples: samples a question.
         source: where the documents came from.
 
@@ -71,7 +73,7 @@ class BenchmarkTask(ConfigurableTask):
             samples = options.samples(mode)
             config = Benchmark.read(config, Path(metadata["config_source"]))
         self.benchmark = config
-        self.options = options or GenerationOptions()
+        self._ask_by(options or GenerationOptions())
         self.samples = samples
         self._loaded = loaded
         super().__init__(config=self._lm_eval_config())
@@ -87,23 +89,66 @@ class BenchmarkTask(ConfigurableTask):
         self.dataset = {self.benchmark.test_split: datasets.Dataset.from_list(documents)}
 
     def fewshot_docs(self) -> None:
-        """No examples: every task is zero-shot."""
+        """None of lm-eval's: the protocol has its own (`examples`)."""
+
+    def prompt_of(self, doc: Mapping[str, Any], chat: Callable[..., str] | None = None) -> str:
+        """The whole prompt of a document; `chat` is the chat template, where the protocol wants one."""
+        return self.protocol.whole_prompt(doc["question"], self.examples, chat)
+
+    def fewshot_context(
+        self,
+        doc: Document,
+        num_fewshot: int,
+        system_instruction: str | None = None,
+        apply_chat_template: bool = False,
+        chat_template: Callable[..., str] | None = None,
+        **more: Any,
+    ) -> Any:
+        """The prompt by the protocol, with what lm-eval's own flags say of it.
+
+        Raises:
+            UserError: a protocol with a chat template, which lm-eval was not told to apply.
+        """
+        if self.benchmark.kind == LIKELIHOOD:
+            told = (system_instruction, apply_chat_template)
+            return super().fewshot_context(
+                doc, num_fewshot, *told, chat_template=chat_template, **more
+            )
+        if apply_chat_template and not self.protocol.chat:
+            self._ask_otherwise(apply_chat_template=True)
+        if system_instruction is not None and self.protocol.system != system_instruction:
+            self._ask_otherwise(system_instruction=system_instruction)
+        if self.protocol.chat and chat_template is None:
+            raise UserError(
+                f"protocol {self.protocol.name} is a chat: tell lm-eval so by --apply_chat_template"
+            )
+        return self.prompt_of(doc, chat_template)
 
     def get_config(self, key: str) -> Any:
         """As lm-eval, which keeps a 0 of its own and drops --num_fewshot without a word."""
         return None if key == "num_fewshot" else super().get_config(key)
 
     def set_config(self, key: str, value: Any, update: bool = False) -> None:
-        """As lm-eval.
+        """As lm-eval; examples that it is asked for are the protocol's.
 
         Raises:
-            UserError: examples were asked for.
+            UserError: there are not as many.
         """
-        if key == "num_fewshot" and value:
-            raise UserError(
-                f"{self.task_name} is zero-shot: leave --num_fewshot out, or take a task of lm-eval"
-            )
+        if key == "num_fewshot":
+            if value:
+                self._ask_otherwise(num_fewshot=value)
+            value = self.protocol.num_fewshot
         super().set_config(key, value, update)
+
+    def _ask_by(self, options: GenerationOptions) -> None:
+        self.options = options
+        self.protocol = options.selected_protocol()
+        count = self.protocol.num_fewshot
+        self.examples = fewshot_examples(self.benchmark, count, options.data_dir)
+
+    def _ask_otherwise(self, **changes: Any) -> None:
+        """Take what lm-eval was told into the protocol."""
+        self._ask_by(self.options.model_copy(update=changes))
 
     def doc_iterator(
         self,
@@ -172,7 +217,7 @@ class BenchmarkTask(ConfigurableTask):
             "dataset_path": benchmark.dataset_path,
             "dataset_name": benchmark.dataset_name,
             "test_split": benchmark.test_split,
-            "num_fewshot": 0,
+            "num_fewshot": self.protocol.num_fewshot,
             "metadata": benchmark.metadata,
             **(self._likelihood_config() if once else self._generative_config()),
         }
@@ -227,7 +272,7 @@ class BenchmarkTask(ConfigurableTask):
             raise UserError(f"{self.source.location}, row {row}: the answer is empty; mend the row")
         return {
             "question": asked.question,
-            "prompt": paper_prompt(asked.question),
+            "prompt": self.protocol.ask(asked.question),
             "target": asked.target,
             "kind": str(ScoreKind(self.benchmark.scoring)),
             "error": asked.error,

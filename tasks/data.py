@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -15,9 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from softeval.errors import UserError
-from softeval.tasks.catalogue import Benchmark
+from softeval.protocol import Example
+from softeval.tasks.catalogue import LIKELIHOOD, Benchmark
 from softeval.tasks.local_data import Row, check_fields, find_file, read_rows
 from softeval.tasks.problems import Choice, Problem, read_row
+
+FEWSHOT_SEED = 1234
+"""lm-eval's, of its draws of examples."""
 
 
 class Origin(StrEnum):
@@ -113,6 +118,41 @@ def gold_solutions(benchmark: Benchmark, data_dir: str | None, split: str) -> li
         return None
     loaded = load(benchmark, data_dir, split)
     return [benchmark.templates["solution"].render(row) for row in loaded.rows]
+
+
+def fewshot_examples(
+    benchmark: Benchmark, count: int, data_dir: str | None = None
+) -> tuple[Example, ...]:
+    """Examples of the training split: always the same, and one more than `count`.
+
+    The last one takes the place of a question that is asked itself.
+
+    Raises:
+        UserError: no such split, too few rows, or a benchmark that generates nothing.
+    """
+    if not count:
+        return ()
+    if benchmark.kind == LIKELIHOOD:
+        raise UserError(
+            f"--num-fewshot {count}: {benchmark.task} is scored without examples; leave one out"
+        )
+    try:
+        loaded = load(benchmark, data_dir, benchmark.training_split)
+    except UserError as error:
+        raise UserError(f"--num-fewshot {count}: {error}") from None
+    rows = range(len(loaded.rows))
+    if len(rows) <= count:
+        raise UserError(
+            f"--num-fewshot {count}: {benchmark.task} has {len(rows)} to train on; ask for fewer"
+        )
+    worked = benchmark.templates.get("solution")
+    found = []
+    for row in random.Random(FEWSHOT_SEED).sample(rows, count + 1):
+        problem = loaded.problems[row]
+        assert isinstance(problem, Problem)
+        solution = worked.render(loaded.rows[row]).strip() if worked else ""
+        found.append(Example(problem.question, solution, problem.target))
+    return tuple(found)
 
 
 def rows_hash(rows: Iterable[Mapping[str, Any]], fields: Sequence[str]) -> str:

@@ -1,10 +1,9 @@
-r"""What a row asks and what the right answer is, as a benchmark's templates say; and the prompt.
+r"""What a row asks and what the right answer is, as a benchmark's templates say.
 
 Two kinds: a question whose answer is generated and judged, and a question whose given answers are
 compared by log-likelihood.
 
-The paper's prompt is kept to the letter (appendix B): zero-shot, plain text, no chat template. A
-multiple-choice question is put into the same prompt with lettered choices, so that its answer is a
+A multiple-choice question is put into the same prompt with lettered choices, so that its answer is a
 letter in ``\boxed{}`` and every CoT mode can run on it.
 """
 
@@ -13,51 +12,22 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
 from softeval.errors import UserError
+from softeval.protocol import PAPER
 from softeval.tasks.catalogue import Benchmark, Scoring
 
 Row = Mapping[str, Any]
 
-PAPER_PROMPT = (
-    "A conversation between User and Assistant. The user asks a question, and the Assistant solves "
-    "it. The assistant first shows the complete reasoning process step by step, then provides the "
-    "final answer in \\boxed{}. The assistant must always follow the format: 'User: [question] "
-    "Assistant: [detailed reasoning] The final answer is: \\boxed{[answer]}.' User: QUESTION "
-    "Assistant:"
-)
-"""The prompt of paper appendix B; the word QUESTION stands for the question."""
-
 LETTERS = ascii_uppercase
 """Labels of choices in order; ARC's own labels, some of which are digits, are replaced."""
 
-_PLACE = "QUESTION"
 
-
-def paper_prompt(question: str, template: str = PAPER_PROMPT) -> str:
-    """The whole prompt for one question, which is put in unchanged, white space included."""
-    return question.join(template.split(_PLACE))
-
-
-def read_template(path: str | Path) -> str:
-    """A prompt template of a user's own, without the line break at its end.
-
-    Raises:
-        UserError: unreadable, or the question's place is not in it exactly once.
-    """
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8").removesuffix("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--prompt-template {path} cannot be read ({error}); give a text") from None
-    if text.count(_PLACE) != 1:
-        raise UserError(
-            f"--prompt-template {path} has the word {_PLACE} {text.count(_PLACE)} times; it stands for"
-            " the question, once"
-        )
-    return text
+def paper_prompt(question: str) -> str:
+    """The paper's whole prompt for one question."""
+    return PAPER.ask(question)
 
 
 def choice_question(question: str, choices: Sequence[str]) -> str:

@@ -80,7 +80,9 @@ def evaluate(
     `lm_eval.evaluate`, not `simple_evaluate`: the latter asks pip and git about the machine, which
     takes seconds.
     """
-    metadata = {"num_samples": lm.options.samples(lm.mode), "data_dir": data_dir}
+    options = lm.options
+    metadata = {"num_samples": options.samples(lm.mode), "protocol": options.protocol}
+    metadata["data_dir"] = data_dir
     loaded = load_tasks([task], **metadata, **CAPS)
     result = lm_eval.evaluate(lm=lm, task_dict=loaded, limit=limit, bootstrap_iters=0, **more)
     assert result is not None

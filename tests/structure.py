@@ -20,7 +20,7 @@ FOLDERS = ("softeval", "tasks", "trainers", "reports")
 # Lowest first. A room may import those above it in this list, never those below it.
 FLOORS = (
     {"environment", "errors", "files", "terminal"},
-    {"modes", "statistics", "processes"},
+    {"modes", "statistics", "processes", "protocol"},
     {"records", "display", "publishing"},
     {"scoring.grading"},
     {"scoring"},

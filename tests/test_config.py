@@ -36,7 +36,7 @@ def test_explicit_over_file_over_default(tmp_path: Path) -> None:
     assert config.num_samples == 8
     assert config.tasks == ("gsm8k", "math500")
     assert config.limit == 0.5
-    assert config.max_answer_tokens == 32
+    assert config.limits.max_answer_tokens == 32
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,9 @@ from softeval.decoding.decoder import Decoder, Question
 from softeval.decoding.generate import generate
 from softeval.errors import UserError
 from softeval.model.language_model import wrap_model
-from softeval.model.stopping import Limits
+from softeval.model.stopping import Limits, stopper_of
 from softeval.modes import ALL, MODES, get_mode
+from softeval.protocol import PAPER
 from softeval.records import AnswerStop, Generation, StopReason
 
 PROMPTS = ["What is 2+2?", "Tell me: a long story about a cat that", "x", "Hello there"]
@@ -108,10 +109,12 @@ WAITING = [
 
 
 @pytest.mark.parametrize("mode", WAITING, ids=lambda mode: mode.name)
-def test_a_row_that_waits_for_the_host_stays_as_it_is(mode):
+def test_a_row_that_waits_for_the_host_stays_as_it_is(mode, monkeypatch):
     """Where every token is one that could end something, all rows wait after every step."""
-    lm = replace(tiny_lm("llama"))
-    lm.stopper.colon_ids = lm.stopper.brace_ids = frozenset(range(lm.vocab))
+    lm = tiny_lm("llama")
+    for name in ("may_end_cot", "may_end_answer"):
+        stopper = stopper_of(lm.tokenizer, PAPER)
+        monkeypatch.setattr(stopper, name, frozenset(range(lm.vocab)))
     question = Question("t", 0, tuple(lm.tokenizer.encode(PROMPTS[0])), (0, 1))
     runs = []
     for look_every in (1, 3):

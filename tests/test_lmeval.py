@@ -29,6 +29,7 @@ from softeval.lmeval import load_tasks
 from softeval.lmeval.adapter import SoftEvalLM
 from softeval.lmeval.requests import GenText
 from softeval.modes import get_mode
+from softeval.protocol import CHAT
 from softeval.records import SampleKey, ScoreTuple
 from softeval.tasks.catalogue import find_benchmarks
 from softeval.tasks.data import load_problems
@@ -153,7 +154,7 @@ def test_chat_template_reaches_the_prompt(data_dir: str, monkeypatch: pytest.Mon
     template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[bot]{% endif %}"
     monkeypatch.setattr(lm.tokenizer, "chat_template", template)
     evaluate(lm, data_dir, limit=1, apply_chat_template=True)
-    prompt = paper_prompt("What is 0 + 0?")
+    prompt = CHAT.ask("What is 0 + 0?")
     assert store.prompts == {("gsm8k", 0): f"[user]{prompt}[bot]"}
 
 

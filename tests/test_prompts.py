@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softeval.tasks.problems import LETTERS, PAPER_PROMPT, choice_question, paper_prompt
+from softeval.protocol import PAPER_PROMPT
+from softeval.tasks.problems import LETTERS, choice_question, paper_prompt
 
 
 def test_paper_prompt_is_the_papers() -> None:

@@ -12,8 +12,9 @@ from tiny import tiny_lm
 
 from softeval.decoding.decoder import Decoder, Question
 from softeval.decoding.replay import CHANGES, Surroundings, closing
-from softeval.model.stopping import Limits
+from softeval.model.stopping import Limits, stopper_of
 from softeval.modes import MODES, get_mode
+from softeval.protocol import PAPER
 from softeval.records import Generation, SampleKey, StopReason
 
 LIMITS = Limits(16, 4)
@@ -110,7 +111,7 @@ def test_shuffling_keeps_every_vector_with_its_token_and_the_closing_in_place():
     cot = ended(cot, "one and two. The final answer is: ", StopReason.ANSWER_PREFIX, lm)
     around = Surroundings(lm, mode, SEED)
     phrase = len(lm.tokenizer.encode("The final answer is: "))
-    assert closing(cot, lm.stopper) == phrase == 2
+    assert closing(cot, stopper_of(lm.tokenizer, PAPER)) == phrase == 2
     moved = CHANGES["shuffled"](cot, around)
     pairs = [
         sorted(zip(g.shadow_ids.tolist(), g.inputs.tolist(), strict=True)) for g in (cot, moved)
@@ -128,7 +129,9 @@ def test_an_end_token_closes_a_cot_and_the_cap_does_not():
     lm, mode = tiny_lm(), MODES["hard_greedy"]
     cot = next(iter(made(lm, mode).values()))
     wanted = {StopReason.EOS: 1, StopReason.LENGTH: 0, StopReason.MODE: 0}
-    assert {r: closing(ended(cot, "a b", r, lm), lm.stopper) for r in wanted} == wanted
+    assert {
+        r: closing(ended(cot, "a b", r, lm), stopper_of(lm.tokenizer, PAPER)) for r in wanted
+    } == wanted
 
 
 def test_shuffling_a_cot_of_one_step_changes_nothing():
@@ -182,7 +185,7 @@ def test_a_cut_never_ends_within_the_answer_prefix():
     cot = next(iter(made(lm, mode).values()))
     cot = ended(cot, "12+34=46 The final answer is: ", StopReason.ANSWER_PREFIX, lm)
     cut = CHANGES["cut_75"](cot, Surroundings(lm, mode, SEED))
-    assert lm.stopper.decode(cut.shadow_ids.tolist()) == "12+34="
+    assert stopper_of(lm.tokenizer, PAPER).decode(cut.shadow_ids.tolist()) == "12+34="
     assert len(cut.inputs) == 6 and cut.stop_reason is StopReason.LENGTH
 
 

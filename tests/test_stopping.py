@@ -6,7 +6,8 @@ import pytest
 from tiny import tiny_tokenizer
 
 from softeval.decoding.rows import Row
-from softeval.model.stopping import ANSWER_PREFIX, Limits, Stopper
+from softeval.model.stopping import Limits, Stopper
+from softeval.protocol import PAPER
 from softeval.records import AnswerStop, SampleKey, StopReason
 
 REAL = ["qwen2.5", "llama-3.2-instruct"]
@@ -42,9 +43,9 @@ def test_text_that_ends_in_the_prefix_stops_exactly_once_it_does(stopper, text):
     fired = [n for n in range(1, len(tokens) + 1) if stopper.ends_cot(tokens[:n])]
     assert fired, "never fired"
     at_first = stopper.decode(tokens[: fired[0]])
-    assert at_first.rstrip().endswith(ANSWER_PREFIX)
+    assert at_first.rstrip().endswith(PAPER.cot_stop)
     for n in range(1, fired[0]):
-        assert not stopper.decode(tokens[:n]).rstrip().endswith(ANSWER_PREFIX)
+        assert not stopper.decode(tokens[:n]).rstrip().endswith(PAPER.cot_stop)
 
 
 @pytest.mark.parametrize(
@@ -146,10 +147,10 @@ def test_a_row_goes_from_its_cot_to_its_answer():
 def test_only_a_token_in_the_tables_can_end_something(text):
     stopper = Stopper(tiny_tokenizer())
     for tokens in beginnings(ids(stopper, text)):
-        assert not stopper.ends_cot(tokens) or tokens[-1] in stopper.colon_ids
+        assert not stopper.ends_cot(tokens) or tokens[-1] in stopper.may_end_cot
         newly = len(tokens) == 1 or stopper.closed_answer(tokens[:-1]) is None
         if newly and stopper.closed_answer(tokens) is not None:
-            assert tokens[-1] in stopper.brace_ids
+            assert tokens[-1] in stopper.may_end_answer
 
 
 @pytest.mark.parametrize(("tokens", "stop"), [("12345", AnswerStop.LENGTH), ("12", AnswerStop.EOS)])

@@ -19,10 +19,11 @@ from softeval.decoding.decoder import Decoder, Question
 from softeval.errors import UserError
 from softeval.model.language_model import LanguageModel
 from softeval.model.output_head import output_head
-from softeval.model.stopping import Limits
+from softeval.model.stopping import Limits, stopper_of
 from softeval.modes import Seen, Taken, get_mode
 from softeval.modes.coconut import Coconut, forget_alignment
 from softeval.processes import Processes
+from softeval.protocol import PAPER as PROTOCOL
 from softeval.records import Generation, StopReason
 from softeval.tasks import arithmetic
 from softeval.tasks.problems import Problem, paper_prompt
@@ -160,13 +161,17 @@ def test_the_text_is_what_inference_would_feed() -> None:
     question = made_question(lm)
     made = lesson(lm, question, question.steps, 2)
     assert made.prompt_ids == question.prompt_ids and made.thoughts == 2
-    ends = [n for n in range(1, len(made.text_ids)) if lm.stopper.ends_cot(made.text_ids[:n])]
-    text = lm.stopper.decode(made.text_ids[: ends[0]])
+    ends = [
+        n
+        for n in range(1, len(made.text_ids))
+        if stopper_of(lm.tokenizer, PROTOCOL).ends_cot(made.text_ids[:n])
+    ]
+    text = stopper_of(lm.tokenizer, PROTOCOL).decode(made.text_ids[: ends[0]])
     assert text == " 12+7=19; The final answer is:"
-    prefill = lm.stopper.prefill_ids(text, StopReason.ANSWER_PREFIX)
+    prefill = stopper_of(lm.tokenizer, PROTOCOL).prefill_ids(text, StopReason.ANSWER_PREFIX)
     rest = made.text_ids[ends[0] :]
     assert rest[: len(prefill)] == prefill
-    assert lm.stopper.closed_answer(rest[len(prefill) : -1]) == "19"
+    assert stopper_of(lm.tokenizer, PROTOCOL).closed_answer(rest[len(prefill) : -1]) == "19"
     assert rest[-1] == lm.tokenizer.eos_token_id
 
 
@@ -229,8 +234,10 @@ def test_no_text_of_a_thought_can_end_the_cot(monkeypatch: pytest.MonkeyPatch) -
     lengths = {n: [len(g.shadow_ids) for g in decoded(lm, Coconut(latents=n))] for n in (0, 2)}
     assert lengths == {0: [1, 1, 1], 2: [3, 3, 3]}
     monkeypatch.setattr(lm, "eos_ids", frozenset())
-    monkeypatch.setattr(lm.stopper, "colon_ids", frozenset(range(lm.vocab)))
-    monkeypatch.setattr(lm.stopper, "ends_cot", lambda ids: True)
+    monkeypatch.setattr(
+        stopper_of(lm.tokenizer, PROTOCOL), "may_end_cot", frozenset(range(lm.vocab))
+    )
+    monkeypatch.setattr(stopper_of(lm.tokenizer, PROTOCOL), "ends_cot", lambda ids: True)
     assert [len(g.shadow_ids) for g in decoded(lm, Coconut(latents=2))] == [3, 3, 3]
 
 

@@ -22,7 +22,11 @@ TEMPERATURES = {"hard": 1.0, "soft": 0.5, "fuzzy": 1e-4}
 def test_defaults_are_the_papers() -> None:
     config = TrainConfig()
     assert (config.prompts_per_step, config.num_generations, config.max_steps) == (2, 32, 4000)
-    assert (config.warmup_steps, config.max_answer_tokens, config.algorithm) == (20, 32, "rloo")
+    assert (config.warmup_steps, config.limits.max_answer_tokens, config.algorithm) == (
+        20,
+        32,
+        "rloo",
+    )
     rewards = (config.reward_correct, config.reward_boxed, config.reward_none)
     assert rewards == (100, 10, 0)
     assert config.cot_logprob_reduction == "sum" and not config.detach_embedding_in_mixture

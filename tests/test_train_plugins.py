@@ -16,9 +16,10 @@ from softeval.errors import UserError
 from softeval.lmeval.adapter import SoftEvalLM
 from softeval.model.language_model import BUNDLED_CHECKPOINT, load_model
 from softeval.processes import Processes
+from softeval.protocol import CHAT
 from softeval.publishing import HubRepository, log_table
 from softeval.runs.run import load_run
-from softeval.tasks.problems import PAPER_PROMPT, Problem
+from softeval.tasks.problems import Problem
 from softeval.trainers import trainer
 from softeval.trainers.learners import difficulty
 from softeval.trainers.learners.difficulty import within_pass_rates
@@ -112,7 +113,7 @@ def test_a_reward_of_ones_own_and_overlong_shaping_reach_the_run(
 def test_a_prompt_of_ones_own_is_what_is_asked(tmp_path: Path) -> None:
     file = tmp_path / "prompt.txt"
     file.write_text("Solve: QUESTION\nThe final answer is:\n")
-    config, lm = tiny_config(prompt_template=str(file)), tiny_lm()
+    config, lm = tiny_config(prompt=str(file)), tiny_lm()
     assert prompt_maker(config, None)("1 \\ 1") == "Solve: 1 \\ 1\nThe final answer is:"
     found = load_questions(config, lm.vocabulary.encode).train[0]
     plain = load_questions(tiny_config(), lm.vocabulary.encode).train[0]
@@ -122,7 +123,7 @@ def test_a_prompt_of_ones_own_is_what_is_asked(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"QUESTION . times; it stands for the question, once"):
             prompt_maker(config, None)
     with pytest.raises(UserError, match="cannot be read"):
-        prompt_maker(tiny_config(prompt_template=str(tmp_path / "none")), None)
+        prompt_maker(tiny_config(prompt=str(tmp_path / "none")), None)
 
 
 def test_a_chat_template_wraps_the_prompt_as_the_evaluator_does() -> None:
@@ -130,7 +131,7 @@ def test_a_chat_template_wraps_the_prompt_as_the_evaluator_does() -> None:
     lm.tokenizer.chat_template = "<{{ messages[0]['content'] }}>"
     made = prompt_maker(tiny_config(apply_chat_template=True), lm.tokenizer)("1 + 1")
     adapter: Any = SoftEvalLM(lm)  # pyright: ignore[reportAbstractUsage]
-    asked = PAPER_PROMPT.replace("QUESTION", "1 + 1")
+    asked = CHAT.prompt.replace("QUESTION", "1 + 1")
     assert made == adapter.apply_chat_template([{"role": "user", "content": asked}]) == f"<{asked}>"
 
 
@@ -140,7 +141,7 @@ def test_a_chat_template_with_a_date_is_told_one() -> None:
     with pytest.raises(UserError, match="say which by --chat-date"):
         prompt_maker(tiny_config(apply_chat_template=True), lm.tokenizer)
     dated = tiny_config(apply_chat_template=True, chat_date="2025-09-23")
-    assert prompt_maker(dated, lm.tokenizer)("q").startswith("23 09 A conversation")
+    assert prompt_maker(dated, lm.tokenizer)("q").startswith("23 09 q")
     with pytest.raises(UserError, match="--chat-date has no effect"):
         tiny_config(chat_date="2025-09-23")
 
@@ -200,7 +201,7 @@ def test_questions_of_a_validation_set_are_not_trained_on(tmp_path: Path) -> Non
         ({"validation_modes": "soft_gredy"}, "unknown mode 'soft_gredy'"),
         ({"min_pass_rate": 0.6, "max_pass_rate": 0.4}, "is above --max-pass-rate"),
         ({"pass_rate_samples": 4}, "needs --min-pass-rate"),
-        ({"min_pass_rate": 0.1, "prompt_template": "x"}, "paper's prompt"),
+        ({"min_pass_rate": 0.1, "num_fewshot": 2}, "measured without examples"),
         ({"lr_schedule": "constant", "min_lr_ratio": 0.5}, "end of a cosine"),
     ],
 )

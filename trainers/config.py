@@ -114,10 +114,12 @@ class TrainConfig(LossOptions, SelectionOptions):
     )
     max_cot_tokens: int | None = policy_option(
         None,
-        "Cap on the CoT. Default: 128 for gsm8k, 64 for demo and bundled tasks, else 512.",
+        "Cap on the CoT. Default: 128 for gsm8k, 64 for demo and bundled tasks, else 512; think: 8192.",
         ge=1,
     )
-    max_answer_tokens: int = policy_option(32, "Cap on the answer.", ge=1)
+    max_answer_tokens: int | None = policy_option(
+        None, "Cap on the answer. Default: 32 (think: 1024).", ge=1
+    )
 
     max_steps: int = step_option(4000, "Updates.", flags=("--steps",), ge=1)
     prompts_per_step: int = step_option(2, "Questions B of an update.", ge=1)
@@ -316,14 +318,16 @@ class TrainConfig(LossOptions, SelectionOptions):
     def cot_cap(self) -> int:
         """Cap on the CoT, the dataset's own where none is set (paper section 4)."""
         name = "demo" if is_bundled(self.dataset) else self.dataset
-        return self.max_cot_tokens or SHORT_MAX_COT_TOKENS.get(name, DEFAULT_MAX_COT_TOKENS)
+        short = SHORT_MAX_COT_TOKENS.get(name, DEFAULT_MAX_COT_TOKENS)
+        return self.max_cot_tokens or self.selected_protocol().max_cot_tokens or short
 
     @property
     def limits(self) -> Limits:
-        """Caps on CoT and answer."""
+        """Caps on CoT and answer, and the protocol."""
         from softeval.model.stopping import Limits
 
-        return Limits(self.cot_cap, self.max_answer_tokens)
+        protocol = self.selected_protocol()
+        return Limits(self.cot_cap, self.max_answer_tokens or protocol.max_answer_tokens, protocol)
 
     @property
     def overlaps(self) -> tuple[str, ...]:

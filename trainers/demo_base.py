@@ -29,8 +29,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from softeval.protocol import PAPER_PROMPT
 from softeval.tasks.arithmetic import ArithmeticProblem, draw_problem, draw_splits, worked_solution
-from softeval.tasks.problems import PAPER_PROMPT, paper_prompt
+from softeval.tasks.problems import paper_prompt
 from softeval.trainers.optimization import Schedule
 
 INSTRUCTION = PAPER_PROMPT.split("QUESTION")[0]

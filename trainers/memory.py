@@ -251,7 +251,7 @@ class MemoryModel:
         """Logits of a chunk and the gradients of head and E, which are summed in float32."""
         elements = CHUNK_ELEMENTS.get(self.kind, 2**24)
         rows = config.loss_chunk_size or max(16, elements // self.vocab)
-        rows = min(rows, size * max(self.lengths.cot, config.max_answer_tokens))
+        rows = min(rows, size * max(self.lengths.cot, config.limits.max_answer_tokens))
         measured = bool(config.beta or config.kl_steps)
         chunk = rows * self.vocab * ((6 if measured else 4) * 4 + self.item)
         matrices = 2 if not config.mode.feeds_tokens else 1

@@ -16,22 +16,22 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
-from functools import partial
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from softeval.errors import UserError
-from softeval.model.chat import example_hash, render_chat
+from softeval.model.chat import chat_of, example_hash
 from softeval.model.language_model import LanguageModel
 from softeval.model.stopping import check_context
+from softeval.protocol import Example
 from softeval.scoring.judge import Item, ScoreKind
 from softeval.tasks.arithmetic import ArithmeticProblem
 from softeval.tasks.catalogue import Benchmark, bare_file, find_benchmarks
-from softeval.tasks.data import DatasetSource, gold_solutions, load_problems
+from softeval.tasks.data import DatasetSource, fewshot_examples, gold_solutions, load_problems
 from softeval.tasks.local_data import is_jsonl, task_name
-from softeval.tasks.problems import PAPER_PROMPT, Problem, paper_prompt, read_template
+from softeval.tasks.problems import Problem
 from softeval.trainers.config import TrainConfig
 from softeval.trainers.learners.stages import solution_text
 
@@ -164,27 +164,22 @@ class DataOrder:
         return int(self._permutation[offset])
 
 
-def prompt_maker(config: TrainConfig, tokenizer: Any) -> Callable[[str], str]:
-    """What makes a question's prompt: the paper's, or the template's, in a chat if one is asked for.
-
-    A chat wraps the whole prompt, as in `softeval run`.
+def prompt_maker(
+    config: TrainConfig, tokenizer: Any, examples: Sequence[Example] = ()
+) -> Callable[[str], str]:
+    """What makes a question's whole prompt, as in `softeval run`.
 
     Raises:
         UserError: no usable template, or a chat template that asks for the date, which is not given.
     """
-    chosen = config.prompt_template
-    template = PAPER_PROMPT if chosen is None else read_template(chosen)
-    if not config.apply_chat_template:
-        return partial(paper_prompt, template=template)
+    protocol = config.selected_protocol()
+    if not protocol.chat:
+        return lambda question: protocol.whole_prompt(question, examples)
     days = [config.chat_date] if config.chat_date else [date(2000, 1, 1), date(2024, 12, 31)]
     if len({example_hash(tokenizer, day) for day in days}) > 1:
         raise UserError("the chat template tells the date; say which by --chat-date YYYY-MM-DD")
-
-    def in_chat(question: str) -> str:
-        messages = [{"role": "user", "content": paper_prompt(question, template)}]
-        return render_chat(tokenizer, messages, day=days[0])
-
-    return in_chat
+    chat = chat_of(tokenizer, days[0])
+    return lambda question: protocol.whole_prompt(question, examples, chat)
 
 
 def load_questions(config: TrainConfig, encode: Encode, tokenizer: Any = None) -> QuestionSet:
@@ -200,7 +195,8 @@ def load_questions(config: TrainConfig, encode: Encode, tokenizer: Any = None) -
     """
     name = "arithmetic" if config.dataset == "demo" else config.dataset
     benchmark = _benchmarks(name)[0]
-    prompt = prompt_maker(config, tokenizer)
+    examples = fewshot_examples(benchmark, config.num_fewshot, config.data_dir)
+    prompt = prompt_maker(config, tokenizer, examples)
     problems, source = load_problems(benchmark, config.data_dir, benchmark.training_split)
     labelled = [(index, p) for index, p in enumerate(problems) if p.target.strip()]
     kept, overlaps, repeated = _filtered(labelled, config)
@@ -308,7 +304,7 @@ def _fits_caps(question: TrainingQuestion, config: TrainConfig, encode: Encode) 
     thoughts = config.stages.thoughts(config.stages.last)
     return (
         len(encode(text)) + thoughts <= config.cot_cap
-        and len(encode(question.problem.target)) < config.max_answer_tokens
+        and len(encode(question.problem.target)) < config.limits.max_answer_tokens
     )
 
 

@@ -23,6 +23,7 @@ from typing import Any
 from softeval.display import Screen, duration
 from softeval.errors import UserError
 from softeval.files import LOCK, beside, write_bytes, write_json
+from softeval.protocol import PAPER
 from softeval.publishing import begin_trackers, log_table
 from softeval.records import RANDOM_NUMBERS
 from softeval.runs.rundir import differing_fields
@@ -55,7 +56,13 @@ COSMETIC_FIELDS = {
     "report_to",
     "push_to_hub",
     "validation_modes",
-    "prompt_template",  # what it makes is in the questions' fingerprints
+    # What these make is in the questions' fingerprints, or told by the protocol itself.
+    "protocol",
+    "prompt",
+    "system_instruction",
+    "num_fewshot",
+    "cot_stop",
+    "answer_prefix",
 }
 
 
@@ -72,6 +79,13 @@ def identity_of(config: TrainConfig) -> dict[str, Any]:
     rules = rules_name(Rules(config.scorer))
     drawn = {"random_numbers": RANDOM_NUMBERS}
     own = {} if config.reward is None else {"reward_source": source_hash(config.reward)}
+    protocol = config.selected_protocol()
+    fields |= {
+        "apply_chat_template": protocol.chat,
+        "max_answer_tokens": config.limits.max_answer_tokens,
+    }
+    if protocol.stops != PAPER.stops:  # runs with the paper's have none to agree with
+        own["stops"] = protocol.stops
     if config.lr_schedule == "constant":
         del fields["max_steps"]  # no update depends on it
     return {**fields, **drawn, **own, "score_error": config.soft_score_error, "scorer": rules}

@@ -31,7 +31,7 @@ def plan_memory(config: TrainConfig, processes: int = 1) -> Iterator[str]:
         UserError: it does not fit the devices, said last; or there is no such checkpoint or device.
     """
     prompt = config.max_prompt_tokens or ASSUMED_PROMPT
-    rest = config.cot_cap + ASSUMED_PREFILL + config.max_answer_tokens
+    rest = config.cot_cap + ASSUMED_PREFILL + config.limits.max_answer_tokens
     lengths = Lengths(prompt, config.cot_cap, prompt + rest)
     device = planned_device(config.device)
     memory = modelled(partial(planned_model, config), config, lengths, device.type, processes)

@@ -27,7 +27,7 @@ from softeval.model.cache import auto_batch_size
 from softeval.model.feeding import Replays, RowFeeder, tiled
 from softeval.model.language_model import LanguageModel
 from softeval.model.output_head import output_head
-from softeval.model.stopping import Limits, check_context
+from softeval.model.stopping import Limits, check_context, stopper_of
 from softeval.modes import Draws, Mode, Randomness, Seen, Step, invert_cdf
 from softeval.modes.sampling import softmax
 from softeval.records import Generation, SampleKey, StopReason
@@ -42,7 +42,7 @@ class Decoder:
     Args:
         lm: the checkpoint.
         mode: how the CoT is fed.
-        limits: caps on CoT and answer.
+        limits: caps on CoT and answer, and the protocol whose stop rule ends a CoT.
         seed: seed of the random numbers.
         batch_size: rows at a time; None chooses by memory. It never changes a result.
         answer_temperature: 0 decodes the answer greedily, as every evaluation does; training
@@ -69,7 +69,8 @@ class Decoder:
         given: Mapping[SampleKey, Generation] | None = None,
         look_every: int | None = None,
     ) -> None:
-        _check_limits(limits, batch_size)
+        if batch_size is not None and batch_size < 1:
+            raise UserError("--batch-size must be auto or at least 1")
         self.lm = lm
         self.mode = mode
         self.limits = limits
@@ -80,7 +81,7 @@ class Decoder:
         self.keep_inputs = keep_inputs
         self.given = given or {}
         self.look_every = look_every
-        self.stopper = lm.stopper
+        self.stopper = stopper_of(lm.tokenizer, limits.protocol)
         self.head = output_head(lm) if mode.needs_head else None
 
     def run(self, questions: Sequence[Question]) -> Iterator[Generation]:
@@ -131,12 +132,12 @@ class _Batch:
             for draws, stream in ((mode.draws(lm.embedding), Stream.COT), (answers, Stream.ANSWER))
         )
         given = [len(g.shadow_ids) for g in decoder.given.values()]
-        forced = lm.stopper.longest_prefill + max(given, default=0)
+        forced = decoder.stopper.longest_prefill + max(given, default=0)
         caps = (limits.max_cot_tokens, limits.max_answer_tokens, forced)
         thought_B = mode.begin(passed, lm.device)
         self._state = new_state(lm, passed, caps, thought_B, forces_vectors=bool(given))
-        self._holds = holds(lm)
-        self._rules = (lm.stopper, limits, lm.eos_ids)
+        self._holds = holds(lm, decoder.stopper)
+        self._rules = (decoder.stopper, limits, lm.eos_ids)
         top = min(decoder.record_top, lm.vocab)
         self._trace = Trace(passed, caps[0], top, lm.device, decoder.keep_inputs)
 
@@ -281,8 +282,8 @@ class _Batch:
     def _judge_cot(self, place: int, row: Row, ids: list[int]) -> None:
         silent = self.decoder.mode.silent_steps
         row.judge_cot(ids, *self._rules, ended=bool(row.ended), silent=silent)
-        if row.in_cot:
-            self._enter(place, Phase.COT)
+        if row.in_cot or not row.prefill_ids:  # the answer may follow the stop at once
+            self._enter(place, Phase.COT if row.in_cot else Phase.ANSWER)
             return
         self._force(place, row.prefill_ids)
         if row.stop_reason is StopReason.MODE:  # the step is not taken: its vector is not fed
@@ -348,10 +349,3 @@ class _Batch:
 def _if_finite(chosen_N: Tensor, by_N: Tensor) -> Tensor:
     """The tokens, or `NOT_FINITE` where what they were chosen by is none; read with the tokens."""
     return chosen_N.masked_fill(~by_N.isfinite(), NOT_FINITE)
-
-
-def _check_limits(limits: Limits, batch_size: int | None) -> None:
-    if limits.max_cot_tokens < 1 or limits.max_answer_tokens < 1:
-        raise UserError("--max-cot-tokens and --max-answer-tokens must be at least 1")
-    if batch_size is not None and batch_size < 1:
-        raise UserError("--batch-size must be auto or at least 1")

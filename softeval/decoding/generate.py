@@ -9,6 +9,7 @@ from softeval.errors import UserError
 from softeval.model.language_model import LanguageModel
 from softeval.model.stopping import Limits
 from softeval.modes import Mode, get_mode
+from softeval.protocol import PAPER, Protocol
 from softeval.records import Generation
 
 
@@ -23,6 +24,7 @@ def generate(
     keep_inputs: bool = False,
     *,
     batch_size: int | None = None,
+    protocol: Protocol = PAPER,
     record_top: int = 0,
     task: str = "prompt",
 ) -> list[list[Generation]]:
@@ -30,7 +32,7 @@ def generate(
 
     Args:
         lm: from `load_model`.
-        prompts: texts, encoded as the tokenizer does by default (with its BOS token, if any,
+        prompts: whole texts (`Protocol.whole_prompt` makes one), encoded as the tokenizer does by default (with its BOS token, if any,
             unless the text begins with it).
         mode: name of a mode, or a mode with other parameters from `get_mode`.
         num_samples: samples a prompt; in a greedy mode they are all the same.
@@ -39,6 +41,7 @@ def generate(
         max_answer_tokens: cap on the answer, the prefill not counted.
         keep_inputs: keep the vectors that were fed, a (T, D) tensor a sample.
         batch_size: rows at a time; None chooses by memory. It does not change the result.
+        protocol: says when a CoT ends and where its answer stands.
         record_top: record this many of the mixture's largest entries at each position.
         task: name in the key of the random numbers.
 
@@ -56,7 +59,7 @@ def generate(
     decoder = Decoder(
         lm,
         chosen,
-        Limits(max_cot_tokens, max_answer_tokens),
+        Limits(max_cot_tokens, max_answer_tokens, protocol),
         seed=seed,
         batch_size=batch_size,
         record_top=record_top,

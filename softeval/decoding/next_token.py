@@ -21,7 +21,9 @@ from softeval.errors import UserError
 from softeval.model.feeding import RowFeeder, Shown
 from softeval.model.language_model import LanguageModel
 from softeval.model.output_head import output_head
+from softeval.model.stopping import stopper_of
 from softeval.modes import Mode, Seen
+from softeval.protocol import PAPER, Protocol
 from softeval.records import Generation
 
 WAYS = 3
@@ -43,7 +45,9 @@ class NextTokens(NamedTuple):
 
 
 @torch.inference_mode()
-def next_tokens(lm: LanguageModel, mode: Mode, cot: Generation, seed: int, most: int) -> NextTokens:
+def next_tokens(
+    lm: LanguageModel, mode: Mode, cot: Generation, seed: int, most: int, protocol: Protocol = PAPER
+) -> NextTokens:
     """Try up to `most` steps, keyed by seed and sample; none of what closed the CoT.
 
     Args:
@@ -52,11 +56,12 @@ def next_tokens(lm: LanguageModel, mode: Mode, cot: Generation, seed: int, most:
         cot: with what was fed.
         seed: the run's.
         most: K at most.
+        protocol: whose stop rule ended the CoT.
 
     Raises:
         UserError: the model's logits are not finite.
     """
-    body = len(cot.shadow_ids) - closing(cot, lm.stopper)
+    body = len(cot.shadow_ids) - closing(cot, stopper_of(lm.tokenizer, protocol))
     chosen = SampleRandomness(seed, cot.key).order(body, Stream.STEPS)[:most].tolist()
     if not chosen:
         return NextTokens(0, 0, None)

@@ -1,8 +1,8 @@
 """Changes of a chain of thought (CoT) that is fed once more, each of one thing.
 
-What closed a CoT, the answer prefix or an end token, is the stop rule's and no thought: shuffling
+What closed a CoT, the stop or an end token, is the stop rule's and no thought: shuffling
 and noise leave it as it was fed. Shares of a cut are of what precedes it; a cut CoT goes on as one
-that ended at the cap, with the whole answer prefix. The decoder feeds the result step by step, as it fed the CoT.
+that ended at the cap, with the stop. The decoder feeds the result step by step, as it fed the CoT.
 
 Shapes: T CoT positions, D width.
 """
@@ -19,8 +19,9 @@ from torch import Tensor
 
 from softeval.decoding.randomness import SampleRandomness, Stream
 from softeval.model.language_model import LanguageModel
-from softeval.model.stopping import ANSWER_PREFIX, Stopper
+from softeval.model.stopping import Stopper, stopper_of
 from softeval.modes import Mode
+from softeval.protocol import PAPER, Protocol
 from softeval.records import INTERVENTIONS, Generation, StopReason
 
 
@@ -33,12 +34,18 @@ class Surroundings:
         mode: that the CoT was made under.
         seed: the run's, also for keyed choices.
         others: CoTs of the same task and mode, those of other questions among them.
+        protocol: whose stop rule ended them.
     """
 
     lm: LanguageModel
     mode: Mode
     seed: int
     others: Sequence[Generation] = ()
+    protocol: Protocol = PAPER
+
+    @property
+    def stopper(self) -> Stopper:
+        return stopper_of(self.lm.tokenizer, self.protocol)
 
 
 Change = Callable[[Generation, Surroundings], Generation | None]
@@ -67,14 +74,14 @@ def noise_only(cot: Generation, around: Surroundings) -> Generation | None:
     normal_TD = SampleRandomness(around.seed, cot.key).normals(len(inputs_TD), width)
     noise_TD = torch.zeros_like(inputs_TD, dtype=torch.float32)
     noise_TD[:, :width] = sigma * normal_TD
-    body = len(inputs_TD) - closing(cot, around.lm.stopper)
+    body = len(inputs_TD) - closing(cot, around.stopper)
     return replace(cot, inputs=torch.cat([noise_TD[:body].to(inputs_TD), inputs_TD[body:]]))
 
 
 def shuffled(cot: Generation, around: Surroundings) -> Generation:
     """The vectors in another order, keyed by seed and sample."""
     steps = len(cot.shadow_ids)
-    body = steps - closing(cot, around.lm.stopper)
+    body = steps - closing(cot, around.stopper)
     moved_T = SampleRandomness(around.seed, cot.key).order(body, Stream.SHUFFLE)
     order_T = np.concatenate([moved_T, np.arange(body, steps)])
     return replace(cot, shadow_ids=cot.shadow_ids[order_T], inputs=_inputs(cot)[order_T])
@@ -93,7 +100,7 @@ def donor(cot: Generation, around: Surroundings) -> Generation | None:
 
 def cut(share: float, cot: Generation, around: Surroundings) -> Generation:
     """The first part of what was thought, at least one step; what follows is as at the cap."""
-    kept = max(1, int(share * (len(cot.shadow_ids) - closing(cot, around.lm.stopper))))
+    kept = max(1, int(share * (len(cot.shadow_ids) - closing(cot, around.stopper))))
     reason = cot.stop_reason if kept == len(cot.shadow_ids) else StopReason.LENGTH
     inputs_TD = _inputs(cot)[:kept]
     return replace(cot, shadow_ids=cot.shadow_ids[:kept], inputs=inputs_TD, stop_reason=reason)
@@ -106,11 +113,11 @@ CHANGES: Mapping[str, Change] = dict(
 
 
 def closing(cot: Generation, stopper: Stopper) -> int:
-    """Last positions by which the stop rule ended a CoT: the answer prefix, or the end token."""
+    """Last positions by which the stop rule ended a CoT: the stop, or the end token."""
     if cot.stop_reason is not StopReason.ANSWER_PREFIX:
         return int(cot.stop_reason is StopReason.EOS)
     ids = cot.shadow_ids.tolist()
-    tails = (n for n in range(1, len(ids)) if ANSWER_PREFIX in stopper.decode(ids[-n:]))
+    tails = (n for n in range(1, len(ids)) if stopper.has_stop(ids[-n:]))
     return next(tails, len(ids))
 
 

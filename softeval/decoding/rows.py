@@ -144,10 +144,10 @@ class Row:
     def judge_answer(
         self, ids: Sequence[int], stopper: Stopper, limits: Limits, eos_ids: frozenset[int]
     ) -> None:
-        """End the answer of these tokens at its closing brace, an EOS or the cap."""
+        """End the answer of these tokens at the brace that closes an open box, an EOS or the cap."""
         self.answer_ids = ids
         self.answer = stopper.closed_answer(ids)
-        if self.answer is not None:
+        if self.answer is not None and stopper.protocol.opens_box:
             self.answer_stop = AnswerStop.CLOSED
         elif ids[-1] in eos_ids:
             self.answer_stop = AnswerStop.EOS

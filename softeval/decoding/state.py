@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from softeval.model.language_model import LanguageModel
+from softeval.model.stopping import Stopper
 from softeval.modes import Embedding, Step
 
 NOT_FINITE = -1
@@ -111,12 +112,12 @@ class Holds(NamedTuple):
     answer_V: Tensor
 
 
-def holds(lm: LanguageModel) -> Holds:
+def holds(lm: LanguageModel, stopper: Stopper) -> Holds:
     """The tokens by which the stop rules of a checkpoint could end something."""
     tables = []
-    for ids in (lm.stopper.colon_ids, lm.stopper.brace_ids):
+    for ids in (stopper.may_end_cot, stopper.may_end_answer):
         table_V = torch.zeros(lm.vocab, dtype=torch.bool, device=lm.device)
-        table_V[sorted(ids | lm.eos_ids)] = True
+        table_V[sorted(id for id in ids | lm.eos_ids if id < lm.vocab)] = True
         tables.append(table_V)
     return Holds(*tables)
 

@@ -86,7 +86,7 @@ class SoftEvalLM(_HFLM):
         self.options, self.mode = options, mode
         self.store: GenerationStore | None = None
         self.record_top = 0
-        self.chat_date = date.today()
+        self.chat_date = self.options.chat_date or date.today()
         self.language_model = loaded_model(pretrained, self.options)
         self.data_dir = self.options.data_dir
         with quiet("lm_eval.models.huggingface"):

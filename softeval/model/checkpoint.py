@@ -23,7 +23,6 @@ import torch
 
 from softeval.errors import UserError
 from softeval.model.layers import SLOT_TILE, check_layer_kinds, memory_argument
-from softeval.model.stopping import Stopper
 from softeval.model.vocabulary import Vocabulary
 
 ATTENTION = ("sdpa", "eager")
@@ -73,11 +72,6 @@ class Checkpoint:
         """Ids that tokenizer and embedding share, as far as the config names the embedding's rows."""
         rows = getattr(self.config.get_text_config(), "vocab_size", None)
         return Vocabulary(self.tokenizer, sys.maxsize if rows is None else int(rows))
-
-    @cached_property
-    def stopper(self) -> Stopper:
-        """Stop rules of this tokenizer."""
-        return Stopper(self.tokenizer)
 
     @property
     def max_length(self) -> int:

@@ -34,7 +34,6 @@ from softeval.model.checkpoint import (
 from softeval.model.embedding import InputEmbedding, input_embedding, on_device
 from softeval.model.loading import load_weights
 from softeval.model.mends import mend
-from softeval.model.stopping import Stopper
 from softeval.model.vocabulary import Vocabulary
 
 NEVER = -65504.0
@@ -104,11 +103,6 @@ class LanguageModel:
     @property
     def dtype(self) -> torch.dtype:
         return self.embedding.dtype
-
-    @cached_property
-    def stopper(self) -> Stopper:
-        """Stop rules of this tokenizer; made once, as it reads the whole vocabulary."""
-        return Stopper(self.tokenizer)
 
     @cached_property
     def runner(self) -> Callable[..., Any]:

@@ -1,9 +1,10 @@
-"""When a CoT or an answer ends, by its text or its caps, and what is prefilled between them (paper appendix C).
+"""When a CoT or an answer ends, by its text or its caps: a protocol on the tokens of one tokenizer.
 
 Knows text and token ids, not tensors. The paper stops when the generated text ends with
-"The final answer is: ". With byte-pair vocabularies the space after the colon belongs to the next
-token, so the test here is on the right-stripped text, and the prefill continues it with exactly one
-space before the box.
+"The final answer is: " (appendix C). With byte-pair vocabularies the space after the colon belongs to
+the next token, so the test here is on the right-stripped text, and the prefill continues it with
+exactly one space before the box. A stop that is a single added token, as ``</think>`` often is, is
+also known by its id: the text may be without it.
 """
 
 from __future__ import annotations
@@ -14,27 +15,32 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from softeval.errors import UserError
+from softeval.protocol import PAPER, Protocol
 from softeval.records import StopReason
-from softeval.scoring.boxed import closing_brace
+from softeval.scoring.boxed import boxed_content, closing_brace
 
 if TYPE_CHECKING:
     from softeval.model.checkpoint import Checkpoint
     from softeval.model.language_model import LanguageModel
 
-ANSWER_PREFIX = "The final answer is:"
-BOX = "\\boxed{"
-
-_TAIL = 32
-"""Tokens decoded for the test: the prefix has 20 characters, so 32 tokens hold it in any tokenizer
-of at least one character a token, white space after it included."""
+_SPARE = 12
+"""Tokens decoded for the test beside one for each byte of the stop: white space may stand after it."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Caps of a generation (paper appendix C), in tokens; the prefill is not counted."""
+    """What ends a generation: caps (paper appendix C), in tokens, and the protocol's stop rule.
+
+    The prefill is not counted.
+    """
 
     max_cot_tokens: int = 512
     max_answer_tokens: int = 32
+    protocol: Protocol = PAPER
+
+    def __post_init__(self) -> None:
+        if self.max_cot_tokens < 1 or self.max_answer_tokens < 1:
+            raise UserError("--max-cot-tokens and --max-answer-tokens must be at least 1")
 
     @property
     def tokens(self) -> int:
@@ -43,7 +49,7 @@ class Limits:
 
     def room(self, model: LanguageModel | Checkpoint) -> int:
         """Positions that a sample can take beside its prompt."""
-        return self.tokens + model.stopper.longest_prefill
+        return self.tokens + stopper_of(model.tokenizer, self.protocol).longest_prefill
 
 
 def check_context(
@@ -85,33 +91,47 @@ def check_context(
 
 
 class Stopper:
-    """The stop rules for one tokenizer."""
+    """The stop rules of a protocol for one tokenizer.
 
-    def __init__(self, tokenizer: Any) -> None:
+    Args:
+        tokenizer: of the checkpoint.
+        protocol: whose rules.
+
+    Attributes:
+        may_end_cot: tokens with which the text can come to end in the stop.
+        may_end_answer: likewise tokens that can close the box, where one is open.
+    """
+
+    def __init__(self, tokenizer: Any, protocol: Protocol = PAPER) -> None:
+        self.protocol = protocol
         self._tokenizer = tokenizer
-        # The right-stripped text can only come to end in a colon with a token that holds one, and
-        # only a token that holds a brace can close one.
-        self.colon_ids = _holding(":", tokenizer)
-        self.brace_ids = _holding("}", tokenizer)
+        stop = protocol.cot_stop
+        self.may_end_cot = _holding(stop[-1], tokenizer)
+        self.may_end_answer = _holding("}", tokenizer) if protocol.opens_box else frozenset()
+        self._stop_id: int | None = tokenizer.get_added_vocab().get(stop)
+        self._tail = len(stop.encode()) + _SPARE
 
     def ends_cot(self, shadow_ids: Sequence[int]) -> bool:
-        """Whether the CoT's shadow text now ends with the answer prefix."""
-        if shadow_ids[-1] not in self.colon_ids:
+        """Whether the CoT now ends with the stop: its token, or its shadow text."""
+        if shadow_ids[-1] not in self.may_end_cot:
             return False
-        return self.decode(shadow_ids[-_TAIL:]).rstrip().endswith(ANSWER_PREFIX)
+        text = self.decode(shadow_ids[-self._tail :])
+        return shadow_ids[-1] == self._stop_id or text.rstrip().endswith(self.protocol.cot_stop)
+
+    def has_stop(self, ids: Sequence[int]) -> bool:
+        """Whether the stop is among these tokens."""
+        return self._stop_id in ids or self.protocol.cot_stop in self.decode(ids)
 
     def prefill_text(self, cot_text: str, stop_reason: StopReason) -> str:
         """Text between CoT and answer.
 
-        After an early stop the box follows with one space; after the cap or an end-of-sequence
-        token the whole answer prefix comes first.
+        After the stop the answer prefix follows; after the cap or an end-of-sequence token the stop
+        comes first.
         """
-        gap = "" if not cot_text or cot_text[-1].isspace() else " "
-        found = stop_reason is StopReason.ANSWER_PREFIX
-        return gap + (BOX if found else f"{ANSWER_PREFIX} {BOX}")
+        return self.protocol.prefill(cot_text, stopped=stop_reason is StopReason.ANSWER_PREFIX)
 
     def prefill_ids(self, cot_text: str, stop_reason: StopReason) -> tuple[int, ...]:
-        """Token ids of `prefill_text`."""
+        """Token ids of `prefill_text`; none after the stop of a protocol without a prefix."""
         return self._encode(self.prefill_text(cot_text, stop_reason))
 
     @lru_cache(maxsize=16)  # noqa: B019 - a handful of texts, and a stopper lives as long as its model
@@ -138,14 +158,24 @@ class Stopper:
         )
 
     def closed_answer(self, answer_ids: Sequence[int]) -> str | None:
-        """Content of the box once a brace closes it, else None."""
+        """Content of the box once a brace closes it, else None; of the last box where none was open."""
         text = self.decode(answer_ids)
+        if not self.protocol.opens_box:
+            return boxed_content(text)
         end = closing_brace(text)
         return None if end is None else text[:end]
 
 
+@lru_cache(maxsize=8)
+def stopper_of(tokenizer: Any, protocol: Protocol) -> Stopper:
+    """The stop rules, made once: they read the whole vocabulary."""
+    return Stopper(tokenizer, protocol)
+
+
 def _holding(character: str, tokenizer: Any) -> frozenset[int]:
-    """Tokens with this character in them, or its byte."""
-    byte = f"<0x{ord(character):02X}>"
+    """Tokens with this character in them, or its byte; any token where it is of several bytes."""
     vocab = tokenizer.get_vocab()
+    if not character.isascii():  # byte-level vocabularies spell its bytes with other characters
+        return frozenset(vocab.values())
+    byte = f"<0x{ord(character):02X}>"
     return frozenset(id for text, id in vocab.items() if character in text or text == byte)

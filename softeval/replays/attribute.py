@@ -21,7 +21,6 @@ from softeval.decoding.next_token import next_tokens
 from softeval.decoding.replay import CHANGES, Surroundings
 from softeval.errors import UserError
 from softeval.model.language_model import LanguageModel
-from softeval.model.stopping import Limits
 from softeval.modes import (
     Mode,
     hard_controls,
@@ -29,8 +28,9 @@ from softeval.modes import (
     mode_from_record,
     recorded_modes,
 )
+from softeval.protocol import Protocol, recorded_protocol
 from softeval.records import CONTROLS, Generation, SampleKey, attribution_schema
-from softeval.replays.diagnose import run_checkpoint, run_questions
+from softeval.replays.diagnose import run_checkpoint, run_limits, run_questions
 from softeval.runs import rundir
 from softeval.runs.parquet_files import CheckedWriter, open_parquet, read_parquet
 from softeval.runs.rescore import score_kinds
@@ -141,6 +141,10 @@ class _Replay:
     def seed(self) -> int:
         return rundir.samples_seed(self.folder, self.record)
 
+    @property
+    def protocol(self) -> Protocol:
+        return recorded_protocol(self.record)
+
     def rows(self, mode: Mode) -> list[Row]:
         """One row a change or control, and CoT."""
         recorded = _recorded(self.folder, mode.name, self.samples)
@@ -174,13 +178,11 @@ class _Replay:
         """Set what single steps tell, in the rows of unchanged CoTs."""
         for row in (row for row in rows if row["intervention"] == REFERENCE):
             cot = cots[SampleKey(row["task"], row["doc_id"], row["sample"])]
-            found = next_tokens(self.lm, mode, cot, self.seed, self.steps)
+            found = next_tokens(self.lm, mode, cot, self.seed, self.steps, self.protocol)
             row.update(steps=found.steps, agreeing=found.agreeing, step_kl=found.kl)
 
     def _decoder(self, mode: Mode, **how: Any) -> Decoder:
-        config = self.record["config"]
-        limits = Limits(config["max_cot_tokens"], config["max_answer_tokens"])
-        return Decoder(self.lm, mode, limits, seed=self.seed, **how)
+        return Decoder(self.lm, mode, run_limits(self.record), seed=self.seed, **how)
 
     def _cots(
         self, mode: Mode, asked: list[Question], recorded: dict[SampleKey, Row]
@@ -203,7 +205,7 @@ class _Replay:
     ) -> Surroundings:
         keys = (SampleKey(q.task, q.doc_id, cot.key.sample) for q in self.questions)
         others = [cots[key] for key in keys if key.task == cot.key.task and key in cots]
-        return Surroundings(self.lm, mode, self.seed, others)
+        return Surroundings(self.lm, mode, self.seed, others, self.protocol)
 
 
 def _judge(record: Row, rows: list[Row]) -> None:

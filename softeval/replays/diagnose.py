@@ -8,7 +8,7 @@ their keyed random numbers, and held against the recorded shadow tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from softeval.model.language_model import LanguageModel, load_model
 from softeval.model.stopping import Limits
 from softeval.model.weights import weights_hash
 from softeval.modes import Mode, get_mode, load_mode_file, mode_from_record
+from softeval.protocol import recorded_protocol
 from softeval.records import PREFIX_SETS, SampleKey
 from softeval.replays.kl_file import Measured, check_kept, check_not_fewer, kept_sets, write_kl
 from softeval.runs import rundir
@@ -174,6 +175,12 @@ def run_questions(folder: Path, checkpoint: LanguageModel, limit: int | None) ->
     return [question for found in tasks.values() for question in found[:limit]]
 
 
+def run_limits(record: Mapping[str, Any]) -> Limits:
+    """What ended the run's generations."""
+    config, protocol = record["config"], recorded_protocol(record)
+    return Limits(config["max_cot_tokens"], config["max_answer_tokens"], protocol)
+
+
 class _Task(NamedTuple):
     """A prefix to replay, with the mode that made it; None for a text."""
 
@@ -199,8 +206,7 @@ class _Session:
 
     @property
     def limits(self) -> Limits:
-        config = self.record["config"]
-        return Limits(config["max_cot_tokens"], config["max_answer_tokens"])
+        return run_limits(self.record)
 
     @property
     def seed(self) -> int:

@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -115,13 +114,6 @@ class RunConfig(GenerationOptions):
         "Questions a task: a number, or a fraction below 1. Default: all.",
         flags=("--max-samples",),
     )
-    apply_chat_template: bool = task_option(
-        False, "Wrap each prompt in the tokenizer's chat template; the paper does not."
-    )
-    chat_date: date | None = task_option(
-        None, "What a chat template is told of the date. Default: the day when the run began."
-    )
-
     modes: Names = mode_option(
         ("all",), "CoT modes, separated by commas, or all; see `softeval ls modes`."
     )
@@ -177,12 +169,6 @@ class RunConfig(GenerationOptions):
         if value >= 1 and value != int(value):
             raise ValueError(f"{value}: give a whole number, or a fraction below 1")
         return int(value) if value >= 1 else float(value)
-
-    @model_validator(mode="after")
-    def _dated_template(self) -> RunConfig:
-        if self.chat_date is not None and not self.apply_chat_template:
-            raise ValueError("--chat-date has no effect without --apply-chat-template")
-        return self
 
     @model_validator(mode="after")
     def _placed_shard(self) -> RunConfig:

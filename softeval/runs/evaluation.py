@@ -171,7 +171,6 @@ def _load_adapter(request: Request) -> SoftEvalLM:
             request.weights.load(), mode=request.modes[0], options=config
         )
     adapter.record_top = config.record_top
-    adapter.chat_date = config.chat_date or adapter.chat_date
     return adapter
 
 
@@ -278,7 +277,8 @@ def _run_cell(evaluation: Evaluation, cell: Cell, journal: Journal, judge: Score
             lm=lm,
             task_dict={"tasks": {cell.name: cell.task}, "groups": {}},
             **cell.chosen,
-            apply_chat_template=config.apply_chat_template,
+            apply_chat_template=config.uses_chat,
+            system_instruction=config.system_instruction,
             log_samples=False,
         )
     if result is not None:

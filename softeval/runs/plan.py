@@ -143,7 +143,7 @@ def _task_plan(
         return plan
     per_question = sum(config.samples(mode) for mode in modes)
     samples = questions * per_question
-    tokens = samples * (cap + config.max_answer_tokens)
+    tokens = samples * (cap + config.limits.max_answer_tokens)
     return plan | {"samples": samples, "max_generated_tokens": tokens}
 
 

@@ -61,6 +61,7 @@ def new_record(request: Request, lm: LanguageModel) -> dict[str, Any]:
             "self_check": lm.self_check,
             "batch_invariant": lm.batch_invariant,
         },
+        "protocol": asdict(request.protocol),
         "modes": [
             mode_record(mode) | {"facts": mode.facts(lm.embedding)} for mode in request.modes
         ],

@@ -11,6 +11,7 @@ processes and package versions do not belong to it: they change no sample, or sh
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 from softeval.errors import UserError
 from softeval.model import BUNDLED_CHECKPOINT
-from softeval.model.chat import example_hash, render_chat
+from softeval.model.chat import chat_of, example_hash
 from softeval.modes import Mode, mode_record
-from softeval.options import DEFAULT_MAX_COT_TOKENS
+from softeval.protocol import Example, Protocol
 from softeval.records import RANDOM_NUMBERS
 from softeval.runs import rundir
 from softeval.runs.cells import Cell
@@ -128,7 +129,7 @@ class Request:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """What must agree for two calls to give the same samples."""
-        config = self.config
+        config, protocol = self.config, self.protocol
         known: dict[str, Any] = {
             "tasks": {name: source.sha256 for name, source in sorted(self.sources.items())},
             "modes": {mode.name: mode_record(mode) for mode in self.modes},
@@ -137,11 +138,15 @@ class Request:
             "seed": config.seed,
             "random_numbers": RANDOM_NUMBERS,
             "max_cot_tokens": config.max_cot_tokens,
-            "max_answer_tokens": config.max_answer_tokens,
-            "apply_chat_template": config.apply_chat_template,
+            "max_answer_tokens": config.limits.max_answer_tokens,
+            "apply_chat_template": protocol.chat,
             "record_top": config.record_top,
             "logits_dtype": config.logits_dtype,
         }
+        if protocol.changes:  # runs in the paper's have none to agree with
+            known["protocol"] = protocol.changes
+        if protocol.num_fewshot:
+            known["examples"] = {name: texts_hash(e) for name, e in self.examples.items()}
         if config.chat_date is not None:
             known["chat_date"] = config.chat_date.isoformat()
             tokenizer = self.weights.checkpoint.tokenizer
@@ -149,6 +154,16 @@ class Request:
         if config.shard is not None:
             known[rundir.SHARD] = str(config.shard)
         return known | self.weights.names
+
+    @cached_property
+    def protocol(self) -> Protocol:
+        """How questions are asked; read once, as a template may change while the run goes."""
+        return self.config.selected_protocol()
+
+    @property
+    def examples(self) -> dict[str, Sequence[Example]]:
+        """Examples that each generative task shows."""
+        return {cell.name: cell.task.examples for cell in self.cells if cell.mode is not None}
 
     @property
     def is_finished(self) -> bool:
@@ -164,7 +179,7 @@ class Request:
     def resolved_config(self) -> dict[str, Any]:
         """Every field of the configuration with the value in use."""
         resolved = self.config.model_dump(mode="json")
-        for name in ("model", "data_dir", "include_path"):
+        for name in ("model", "data_dir", "include_path", "prompt"):
             if resolved[name] is not None:
                 resolved[name] = absolute(resolved[name])
         files = {task_name(t): absolute(t) for t in self.config.tasks if is_jsonl(t)}
@@ -172,6 +187,9 @@ class Request:
             "tasks": [files.get(name, name) for name in self.sources],
             "modes": [mode.name for mode in self.modes],
             "pass_at": list(self.config.ks(self.config.num_samples)),
+            "max_answer_tokens": self.config.limits.max_answer_tokens,
+            "apply_chat_template": self.protocol.chat,
+            "protocol": self.protocol.name,
         }
 
 
@@ -251,15 +269,17 @@ def settled_cot_cap(
         UserError: a prompt that the template or the embedding does not take, or one that with the
             caps exceeds the context.
     """
-    from softeval.model.stopping import Limits, check_context
+    from softeval.model.stopping import check_context
 
-    if config.apply_chat_template:
+    if config.uses_chat:
         example_hash(checkpoint.tokenizer, config.chat_date)
     lengths = list(_prompt_lengths(config, cells, checkpoint))
     if config.max_cot_tokens is None and lengths:
-        room = checkpoint.max_length - Limits(0, config.max_answer_tokens).room(checkpoint)
-        fitting = max(room - max(lengths)[0], SHORTEST_DEFAULT_CAP)
-        config = config.model_copy(update={"max_cot_tokens": min(DEFAULT_MAX_COT_TOKENS, fitting)})
+        usual = config.limits
+        spare = checkpoint.max_length - max(lengths)[0] - usual.room(checkpoint)
+        fitting = max(usual.max_cot_tokens + spare, SHORTEST_DEFAULT_CAP)
+        cap = min(usual.max_cot_tokens, fitting)
+        config = config.model_copy(update={"max_cot_tokens": cap})
     check_context(lengths, config.limits, checkpoint)
     return config.limits.max_cot_tokens
 
@@ -270,6 +290,11 @@ def tokenizer_hash(tokenizer: Any) -> str:
     text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
     template = str(getattr(tokenizer, "chat_template", None))
     return hashlib.sha256(f"{text}\n{template}".encode()).hexdigest()
+
+
+def texts_hash(texts: Sequence[Example]) -> str:
+    """First 16 hex digits of the sha256 of examples."""
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
 
 
 def absolute(path: str) -> str:
@@ -308,7 +333,7 @@ def _refuse_other_shards(folder: Path, shard: Shard) -> None:
 
 def _chat_date(config: RunConfig, found: Mapping[str, Any] | None) -> date | None:
     """What chat templates are told: as given, else as the run to continue was, else today."""
-    if not config.apply_chat_template or config.chat_date is not None:
+    if not config.uses_chat or config.chat_date is not None:
         return config.chat_date
     told = ((found or {}).get("identity") or {}).get("chat_date")
     return date.today() if told is None else date.fromisoformat(told)
@@ -346,12 +371,10 @@ def _prompt_lengths(
 ) -> Iterator[tuple[int, str, int]]:
     """(tokens, task, doc_id) of each prompt of the generative tasks."""
     tasks = {cell.name: cell for cell in cells if cell.mode is not None}
+    chat = chat_of(checkpoint.tokenizer, config.chat_date)
     for name, cell in tasks.items():
         for doc_id, document in cell.every_document.items():  # the cap is that of the whole run
-            text = document["prompt"]
-            if config.apply_chat_template:
-                messages = [{"role": "user", "content": text}]
-                text = render_chat(checkpoint.tokenizer, messages, day=config.chat_date)
+            text = cell.task.prompt_of(document, chat)
             yield len(checkpoint.vocabulary.encode(text)), name, doc_id
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from softeval.errors import UserError
 from softeval.modes import mode_order, recorded_modes
+from softeval.protocol import Protocol, recorded_protocol
 from softeval.runs import rundir
 from softeval.runs.parquet_files import damage_named, open_parquet
 
@@ -98,6 +99,11 @@ class Run:
     def config(self) -> Mapping[str, Any]:
         """The resolved configuration."""
         return self.info.get("config") or {}
+
+    @property
+    def protocol(self) -> Protocol:
+        """How the model was asked: prompt, system text, examples, stop and answer prefix."""
+        return recorded_protocol(self.info)
 
     def datasets(self) -> dict[str, Mapping[str, Any]]:
         """Where the questions of each task came from."""

@@ -97,6 +97,7 @@ class RunShape(_Part):
     config: _Config | None = None
     identity: dict[str, Any] | None = None
     model: _Model | None = None
+    protocol: dict[str, Any] | None = None
     modes: list[_Mode] | None = None
     datasets: list[_Dataset] | None = None
     training: TrainingShape | None = None

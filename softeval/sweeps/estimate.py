@@ -103,8 +103,8 @@ def shape_of(model: str | None) -> Shape | None:
 
 def training_cost(config: TrainConfig, shape: Shape, processes: int = 1) -> Cost:
     """Of all updates and validations; sequences are shared out among the processes."""
-    length = PROMPT + config.cot_cap + config.max_answer_tokens
-    decoded = config.cot_cap + config.max_answer_tokens
+    length = PROMPT + config.limits.tokens
+    decoded = config.limits.tokens
     context = PROMPT + decoded / 2
     rows = config.sequences / processes
     rollouts = decoded * shape.pass_seconds(rows, context)
@@ -121,7 +121,7 @@ def training_cost(config: TrainConfig, shape: Shape, processes: int = 1) -> Cost
 def evaluation_cost(config: evaluation.RunConfig, shape: Shape) -> Cost | None:
     """Of all samples and scores; None where a task does not say how many questions it has."""
     limits, modes = config.limits, config.selected_modes()
-    decoded = limits.max_cot_tokens + limits.max_answer_tokens
+    decoded = limits.tokens
     room = 0.5 * (MEMORY - shape.parameters * shape.item)
     rows = max(1, min(MOST_ROWS, room // (shape.position * (PROMPT + decoded))))
     seconds = size = 0.0

@@ -29,10 +29,12 @@ from torch import Tensor
 from softeval.files import write_json
 from softeval.model.language_model import LanguageModel
 from softeval.model.output_head import OutputHead, last_hidden
+from softeval.model.stopping import stopper_of
 from softeval.modes import Mode, Seen, get_mode
 from softeval.modes.coconut import Coconut, forget_alignment
 from softeval.options import fixed_size
 from softeval.processes import Processes
+from softeval.protocol import PAPER
 from softeval.records import StopReason
 from softeval.trainers.chunked import token_log_probs
 from softeval.trainers.config import TrainConfig
@@ -64,7 +66,7 @@ def lesson(
 
     Its text ends with the brace that closes the box and, where there is one, the end of a sequence.
     """
-    stopper, eos = lm.stopper, lm.tokenizer.eos_token_id
+    stopper, eos = stopper_of(lm.tokenizer, PAPER), lm.tokenizer.eos_token_id
     text = solution_text(steps)
     ids = stopper.continuation_ids(text)
     ids += stopper.prefill_ids(text, StopReason.ANSWER_PREFIX)
@@ -229,7 +231,7 @@ class StagedLearning:
 
     def keep(self, place: Path) -> None:
         """Write the batch of the last update, in which something went wrong."""
-        decode = self.trainee.lm.stopper.decode
+        decode = stopper_of(self.trainee.lm.tokenizer, PAPER).decode
         place.mkdir(parents=True, exist_ok=True)
         rows = [
             {"prompt": decode(x.prompt_ids), "thoughts": x.thoughts, "text": decode(x.text_ids)}

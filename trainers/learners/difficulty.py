@@ -21,6 +21,7 @@ from softeval.model.language_model import LanguageModel
 from softeval.model.weights import weights_hash
 from softeval.modes import mode_record
 from softeval.processes import Processes
+from softeval.protocol import PAPER
 from softeval.runs import rundir
 from softeval.runs.config import RunConfig
 from softeval.runs.evaluation import run_evaluation
@@ -109,22 +110,36 @@ _SHARED = (
     "device",
     "logits_dtype",
     "mode_file",
+    "protocol",
+    "prompt",
+    "system_instruction",
     "apply_chat_template",
     "chat_date",
+    "cot_stop",
+    "answer_prefix",
     "max_answer_tokens",
     "scorer",
 )
 """Fields that training and evaluation have in common, and on which samples or verdicts depend."""
+_PROTOCOL = ("protocol", "prompt", "system_instruction", "cot_stop", "answer_prefix")
+"""Those of them that a protocol is made of."""
 
 
 def _folder(config: TrainConfig, questions: QuestionSet, lm: LanguageModel) -> Path:
     """Where these rates are, or will be: named by all that they depend on."""
-    shared = {n: str(getattr(config, n)) for n in _SHARED if n not in ("model", "device")}
+    protocol = config.selected_protocol()
+    by_protocol = {
+        "apply_chat_template": protocol.chat,
+        "max_answer_tokens": config.limits.max_answer_tokens,
+    }
+    named = [n for n in _SHARED if n not in ("model", "device", *_PROTOCOL)]
+    shared = {n: str(by_protocol.get(n, getattr(config, n))) for n in named}
     asked = [
         config.pass_rate_samples or PASS_RATE_SAMPLES,
         config.cot_cap,
         mode_record(config.mode),
         shared,
+        *([protocol.stops] if protocol.stops != PAPER.stops else []),  # prompts are fingerprinted
     ]
     known = [weights_hash(lm.model), fingerprint(questions.train), *asked]
     digest = hashlib.sha256(json.dumps(known, default=str).encode()).hexdigest()

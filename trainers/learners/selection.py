@@ -1,17 +1,16 @@
-"""Options of what is asked, in which prompt, and of what chooses the best checkpoint.
+"""Options of what is asked, and of what chooses the best checkpoint.
 
 Knows nothing of models or files of a run.
 """
 
 from __future__ import annotations
 
-from datetime import date
 from functools import partial
 from typing import TYPE_CHECKING
 
 from softeval.errors import UserError
 from softeval.modes import get_mode
-from softeval.options import ModelOptions, option
+from softeval.options import ProtocolOptions, option
 from softeval.tasks.local_data import task_name
 
 if TYPE_CHECKING:
@@ -23,20 +22,9 @@ selection_option = partial(option, panel="Validation and checkpoints")
 PASS_RATE_SAMPLES = 8
 
 
-class SelectionOptions(ModelOptions):
-    """Prompt, difficulty and validation."""
+class SelectionOptions(ProtocolOptions):
+    """Difficulty and validation."""
 
-    prompt_template: str | None = task_option(
-        None,
-        "File with a prompt of your own, in which the word QUESTION stands for the question. Default: "
-        "the paper's.",
-    )
-    apply_chat_template: bool = task_option(
-        False, "Wrap each prompt in the tokenizer's chat template, as `softeval run` does."
-    )
-    chat_date: date | None = task_option(
-        None, "What a chat template is told of the date, if it asks for one."
-    )
     min_pass_rate: float = task_option(
         0.0,
         "Train only on questions that the untrained model answers right at least so often, as a share "
@@ -87,18 +75,15 @@ def check_selection(config: TrainConfig) -> None:
             f"--validation-size {config.validation_size} leaves no validation data, which chooses "
             "the best checkpoint; hold out 1 or more"
         )
-    if config.chat_date is not None and not config.apply_chat_template:
-        raise ValueError("--chat-date has no effect without --apply-chat-template")
     if not config.filters_difficulty and config.pass_rate_samples is not None:
         raise ValueError("--pass-rate-samples needs --min-pass-rate or --max-pass-rate")
     if config.min_pass_rate > config.max_pass_rate:
         raise ValueError(
             f"--min-pass-rate {config.min_pass_rate} is above --max-pass-rate {config.max_pass_rate}"
         )
-    if config.filters_difficulty and config.prompt_template is not None:
+    if config.filters_difficulty and config.num_fewshot:
         raise ValueError(
-            "--min-pass-rate and --max-pass-rate are measured in the paper's prompt; leave "
-            "--prompt-template out"
+            "--min-pass-rate and --max-pass-rate are measured without examples; leave --num-fewshot out"
         )
     for name in config.validation_modes:
         try:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from softeval.errors import UserError
-from softeval.model.stopping import ANSWER_PREFIX
+from softeval.protocol import PAPER
 
 if TYPE_CHECKING:
     from softeval.trainers.config import TrainConfig
@@ -94,6 +94,11 @@ def check_stages(config: TrainConfig) -> None:
                 f"--{name.replace('_', '-')} is of reinforcement learning; --method coconut learns "
                 "from worked solutions, so leave it out"
             )
+    if config.selected_protocol().stops != PAPER.stops:
+        raise ValueError(
+            "--method coconut learns texts that end as the paper's do; leave --cot-stop,"
+            " --answer-prefix and --protocol think out"
+        )
     if "latents" in config.mode_args:
         raise ValueError("--mode-args latents: the stage says how many; use --curriculum latents=…")
 
@@ -116,5 +121,5 @@ def read_curriculum(options: Mapping[str, str]) -> Curriculum:
 
 
 def solution_text(steps: Sequence[str]) -> str:
-    """What follows the thoughts, up to the answer prefix: steps that are left, each with its space."""
-    return f"{''.join(steps)} {ANSWER_PREFIX}"
+    """What follows the thoughts, up to the paper's stop: steps that are left, each with its space."""
+    return f"{''.join(steps)} {PAPER.cot_stop}"
