@@ -344,7 +344,7 @@ class GenerationOptions(ProtocolOptions):
             protocol,
         )
 
-    def samples(self, mode: Mode | None) -> int:
+    def samples_under(self, mode: Mode | None) -> int:
         """Samples a question under a mode: one where all are the same."""
         return 1 if mode is not None and mode.is_greedy else self.num_samples or 1
 

@@ -70,7 +70,7 @@ class BenchmarkTask(ConfigurableTask):
         if not isinstance(config, Benchmark):
             metadata = config.get("metadata") or {}
             options, mode = read_arguments(metadata)
-            samples = options.samples(mode)
+            samples = options.samples_under(mode)
             config = Benchmark.read(config, Path(metadata["config_source"]))
         self.benchmark = config
         self._ask_by(options or GenerationOptions())

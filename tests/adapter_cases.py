@@ -81,7 +81,7 @@ def evaluate(
     takes seconds.
     """
     options = lm.options
-    metadata = {"num_samples": options.samples(lm.mode), "protocol": options.protocol}
+    metadata = {"num_samples": options.samples_under(lm.mode), "protocol": options.protocol}
     metadata["data_dir"] = data_dir
     loaded = load_tasks([task], **metadata, **CAPS)
     result = lm_eval.evaluate(lm=lm, task_dict=loaded, limit=limit, bootstrap_iters=0, **more)

@@ -167,7 +167,11 @@ def test_mmlu_requests_are_those_of_lm_evals_subject_task(subject: str, data_dir
 def test_settings_come_from_the_model_arguments() -> None:
     sampled = {"mode": "soft_sample", "num_samples": "12", "max_cot_tokens": 10, "data_dir": "d"}
     options, mode = read_arguments(sampled)
-    assert (options.samples(mode), options.ks(12), options.limits.tokens) == (12, (1, 2, 4, 8), 42)
+    assert (options.samples_under(mode), options.ks(12), options.limits.tokens) == (
+        12,
+        (1, 2, 4, 8),
+        42,
+    )
     assert (options.data_dir, mode) == ("d", get_mode("soft_sample"))
     assert read_arguments(sampled | {"pass_at": [8, 3]})[0].ks(12) == (3, 8)
     plain, none = read_arguments({"version": 1.0, "config_source": "a.yaml"})
@@ -185,7 +189,7 @@ def test_settings_come_from_the_model_arguments() -> None:
 )
 def test_a_greedy_mode_takes_one_sample(greedy: dict[str, Any]) -> None:
     options, mode = read_arguments(greedy | {"num_samples": 32, "pass_at": [1, 32]})
-    assert (options.samples(mode), options.ks(1)) == (1, (1,))
+    assert (options.samples_under(mode), options.ks(1)) == (1, (1,))
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,11 @@ def group_requests(
 def _question(
     request: Instance, encode: Callable[[str], list[int]], options: GenerationOptions, mode: Mode
 ) -> Question:
-    task, repeats, expected = str(request.task_name), request.repeats or 1, options.samples(mode)
+    task, repeats, expected = (
+        str(request.task_name),
+        request.repeats or 1,
+        options.samples_under(mode),
+    )
     if options.num_samples is not None and repeats != expected:
         raise UserError(
             f"{task} asks for {repeats} samples a question, the model for {expected}: write"

@@ -32,6 +32,7 @@ class Cell:
         num_samples: samples a question; 1 in a greedy mode.
         limit: as in `RunConfig`.
         shard: the part of the questions that is run; None for all.
+        docs: doc_ids of those asked for, rising; None where `limit` chooses.
     """
 
     task: Any
@@ -39,6 +40,7 @@ class Cell:
     num_samples: int
     limit: int | float | None
     shard: Shard | None = None
+    docs: tuple[int, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -61,7 +63,13 @@ class Cell:
         from softeval.lmeval.requests import ROW
 
         docs = self.task.eval_docs
-        chosen = islice(docs, question_count(len(docs), self.limit))
+        beyond = [row for row in self.docs or () if row >= len(docs)]
+        if beyond:
+            raise UserError(
+                f"{self.name} has no question {beyond[0]}: 0 to {len(docs) - 1} are there"
+            )
+        first = islice(docs, question_count(len(docs), self.limit))
+        chosen = first if self.docs is None else (docs[row] for row in self.docs)
         return {int(doc[ROW]): doc for doc in chosen}
 
     @cached_property
@@ -72,10 +80,9 @@ class Cell:
     @property
     def chosen(self) -> dict[str, Any]:
         """The same questions as an argument of lm-eval's `evaluate`."""
-        if self.shard is None:
+        if self.shard is None and self.docs is None:
             return {"limit": len(self.documents)}
-        places = range(len(self.every_document))[slice(*self._slice)]
-        return {"samples": {self.name: list(places)}}
+        return {"samples": {self.name: list(self.documents)}}
 
     @property
     def _slice(self) -> tuple[int, None, int]:
@@ -97,6 +104,12 @@ def question_count(available: int, limit: float | None) -> int:
     return min(available, math.ceil(available * limit) if limit < 1 else int(limit))
 
 
+def questions_asked(config: RunConfig, task: str, available: int) -> int:
+    """How many of a task's available questions a run takes, those of all shards."""
+    docs = config.docs_of(task)
+    return question_count(available, config.limit) if docs is None else len(docs)
+
+
 def load_cells(
     config: RunConfig, modes: Sequence[Mode], benchmarks: Sequence[Benchmark] | None = None
 ) -> list[Cell]:
@@ -114,18 +127,17 @@ def load_cells(
     """
     from softeval.tasks.benchmark import BenchmarkTask
 
-    counts = {mode: config.samples(mode) for mode in modes}
+    counts = {mode: config.samples_under(mode) for mode in modes}
     likelihood, generative = [], []
     for benchmark in chosen_benchmarks(config) if benchmarks is None else benchmarks:
         loaded = load(benchmark, config.data_dir)
+        chosen = (config.limit, config.shard, config.docs_of(benchmark.task))
         if benchmark.kind == LIKELIHOOD:
             task = BenchmarkTask(benchmark, config, 1, loaded)
-            likelihood.append(Cell(task, None, 1, config.limit, config.shard))
+            likelihood.append(Cell(task, None, 1, *chosen))
             continue
         tasks = {n: BenchmarkTask(benchmark, config, n, loaded) for n in sorted({*counts.values()})}
-        generative += [
-            Cell(tasks[n], mode, n, config.limit, config.shard) for mode, n in counts.items()
-        ]
+        generative += [Cell(tasks[n], mode, n, *chosen) for mode, n in counts.items()]
     cells = [*likelihood, *generative]
     for cell in cells:
         questions = len(cell.every_document)

@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, field_serializer, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from softeval.errors import UserError, suggest
 from softeval.modes import MODES, Mode, select_modes
@@ -114,6 +122,16 @@ class RunConfig(GenerationOptions):
         "Questions a task: a number, or a fraction below 1. Default: all.",
         flags=("--max-samples",),
     )
+    docs: Annotated[tuple[Annotated[int, Field(ge=0)], ...] | None, LISTED] = task_option(
+        None, "Only these questions of each task, by doc_id (its row, from 0): 3,17."
+    )
+    samples: str | None = task_option(
+        None, 'Only these questions, as lm-eval takes them: JSON or its file, {"gsm8k": [3, 17]}.'
+    )
+    predict_only: bool = task_option(
+        False, "Judge no answer; `softeval score RUN` does it later, without the model."
+    )
+
     modes: Names = mode_option(
         ("all",), "CoT modes, separated by commas, or all; see `softeval ls modes`."
     )
@@ -147,7 +165,7 @@ class RunConfig(GenerationOptions):
         " --output-path, for `softeval merge`; auto: the place in the Slurm array that runs this.",
     )
 
-    @field_validator("tasks", "modes", "pass_at", "primary")
+    @field_validator("tasks", "modes", "pass_at", "primary", "docs")
     @classmethod
     def _not_empty(cls, value: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
         if value is not None and not value:
@@ -169,6 +187,13 @@ class RunConfig(GenerationOptions):
         if value >= 1 and value != int(value):
             raise ValueError(f"{value}: give a whole number, or a fraction below 1")
         return int(value) if value >= 1 else float(value)
+
+    @model_validator(mode="after")
+    def _chosen_once(self) -> RunConfig:
+        given = [f"--{n}" for n in ("limit", "docs", "samples") if getattr(self, n) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} choose questions; give only one")
+        return self
 
     @model_validator(mode="after")
     def _placed_shard(self) -> RunConfig:
@@ -220,6 +245,19 @@ class RunConfig(GenerationOptions):
     def _shard_text(self, value: Shard | None) -> str | None:
         return None if value is None else str(value)
 
+    def docs_of(self, task: str) -> tuple[int, ...] | None:
+        """The doc_ids asked for of a task, rising; None where --limit chooses.
+
+        Raises:
+            UserError: --samples cannot be read, or names none of this task.
+        """
+        if self.samples is None:
+            return None if self.docs is None else tuple(sorted(self.docs))
+        chosen = _read_samples(self.samples)
+        if task not in chosen:
+            raise UserError(f"--samples names no questions of {task}; add some, or leave it out")
+        return tuple(sorted({*chosen[task]}))
+
     def selected_modes(self) -> tuple[Mode, ...]:
         """The modes, with every option in place.
 
@@ -227,6 +265,17 @@ class RunConfig(GenerationOptions):
             UserError: an unknown mode, or an option that none of them takes.
         """
         return select_modes(self.modes, self.mode_options())
+
+
+def _read_samples(given: str) -> dict[str, list[int]]:
+    """The doc_ids of each task, of JSON or a file of it."""
+    try:
+        inline = given.lstrip().startswith("{")
+        text = given if inline else Path(given).expanduser().read_text(encoding="utf-8")
+        return TypeAdapter(dict[str, list[Annotated[int, Field(ge=0)]]]).validate_json(text)
+    except (OSError, UnicodeDecodeError, ValidationError):
+        shape = 'JSON such as {"gsm8k": [3, 17]}, or a file of it'
+        raise UserError(f"--samples {given[:60]} cannot be read; give {shape}") from None
 
 
 _CONTRAST = re.compile(r"(?:(?P<task>[^/:]+)/)?(?P<pair>[^:]+):(?P<mode>[\w-]+)@(?P<k>\d+)")

@@ -198,7 +198,7 @@ def _open_run(request: Request, lm: LanguageModel) -> tuple[Path, dict[str, Any]
         record = new_record(request, lm)
         write_text(folder / rundir.CONFIG_FILE, config_yaml(record["config"]))
     else:
-        record = resumed_record(request.found, request)
+        record = resumed_record(request.found, request, lm)
     rundir.write_record(folder, record)
     return folder, record
 
@@ -211,7 +211,7 @@ def _run(evaluation: Evaluation) -> RunOutcome:
     try:
         with _status_on_error(evaluation, started), evaluation.display:
             _begin(evaluation, journal.damaged)
-            for cell in evaluation.request.cells:
+            for cell in evaluation.request.fresh_cells:
                 _run_cell_safely(evaluation, cell, journal, judge)
             processes.wait()
             missing = 0
@@ -231,7 +231,7 @@ def _begin(evaluation: Evaluation, damaged: int) -> None:
     """Tell the display how much there is to do, and what differs from the first start."""
     shares = [
         len(evaluation.processes.share(list(cell.documents))) * cell.num_samples
-        for cell in evaluation.request.cells
+        for cell in evaluation.request.fresh_cells
         if cell.mode is not None
     ]
     evaluation.display.begin(sum(shares))
@@ -299,8 +299,12 @@ def _finish(evaluation: Evaluation, journal: Journal, judge: Scorer, started: fl
     def token_text(token_id: int) -> str:
         return tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
 
-    counts = compact(evaluation.folder, journal, evaluation.request.cells, judge, token_text)
-    results = merge_results(evaluation.results) | run_facts(evaluation.lm, evaluation.request)
+    request, folder = evaluation.request, evaluation.folder
+    counts = compact(folder, journal, request.cells, judge, token_text, request.kept)
+    there = folder / rundir.RESULTS_FILE
+    earlier = rundir.read_json(there) if request.kept and there.is_file() else {}
+    results = merge_results(evaluation.results, earlier, request.kept)
+    results |= run_facts(evaluation.lm, request)
     write_json(evaluation.folder / rundir.RESULTS_FILE, serialisable(results))
     record = finished_record(
         evaluation.record, counts, evaluation.failures, time.monotonic() - started

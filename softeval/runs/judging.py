@@ -17,7 +17,7 @@ import json
 import queue
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
@@ -27,8 +27,16 @@ import numpy as np
 from softeval.display import Display
 from softeval.records import Generation, SampleKey, ScoreTuple
 from softeval.runs.cells import Cell
+from softeval.runs.growth import kept_rows
 from softeval.runs.journal import Journal, Name
-from softeval.runs.tables import GROUP_SIZE, Row, TableWriter, likelihood_row, prompt_row
+from softeval.runs.tables import (
+    GROUP_SIZE,
+    Row,
+    TableWriter,
+    likelihood_row,
+    prompt_row,
+    read_table,
+)
 from softeval.scoring.judge import Item, ScoreKind, Scorer, Verdict, scorer_identity
 
 Document = Mapping[str, Any]
@@ -182,6 +190,7 @@ def compact(
     cells: Sequence[Cell],
     scorer: Scorer,
     token_text: Callable[[int], str],
+    kept: Collection[str] = (),
 ) -> dict[str, Any]:
     """Write the tables of a run from its journal.
 
@@ -191,6 +200,7 @@ def compact(
         cells: what the run asked for; anything else in the journal is left out.
         scorer: judges what has no verdict yet.
         token_text: text of a token id.
+        kept: titles of cells whose rows are copied from the tables that are there.
 
     Returns:
         Samples and log-likelihood questions that were expected, those that are missing, samples by
@@ -202,26 +212,58 @@ def compact(
     generative = [cell for cell in cells if cell.mode is not None]
     questions = {(c.name, doc_id): doc for c in generative for doc_id, doc in c.documents.items()}
     expected = _expected_names(generative)
-    found = [name for name in journal.names() if name in expected]
-    likelihoods = list(_likelihood_rows(cells, journal))
-    prompts = _prompt_rows(journal, questions)
-    hashes = {(row["task"], row["doc_id"]): row["prompt_hash"] for row in prompts}
+    found = {_cell_key(name): [] for name in expected}
+    for name in journal.names():
+        if name in expected:
+            found[_cell_key(name)].append(name)
+    likelihoods = sorted(
+        [*_kept(folder, "likelihoods", cells, kept), *_likelihood_rows(cells, journal, kept)],
+        key=_question_key,
+    )
+    fresh = {_question_key(row): row for row in _prompt_rows(journal, questions)}
+    earlier = {_question_key(row): row for row in _kept(folder, "prompts", generative, kept)}
+    prompts = [row for _, row in sorted((earlier | fresh).items())]
+    hashes = {_question_key(row): row["prompt_hash"] for row in prompts}
     verdicts: Counter[str] = Counter()
-    grouped = any("group" in document for document in questions.values())
-    with TableWriter(folder, token_text, grouped=grouped) as writer:
-        for generation, verdict, document in _judged_in_groups(found, journal, questions, scorer):
-            hashed = hashes[generation.key.task, generation.key.doc_id]
-            writer.add(generation, hashed, document["target"], verdict, document.get("error"))
-            verdicts[verdict.status] += 1
+    with TableWriter(folder, token_text) as writer:
+        for cell in sorted(generative, key=lambda cell: (cell.name, cell.mode.name)):
+            if cell.title in kept:
+                for sample, positions in kept_rows(folder, cell):
+                    writer.append(sample, positions)
+                    verdicts[sample["verdict"]] += 1
+                continue
+            names = found[cell.name, cell.mode.name]
+            for generation, verdict, document in _judged_in_groups(
+                names, journal, questions, scorer
+            ):
+                hashed = hashes[generation.key.task, generation.key.doc_id]
+                writer.add(generation, hashed, document["target"], verdict, document.get("error"))
+                verdicts[verdict.status] += 1
         writer.write("prompts", prompts)
         writer.write("likelihoods", likelihoods)
     asked = sum(len(cell.documents) for cell in cells if cell.mode is None)
     return {
         "expected": len(expected) + asked,
-        "missing": len(expected) - len(found) + asked - len(likelihoods),
+        "missing": len(expected) - verdicts.total() + asked - len(likelihoods),
         "verdicts": dict(verdicts),
         "rows": writer.counts,
     }
+
+
+def _cell_key(name: Name) -> tuple[str, str]:
+    return name[0].task, name[1]
+
+
+def _question_key(row: Row) -> tuple[str, int]:
+    return row["task"], row["doc_id"]
+
+
+def _kept(folder: Path, table: str, cells: Sequence[Cell], kept: Collection[str]) -> Iterator[Row]:
+    """The rows of a table about the questions of kept cells."""
+    tasks = {cell.name for cell in cells if cell.title in kept}
+    if tasks:
+        rows = read_table(folder, table).to_pylist()
+        yield from (row for row in rows if row["task"] in tasks)
 
 
 def _expected_names(cells: Sequence[Cell]) -> set[Name]:
@@ -257,10 +299,12 @@ def _prompt_rows(journal: Journal, questions: Questions) -> list[Row]:
     ]
 
 
-def _likelihood_rows(cells: Sequence[Cell], journal: Journal) -> Iterator[Row]:
+def _likelihood_rows(
+    cells: Sequence[Cell], journal: Journal, kept: Collection[str]
+) -> Iterator[Row]:
     """One row a question whose every choice is scored."""
     scores = journal.likelihoods()
-    for cell in sorted((c for c in cells if c.mode is None), key=lambda c: c.name):
+    for cell in (c for c in cells if c.mode is None and c.title not in kept):
         for doc_id, document in sorted(cell.documents.items()):
             choices = range(len(document["choices"]))
             found = [scores.get((cell.name, doc_id, choice)) for choice in choices]

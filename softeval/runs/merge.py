@@ -185,7 +185,7 @@ def _write(
         result = _scores(model, cell, journal, judge)
         found[cell.title] = CellResult(cell.name, result, facts["modes"].get(cell.title, {}))
     of_cells = {*PER_TASK, "groups", "group_subtasks", "modes"}
-    results = merge_results(found) | {k: v for k, v in facts.items() if k not in of_cells}
+    results = merge_results(found, {}, ()) | {k: v for k, v in facts.items() if k not in of_cells}
     write_json(output / rundir.RESULTS_FILE, serialisable(results))
     write_text(output / rundir.CONFIG_FILE, config_yaml(record["config"]))
     rundir.write_record(output, finished_record(record, counts, {}, time.monotonic() - started))

@@ -6,13 +6,13 @@ the data and the checkpoint are at hand.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softeval.modes import Mode, mode_record
 from softeval.runs import rundir
-from softeval.runs.cells import Cell, chosen_benchmarks, load_cells, question_count
+from softeval.runs.cells import Cell, chosen_benchmarks, load_cells, questions_asked
 from softeval.runs.config import RunConfig
 from softeval.runs.journal import check_idle, count_generations
 from softeval.runs.request import examine, run_folder, settle, settled_cot_cap
@@ -39,11 +39,11 @@ def make_plan(config: RunConfig, overwrite: bool = False) -> dict[str, Any]:
     if checkpoint is not None and {cell.name for cell in cells} == {task.task for task in tasks}:
         request = settle(config, cells, checkpoint, overwrite)
         folder, cap = request.folder, request.config.limits.max_cot_tokens
-        found = request.found
+        found, added = request.found, request.kept and request.fresh_cells
     else:
         folder = run_folder(config)
-        cap, found = _cot_cap(config, cells, checkpoint), None
-    there = _there(folder, found, overwrite)
+        cap, found, added = _cot_cap(config, cells, checkpoint), None, ()
+    there = _there(folder, found, overwrite, added)
     rows = {task.task: _task_plan(task, config, modes, cells, cap) for task in tasks}
     resolved = config.model_dump(mode="json") | {
         "tasks": [task.task for task in tasks],
@@ -62,7 +62,9 @@ def make_plan(config: RunConfig, overwrite: bool = False) -> dict[str, Any]:
     }
 
 
-def _there(folder: Path, found: Mapping[str, Any] | None, overwrite: bool) -> str:
+def _there(
+    folder: Path, found: Mapping[str, Any] | None, overwrite: bool, added: Collection[Cell]
+) -> str:
     """What becomes of the run directory.
 
     Args:
@@ -70,6 +72,7 @@ def _there(folder: Path, found: Mapping[str, Any] | None, overwrite: bool) -> st
         found: record of the run that is continued there; None where there is none, or none that
             could be compared with what is asked.
         overwrite: whether a run that is there is replaced.
+        added: what is asked for beside a finished run.
 
     Raises:
         UserError: another process is writing to it.
@@ -83,6 +86,8 @@ def _there(folder: Path, found: Mapping[str, Any] | None, overwrite: bool) -> st
         return "starts anew; the run that is there is removed"
     if found is None:
         return "there is one; whether it can be continued is known once everything is downloaded"
+    if added:
+        return f"kept, and {', '.join(cell.title for cell in added)} added"
     if found.get("status") == rundir.COMPLETE:
         return "finished before; it is shown again and nothing is computed"
     return f"continued; {count_generations(shards):,} samples are there"
@@ -135,13 +140,13 @@ def _task_plan(
     plan: dict[str, Any] = {"kind": task.kind, "data": where}
     if available is None:
         return plan | {"questions": "known once they are downloaded"}
-    questions = question_count(available, config.limit)
+    questions = questions_asked(config, task.task, available)
     if config.shard is not None:
         questions = len(range(config.shard.index - 1, questions, config.shard.count))
     plan["questions"] = questions
     if task.kind == LIKELIHOOD:
         return plan
-    per_question = sum(config.samples(mode) for mode in modes)
+    per_question = sum(config.samples_under(mode) for mode in modes)
     samples = questions * per_question
     tokens = samples * (cap + config.limits.max_answer_tokens)
     return plan | {"samples": samples, "max_generated_tokens": tokens}

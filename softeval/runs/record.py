@@ -13,7 +13,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from softeval import environment
 from softeval.errors import UserError
 from softeval.modes import mode_record
 from softeval.runs import rundir
+from softeval.runs.growth import KEPT
 from softeval.runs.request import Request, absolute
 
 if TYPE_CHECKING:
@@ -87,19 +88,26 @@ def _device_map(lm: LanguageModel) -> dict[str, str] | None:
     return None if found is None else {part: str(place) for part, place in found.items()}
 
 
-def resumed_record(old: Mapping[str, Any], request: Request) -> dict[str, Any]:
+def resumed_record(old: Mapping[str, Any], request: Request, lm: LanguageModel) -> dict[str, Any]:
     """The record of a run that is taken up again; versions that changed are listed.
 
-    Its tables are not written yet: the scorer is that of now.
+    Its tables are not written yet: the scorer is that of now. Tasks and modes may have been added.
     """
     from softeval.scoring.judge import scorer, scorer_identity
 
     session = _session()
     changes = environment.version_changes(old["versions"], session["versions"])
     sessions = [*old["sessions"], session | {"changes": changes}]
+    now = new_record(request, lm)
+    names = {name: now["config"][name] for name in ("tasks", "modes")}
     return {
         **old,
         "status": rundir.RUNNING,
+        "config": {**old["config"], **names},
+        "identity": {**old["identity"], **request.identity},
+        KEPT: sorted(request.kept),
+        "modes": now["modes"],
+        "datasets": now["datasets"],
         "scorer": scorer_identity(scorer(request.config.scorer)),
         "failures": {},
         "sessions": sessions,
@@ -120,8 +128,10 @@ def finished_record(
         failures: message of each cell that ended in an error.
         seconds: since this start.
     """
+    kept = {KEPT: record[KEPT]} if counts["missing"] and record.get(KEPT) else {}
     return {
-        **record,
+        **{name: value for name, value in record.items() if name != KEPT},
+        **kept,
         "status": rundir.PARTIAL if counts["missing"] else rundir.COMPLETE,
         "finished": _now(),
         "seconds": round(record["seconds"] + seconds, 1),
@@ -162,17 +172,22 @@ class CellResult:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def merge_results(cells: Mapping[str, CellResult]) -> dict[str, Any]:
-    """One results file from those of the cells, by title."""
-    merged: dict[str, Any] = {key: {} for key in PER_TASK}
+def merge_results(
+    cells: Mapping[str, CellResult], earlier: Mapping[str, Any], kept: Collection[str]
+) -> dict[str, Any]:
+    """One results file from those of the cells, by title, and what an earlier one says of kept ones."""
+    merged: dict[str, Any] = {
+        key: {title: of for title, of in earlier.get(key, {}).items() if title in kept}
+        for key in (*PER_TASK, "modes")
+    }
     for title, cell in cells.items():
         for key in PER_TASK:
             if cell.task in cell.result.get(key, {}):
                 merged[key][title] = cell.result[key][cell.task]
         merged["results"][title] = {**merged["results"][title], "alias": title}
     merged["groups"] = {}
-    merged["group_subtasks"] = {title: [] for title in cells}
-    merged["modes"] = {title: dict(cell.facts) for title, cell in cells.items() if cell.facts}
+    merged["group_subtasks"] = {title: [] for title in merged["results"]}
+    merged["modes"] |= {title: dict(cell.facts) for title, cell in cells.items() if cell.facts}
     return merged
 
 

@@ -24,12 +24,13 @@ from softeval.errors import UserError
 from softeval.model import BUNDLED_CHECKPOINT
 from softeval.model.chat import chat_of, example_hash
 from softeval.modes import Mode, mode_record
-from softeval.protocol import Example, Protocol
+from softeval.protocol import Protocol
 from softeval.records import RANDOM_NUMBERS
 from softeval.runs import rundir
-from softeval.runs.cells import Cell
+from softeval.runs.cells import Cell, load_cells
 from softeval.runs.config import RunConfig, Shard
-from softeval.scoring.judge import rules_of
+from softeval.runs.growth import check_verdicts, joined, kept_titles
+from softeval.runs.tables import prompt_hash
 from softeval.tasks.data import DatasetSource
 from softeval.tasks.local_data import is_jsonl, task_name
 
@@ -146,11 +147,14 @@ class Request:
         if protocol.changes:  # runs in the paper's have none to agree with
             known["protocol"] = protocol.changes
         if protocol.num_fewshot:
-            known["examples"] = {name: texts_hash(e) for name, e in self.examples.items()}
+            shown = {c.name: c.task.examples for c in self.cells if c.mode is not None}
+            known["examples"] = {name: prompt_hash(json.dumps(e)) for name, e in shown.items()}
         if config.chat_date is not None:
             known["chat_date"] = config.chat_date.isoformat()
             tokenizer = self.weights.checkpoint.tokenizer
             known["chat_example"] = example_hash(tokenizer, config.chat_date)
+        if config.docs is not None or config.samples is not None:
+            known["docs"] = {name: config.docs_of(name) for name in self.sources}
         if config.shard is not None:
             known[rundir.SHARD] = str(config.shard)
         return known | self.weights.names
@@ -160,15 +164,21 @@ class Request:
         """How questions are asked; read once, as a template may change while the run goes."""
         return self.config.selected_protocol()
 
+    @cached_property
+    def kept(self) -> frozenset[str]:
+        """Titles of the cells that a finished run has and that stay as they are."""
+        return kept_titles(self.found, self.cells)
+
     @property
-    def examples(self) -> dict[str, Sequence[Example]]:
-        """Examples that each generative task shows."""
-        return {cell.name: cell.task.examples for cell in self.cells if cell.mode is not None}
+    def fresh_cells(self) -> list[Cell]:
+        """Those that are to be run."""
+        return [cell for cell in self.cells if cell.title not in self.kept]
 
     @property
     def is_finished(self) -> bool:
         """Whether every sample is there already."""
-        return self.found is not None and self.found.get("status") == rundir.COMPLETE
+        done = (self.found or {}).get("status") == rundir.COMPLETE
+        return done and not self.fresh_cells
 
     @property
     def sources(self) -> dict[str, DatasetSource]:
@@ -179,8 +189,8 @@ class Request:
     def resolved_config(self) -> dict[str, Any]:
         """Every field of the configuration with the value in use."""
         resolved = self.config.model_dump(mode="json")
-        for name in ("model", "data_dir", "include_path", "prompt"):
-            if resolved[name] is not None:
+        for name in ("model", "data_dir", "include_path", "prompt", "samples"):
+            if resolved[name] is not None and not resolved[name].lstrip().startswith("{"):
                 resolved[name] = absolute(resolved[name])
         files = {task_name(t): absolute(t) for t in self.config.tasks if is_jsonl(t)}
         return resolved | {
@@ -257,7 +267,13 @@ def settle(
                 return _continued(request)
     folder = run_folder(config)
     there = rundir.is_run(folder) and not overwrite
-    return _continued(at(folder, rundir.read_record(folder) if there else None))
+    found = rundir.read_record(folder) if there else None
+    both = config if found is None else joined(config, cells, found)
+    if both is not config:
+        both = both.model_copy(update={"output_path": config.output_path or str(folder)})
+        with_both = load_cells(both, both.selected_modes())
+        return settle(both, with_both, checkpoint)
+    return _continued(at(folder, found))
 
 
 def settled_cot_cap(
@@ -290,11 +306,6 @@ def tokenizer_hash(tokenizer: Any) -> str:
     text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
     template = str(getattr(tokenizer, "chat_template", None))
     return hashlib.sha256(f"{text}\n{template}".encode()).hexdigest()
-
-
-def texts_hash(texts: Sequence[Example]) -> str:
-    """First 16 hex digits of the sha256 of examples."""
-    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
 
 
 def absolute(path: str) -> str:
@@ -350,12 +361,8 @@ def _continued(request: Request) -> Request:
     if found is None:
         return request
     rundir.check_identity(request.folder, request.identity, found)
-    rules = request.config.scorer
-    if request.is_finished and rules_of(found) != rules:
-        raise UserError(
-            f"{request.folder} is finished and judged by {rules_of(found)};"
-            f" `softeval score {request.folder} --scorer {rules}` judges it again"
-        )
+    if request.kept:
+        check_verdicts(request.folder, found, request.config.scorer, request.is_finished)
     declared = list((found.get("config") or {}).get("primary") or ())
     if wanted is not None and list(wanted) != declared:
         raise UserError(

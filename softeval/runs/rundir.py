@@ -245,22 +245,25 @@ def differing_fields(ours: Any, theirs: Any, prefix: str = "") -> Iterator[tuple
 
 
 def identity_differences(
-    identity: Mapping[str, Any], record: Mapping[str, Any]
+    identity: Mapping[str, Any], record: Mapping[str, Any], *, growing: bool = False
 ) -> list[tuple[str, Any, Any]]:
-    """(name, our value, its value) of everything in which a request and a run's record differ."""
+    """(name, our value, its value) of everything in which a request and a run's record differ.
+
+    With `growing`, tasks and modes that the record does not have yet are no difference.
+    """
     # Through JSON, as the record was: a tuple is a list there.
     ours, theirs = json.loads(json.dumps([identity, record.get("identity") or {}]))
     _add_new_options(ours, theirs)
-    return [*_other_names(ours, theirs), *differing_fields(ours, theirs)]
+    return [*_other_names(ours, theirs, growing), *differing_fields(ours, theirs)]
 
 
 def check_identity(folder: Path, identity: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    """Refuse to continue a run that was started with other arguments.
+    """Refuse to continue a run that was started with other arguments, further tasks and modes aside.
 
     Raises:
         UserError: naming each field that differs, there and now.
     """
-    differing = identity_differences(identity, record)
+    differing = identity_differences(identity, record, growing=True)
     if differing:
         named = "; ".join(
             f"{name}: {_short(old)} there, {_short(new)} now" for name, new, old in differing
@@ -295,12 +298,15 @@ def check_place(folder: Path) -> None:
         raise unwritable(folder, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
-def _other_names(ours: dict[str, Any], theirs: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+def _other_names(
+    ours: dict[str, Any], theirs: dict[str, Any], growing: bool
+) -> Iterator[tuple[str, Any, Any]]:
     """("modes", our names, their names) where they differ; only common ones stay in both."""
-    for field in ("tasks", "modes"):
+    for field in ("tasks", "modes", "docs", "examples"):
         new, old = ours.get(field), theirs.get(field)
         if isinstance(new, dict) and isinstance(old, dict) and new.keys() != old.keys():
-            yield field, ", ".join(sorted(new)), ", ".join(sorted(old))
+            if not (growing and old.keys() <= new.keys()):
+                yield field, ", ".join(sorted(new)), ", ".join(sorted(old))
             common = new.keys() & old.keys()
             ours[field] = {name: new[name] for name in common}
             theirs[field] = {name: old[name] for name in common}

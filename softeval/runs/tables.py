@@ -227,8 +227,13 @@ class TableWriter:
             target_error: how far a number may be from the label's; None where it must be the same.
         """
         row = _sample_row(generation, target, verdict)
-        self._samples.append(row | {"prompt_hash": prompt_hash, "target_error": target_error})
-        self._positions.append(_position_row(generation))
+        row |= {"prompt_hash": prompt_hash, "target_error": target_error}
+        self.append(row, _position_row(generation))
+
+    def append(self, sample: Row, positions: Row) -> None:
+        """Append one sample by its rows in samples.parquet and positions.parquet."""
+        self._samples.append(sample)
+        self._positions.append(positions)
         if len(self._samples) == GROUP_SIZE:
             self._flush()
 

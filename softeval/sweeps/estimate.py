@@ -18,7 +18,7 @@ from typing import Any
 
 from softeval.model import BUNDLED_CHECKPOINT
 from softeval.runs import config as evaluation
-from softeval.runs.cells import chosen_benchmarks, question_count
+from softeval.runs.cells import chosen_benchmarks, questions_asked
 from softeval.sweeps.chain import Command
 from softeval.tasks.catalogue import LIKELIHOOD
 from softeval.trainers import config as training
@@ -128,13 +128,13 @@ def evaluation_cost(config: evaluation.RunConfig, shape: Shape) -> Cost | None:
     for task in chosen_benchmarks(config):
         if task.rows is None:
             return None
-        questions = question_count(task.rows, config.limit)
+        questions = questions_asked(config, task.task, task.rows)
         if config.shard is not None:
             questions /= config.shard.count
         if task.kind == LIKELIHOOD:
             seconds += shape.token_seconds(questions * CHOICES * CHOICE_TOKENS)
             continue
-        samples = questions * sum(config.samples(mode) for mode in modes)
+        samples = questions * sum(config.samples_under(mode) for mode in modes)
         seconds += samples / rows * decoded * shape.pass_seconds(rows, PROMPT + decoded / 2)
         seconds += shape.token_seconds(questions * len(modes) * PROMPT)
         size += samples * (POSITION_BYTES * limits.max_cot_tokens + SAMPLE_BYTES)

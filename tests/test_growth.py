@@ -1,0 +1,144 @@
+"""Modes, tasks and questions chosen later, or one by one: the same samples as if asked at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from test_chat import interrupt, stop_after
+
+import softeval
+from softeval.errors import UserError
+from softeval.model.language_model import BUNDLED_CHECKPOINT, load_model
+from softeval.runs.config import make_config
+from softeval.runs.plan import make_plan
+
+LM = load_model(BUNDLED_CHECKPOINT, device="cpu")
+TIMES = ("date", "config")
+Evaluated = Callable[..., softeval.Run]
+
+
+@pytest.fixture
+def evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluated:
+    """Runs with a second task of three questions, each into a directory of that name."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"question": f"What is {n}+{n}?", "answer": str(2 * n)} for n in (3, 4, 12)]
+    Path("own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def run(name: str, modes: str, tasks: str = "arithmetic", **options: Any) -> softeval.Run:
+        how = {"num_samples": 2, "limit": 3, "max_cot_tokens": 20, "lm": LM} | options
+        return softeval.evaluate(output_path=name, modes=modes, tasks=tasks, **how)
+
+    return run
+
+
+def assert_same(ours: softeval.Run, theirs: softeval.Run) -> None:
+    for table in ("samples", "positions", "prompts", "tokens", "likelihoods"):
+        one, other = (pq.read_table(run.table_path(table)) for run in (ours, theirs))
+        if table == "samples":
+            one, other = (t.drop_columns(["seconds"]) for t in (one, other))
+        assert one.equals(other), table
+    a, b = (json.loads((run.path / "results.json").read_text()) for run in (ours, theirs))
+    for name in ("results", "modes", "configs", "n-samples", "group_subtasks"):
+        assert a[name] == b[name], name
+    for name in ("tasks", "modes"):
+        assert ours.info["identity"][name] == theirs.info["identity"][name]
+        assert sorted(ours.config[name]) == sorted(theirs.config[name])
+    assert ours.info["counts"] == theirs.info["counts"] and ours.complete
+    assert set(ours.modes) == set(theirs.modes) and set(ours.datasets()) == set(theirs.datasets())
+    assert "kept" not in ours.info and not (ours.path / "shards").exists()
+
+
+def test_modes_and_tasks_are_added_to_a_finished_run(evaluated: Evaluated) -> None:
+    evaluated("run", "soft_sample")
+    evaluated("run", "hard_greedy")
+    run = evaluated("run", "hard_greedy", "own.jsonl")
+    whole = evaluated("whole", "soft_sample,hard_greedy", "arithmetic,own.jsonl")
+    assert_same(run, whole)
+    # What is there already is shown again, whatever part of it is asked for.
+    assert evaluated("run", "soft_sample").info["finished"] == run.info["finished"]
+    assert len(run.info["sessions"]) == 3
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_an_addition_that_was_stopped_goes_on(
+    evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch, samples: int
+) -> None:
+    first = evaluated("run", "soft_sample")
+    before = first.samples()
+    with monkeypatch.context() as stopping:
+        stop_after(stopping, samples, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            evaluated("run", "hard_sample,hard_greedy")
+    partial = softeval.load_run("run")
+    assert not partial.complete
+    assert partial.samples()["seconds"].tolist() == before["seconds"].tolist()
+    run = evaluated("run", "hard_greedy")  # goes on with all that was asked for
+    assert_same(run, evaluated("whole", "soft_sample,hard_sample,hard_greedy"))
+    kept = run.samples()[run.samples()["mode"] == "soft_sample"]
+    assert kept["seconds"].tolist() == before["seconds"].tolist()
+
+
+def test_what_would_change_samples_that_are_there_is_refused(evaluated: Evaluated) -> None:
+    evaluated("run", "soft_sample")
+    with pytest.raises(UserError, match=r"num_samples: 2 there, 3 now"):
+        evaluated("run", "hard_sample", num_samples=3)
+    with pytest.raises(UserError, match=r"modes.soft_sample.temperature: 0.5 there"):
+        evaluated("run", "soft_greedy", temperature=0.7)
+    with pytest.raises(UserError, match="judged by softeval; `softeval score run --scorer math"):
+        evaluated("run", "hard_sample", scorer="math-verify")
+    file = Path("run/run.json")
+    record = json.loads(file.read_text())
+    record["scorer"]["sympy"] = "0"
+    del record["crc32"]
+    file.write_text(json.dumps(record))
+    with pytest.raises(UserError, match="judged by another version of softeval"):
+        evaluated("run", "hard_sample")
+
+
+def test_the_plan_says_what_is_added(evaluated: Evaluated) -> None:
+    evaluated("run", "soft_sample", lm=None)
+    how = {"num_samples": 2, "limit": 3, "max_cot_tokens": 20, "output_path": "run"}
+    assert make_plan(make_config(how | {"modes": "soft_sample"}))["run"].startswith("finished")
+    plan = make_plan(make_config(how | {"modes": "hard_greedy"}))
+    assert plan["run"] == "kept, and arithmetic@hard_greedy added"
+
+
+def test_questions_are_chosen_by_their_rows(evaluated: Evaluated) -> None:
+    whole = evaluated("whole", "soft_sample", "own.jsonl")
+    some = evaluated("docs", "soft_sample", "own.jsonl", limit=None, docs="2,0,2")
+    wanted = whole.samples().query("doc_id != 1").drop(columns="seconds").reset_index(drop=True)
+    assert some.samples().drop(columns="seconds").equals(wanted)
+    assert some.info["identity"]["docs"] == {"own": [0, 2]}
+    chosen = {"own": [1], "arithmetic": [5, 3]}
+    Path("chosen.json").write_text(json.dumps(chosen))
+    for name, samples in (("file", "chosen.json"), ("inline", json.dumps(chosen))):
+        tasks = "own.jsonl,arithmetic"
+        run = evaluated(name, "hard_greedy", tasks, limit=None, samples=samples)
+        found = run.samples().groupby("task")["doc_id"].agg(list).to_dict()
+        assert found == {"own": [1], "arithmetic": [3, 5]}
+    plan = make_plan(make_config({"tasks": "own.jsonl", "docs": "0,2", "modes": "hard_greedy"}))
+    assert plan["samples"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"docs": "3"}, "own has no question 3: 0 to 2 are there"),
+        ({"docs": "-1"}, "--docs"),
+        ({"docs": "1", "limit": 2}, "--limit and --docs choose questions; give only one"),
+        ({"docs": "1", "samples": "{}"}, "give only one"),
+        ({"samples": "{}"}, "--samples names no questions of own"),
+        ({"samples": "nowhere.json"}, "--samples nowhere.json cannot be read"),
+        ({"samples": '{"own": "all"}'}, "cannot be read; give JSON such as"),
+    ],
+)
+def test_questions_that_are_not_there_are_refused(
+    evaluated: Evaluated, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        evaluated("run", "hard_greedy", "own.jsonl", **({"limit": None} | options))
