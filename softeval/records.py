@@ -180,7 +180,7 @@ def samples_schema() -> pa.Schema:
             ("answer", pa.string()),  # null: no box was closed
             ("target", pa.string()),
             ("correct", pa.bool_()),
-            ("verdict", pa.string()),  # ok | no_answer | timeout | error
+            ("verdict", pa.string()),  # ok | no_answer | timeout | error | not_judged
             ("stop_reason", pa.string()),
             ("answer_stop", pa.string()),
             ("n_cot_tokens", pa.int32()),

@@ -11,6 +11,7 @@ continuation with its leading space, tokenised together with the context.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import islice
@@ -28,7 +29,7 @@ from softeval.model.stopping import Limits
 from softeval.options import GenerationOptions
 from softeval.records import ScoreTuple, StopReason
 from softeval.scoring.boxed import boxed_content
-from softeval.scoring.judge import Item, ScoreKind, Verdict, scorer
+from softeval.scoring.judge import NOT_JUDGED, Item, ScoreKind, Verdict, scorer
 from softeval.tasks.catalogue import LIKELIHOOD, Benchmark
 from softeval.tasks.data import Loaded, fewshot_examples, load
 from softeval.tasks.local_data import Row
@@ -301,6 +302,8 @@ def sample_scores(doc: Document, results: Sequence[Sequence[str]]) -> dict[str, 
     verdicts = verdicts_on(doc, samples)
     ks = doc["pass_at"]
     values = pass_at_k(len(verdicts), sum(v.correct for v in verdicts), ks)
+    if any(verdict.status == NOT_JUDGED for verdict in verdicts):
+        values = [math.nan] * len(ks)
     scores = {f"pass@{k}": float(value) for k, value in zip(ks, values, strict=True)}
     for status in ("no_answer", "timeout", "error"):
         scores[status] = _share(v.status == status for v in verdicts)

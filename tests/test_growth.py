@@ -16,9 +16,10 @@ from softeval.errors import UserError
 from softeval.model.language_model import BUNDLED_CHECKPOINT, load_model
 from softeval.runs.config import make_config
 from softeval.runs.plan import make_plan
+from softeval.runs.rescore import rescore
+from softeval.scoring.judge import scorer
 
 LM = load_model(BUNDLED_CHECKPOINT, device="cpu")
-TIMES = ("date", "config")
 Evaluated = Callable[..., softeval.Run]
 
 
@@ -142,3 +143,28 @@ def test_questions_that_are_not_there_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         evaluated("run", "hard_greedy", "own.jsonl", **({"limit": None} | options))
+
+
+def test_predictions_are_judged_later(evaluated: Evaluated) -> None:
+    run = evaluated("later", "hard_greedy,soft_sample", predict_only=True)
+    assert set(run.samples()["verdict"]) == {"not_judged"} and run.complete
+    told = json.loads((run.path / "results.json").read_text())["results"]
+    assert told["arithmetic@soft_sample"]["pass@1,none"] is None
+    for use in (run.scores, lambda: run.compare(run), lambda: run.report("report.html")):
+        with pytest.raises(UserError, match=r"not judged .*`softeval score later` does it"):
+            use()
+    assert evaluated("later", "hard_greedy,soft_sample", predict_only=True).info == run.info
+    with pytest.raises(UserError, match="judged by nobody yet; `softeval score later"):
+        evaluated("later", "hard_greedy,soft_sample")
+    changed = rescore("later", scorer())
+    now = evaluated("now", "hard_greedy,soft_sample")
+    assert changed.kept is None and changed.gained == now.samples()["correct"].sum()
+    later = softeval.load_run("later")
+    assert later.scores().equals(now.scores())
+    a, b = (r.samples().drop(columns="seconds") for r in (later, now))
+    assert a.equals(b)
+    for name in ("later", "now"):
+        told = json.loads(Path(name, "results.json").read_text())["results"]
+        assert told["arithmetic@soft_sample"]["pass@1,none"] is not None
+    with pytest.raises(UserError, match="leave --predict-only out"):
+        evaluated("now", "hard_greedy,soft_sample", predict_only=True)

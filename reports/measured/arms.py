@@ -35,7 +35,7 @@ from softeval.reports.measured.refusals import (
 )
 from softeval.runs.cells import question_count
 from softeval.runs.run import RecordedMode, Run, load_run
-from softeval.runs.rundir import refuse_shard
+from softeval.runs.rundir import refuse_shard, refuse_unjudged
 
 BASE = "base"
 METHODS = (BASE, *FAMILIES)  # of training, in the order of the modes
@@ -278,6 +278,7 @@ def measure(named: Sequence[tuple[str | None, str | Path]], positions: bool = Tr
     opened = [(label, load_run(folder)) for label, folder in named]
     for _, run in opened:
         refuse_shard(run.path, run.info)
+        refuse_unjudged(run.path, run.info)
     drafts = [
         MeasuredRun(run.path, run.info, read_cells(run), {}, read_likelihoods(run), {}, label)
         for label, run in opened

@@ -156,7 +156,9 @@ def score(
     """Score the stored samples again, without the model; old verdicts are kept beside."""
     from softeval.runs.rescore import rescore
 
-    rules = rules or rules_of(rundir.read_record(run))
+    record = rundir.read_record(run)
+    asked = (record.get("config") or {}).get("scorer") or Rules.SOFTEVAL
+    rules = rules or rules_of(record) or Rules(asked)
     with Scorer(workers=workers, timeout=timeout, rules=rules) as scorer:
         found = rescore(run, scorer)
     if as_json:

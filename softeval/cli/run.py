@@ -17,6 +17,7 @@ from softeval.display import make_display
 from softeval.files import GB
 from softeval.model import BUNDLED_CHECKPOINT
 from softeval.runs.config import RunConfig, make_config
+from softeval.scoring.judge import rules_of
 from softeval.terminal import calm_libraries, say, say_json
 
 if TYPE_CHECKING:
@@ -106,7 +107,8 @@ def _merging(shard: Path) -> str:
 
 
 def _print_run(run: Run, as_json: bool) -> None:
-    scores: list[dict[str, Any]] = run.scores().to_dict("records")  # type: ignore[assignment]
+    judged = rules_of(run.info) is not None
+    scores: list[Any] = run.scores().to_dict("records") if judged else []
     if as_json:
         result = {
             "path": str(run.path.resolve()),
@@ -118,6 +120,8 @@ def _print_run(run: Run, as_json: bool) -> None:
         return
     for table in score_tables(scores):
         print_table(table)
+    if not judged:
+        say(f"Not judged yet: softeval score {run.path}")
     missing = run.info["counts"].get("missing", 0)
     if missing:
         say(f"{missing} samples are missing; the same command tries them again.", err=True)

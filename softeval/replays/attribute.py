@@ -35,7 +35,7 @@ from softeval.runs import rundir
 from softeval.runs.parquet_files import CheckedWriter, open_parquet, read_parquet
 from softeval.runs.rescore import score_kinds
 from softeval.runs.tables import table_path
-from softeval.scoring.judge import Item, Scorer, rules_of
+from softeval.scoring.judge import Item, Rules, Scorer, rules_of
 
 NAME = "attribution.parquet"
 REFERENCE = "unchanged"
@@ -87,6 +87,7 @@ def attribute(
         raise UserError("--steps is a number of steps; 0 tries none")
     folder, record = Path(run), rundir.read_record(Path(run))
     rundir.refuse_shard(folder, record)
+    rundir.refuse_unjudged(folder, record)
     if record["config"].get("mode_file"):
         load_mode_file(record["config"]["mode_file"])
     chosen = _chosen_modes(folder, record, modes)
@@ -215,7 +216,7 @@ def _judge(record: Row, rows: list[Row]) -> None:
     items = [
         Item(row["answer"], row["target"], kinds[row["task"]], row["target_error"]) for row in new
     ]
-    with Scorer(rules=rules_of(record)) as scorer:
+    with Scorer(rules=rules_of(record) or Rules.SOFTEVAL) as scorer:
         for row, verdict in zip(new, scorer.score_many(items), strict=True):
             row["correct"] = verdict.correct
 

@@ -37,6 +37,7 @@ from softeval.options import (
     task_option,
     validated,
 )
+from softeval.scoring.judge import Rules
 from softeval.tasks.local_data import is_jsonl, split_tasks
 
 DEFAULT_TASK = "arithmetic"
@@ -244,6 +245,11 @@ class RunConfig(GenerationOptions):
     @field_serializer("shard")
     def _shard_text(self, value: Shard | None) -> str | None:
         return None if value is None else str(value)
+
+    @property
+    def rules(self) -> Rules | None:
+        """Who judges; None where it is left for later."""
+        return None if self.predict_only else self.scorer
 
     def docs_of(self, task: str) -> tuple[int, ...] | None:
         """The doc_ids asked for of a task, rising; None where --limit chooses.

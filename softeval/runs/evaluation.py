@@ -38,7 +38,7 @@ from softeval.runs.record import (
 )
 from softeval.runs.request import Request, examine, settle
 from softeval.runs.run import Run, load_run
-from softeval.scoring.judge import Scorer, scorer
+from softeval.scoring.judge import NotJudging, Scorer, judge_of
 
 if TYPE_CHECKING:
     from softeval.lmeval.adapter import SoftEvalLM
@@ -205,7 +205,7 @@ def _open_run(request: Request, lm: LanguageModel) -> tuple[Path, dict[str, Any]
 
 def _run(evaluation: Evaluation) -> RunOutcome:
     processes, folder = evaluation.processes, evaluation.folder
-    judge = scorer(evaluation.request.config.scorer)
+    judge = judge_of(evaluation.request.config.rules)
     journal = Journal(folder / rundir.SHARDS, processes.rank)
     started = time.monotonic()
     try:
@@ -243,7 +243,9 @@ def _begin(evaluation: Evaluation, damaged: int) -> None:
         evaluation.display.note(f"warning: another version than at the first start: {warning}")
 
 
-def _run_cell_safely(evaluation: Evaluation, cell: Cell, journal: Journal, judge: Scorer) -> None:
+def _run_cell_safely(
+    evaluation: Evaluation, cell: Cell, journal: Journal, judge: Scorer | NotJudging
+) -> None:
     """Run a cell; an error in it is kept and shown, and the other cells still run.
 
     With several processes any error ends the run: the others wait for this one's results.
@@ -260,7 +262,9 @@ def _run_cell_safely(evaluation: Evaluation, cell: Cell, journal: Journal, judge
         evaluation.display.note(f"{cell.title} failed; going on with the rest")
 
 
-def _run_cell(evaluation: Evaluation, cell: Cell, journal: Journal, judge: Scorer) -> None:
+def _run_cell(
+    evaluation: Evaluation, cell: Cell, journal: Journal, judge: Scorer | NotJudging
+) -> None:
     from lm_eval.evaluator import evaluate
 
     config, lm, display = evaluation.request.config, evaluation.lm, evaluation.display
@@ -292,7 +296,9 @@ def _cell_size(cell: Cell, processes: Processes) -> int:
     return sum(len(doc.get("choices", ())) or cell.num_samples for doc in chosen)
 
 
-def _finish(evaluation: Evaluation, journal: Journal, judge: Scorer, started: float) -> int:
+def _finish(
+    evaluation: Evaluation, journal: Journal, judge: Scorer | NotJudging, started: float
+) -> int:
     """Write tables, results and the final record; the number of missing samples."""
     tokenizer = evaluation.lm.language_model.tokenizer
 

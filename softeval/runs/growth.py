@@ -19,7 +19,7 @@ from softeval.runs.cells import Cell
 from softeval.runs.config import RunConfig
 from softeval.runs.parquet_files import read_parquet
 from softeval.runs.tables import Row, table_path
-from softeval.scoring.judge import Rules, rules_of, scorer, scorer_identity
+from softeval.scoring.judge import Rules, judge_of, rules_of, scorer_identity
 from softeval.tasks.local_data import is_jsonl
 
 if TYPE_CHECKING:
@@ -57,18 +57,19 @@ def kept_titles(found: Record | None, cells: Iterable[Cell]) -> frozenset[str]:
     return frozenset(cell.title for cell in held)
 
 
-def check_verdicts(folder: Path, found: Record, rules: Rules, finished: bool) -> None:
+def check_verdicts(folder: Path, found: Record, rules: Rules | None, finished: bool) -> None:
     """Refuse to go on from verdicts of other rules, or to add to those of another version of them.
 
     Raises:
         UserError: naming what judges them again.
     """
     known = rules_of(found)
-    new = finished or found.get("scorer") == scorer_identity(scorer(rules))
-    if known != rules or not new:
-        by = known if known != rules else f"another version of {rules}"
+    if rules is None and known is not None:
+        raise UserError(f"{folder} is judged by {known}; leave --predict-only out")
+    if known != rules or not (finished or found.get("scorer") == scorer_identity(judge_of(rules))):
+        by = f"another version of {rules}" if known == rules else known or "nobody yet"
         raise UserError(
-            f"{folder} is judged by {by}; `softeval score {folder} --scorer {rules}` judges it again"
+            f"{folder} is judged by {by}; `softeval score {folder} --scorer {rules}` judges it"
         )
 
 

@@ -37,14 +37,22 @@ from softeval.runs.tables import (
     prompt_row,
     read_table,
 )
-from softeval.scoring.judge import Item, ScoreKind, Scorer, Verdict, scorer_identity
+from softeval.scoring.judge import (
+    NOT_JUDGED,
+    Item,
+    NotJudging,
+    ScoreKind,
+    Scorer,
+    Verdict,
+    scorer_identity,
+)
 
 Document = Mapping[str, Any]
 Questions = Mapping[tuple[str, int], Document]
 
 
 @lru_cache(maxsize=8)
-def judge_name(scorer: Scorer) -> str:
+def judge_name(scorer: Scorer | NotJudging) -> str:
     """Short hash of everything that a scorer's verdicts depend on."""
     identity = json.dumps(scorer_identity(scorer), sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
@@ -52,7 +60,7 @@ def judge_name(scorer: Scorer) -> str:
 
 def judged(
     journal: Journal,
-    scorer: Scorer,
+    scorer: Scorer | NotJudging,
     generations: Sequence[Generation],
     documents: Sequence[Document],
 ) -> list[Verdict]:
@@ -95,7 +103,7 @@ class JudgedJournal:
         self,
         journal: Journal,
         display: Display,
-        scorer: Scorer,
+        scorer: Scorer | NotJudging,
         documents: Mapping[int, Document],
     ) -> None:
         self._journal = journal
@@ -181,14 +189,15 @@ class JudgedJournal:
         document = self._documents[generation.key.doc_id]
         (verdict,) = judged(self._journal, self._scorer, [generation], [document])
         with self._counting:
-            self._display.score(1, int(verdict.correct))
+            if verdict.status != NOT_JUDGED:
+                self._display.score(1, int(verdict.correct))
 
 
 def compact(
     folder: Path,
     journal: Journal,
     cells: Sequence[Cell],
-    scorer: Scorer,
+    scorer: Scorer | NotJudging,
     token_text: Callable[[int], str],
     kept: Collection[str] = (),
 ) -> dict[str, Any]:
@@ -277,7 +286,7 @@ def _expected_names(cells: Sequence[Cell]) -> set[Name]:
 
 
 def _judged_in_groups(
-    names: Sequence[Name], journal: Journal, questions: Questions, scorer: Scorer
+    names: Sequence[Name], journal: Journal, questions: Questions, scorer: Scorer | NotJudging
 ) -> Iterator[tuple[Generation, Verdict, Document]]:
     for start in range(0, len(names), GROUP_SIZE):
         found = [journal.get(*name) for name in names[start : start + GROUP_SIZE]]

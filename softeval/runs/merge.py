@@ -34,7 +34,7 @@ from softeval.runs.record import (
     merge_results,
 )
 from softeval.runs.tables import read_table
-from softeval.scoring.judge import Scorer, scorer
+from softeval.scoring.judge import NotJudging, Scorer, judge_of
 
 Record = Mapping[str, Any]
 
@@ -168,7 +168,7 @@ def _write(
     shards: Sequence[Path],
 ) -> None:
     started = time.monotonic()
-    judge = scorer(config.scorer)
+    judge = judge_of(config.rules)
     facts = rundir.read_json(shards[0] / rundir.RESULTS_FILE)
     texts: dict[int, str] = {}
     for shard in shards:
@@ -191,7 +191,9 @@ def _write(
     rundir.write_record(output, finished_record(record, counts, {}, time.monotonic() - started))
 
 
-def _scores(model: Stored, cell: Cell, journal: Journal, judge: Scorer) -> dict[str, Any]:
+def _scores(
+    model: Stored, cell: Cell, journal: Journal, judge: Scorer | NotJudging
+) -> dict[str, Any]:
     """What lm-eval makes of a cell's results."""
     if cell.mode is not None:
         cell.task.use_limits(model.options.limits)

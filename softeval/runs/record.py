@@ -36,7 +36,7 @@ PER_TASK = ("results", "configs", "versions", "n-shot", "higher_is_better", "n-s
 
 def new_record(request: Request, lm: LanguageModel) -> dict[str, Any]:
     """The record at a run's first start."""
-    from softeval.scoring.judge import scorer, scorer_identity
+    from softeval.scoring.judge import judge_of, scorer_identity
 
     session = _session()
     record: dict[str, Any] = {
@@ -70,7 +70,7 @@ def new_record(request: Request, lm: LanguageModel) -> dict[str, Any]:
         "seeds": {"samples": request.config.seed},
         "versions": session["versions"],
         "hardware": session["hardware"],
-        "scorer": scorer_identity(scorer(request.config.scorer)),
+        "scorer": scorer_identity(judge_of(request.config.rules)),
         "started": session["started"],
         "finished": None,
         "seconds": 0.0,
@@ -93,7 +93,7 @@ def resumed_record(old: Mapping[str, Any], request: Request, lm: LanguageModel) 
 
     Its tables are not written yet: the scorer is that of now. Tasks and modes may have been added.
     """
-    from softeval.scoring.judge import scorer, scorer_identity
+    from softeval.scoring.judge import judge_of, scorer_identity
 
     session = _session()
     changes = environment.version_changes(old["versions"], session["versions"])
@@ -108,7 +108,7 @@ def resumed_record(old: Mapping[str, Any], request: Request, lm: LanguageModel) 
         KEPT: sorted(request.kept),
         "modes": now["modes"],
         "datasets": now["datasets"],
-        "scorer": scorer_identity(scorer(request.config.scorer)),
+        "scorer": scorer_identity(judge_of(request.config.rules)),
         "failures": {},
         "sessions": sessions,
     }

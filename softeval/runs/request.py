@@ -362,7 +362,7 @@ def _continued(request: Request) -> Request:
         return request
     rundir.check_identity(request.folder, request.identity, found)
     if request.kept:
-        check_verdicts(request.folder, found, request.config.scorer, request.is_finished)
+        check_verdicts(request.folder, found, request.config.rules, request.is_finished)
     declared = list((found.get("config") or {}).get("primary") or ())
     if wanted is not None and list(wanted) != declared:
         raise UserError(

@@ -21,7 +21,7 @@ from softeval.files import write_json
 from softeval.runs import rundir
 from softeval.runs.parquet_files import CheckedWriter, damage_named, open_parquet, read_parquet
 from softeval.runs.tables import refuse_doubled, table_path
-from softeval.scoring.judge import Item, ScoreKind, Scorer, Verdict, scorer_identity
+from softeval.scoring.judge import Item, ScoreKind, Scorer, Verdict, rules_of, scorer_identity
 from softeval.tasks.catalogue import Scoring, task_catalogue
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ def rescore(folder: str | Path, scorer: Scorer) -> Rescored:
         rundir.read_json(folder / rundir.RESULTS_FILE)  # refused before anything is judged
     name = f"verdicts-{len(record.get('scorings') or []) + 1}.parquet"
     try:
-        counts = _write_judged(source, kinds, scorer, folder / name)
+        judged = rules_of(record) is not None
+        counts = _write_judged(source, kinds, scorer, folder / name if judged else None)
         # Also where an earlier call was stopped after it had replaced the table.
         kept = name if (folder / name).is_file() else None
         _refresh_results(folder, source)
@@ -103,9 +104,9 @@ def score_kinds(record: Mapping[str, Any]) -> dict[str, ScoreKind]:
 
 
 def _write_judged(
-    source: Path, kinds: Mapping[str, ScoreKind], scorer: Scorer, kept: Path
+    source: Path, kinds: Mapping[str, ScoreKind], scorer: Scorer, kept: Path | None
 ) -> list[int]:
-    """Give the table new verdicts, its own kept beside; samples, gained, lost, statuses changed."""
+    """Give the table new verdicts, its own kept beside if it has any; samples, gained, lost, statuses changed."""
     import pyarrow as pa
 
     total = np.zeros(5, np.int64)
@@ -121,7 +122,8 @@ def _write_judged(
                 total += _changes(table, verdicts)
                 writer.write(_with_verdicts(table, verdicts).cast(schema))
             if total[1:4].any():
-                _keep(kept, source)
+                if kept is not None:
+                    _keep(kept, source)
             elif not total[4]:  # what the other rules say may be all that is new
                 writer.discard()
     return total[:4].tolist()
@@ -236,6 +238,6 @@ def _cell_scores(source: Path, task: str, mode: str, entry: Mapping[str, Any]) -
         metric, _, rest = name.partition(",")
         values[name] = float(x_M.mean())
         error = f"{metric}_stderr,{rest}"
-        if error in entry and isinstance(entry[error], int | float) and len(x_M) > 1:
+        if error in entry and not isinstance(entry[error], str) and len(x_M) > 1:
             values[error] = float(x_M.std(ddof=1) / math.sqrt(len(x_M)))
     return values

@@ -315,6 +315,7 @@ class Run:
     def _success_rows(self, ks: Sequence[int]) -> Iterator[tuple[Any, ...]]:
         from softeval.statistics import summarise_samples
 
+        rundir.refuse_unjudged(self.path, self.info)
         samples = self.samples(["task", "mode", "doc_id", "correct"])
         counts = samples.groupby(["task", "mode", "doc_id"], observed=True)["correct"].agg(
             ["size", "sum"]

@@ -21,6 +21,7 @@ from softeval.errors import UserError
 from softeval.files import PARTIAL as BEING_WRITTEN
 from softeval.files import beside, write_json
 from softeval.records import RANDOM_NUMBERS, SCHEMA_VERSION
+from softeval.scoring.judge import rules_of
 
 RUN_FILE = "run.json"
 RESULTS_FILE = "results.json"
@@ -214,6 +215,18 @@ def refuse_shard(folder: Path, record: Mapping[str, Any]) -> None:
         raise UserError(
             f"{folder} is shard {shard} of a run; put the shards together with"
             f" `softeval merge {folder.parent} --output-path RUN`"
+        )
+
+
+def refuse_unjudged(folder: Path, record: Mapping[str, Any]) -> None:
+    """Refuse a run whose answers were left for later.
+
+    Raises:
+        UserError: naming what judges them.
+    """
+    if rules_of(record) is None:
+        raise UserError(
+            f"{folder} is not judged (--predict-only); `softeval score {folder}` does it"
         )
 
 

@@ -44,7 +44,10 @@ MAX_ANSWER_CHARS = 2000
 MEMO_SIZE = 100_000
 MAX_DEFAULT_WORKERS = 4
 
-Status = Literal["ok", "no_answer", "timeout", "error"]
+NOT_JUDGED = "not_judged"
+NOBODY = "none"
+"""In a record: the rules of who judges nothing."""
+Status = Literal["ok", "no_answer", "timeout", "error", "not_judged"]
 
 
 class Rules(StrEnum):
@@ -68,7 +71,8 @@ class Verdict:
     Attributes:
         correct: whether the answer was accepted; false in every status but `ok`.
         status: `ok` (judged, right or wrong), `no_answer` (nothing in a closed box), `timeout`
-            (not judged in time), `error` (the worker died, ran out of memory or was refused).
+            (not judged in time), `error` (the worker died, ran out of memory or was refused),
+            `not_judged` (left to `softeval score`).
         other: whether the other set of rules accepts the answer; None where it was not asked.
     """
 
@@ -263,6 +267,16 @@ class Scorer:
         self._make_shared_state()
 
 
+class NotJudging:
+    """In the place of a scorer where answers are judged later."""
+
+    workers = 1
+
+    def score_many(self, items: Sequence[Item], *, both: bool = False) -> list[Verdict]:
+        """Of each item that it is not judged."""
+        return [Verdict(False, NOT_JUDGED) for _ in items]
+
+
 _scorers: weakref.WeakSet[Scorer] = weakref.WeakSet()
 
 
@@ -277,6 +291,11 @@ os.register_at_fork(after_in_child=_forget_parents_workers)
 def scorer(rules: Rules | str = Rules.SOFTEVAL) -> Scorer:
     """Give the scorer of this process for a set of rules: default limits, closed at exit."""
     return _scorer(Rules(rules))
+
+
+def judge_of(rules: Rules | None) -> Scorer | NotJudging:
+    """The scorer of a run; None for rules judges nothing."""
+    return NotJudging() if rules is None else scorer(rules)
 
 
 @cache
@@ -327,18 +346,20 @@ def rules_name(rules: Rules) -> str:
     return f"softeval {RULES}" if rules is Rules.SOFTEVAL else str(rules)
 
 
-def rules_of(record: Mapping[str, Any]) -> Rules:
-    """The rules that judged a run; softeval's for a record older than their names."""
+def rules_of(record: Mapping[str, Any]) -> Rules | None:
+    """The rules that judged a run, None if none did; softeval's for a record older than their names."""
     named = str((record.get("scorer") or {}).get("rules", Rules.SOFTEVAL))
-    return Rules(named.partition(" ")[0])
+    return None if named == NOBODY else Rules(named.partition(" ")[0])
 
 
-def scorer_identity(judge: Scorer | None = None) -> dict[str, str | int | float]:
+def scorer_identity(judge: Scorer | NotJudging | None = None) -> dict[str, str | int | float]:
     """Name everything a verdict depends on, for the run record.
 
     Args:
         judge: whose limits; None for those of `scorer()`.
     """
+    if isinstance(judge, NotJudging):
+        return {"rules": NOBODY}
     packages = ("math-verify", "sympy", "latex2sympy2-extended", "antlr4-python3-runtime", "mpmath")
     judge = judge or scorer()
     return {
