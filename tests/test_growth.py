@@ -168,3 +168,20 @@ def test_predictions_are_judged_later(evaluated: Evaluated) -> None:
         assert told["arithmetic@soft_sample"]["pass@1,none"] is not None
     with pytest.raises(UserError, match="leave --predict-only out"):
         evaluated("now", "hard_greedy,soft_sample", predict_only=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "cuda:7"}, "--device cuda:7: CUDA devices here"),
+        ({"max_cot_tokens": 100_000}, "--max-cot-tokens 100000 exceeds the context of 2048"),
+        ({"protocol": "think"}, "the tokenizer has no chat template"),
+    ],
+)
+def test_a_dry_run_finds_what_a_run_would(options: dict[str, Any], message: str) -> None:
+    """Also where the questions are on the hub."""
+    with pytest.raises(UserError, match=message):
+        make_plan(make_config({"tasks": "gsm8k"} | options))
+    if "device" in options:
+        with pytest.raises(UserError, match=message):
+            make_plan(make_config({"model": "who/knows", "tasks": "gsm8k"} | options))

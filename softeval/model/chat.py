@@ -52,7 +52,7 @@ def render_chat(
     """
     if getattr(tokenizer, "chat_template", None) is None:
         raise UserError(
-            "the tokenizer has no chat template; leave --apply-chat-template out, or take a"
+            "the tokenizer has no chat template; leave --apply-chat-template (--protocol) out, or take a"
             " checkpoint that was trained with one"
         )
     try:

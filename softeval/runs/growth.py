@@ -20,7 +20,7 @@ from softeval.runs.config import RunConfig
 from softeval.runs.parquet_files import read_parquet
 from softeval.runs.tables import Row, table_path
 from softeval.scoring.judge import Rules, judge_of, rules_of, scorer_identity
-from softeval.tasks.local_data import is_jsonl
+from softeval.tasks.local_data import is_jsonl, task_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,11 +35,12 @@ def joined(config: RunConfig, cells: Sequence[Cell], found: Record) -> RunConfig
     there = found.get("config") or {}
     modes = [mode.name for mode in config.selected_modes()]
     old_tasks, old_modes = there.get("tasks") or [], there.get("modes") or []
-    held = {Path(t).name.split(".")[0] if is_jsonl(t) else t for t in old_tasks}
-    if held <= {cell.name for cell in cells} and set(old_modes) <= set(modes):
+    if {*map(task_name, old_tasks)} <= {cell.name for cell in cells} and set(old_modes) <= set(
+        modes
+    ):
         return config
     tasks = [str(Path(t).expanduser().resolve()) if is_jsonl(t) else t for t in config.tasks]
-    unset = ("include_path", "question", "answer", "mode_file")
+    unset = ("include_path", "question", "answer", "data_dir", "mode_file")
     filled = {n: there.get(n) for n in unset if getattr(config, n) is None}
     both = {"tasks": [*old_tasks, *tasks], "modes": [*old_modes, *modes]}
     changed = {name: tuple(dict.fromkeys(names)) for name, names in both.items()}

@@ -221,10 +221,10 @@ def compact(
     generative = [cell for cell in cells if cell.mode is not None]
     questions = {(c.name, doc_id): doc for c in generative for doc_id, doc in c.documents.items()}
     expected = _expected_names(generative)
-    found = {_cell_key(name): [] for name in expected}
-    for name in journal.names():
-        if name in expected:
-            found[_cell_key(name)].append(name)
+    found: dict[tuple[str, str], list[Name]] = {_place(cell): [] for cell in generative}
+    for key, mode in journal.names():
+        if (key, mode) in expected:
+            found[key.task, mode].append((key, mode))
     likelihoods = sorted(
         [*_kept(folder, "likelihoods", cells, kept), *_likelihood_rows(cells, journal, kept)],
         key=_question_key,
@@ -235,16 +235,14 @@ def compact(
     hashes = {_question_key(row): row["prompt_hash"] for row in prompts}
     verdicts: Counter[str] = Counter()
     with TableWriter(folder, token_text) as writer:
-        for cell in sorted(generative, key=lambda cell: (cell.name, cell.mode.name)):
+        for cell in sorted(generative, key=_place):
             if cell.title in kept:
                 for sample, positions in kept_rows(folder, cell):
                     writer.append(sample, positions)
                     verdicts[sample["verdict"]] += 1
                 continue
-            names = found[cell.name, cell.mode.name]
-            for generation, verdict, document in _judged_in_groups(
-                names, journal, questions, scorer
-            ):
+            judged_now = _judged_in_groups(found[_place(cell)], journal, questions, scorer)
+            for generation, verdict, document in judged_now:
                 hashed = hashes[generation.key.task, generation.key.doc_id]
                 writer.add(generation, hashed, document["target"], verdict, document.get("error"))
                 verdicts[verdict.status] += 1
@@ -259,8 +257,9 @@ def compact(
     }
 
 
-def _cell_key(name: Name) -> tuple[str, str]:
-    return name[0].task, name[1]
+def _place(cell: Cell) -> tuple[str, str]:
+    """Where a cell stands in the tables."""
+    return cell.name, "" if cell.mode is None else cell.mode.name
 
 
 def _question_key(row: Row) -> tuple[str, int]:

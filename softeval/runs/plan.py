@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from softeval.errors import UserError
 from softeval.modes import Mode, mode_record
 from softeval.runs import rundir
 from softeval.runs.cells import Cell, chosen_benchmarks, load_cells, questions_asked
@@ -39,10 +40,10 @@ def make_plan(config: RunConfig, overwrite: bool = False) -> dict[str, Any]:
     if checkpoint is not None and {cell.name for cell in cells} == {task.task for task in tasks}:
         request = settle(config, cells, checkpoint, overwrite)
         folder, cap = request.folder, request.config.limits.max_cot_tokens
-        found, added = request.found, request.kept and request.fresh_cells
+        found, added = request.found, request.fresh_cells if request.kept else []
     else:
         folder = run_folder(config)
-        cap, found, added = _cot_cap(config, cells, checkpoint), None, ()
+        cap, found, added = _cot_cap(config, cells, checkpoint), None, []
     there = _there(folder, found, overwrite, added)
     rows = {task.task: _task_plan(task, config, modes, cells, cap) for task in tasks}
     resolved = config.model_dump(mode="json") | {
@@ -97,6 +98,9 @@ def _examined(config: RunConfig) -> Checkpoint | None:
     """The checkpoint without its weights; None for one that would have to be downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
+    from softeval.model.checkpoint import torch_device
+
+    torch_device(config.device)
     model = config.model
     named = None if model is None or Path(model).expanduser().exists() else model
     if named is not None and named.count("/") < 2 and not named.startswith((".", "/", "~")):
@@ -129,6 +133,11 @@ def _cot_cap(config: RunConfig, cells: Sequence[Cell], checkpoint: Checkpoint | 
     """The cap on the CoT, as far as it can be known without the questions on the hub."""
     if checkpoint is None:
         return config.limits.max_cot_tokens
+    if config.max_cot_tokens and config.limits.room(checkpoint) >= checkpoint.max_length:
+        raise UserError(
+            f"--max-cot-tokens {config.max_cot_tokens} exceeds the context of"
+            f" {checkpoint.max_length}; lower it"
+        )
     cap = settled_cot_cap(config, cells, checkpoint)
     return config.max_cot_tokens or min(cap, checkpoint.max_length)
 
