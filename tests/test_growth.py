@@ -173,7 +173,7 @@ def test_predictions_are_judged_later(evaluated: Evaluated) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "cuda:7"}, "--device cuda:7: CUDA devices here"),
+        ({"device": "cuda:7"}, "CUDA devices here"),
         ({"max_cot_tokens": 100_000}, "--max-cot-tokens 100000 exceeds the context of 2048"),
         ({"protocol": "think"}, "the tokenizer has no chat template"),
     ],
