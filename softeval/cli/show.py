@@ -117,7 +117,8 @@ def _print(run: Run, question: dict[str, Any], chosen: Any, rows: Any, whole: bo
         console.print(Text.assemble(("target: ", "bold"), clean(question["target"])))
         for mode, of_mode in chosen.groupby("mode", observed=True):
             right, answers = of_mode["correct"].sum(), of_mode["answer"].nunique(dropna=False)
-            counts = f"{right} of {len(of_mode)} right, distinct answers: {answers}"
+            judged = (of_mode["verdict"] != "not_judged").sum()
+            counts = f"{right} of {judged} right, distinct answers: {answers}"
             length = f"{of_mode['n_cot_tokens'].mean():.1f} CoT tokens"
             console.print(Text(clean(f"{mode:13} {counts}, {length}")))
         for row in rows.to_dict("records"):

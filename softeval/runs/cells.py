@@ -7,17 +7,20 @@ through lm-eval, loads no model.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from softeval.errors import UserError
 from softeval.modes import Mode
+from softeval.runs import rundir
 from softeval.runs.config import RunConfig, Shard
 from softeval.tasks.catalogue import LIKELIHOOD, Benchmark, find_benchmarks
 from softeval.tasks.data import DatasetSource, load
+from softeval.tasks.local_data import is_jsonl, task_name
 
 Document = Mapping[str, Any]
 
@@ -156,3 +159,30 @@ def chosen_benchmarks(config: RunConfig) -> list[Benchmark]:
     if not found:
         raise UserError("--tasks names no task; see `softeval ls tasks`")
     return found
+
+
+def joined(config: RunConfig, cells: Sequence[Cell], found: Mapping[str, Any]) -> RunConfig:
+    """The configuration with the tasks and modes that the run has beside it; itself if none."""
+    there = found.get("config") or {}
+    modes = [mode.name for mode in config.selected_modes()]
+    old_tasks, old_modes = there.get("tasks") or [], there.get("modes") or []
+    ours = {cell.name for cell in cells}
+    if ours >= {*map(task_name, old_tasks)} and {*modes} >= {*old_modes}:
+        return config
+    tasks = [str(Path(t).expanduser().resolve()) if is_jsonl(t) else t for t in config.tasks]
+    unset = ("include_path", "question", "answer", "data_dir", "mode_file")
+    filled = {n: there.get(n) for n in unset if getattr(config, n) is None}
+    both = {"tasks": [*old_tasks, *tasks], "modes": [*old_modes, *modes]}
+    changed = {name: tuple(dict.fromkeys(names)) for name, names in both.items()}
+    return config.model_copy(update=filled | changed)
+
+
+def kept_titles(found: Mapping[str, Any] | None, cells: Iterable[Cell]) -> frozenset[str]:
+    """Titles of the cells that the tables hold, and the journal perhaps not."""
+    if found is None:
+        return frozenset()
+    if found.get("status") != rundir.COMPLETE:
+        return frozenset(found.get(rundir.KEPT) or ())
+    tasks, modes = (found["identity"][name] for name in ("tasks", "modes"))
+    held = (c for c in cells if c.name in tasks and (c.mode is None or c.mode.name in modes))
+    return frozenset(cell.title for cell in held)

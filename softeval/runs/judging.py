@@ -25,14 +25,15 @@ from typing import Any, Self
 import numpy as np
 
 from softeval.display import Display
+from softeval.errors import UserError
 from softeval.records import Generation, SampleKey, ScoreTuple
 from softeval.runs.cells import Cell
-from softeval.runs.growth import kept_rows
 from softeval.runs.journal import Journal, Name
 from softeval.runs.tables import (
     GROUP_SIZE,
     Row,
     TableWriter,
+    kept_rows,
     likelihood_row,
     prompt_row,
     read_table,
@@ -41,9 +42,12 @@ from softeval.scoring.judge import (
     NOT_JUDGED,
     Item,
     NotJudging,
+    Rules,
     ScoreKind,
     Scorer,
     Verdict,
+    judge_of,
+    rules_of,
     scorer_identity,
 )
 
@@ -56,6 +60,24 @@ def judge_name(scorer: Scorer | NotJudging) -> str:
     """Short hash of everything that a scorer's verdicts depend on."""
     identity = json.dumps(scorer_identity(scorer), sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
+
+
+def check_verdicts(
+    folder: Path, found: Mapping[str, Any], rules: Rules | None, finished: bool
+) -> None:
+    """Refuse to go on from verdicts of other rules, or to add to those of another version of them.
+
+    Raises:
+        UserError: naming what judges them again.
+    """
+    known = rules_of(found)
+    if rules is None and known is not None:
+        raise UserError(f"{folder} is judged by {known}; leave --predict-only out")
+    if known != rules or not (finished or found.get("scorer") == scorer_identity(judge_of(rules))):
+        by = f"another version of {rules}" if known == rules else known or "nobody yet"
+        raise UserError(
+            f"{folder} is judged by {by}; `softeval score {folder} --scorer {rules}` judges it"
+        )
 
 
 def judged(
@@ -237,7 +259,7 @@ def compact(
     with TableWriter(folder, token_text) as writer:
         for cell in sorted(generative, key=_place):
             if cell.title in kept:
-                for sample, positions in kept_rows(folder, cell):
+                for sample, positions in kept_rows(folder, *_place(cell)):
                     writer.append(sample, positions)
                     verdicts[sample["verdict"]] += 1
                 continue

@@ -23,7 +23,6 @@ from softeval import environment
 from softeval.errors import UserError
 from softeval.modes import mode_record
 from softeval.runs import rundir
-from softeval.runs.growth import KEPT
 from softeval.runs.request import Request, absolute
 
 if TYPE_CHECKING:
@@ -105,7 +104,7 @@ def resumed_record(old: Mapping[str, Any], request: Request, lm: LanguageModel) 
         "status": rundir.RUNNING,
         "config": {**old["config"], **names},
         "identity": {**old["identity"], **request.identity},
-        KEPT: sorted(request.kept),
+        rundir.KEPT: sorted(request.kept),
         "modes": now["modes"],
         "datasets": now["datasets"],
         "scorer": scorer_identity(judge_of(request.config.rules)),
@@ -128,9 +127,11 @@ def finished_record(
         failures: message of each cell that ended in an error.
         seconds: since this start.
     """
-    kept = {KEPT: record[KEPT]} if counts["missing"] and record.get(KEPT) else {}
+    kept = (
+        {rundir.KEPT: record[rundir.KEPT]} if counts["missing"] and record.get(rundir.KEPT) else {}
+    )
     return {
-        **{name: value for name, value in record.items() if name != KEPT},
+        **{name: value for name, value in record.items() if name != rundir.KEPT},
         **kept,
         "status": rundir.PARTIAL if counts["missing"] else rundir.COMPLETE,
         "finished": _now(),

@@ -27,9 +27,9 @@ from softeval.modes import Mode, mode_record
 from softeval.protocol import Protocol
 from softeval.records import RANDOM_NUMBERS
 from softeval.runs import rundir
-from softeval.runs.cells import Cell, load_cells
+from softeval.runs.cells import Cell, joined, kept_titles, load_cells
 from softeval.runs.config import RunConfig, Shard
-from softeval.runs.growth import check_verdicts, joined, kept_titles
+from softeval.runs.judging import check_verdicts
 from softeval.runs.tables import prompt_hash
 from softeval.tasks.data import DatasetSource
 from softeval.tasks.local_data import is_jsonl, task_name

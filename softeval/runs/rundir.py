@@ -29,6 +29,8 @@ CONFIG_FILE = "config.yaml"
 SHARDS = "shards"
 SHARD = "shard"
 """In the identity of a run that is a shard: which."""
+KEPT = "kept"
+"""In run.json while tasks or modes are added: titles of the cells that only the tables hold."""
 TRAINING_FILE = "softeval_training.json"
 """Beside the weights of a trained checkpoint; a run copies it into its record."""
 

@@ -7,7 +7,7 @@ same bytes. Knows the schemas of `softeval.records`; nothing of journals, models
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -163,6 +163,30 @@ def _rows_of(group: pa.Table, lists: Mapping[str, str], schema: pa.Schema) -> pa
         else:
             columns.append(group[field.name].take(row_N))
     return pa.table(columns, schema)
+
+
+def kept_rows(folder: Path, task: str, mode: str) -> Iterator[tuple[Row, Row]]:
+    """The rows of a task's samples in a mode, and of their positions, as `TableWriter` takes them."""
+    wanted = [("task", "=", task), ("mode", "=", mode)]
+    samples = read_parquet(table_path(folder, "samples"), filters=wanted)
+    positions = read_parquet(table_path(folder, "positions"), filters=wanted)
+    columns = {name: _values(positions[name]) for name in positions.column_names}
+    for index, sample in enumerate(samples.to_pylist()):
+        yield sample, {name: values[index] for name, values in columns.items()}
+
+
+def _values(column: pa.ChunkedArray) -> Sequence[Any]:
+    """One value a row; lists as arrays, without a copy."""
+    import pyarrow as pa
+
+    if not pa.types.is_list(column.type):
+        return column.to_pylist()
+    array: Any = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):  # of no row
+        return []
+    flat, ends = array.values.to_numpy(), array.offsets.to_numpy()
+    spans = zip(ends, ends[1:], np.asarray(array.is_valid()), strict=False)
+    return [flat[start:end] if there else None for start, end, there in spans]
 
 
 class TableWriter:
