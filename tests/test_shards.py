@@ -142,6 +142,25 @@ def test_merged_they_are_one_run(parts: Path, copied: Path, tmp_path: Path) -> N
     assert (merged / "run.json").stat().st_mtime_ns == before
 
 
+def test_what_a_killed_merge_has_left_is_not_read(parts: Path, tmp_path: Path) -> None:
+    """Links to the journals of another run, and verdicts on its samples."""
+    other, merged = tmp_path / "other", tmp_path / "merged"
+    for index in range(1, 5):
+        evaluate(**SMALL | {"seed": 1}, shard=f"{index}/4", output_path=str(other))
+    journals = sorted(other.glob("shard-*/shards/rank-0000.jsonl"))
+    (merged / "shards").mkdir(parents=True)
+    for number, journal in enumerate(journals, 1):
+        (merged / "shards" / f"rank-{number:04d}.jsonl").symlink_to(journal)
+    shutil.copy(journals[0], merged / "shards" / "rank-0000.jsonl")
+    assert_same_run(merge([parts], merged), merge([parts], tmp_path / "clean"))
+
+
+def test_a_merged_run_names_the_rules_that_judged_it(copied: Path, tmp_path: Path) -> None:
+    now = read_record(copied / "shard-1-of-3")["scorer"]
+    edit(copied / "shard-1-of-3", scorer=now | {"rules": "softeval 0"})
+    assert read_record(merge([copied], tmp_path / "merged"))["scorer"] == now
+
+
 def test_likelihoods_are_merged_too(tmp_path: Path) -> None:
     rows = [
         {"question": f"{i}+1", "choices": {"text": ["2", "3"], "label": ["A", "B"]}, "answerKey": "A",

@@ -224,12 +224,14 @@ def test_an_unknown_grid_is_answered_by_the_known(softeval: Callable[..., Ended]
 # What is there -------------------------------------------------------------------------------
 
 
-def write_training(folder: Path, command: str, last: int = 2, best: int = 0) -> None:
+def write_training(
+    folder: Path, command: str, last: int = 2, best: int = 0, **more: object
+) -> None:
     """What a training of two updates leaves that tells how far it is."""
     curve = [{"step": 0, "success": 0.5}, {"step": 2, "success": 0.5}]
     for name, step in (("last", last), ("best", best)):
         (folder / name).mkdir(parents=True)
-        said = {"step": step, "validation": curve}
+        said = {"step": step, "validation": curve} | more
         (folder / name / "softeval_training.json").write_text(json.dumps(said))
     record = {"command": command, "config": {"max_steps": 2}}
     (folder / "train.json").write_text(json.dumps(record))
@@ -241,6 +243,8 @@ def write_training(folder: Path, command: str, last: int = 2, best: int = 0) -> 
         ({}, CommandState.DONE),
         ({"last": 1}, CommandState.BEGUN),
         ({"best": 2}, CommandState.BEGUN),  # the first of equals is kept: `best` was not exported
+        ({"best": 2, "best_step": 2}, CommandState.DONE),  # of a later stage of a curriculum
+        ({"best_step": 2}, CommandState.BEGUN),
         ({"command": "softeval train --seed 1"}, CommandState.BEGUN),
     ],
 )
@@ -260,9 +264,23 @@ def test_an_evaluation_is_done_when_its_record_says_so(
     command = Command(("run", "--seed", "0"), tmp_path / "run")
     command.folder.mkdir()
     assert command.state is CommandState.BEGUN
-    record = {"command": command.text, "status": status}
+    record = {"command": command.text, "status": status, "config": {"model": None}}
     (command.folder / "run.json").write_text(json.dumps(record))
     assert command.state == state
+
+
+def test_an_evaluation_of_what_has_been_trained_further_is_not_done(tmp_path: Path) -> None:
+    command, best = Command(("run",), tmp_path / "run"), tmp_path / "train" / "best"
+    write_training(tmp_path / "train", "softeval train")
+    said = json.loads((best / "softeval_training.json").read_text())
+    record = {"command": command.text, "status": "complete", "training": said}
+    command.folder.mkdir()
+    (command.folder / "run.json").write_text(json.dumps(record | {"config": {"model": str(best)}}))
+    assert command.state is CommandState.DONE
+    (best / "softeval_training.json").write_text(json.dumps(said | {"step": 4}))
+    assert command.state is CommandState.BEGUN
+    (best / "softeval_training.json").unlink()  # to save room
+    assert command.state is CommandState.DONE
 
 
 def test_a_dry_run_lists_the_cells_and_writes_nothing(
@@ -296,6 +314,7 @@ def test_a_diagnosis_is_done_when_the_run_names_its_command(tmp_path: Path) -> N
     command = Command(("diagnose", "run", "--base", "x"), tmp_path / "run")
     command.folder.mkdir()
     record: dict[str, object] = {"command": "softeval run", "status": "complete"}
+    record["config"] = {"model": None}
     for block, state in ((None, "begun"), ("softeval diagnose run --base x", "done")):
         if block is not None:
             record["diagnose"] = {"command": block}

@@ -30,6 +30,18 @@ def test_a_dry_run_prints_the_resolved_configuration(
     assert config["learning_rate"] == 8e-6
 
 
+@pytest.mark.parametrize("words", [["train", *SMALL], ["run", "--limit", "2"]])
+def test_of_several_processes_one_prints_what_a_dry_run_says(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        assert run([*words, "--dry-run"]) == 0
+        said = capsys.readouterr()
+        assert bool(said.out or said.err) == (rank == "0")
+
+
 def test_mistakes_are_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["--group-size", "1"], ["-C", "nothing"], ["--dataset", "gsm"]):
         assert run(["train", *arguments]) == 2

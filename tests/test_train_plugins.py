@@ -24,13 +24,20 @@ from softeval.trainers import trainer
 from softeval.trainers.learners import difficulty
 from softeval.trainers.learners.difficulty import within_pass_rates
 from softeval.trainers.learners.rewards import load_reward, reward, source_hash
-from softeval.trainers.questions import TrainingQuestion, load_questions, prompt_maker
+from softeval.trainers.questions import (
+    TrainingQuestion,
+    load_questions,
+    longest_sequence,
+    prompt_maker,
+)
 from softeval.trainers.rollout import Validation
 from softeval.trainers.run_files import identity_of
 
 pytest_plugins = ("hub_fixtures",)
 
 SHORT = """
+import numpy
+
 def short(sample):
     return sample.reward - sample.cot_tokens
 
@@ -39,6 +46,12 @@ def silent(sample):
 
 def broken(sample):
     raise KeyError("no such thing")
+
+def numpys(sample):
+    return numpy.float32(0.5) if sample.correct else numpy.int64(0)
+
+def endless(sample):
+    return float("nan")
 
 nothing = 3
 """
@@ -60,12 +73,14 @@ def rewarded(name: str) -> float:
 
 def test_a_reward_of_ones_own_is_asked_with_what_the_sample_is(rewards: Path) -> None:
     assert rewarded(f"{rewards}:short") == 100 - 7
+    assert rewarded(f"{rewards}:numpys") == 0.5
 
 
 @pytest.mark.parametrize(
     ("function", "message"),
     [
         ("silent", "'1 [+] 1', gives None; it must give a finite number"),
+        ("endless", "'1 [+] 1', gives nan; it must give a finite number"),
         ("broken", "fails .KeyError: 'no such thing'.; mend it"),
         ("absent", "no attribute 'absent'; name a function as module:function"),
         ("nothing", "nothing is no function"),
@@ -193,6 +208,14 @@ def test_questions_of_a_validation_set_are_not_trained_on(tmp_path: Path) -> Non
     assert other.fingerprints()["validation"] != found.fingerprints()["validation"]
 
 
+def test_a_question_of_a_validation_set_must_fit_the_context_too(tmp_path: Path) -> None:
+    held = own_questions(tmp_path / "held.jsonl", count=1)
+    held.write_text(held.read_text().replace("q0", "1 + " * 300))
+    lm, config = tiny_lm(), tiny_config(validation_sets=str(held))
+    with pytest.raises(UserError, match="context"):
+        longest_sequence(config, lm, load_questions(config, lm.vocabulary.encode))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -202,6 +225,11 @@ def test_questions_of_a_validation_set_are_not_trained_on(tmp_path: Path) -> Non
         ({"min_pass_rate": 0.6, "max_pass_rate": 0.4}, "is above --max-pass-rate"),
         ({"pass_rate_samples": 4}, "needs --min-pass-rate"),
         ({"min_pass_rate": 0.1, "num_fewshot": 2}, "measured without examples"),
+        ({"validation_sets": "a/x.jsonl,b/x.jsonl,y.jsonl"}, "two are called x; rename a file"),
+        (
+            {"overlong_cache": 4, "reward_correct": 0.0, "reward_boxed": -1.0, "reward_none": -1.0},
+            "give --overlong-penalty",
+        ),
         ({"lr_schedule": "constant", "min_lr_ratio": 0.5}, "end of a cosine"),
     ],
 )

@@ -270,6 +270,10 @@ def check_rollouts(config: TrainConfig) -> None:
         raise ValueError(
             f"--overlong-cache {config.overlong_cache} is longer than the cap on the CoT, {config.cot_cap}"
         )
+    if config.overlong_cache > 0 and (config.overlong_penalty or config.reward_correct) <= 0:
+        raise ValueError(
+            "--overlong-cache costs a share of --reward-correct; give --overlong-penalty"
+        )
     if config.overlong_penalty is not None and config.overlong_cache == 0:
         raise ValueError(
             "--overlong-penalty needs --overlong-cache, the part of the cap that costs"

@@ -246,6 +246,7 @@ class TrainingRecord:
         step: updates done.
         validation: greedy validation success at every time it was taken.
         selected: "best" or "last".
+        best_step: step of the best validation so far.
     """
 
     method: str
@@ -262,6 +263,7 @@ class TrainingRecord:
     step: int = 0
     validation: Sequence[dict[str, float]] = ()
     selected: str = ""
+    best_step: int = -1
 
 
 def export_checkpoint(

@@ -131,7 +131,7 @@ def longest_sequence(config: TrainConfig, lm: LanguageModel, questions: Question
     Raises:
         UserError: naming what is needed.
     """
-    asked = (*questions.train, *questions.validation)
+    asked = (*questions.train, *questions.validation, *chain(*questions.further.values()))
     prompts = [(len(q.prompt_ids), "training", q.index) for q in asked]
     check_context(prompts, config.limits, lm, "or set --max-prompt-tokens")
     longest = max(prompts)[0]

@@ -356,7 +356,8 @@ class Trainer:
         if not self.processes.is_main:
             return
         state = self.state
-        record = replace(self.record, step=state.step, validation=state.curve, selected=name)
+        now = {"step": state.step, "validation": state.curve, "best_step": state.best_step}
+        record = replace(self.record, **now, selected=name)
         export_checkpoint(self.folder / name, self.trainee.lm, record, self.trainee.adapters)
 
     def _fail(self, step: int) -> UserError:

@@ -16,6 +16,7 @@ from softeval.cli.tables import print_table, score_tables
 from softeval.display import make_display
 from softeval.files import GB
 from softeval.model import BUNDLED_CHECKPOINT
+from softeval.processes import Processes
 from softeval.runs.config import RunConfig, make_config
 from softeval.scoring.judge import rules_of
 from softeval.terminal import calm_libraries, say, say_json
@@ -66,6 +67,8 @@ def run(
     resolved = make_config(given, config, model_args)
     calm_libraries()
     if dry_run:
+        if not Processes.here().is_main:
+            return 0  # of several one speaks
         return _print_plan(resolved, as_json, overwrite)
     from softeval.runs.evaluation import run_evaluation
     from softeval.runs.run import load_run

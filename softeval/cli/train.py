@@ -12,6 +12,7 @@ from softeval.cli.help import complete_recipes
 from softeval.cli.options import AsJson, Quiet, with_options
 from softeval.cli.recipes import read_recipes
 from softeval.files import GB
+from softeval.processes import Processes, Stopped
 from softeval.terminal import calm_libraries, say, say_json
 from softeval.trainers.config import TrainConfig, make_config
 
@@ -53,10 +54,11 @@ def train(
     """
     resolved = make_config(given, read_recipes(config or []))
     calm_libraries(bars=False)
+    if dry_run and not Processes.here().is_main:
+        return 0  # of several one speaks
     if dry_run:
         say_json(resolved.model_dump(mode="json"))
         from softeval.cli.memory import plan_memory
-        from softeval.processes import Processes
         from softeval.sweeps.estimate import CARD, shape_of, training_cost
 
         shape = shape_of(resolved.model)
@@ -67,7 +69,6 @@ def train(
         for line in plan_memory(resolved, Processes.here().size):
             say(line, err=True)
         return 0
-    from softeval.processes import Stopped
     from softeval.trainers.trainer import train as run_training
 
     command = shlex.join(["softeval", *sys.argv[1:]])

@@ -23,7 +23,7 @@ from softeval.modes import Mode
 from softeval.runs import rundir
 from softeval.runs.cells import Cell, load_cells
 from softeval.runs.config import RunConfig, Shard, make_config
-from softeval.runs.journal import Journal
+from softeval.runs.journal import Journal, check_idle
 from softeval.runs.judging import JudgedJournal, compact
 from softeval.runs.record import (
     PER_TASK,
@@ -34,7 +34,7 @@ from softeval.runs.record import (
     merge_results,
 )
 from softeval.runs.tables import read_table
-from softeval.scoring.judge import NotJudging, Scorer, judge_of
+from softeval.scoring.judge import NotJudging, Scorer, judge_of, scorer_identity
 
 Record = Mapping[str, Any]
 
@@ -63,6 +63,7 @@ def merge(folders: Sequence[Path], output: Path) -> Path:
     cells = load_cells(config, config.selected_modes())
     _check_questions(cells, record["identity"])
     rundir.prepare(output)
+    _clear_stopped(output)
     journal = _gathered(output / rundir.SHARDS, list(shards))
     try:
         _write(output, config, cells, journal, record, list(shards))
@@ -146,6 +147,14 @@ def _check_questions(cells: Sequence[Cell], identity: Record) -> None:
             )
 
 
+def _clear_stopped(output: Path) -> None:
+    """Remove what a merge that was killed has left: it may have been of another run."""
+    place = output / rundir.SHARDS
+    if place.is_dir() and not rundir.is_run(output):
+        check_idle(place)
+        rundir.remove_shards(output)
+
+
 def _gathered(place: Path, shards: Sequence[Path]) -> Journal:
     """A journal that reads those of the shards and adds to a file of its own."""
     place.mkdir(exist_ok=True)
@@ -188,7 +197,8 @@ def _write(
     results = merge_results(found, {}, ()) | {k: v for k, v in facts.items() if k not in of_cells}
     write_json(output / rundir.RESULTS_FILE, serialisable(results))
     write_text(output / rundir.CONFIG_FILE, config_yaml(record["config"]))
-    rundir.write_record(output, finished_record(record, counts, {}, time.monotonic() - started))
+    judged = {**record, "scorer": scorer_identity(judge)}  # perhaps newer than the shards'
+    rundir.write_record(output, finished_record(judged, counts, {}, time.monotonic() - started))
 
 
 def _scores(

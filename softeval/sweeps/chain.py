@@ -124,13 +124,19 @@ class SweepCell:
 def _trained(folder: Path, record: Any) -> bool:
     """All updates are done, and `best` holds the best of them: it is exported last."""
     last, best = (_read(folder / name / rundir.TRAINING_FILE) for name in ("last", "best"))
-    chosen_by = record["config"].get("select_by", "success")
-    top = max(last["validation"], key=lambda point: point[chosen_by])  # the first, as in training
-    return last["step"] == record["config"]["max_steps"] and best["step"] == top["step"]
+    if "best_step" not in last:  # of before it was recorded
+        chosen_by = record["config"].get("select_by", "success")
+        top = max(last["validation"], key=lambda point: point[chosen_by])
+        last["best_step"] = top["step"]
+    return last["step"] == record["config"]["max_steps"] and best["step"] == last["best_step"]
 
 
 def _evaluated(folder: Path, record: Any) -> bool:
-    return record["status"] == rundir.COMPLETE
+    """Every sample is there, and the checkpoint has not been trained anew or further since."""
+    model = record["config"]["model"]
+    now = None if model is None else Path(model) / rundir.TRAINING_FILE
+    trained_since = now is not None and now.exists() and _read(now) != record.get("training")
+    return record["status"] == rundir.COMPLETE and not trained_since
 
 
 def _read(path: Path) -> Any:

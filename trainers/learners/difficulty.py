@@ -14,6 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from softeval.display import make_display
 from softeval.errors import UserError
 from softeval.files import write_text
@@ -27,6 +29,7 @@ from softeval.runs.config import RunConfig
 from softeval.runs.evaluation import run_evaluation
 from softeval.runs.request import RUNS
 from softeval.runs.run import load_run
+from softeval.scoring.judge import rules_name
 from softeval.trainers.learners.selection import PASS_RATE_SAMPLES
 from softeval.trainers.questions import QuestionSet, fingerprint
 
@@ -69,21 +72,28 @@ def _pass_rates(
 ) -> list[float]:
     """Share of right samples of each training question, in order."""
     folder = _folder(config, questions, lm)
-    if not (rundir.is_run(folder) and load_run(folder).complete):
-        if processes.size > 1:
-            raise UserError(
-                "pass rates are measured by one process: start the same command once without torchrun, "
-                "and stop it when training begins"
-            )
-        _measure(config, questions, lm, folder)
+    if processes.size == 1:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # Of trainings that ask the same, as a sweep's may at once, one measures and others wait.
+        with FileLock(f"{folder}.lock"):
+            if not _is_measured(folder):
+                _measure(config, questions, lm, folder)
+    elif not _is_measured(folder):
+        raise UserError(
+            "pass rates are measured by one process: start the same command once without torchrun, "
+            "and stop it when training begins"
+        )
     samples = load_run(folder).samples(["doc_id", "correct"])
     rates: Any = samples.groupby("doc_id")["correct"].mean()
     return [float(rates[n]) for n in range(len(questions.train))]
 
 
+def _is_measured(folder: Path) -> bool:
+    return rundir.is_run(folder) and load_run(folder).complete
+
+
 def _measure(config: TrainConfig, questions: QuestionSet, lm: LanguageModel, folder: Path) -> None:
     file = folder.with_name(f"{folder.name}-{_QUESTIONS}")
-    file.parent.mkdir(parents=True, exist_ok=True)
     rows = [{"question": q.problem.question, "answer": q.problem.target} for q in questions.train]
     write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
     asked = RunConfig.model_validate(
@@ -140,6 +150,7 @@ def _folder(config: TrainConfig, questions: QuestionSet, lm: LanguageModel) -> P
         mode_record(config.mode),
         shared,
         *([protocol.stops] if protocol.stops != PAPER.stops else []),  # prompts are fingerprinted
+        rules_name(config.scorer),
     ]
     known = [weights_hash(lm.model), fingerprint(questions.train), *asked]
     digest = hashlib.sha256(json.dumps(known, default=str).encode()).hexdigest()

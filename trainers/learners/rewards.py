@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +113,7 @@ def _asked(name: str, sample: RewardInput) -> float:
     except Exception as error:  # the user's own code: it can raise anything
         reason = one_line(str(error)) or "no message"
         raise UserError(f"{about} fails ({type(error).__name__}: {reason}); mend it") from error
-    if isinstance(found, int | float) and math.isfinite(found):
+    if isinstance(found, Real) and math.isfinite(found):
         return float(found)
     raise UserError(f"{about} gives {one_line(repr(found))[:60]}; it must give a finite number")
 

@@ -92,6 +92,11 @@ def check_selection(config: TrainConfig) -> None:
             raise ValueError(f"--validation-modes: {error}") from None
         if not mode.is_greedy:
             raise ValueError(f"--validation-modes {name} is sampled; name greedy modes")
+    sets = [task_name(name) for name in config.validation_sets]
+    if len(set(sets)) < len(sets):
+        raise ValueError(
+            f"--validation-sets: two are called {max(sets, key=sets.count)}; rename a file"
+        )
     if config.select_by not in config.selectors:
         known = ", ".join(config.selectors)
         raise ValueError(f"--select-by {config.select_by!r} is none of {known}")
