@@ -133,6 +133,7 @@ def test_questions_are_chosen_by_their_rows(evaluated: Evaluated) -> None:
         ({"docs": "-1"}, "--docs"),
         ({"docs": "1", "limit": 2}, "--limit and --docs choose questions; give only one"),
         ({"docs": "1", "samples": "{}"}, "give only one"),
+        ({"predict_only": True, "push_to_hub": "me/x"}, "--predict-only has no scores"),
         ({"samples": "{}"}, "--samples names no questions of own"),
         ({"samples": "nowhere.json"}, "--samples nowhere.json cannot be read"),
         ({"samples": '{"own": "all"}'}, "cannot be read; give JSON such as"),

@@ -197,6 +197,12 @@ class RunConfig(GenerationOptions):
         return self
 
     @model_validator(mode="after")
+    def _scores_to_publish(self) -> RunConfig:
+        if self.predict_only and (self.report_to or self.push_to_hub):
+            raise ValueError("--predict-only has no scores for --report-to and --push-to-hub")
+        return self
+
+    @model_validator(mode="after")
     def _placed_shard(self) -> RunConfig:
         if self.shard is not None and self.output_path is None:
             raise ValueError("--shard needs --output-path, the same for every shard")
