@@ -246,6 +246,11 @@ def test_the_browser_of_samples_by_keyboard_alone(browser, family):
     while not (page.evaluate(focused) or "").startswith("Position"):
         press("Tab")
     strip = page.locator("section[aria-label='Left side'] .strip")
+    printed = page.locator(".pane .printed").first
+    assert not printed.is_visible()
+    page.emulate_media(media="print")
+    assert printed.is_visible() and "soft sample" in printed.inner_text() and strip.is_visible()
+    page.emulate_media(media="screen")
     told = [page.evaluate(focused)]
     assert "at temperature 0.5" in told[0] and "at temperature 1" in told[0]
     outline = "getComputedStyle(document.activeElement).outlineStyle"

@@ -345,7 +345,8 @@
     }
     const sample = samples[Math.min(pick, samples.length - 1)];
     const thought = thoughtOf(sample);
-    pane.append(describe(sample));
+    const name = `${data.arms[sample.a]} · ${data.modes[sample.m].replaceAll("_", " ")} · sample ${sample.i}`;
+    pane.append(element("p", { class: "printed" }, element("strong", {}, name)), describe(sample));
     if (sample.e) pane.append(stripOf(sample, thought));
     if (thought.tokens.length > POSITIONS) {
       const values = Array.from(thought.values.e, nats);
