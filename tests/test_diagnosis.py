@@ -54,7 +54,9 @@ def test_every_prefix_set_is_measured_in_both_directions(run):
     assert bool((table[["forward", "reverse"]].to_numpy() >= 0).all())
     assert float(table["forward"].mean()) > 10 * max(found.floor, 1e-9)
     own = table.query("prefix_set == 'own'").groupby(["doc_id", "mode", "sample"]).size()
-    lengths = run.samples().set_index(["doc_id", "mode", "sample"])["n_cot_tokens"]
+    lengths = (
+        run.samples().astype({"mode": str}).set_index(["doc_id", "mode", "sample"])["n_cot_tokens"]
+    )
     pd.testing.assert_series_equal(
         own.sort_index(), lengths.sort_index(), check_names=False, check_dtype=False
     )

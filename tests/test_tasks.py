@@ -67,6 +67,7 @@ def small(tmp_path: Path) -> str:
 def test_the_demanded_tasks_are_there() -> None:
     single = {*GENERATIVE, "hellaswag", "mmlu", "arc_challenge", "arc_easy", "arithmetic"}
     single |= {"aime24", "aime25", "amc23", "minerva_math", "math", "deepscaler"}
+    single |= {"arithmetic_hidden", "arithmetic_long"}
     assert set(task_manager().all_subtasks) == single
     assert set(task_manager().all_tasks) == single | {"arc", "arc_cot"}
 
