@@ -176,7 +176,12 @@ def test_settings_come_from_the_model_arguments() -> None:
     assert (options.data_dir, mode) == ("d", get_mode("soft_sample"))
     assert read_arguments(sampled | {"pass_at": [8, 3]})[0].ks(12) == (3, 8)
     plain, none = read_arguments({"version": 1.0, "config_source": "a.yaml"})
-    assert (plain.samples(none), plain.ks(1), plain.limits.tokens, none) == (1, (1,), 544, None)
+    assert (plain.samples_under(none), plain.ks(1), plain.limits.tokens, none) == (
+        1,
+        (1,),
+        544,
+        None,
+    )
 
 
 @pytest.mark.parametrize(
