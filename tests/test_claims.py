@@ -251,6 +251,7 @@ def test_parts_of_a_task_stand_beside_and_decide_nothing(tmp_path: Path):
     assert rows.loc["soft − hard, hard_sample pass@32, open part", "value"] == 0
 
 
+@pytest.mark.slow
 def test_the_command_and_the_frame_say_the_same(tmp_path: Path, softeval: Callable[..., Ended]):
     runs = [str(run) for run in write_family(tmp_path, seeds=2, questions=12, positions=6, kl=True)]
     printed = softeval("claims", *runs)

@@ -54,6 +54,7 @@ def assert_same(ours: softeval.Run, theirs: softeval.Run) -> None:
     assert "kept" not in ours.info and not (ours.path / "shards").exists()
 
 
+@pytest.mark.slow
 def test_modes_and_tasks_are_added_to_a_finished_run(evaluated: Evaluated) -> None:
     evaluated("run", "soft_sample")
     evaluated("run", "hard_greedy")
@@ -65,6 +66,7 @@ def test_modes_and_tasks_are_added_to_a_finished_run(evaluated: Evaluated) -> No
     assert len(run.info["sessions"]) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [1, 4])
 def test_an_addition_that_was_stopped_goes_on(
     evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch, samples: int
@@ -109,6 +111,7 @@ def test_the_plan_says_what_is_added(evaluated: Evaluated) -> None:
     assert plan["run"] == "kept, and arithmetic@hard_greedy added"
 
 
+@pytest.mark.slow
 def test_questions_are_chosen_by_their_rows(evaluated: Evaluated) -> None:
     whole = evaluated("whole", "soft_sample", "own.jsonl")
     some = evaluated("docs", "soft_sample", "own.jsonl", limit=None, docs="2,0,2")

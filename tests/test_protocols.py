@@ -218,6 +218,7 @@ def asked(bundled: LanguageModel, tmp_path: Path) -> Callable[..., softeval.Run]
     return run
 
 
+@pytest.mark.slow
 def test_every_flag_changes_the_run_and_its_identity(
     asked: Callable[..., softeval.Run], bundled: LanguageModel, tmp_path: Path
 ) -> None:

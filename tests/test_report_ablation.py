@@ -70,6 +70,7 @@ def test_trainings_of_other_modes_are_rows_whatever_they_are_called(tmp_path: Pa
     assert "arithmetic: all trainings" in page and "three" in page
 
 
+@pytest.mark.slow
 def test_the_page_lays_the_papers_values_beside(tmp_path: Path) -> None:
     named = [write_cell(tmp_path, f"γ {s}", 5, noise_scale=s) for s in (0.1, 0.33, 1.0, 2.0)]
     page = build_report(named)

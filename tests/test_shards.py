@@ -142,6 +142,7 @@ def test_merged_they_are_one_run(parts: Path, copied: Path, tmp_path: Path) -> N
     assert (merged / "run.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_what_a_killed_merge_has_left_is_not_read(parts: Path, tmp_path: Path) -> None:
     """Links to the journals of another run, and verdicts on its samples."""
     other, merged = tmp_path / "other", tmp_path / "merged"
