@@ -3,6 +3,7 @@
     python benchmarks/train_step.py loss           # peak memory and seconds of the loss, V = 64,000
     python benchmarks/train_step.py step           # whole steps: TRL's RLOO, ours hard, ours soft
     python benchmarks/train_step.py step --large   # the same with a model of 103 M parameters
+    python benchmarks/train_step.py memory         # bytes of its training in 1, 2 and 4 processes
 
 Memory is measured in a process for each contestant: the peak of its resident size during the work,
 less what it held before. Times are the machine's mood: read the ratios. The contestants' steps
@@ -11,25 +12,35 @@ less than the clock. "Naive soft" keeps logits and p of all positions and leaves
 
 Equal work in `step`: B = 2 prompts of 64 tokens, G = 32, 80 tokens to generate for each, no early
 end, passes of 16 sequences, AdamW, float32. TRL has no prefill; ours feeds a few prefill tokens more.
+
+`memory` counts the bytes of all tensors that there are after an update and after its training pass
+(model, masters, moments, gradients), and not the resident size, of which Python and its libraries are
+0.6 GB. Peaks of a rollout, a pass and an optimizer step are resident sizes above what the process had before it
+made a model. Both beside the estimate that `softeval train` makes; 103 M parameters, 4 sequences.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import io
 import json
+import os
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 N, D, V, CHUNK = 4096, 256, 64_000, 2**23 // 64_000
 TEMPERATURE = 0.5
@@ -38,8 +49,10 @@ PROMPT, COT, ANSWER, PROMPTS, GROUP, MICRO = 64, 64, 16, 2, 32, 16
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["loss", "step", "variant", "one-step"])
-    parser.add_argument("variant", nargs="?", choices=[*VARIANTS, *CONTESTANTS])
+    parser.add_argument(
+        "what", choices=["loss", "step", "memory", "variant", "one-step", "one-memory"]
+    )
+    parser.add_argument("variant", nargs="?", choices=[*VARIANTS, *CONTESTANTS, *DTYPES])
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
@@ -47,6 +60,10 @@ def main() -> None:
         print(json.dumps(measure_variant(VARIANTS[arguments.variant])))
     elif arguments.what == "one-step":
         print(json.dumps(measure_step(arguments.variant, arguments.large)))
+    elif arguments.what == "one-memory":
+        measure_memory(arguments.variant)
+    elif arguments.what == "memory":
+        compare_memory()
     elif arguments.what == "loss":
         compare_losses()
     else:
@@ -154,7 +171,7 @@ def compare_losses() -> None:
 # --- the step -------------------------------------------------------------------------------------
 
 
-def make_model(large: bool) -> Any:
+def make_model(large: bool, dtype: torch.dtype = torch.float32) -> Any:
     """A random Llama and a tokenizer of words without colon or brace: nothing ends early."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -181,7 +198,7 @@ def make_model(large: bool) -> Any:
         eos_token_id=1,
         pad_token_id=0,
     )
-    lm = wrap_model(LlamaForCausalLM(config).eval(), tokenizer)
+    lm = wrap_model(LlamaForCausalLM(config).to(dtype).eval(), tokenizer)
     lm.eos_ids = frozenset()
     return lm
 
@@ -350,6 +367,120 @@ def compare_steps(large: bool, rounds: int) -> None:
         numbers += [value[key] / other[key] for key in ("cpu", "wall") for other in (trl, hard)]
         numbers.append(memory[name] / memory["TRL RLOO"])
         print(f"{name:12}" + "".join(f"{number:10.2f}" for number in numbers))
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+DTYPES = ("float32", "bfloat16")
+PHASES = ("the rollouts", "the training pass", "the optimizer step")
+
+
+def live_bytes() -> int:
+    """Of all tensors that there are, each storage once; a model's, FSDP's and an optimizer's among them."""
+    gc.collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some objects complain of being looked at
+        tensors = [x for x in gc.get_objects() if isinstance(x, Tensor) and x.device.type == "cpu"]
+    whole = [x.to_local() if isinstance(x, DTensor) else x for x in tensors]
+    whole += [x.grad for x in whole if x.is_leaf and x.grad is not None]
+    storages = {s.data_ptr(): s.nbytes() for s in (x.untyped_storage() for x in whole)}
+    return sum(storages.values())
+
+
+class Resident:
+    """Peak of the resident size while it is entered (Linux), above what there was when it was made."""
+
+    def __init__(self) -> None:
+        self._before = self._read("VmRSS")
+
+    def __enter__(self) -> Self:
+        Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.peak = self._read("VmHWM") - self._before
+
+    def _read(self, name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(x.split()[1]) for x in lines if x.startswith(name))
+
+
+def measure_memory(dtype: str) -> None:
+    """Two updates of this process among its peers; the main one prints bytes and estimate."""
+    from softeval.decoding.decoder import Decoder, Question
+    from softeval.model.weights import meta_model
+    from softeval.processes import Processes
+    from softeval.trainers.config import make_config
+    from softeval.trainers.losses import Policy
+    from softeval.trainers.memory import MemoryModel
+    from softeval.trainers.questions import Lengths
+    from softeval.trainers.setup import make_trainee
+    from softeval.trainers.training_pass import PassPlan, TrainingPass
+
+    processes = Processes.joined(torch.device("cpu"))
+    shard = "full" if processes.size > 1 else "none"
+    config = make_config(
+        {
+            "method": "soft", "shard": shard, "prompts_per_step": PROMPTS, "num_generations": 2,
+            "max_cot_tokens": 16, "max_answer_tokens": 4, "micro_batch_size": 1,
+            "kl_steps": 0, "gradient_split_steps": 0, "validation_size": 1, "max_steps": 2,
+        }
+    )  # fmt: skip
+    resident = Resident()
+    lm = make_model(True, getattr(torch, dtype))
+    trainee = make_trainee(config, lm, processes, shard == "full")
+    mode = config.mode
+    decoder = Decoder(lm, mode, config.limits, answer_temperature=1.0, keep_inputs=True)
+    asked = [tuple(lm.tokenizer.encode(text)) for text in prompts()]
+    mine = processes.share([(p, s) for p in range(PROMPTS) for s in range(2)])
+    passes = TrainingPass(lm, trainee.head, trainee.weights, Policy(mode), micro_batch=1)
+    found: dict[str, int] = {}
+    for step in range(2):  # the first makes AdamW's moments
+        found["held"] = live_bytes()
+        with resident:
+            rollouts = list(decoder.run([Question("b", p, asked[p], (s,)) for p, s in mine]))
+        found["the rollouts"] = resident.peak
+        advantages = torch.randn(len(rollouts), dtype=torch.float64)
+        with resident:
+            passes.run(rollouts, advantages, PassPlan(config.sequences))
+            trainee.weights.reduce()
+        found["the training pass"] = resident.peak
+        found["held with gradients"] = live_bytes()
+        norm = trainee.weights.norm()
+        with resident:
+            trainee.optimization.step(step, norm)
+        found["the optimizer step"] = resident.peak
+        del rollouts
+    lengths = Lengths(PROMPT, config.cot_cap, PROMPT + config.limits.room(lm))
+    model = meta_model(lm.model.config, getattr(torch, dtype))
+    memory = MemoryModel(model, config, lengths, "cpu", processes.size)
+    told = memory.estimate()
+    expected = {name: told.phases[name] for name in PHASES}
+    expected["held"] = sum(told.standing.values())
+    expected["held with gradients"] = expected["held"] + told.standing["AdamW's two moments"] // 2
+    if processes.is_main:
+        count = lm.model.num_parameters()
+        print(json.dumps({"count": count, "measured": found, "estimated": expected}))
+    processes.leave()
+
+
+def compare_memory() -> None:
+    names = ("held", "held with gradients", *PHASES)
+    print("bytes a parameter in each process, measured / estimated")
+    print(f"{'':20}" + "".join(f"{name:>24}" for name in names))
+    for dtype in DTYPES:
+        for size in (1, 2, 4):
+            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}"]
+            command = [sys.executable, *launcher, __file__, "one-memory", dtype]
+            # What is freed goes back to the system at once, and is not resident any more.
+            own = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+            output = subprocess.run(
+                command, env=own, capture_output=True, text=True, check=True
+            ).stdout
+            found = json.loads(output.splitlines()[-1])
+            pairs = [(found["measured"][n], found["estimated"][n]) for n in names]
+            shown = [f"{m / found['count']:.2f} / {e / found['count']:.2f}" for m, e in pairs]
+            print(f"{dtype}, {size:<10}" + "".join(f"{text:>24}" for text in shown))
 
 
 if __name__ == "__main__":

@@ -208,6 +208,21 @@ def test_a_run_that_does_not_fit_ends_before_it_decodes(
     )
 
 
+def test_processors_sum_sharded_gradients_in_a_float32_copy_more() -> None:
+    """As measured by `benchmarks/train_step.py memory`; embedding and head are summed last, together."""
+    shape = LlamaConfig(
+        vocab_size=50_000, hidden_size=64, intermediate_size=64, num_hidden_layers=1
+    )
+    sharded = {"shard": "full", "gradient_split_steps": 0, "micro_batch_size": 1}
+    config = tiny_config(**sharded, loss_chunk_size=1)
+    peaks = [
+        MemoryModel(meta_model(shape, torch.bfloat16), config, LENGTHS, kind, 2).estimate().phases
+        for kind in ("cpu", "cuda")
+    ]
+    more = peaks[0]["the training pass"] - peaks[1]["the training pass"]
+    assert more == pytest.approx(2 * 2 * 50_000 * 64, rel=1e-3)
+
+
 def test_memory_of_a_device_is_what_was_given_or_what_it_has() -> None:
     assert device_memory(torch.device("cuda"), 80) == 80 * GIB
     if not torch.cuda.is_available():

@@ -198,8 +198,13 @@ class MemoryModel:
         return max(adam, 2 * self.item * largest if config.shard == "full" else 0)
 
     def _summing(self, config: TrainConfig, count: int) -> int:
-        """Gradients of so many weights, and their float32 copy on the way to the processes' parts."""
-        return (self.item + self._wide(config)) * count if config.shard == "full" else 0
+        """Gradients of so many weights, and their float32 copy on the way to the processes' parts.
+
+        Between processors gloo sums in a second such copy, once the gradients are gone.
+        """
+        wide = self._wide(config)
+        beside = wide if self.kind == "cpu" else self.item
+        return (beside + wide) * count if config.shard == "full" else 0
 
     def _sizes(self, config: TrainConfig) -> Iterator[int]:
         """Micro-batches to try, as the training pass would."""
