@@ -16,8 +16,8 @@ LONGEST_FUNCTION = 80
 MEDIAN_FUNCTION = 9
 FILES_A_ROOM = 16
 LARGER_ROOMS = {"trainers": 17, "reports": 17, "reports.sections": 19, "model": 17}
-HOUSE_FILES = 212  # provisional, for issues 13 and 14
-HOUSE_LINES = 42_500  # provisional
+HOUSE_FILES = 208
+HOUSE_LINES = 42_000
 """What the house has reached; both only ever go down for the same features."""
 
 
