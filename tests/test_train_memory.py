@@ -214,7 +214,7 @@ def test_processors_sum_sharded_gradients_in_a_float32_copy_more() -> None:
         vocab_size=50_000, hidden_size=64, intermediate_size=64, num_hidden_layers=1
     )
     sharded = {"shard": "full", "gradient_split_steps": 0, "micro_batch_size": 1}
-    config = tiny_config(**sharded, loss_chunk_size=1)
+    config = tiny_config(**sharded, loss_chunk_size=1, method="hard")
     peaks = [
         MemoryModel(meta_model(shape, torch.bfloat16), config, LENGTHS, kind, 2).estimate().phases
         for kind in ("cpu", "cuda")
