@@ -213,7 +213,7 @@ def test_the_chat_template_is_applied(softeval: Callable[..., Ended]) -> None:
     settings = json.loads((Path(copy) / "tokenizer_config.json").read_text())
     settings["chat_template"] = "User: {{ messages[0]['content'] }} Assistant:"
     (Path(copy) / "tokenizer_config.json").write_text(json.dumps(settings))
-    options = ["--model", "with-template", "--apply-chat-template"]
+    options = ["--model", "with-template", "--protocol", "paper", "--apply-chat-template"]
     run = small_run(softeval, "templated", *options, mode="hard_greedy")
     plain = small_run(softeval, "plain", "--model", "with-template", mode="hard_greedy")
     ours, theirs = run.prompts()["prompt"], plain.prompts()["prompt"]
@@ -627,7 +627,7 @@ def test_the_report_of_an_interrupted_run_says_how_to_go_on(
     softeval: Callable[..., Ended], finished: Run, tmp_path: Path
 ) -> None:
     from softeval.reports.measured.arms import measure
-    from softeval.reports.notes import notes
+    from softeval.reports.notes import unfinished_notes
 
     folder = tmp_path / "stopped"
     (folder / "shards").mkdir(parents=True)
@@ -636,7 +636,7 @@ def test_the_report_of_an_interrupted_run_says_how_to_go_on(
     record = {**finished.info, "status": "partial", "counts": {}, "command": "softeval run -n 4"}
     record["config"] = {**record["config"], "limit": 3}
     (folder / "run.json").write_text(json.dumps(record))
-    (first, *_) = notes(measure([(None, folder)]))
+    (first, *_) = unfinished_notes(measure([(None, folder)]))
     asked = 3 * (3 * 4 + 3)
     assert first == (
         f"stopped is not finished: 7 of {asked} samples so far and no table yet; the same command"

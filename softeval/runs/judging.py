@@ -26,7 +26,7 @@ import numpy as np
 
 from softeval.display import Display
 from softeval.errors import UserError
-from softeval.records import Generation, SampleKey, ScoreTuple
+from softeval.records import GROUP, Generation, SampleKey, ScoreTuple
 from softeval.runs.cells import Cell
 from softeval.runs.journal import Journal, Name
 from softeval.runs.tables import (
@@ -256,7 +256,8 @@ def compact(
     prompts = [row for _, row in sorted((earlier | fresh).items())]
     hashes = {_question_key(row): row["prompt_hash"] for row in prompts}
     verdicts: Counter[str] = Counter()
-    with TableWriter(folder, token_text) as writer:
+    grouped = any(row.get(GROUP) is not None for row in prompts)
+    with TableWriter(folder, token_text, grouped=grouped) as writer:
         for cell in sorted(generative, key=_place):
             if cell.title in kept:
                 for sample, positions in kept_rows(folder, *_place(cell)):
