@@ -51,7 +51,7 @@ demo-train: .venv/installed ## train hard, soft and fuzzy as the bundled ones we
 	done
 
 test: .venv/installed-dev ## everything: style, types, unit tests, slow tests
-	$(MAKE) --jobs=2 --output-sync=target check all
+	$(MAKE) --jobs=2 check all
 
 check: .venv/installed-dev ## lint, format and types
 	$(BIN)/ruff check .
