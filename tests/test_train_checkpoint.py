@@ -35,6 +35,81 @@ from softeval.trainers.run_files import (
     truncate_lines,
 )
 
+RECORDED = [
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "algorithm",
+    "answer_temperature",
+    "apply_chat_template",
+    "attn_implementation",
+    "beta",
+    "chat_date",
+    "cot_logprob_reduction",
+    "curriculum",
+    "dataset",
+    "detach_embedding_in_mixture",
+    "dtype",
+    "dynamic_sampling",
+    "epsilon",
+    "epsilon_high",
+    "eval_steps",
+    "exclude_tasks",
+    "gradient_checkpointing",
+    "gradient_split_steps",
+    "kl_steps",
+    "learning_rate",
+    "limit",
+    "logits_dtype",
+    "lora",
+    "lora_alpha",
+    "lora_rank",
+    "lora_target_modules",
+    "loss_chunk_size",
+    "lr_schedule",
+    "master_weights",
+    "max_answer_tokens",
+    "max_cot_tokens",
+    "max_grad_norm",
+    "max_pass_rate",
+    "max_prompt_tokens",
+    "max_refills",
+    "max_steps",
+    "method",
+    "micro_batch_size",
+    "min_lr_ratio",
+    "min_pass_rate",
+    "mode_args",
+    "mode_file",
+    "model",
+    "noise_norm",
+    "noise_scale",
+    "num_generations",
+    "num_iterations",
+    "overlong_cache",
+    "overlong_penalty",
+    "pass_rate_samples",
+    "prompts_per_step",
+    "random_numbers",
+    "revision",
+    "reward",
+    "reward_boxed",
+    "reward_correct",
+    "reward_none",
+    "score_error",
+    "scorer",
+    "seed",
+    "select_by",
+    "skip_zero_advantage",
+    "temperature",
+    "trust_remote_code",
+    "validation_sets",
+    "validation_size",
+    "warmup_steps",
+    "weight_decay",
+]
+"""What a training recorded of its configuration in November 2026."""
+
 
 def damage_truncate(state: Path) -> None:
     path = state / "__0_0.distcp"
@@ -202,6 +277,17 @@ def test_the_run_is_the_same_one_among_trackers(tmp_path: Path) -> None:
     trackers.samples([row], 7)
     assert tables[0][0] == "samples" and tables[0][1]["data"] == [[1] * 6]
     assert open_directory(tmp_path / "other", config, prints, made) != ids[0]
+
+
+def test_a_training_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    """A field that was added since agrees with a record that does not have it."""
+    config, prints = tiny_config(), dict.fromkeys(("base", "train", "validation"), "")
+    run_id = open_directory(tmp_path / "run", config, prints, record())
+    path = tmp_path / "run" / "train.json"
+    there = json.loads(path.read_text())
+    there["identity"] = {n: v for n, v in there["identity"].items() if n in RECORDED}
+    path.write_text(json.dumps(there))
+    assert open_directory(tmp_path / "run", config, prints, record()) == run_id
 
 
 def test_processes_wait_for_a_slow_disk(monkeypatch: pytest.MonkeyPatch) -> None:

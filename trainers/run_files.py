@@ -341,6 +341,7 @@ _ADDED = {
     "algorithm": "rloo",
     "apply_chat_template": False,
     "chat_date": None,
+    "compile": False,
     "curriculum": {},
     "epsilon": None,
     "epsilon_high": None,
