@@ -18,14 +18,7 @@ from numpy.typing import NDArray
 from softeval.errors import UserError
 from softeval.reports.measured.arms import Arm, Arms, MeasuredCheckpoint, MeasuredRun
 from softeval.reports.measured.cells import Key
-from softeval.reports.measured.scores import (
-    Floats,
-    Ints,
-    headline_k,
-    metrics,
-    shared,
-    table_scores,
-)
+from softeval.reports.measured.scores import Floats, Ints, headline_k, metrics, shared, table_scores
 from softeval.runs.config import parse_contrast
 from softeval.runs.run import NLL_PER_TOKEN, REFERENCE, SAMPLED_PASS, RecordedMode
 from softeval.statistics.contrast import Contrast, compare_methods

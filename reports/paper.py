@@ -42,9 +42,8 @@ class PublishedScore:
         return f"{self.mean:g}" if self.std is None else f"{self.mean:g} ± {self.std:g}"
 
 
-# (model, task, training set, method, mode, k)
-PassKey = tuple[str, str, str, str, str, int]
-
+ARM = ("model", "task", "train_dataset", "train_method")
+"""Columns by which `_arm_key` finds an arm."""
 TASKS = {"gsm8k": "gsm8k", "math500": "math500", "olympiadbench": "olympiadbench"}
 ABLATED = "Llama 3.2 3B Instruct, trained and tested on GSM8K"
 """What the paper's ablations are of."""
@@ -60,7 +59,7 @@ def paper_pass_at_k(arm: Arm, task: str, mode: str, k: int) -> PublishedScore | 
             _decoded_as_in_paper(run, (task, mode)) and _is_whole(run, task, len(cell.doc_M))
         ):
             return None
-    return _pass_at_k().get((*_arm_key(arm, TASKS.get(task, "")), mode, k))
+    return _pass_at_k().get((*_arm_key(arm, TASKS.get(task, "")), mode, str(k)))
 
 
 def paper_out_of_domain(arm: Arm, task: str, metric: str) -> PublishedScore | None:
@@ -69,8 +68,7 @@ def paper_out_of_domain(arm: Arm, task: str, metric: str) -> PublishedScore | No
         answered = run.answers.get(task)
         if answered is not None and not _is_whole(run, task, len(answered.doc_M)):
             return None
-    model, paper_task, dataset, method = _arm_key(arm, LIKELIHOOD_TASKS.get(task, ""))
-    return _out_of_domain().get((model, paper_task, dataset, method, metric))
+    return _out_of_domain().get((*_arm_key(arm, LIKELIHOOD_TASKS.get(task, "")), metric))
 
 
 def paper_ablation(trained: Mapping[str, Any], mode: str, k: int) -> PublishedScore | None:
@@ -117,30 +115,21 @@ def _arm_key(arm: Arm, task: str) -> tuple[str, str, str, str]:
 
 
 @cache
-def _pass_at_k() -> dict[PassKey, PublishedScore]:
+def _pass_at_k() -> dict[tuple[str, ...], PublishedScore]:
     return {
-        (
-            row["model"],
-            row["task"],
-            row["train_dataset"],
-            row["train_method"],
-            row["mode"],
-            int(row["k"]),
-        ): PublishedScore(float(row["mean_percent"]), _spread(row, "std_percent"), row["source"])
+        tuple(row[name] for name in (*ARM, "mode", "k")): PublishedScore(
+            float(row["mean_percent"]), _spread(row, "std_percent"), row["source"]
+        )
         for row in _rows("pass_at_k.csv")
     }
 
 
 @cache
-def _out_of_domain() -> dict[tuple[str, str, str, str, str], PublishedScore]:
+def _out_of_domain() -> dict[tuple[str, ...], PublishedScore]:
     return {
-        (
-            row["model"],
-            row["task"],
-            row["train_dataset"],
-            row["train_method"],
-            row["metric"],
-        ): PublishedScore(float(row["mean"]), _spread(row, "std"), row["source"])
+        tuple(row[name] for name in (*ARM, "metric")): PublishedScore(
+            float(row["mean"]), _spread(row, "std"), row["source"]
+        )
         for row in _rows("out_of_domain.csv")
     }
 

@@ -292,8 +292,8 @@ def keep_documents(folder: Path, low: int, high: int) -> Path:
 
 
 def write_training(folder: Path, method: str = "soft", seed: int = 0, steps: int = 60) -> Path:
-    """A training directory: its train.json and metrics.jsonl only."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """A training directory: train.json, metrics.jsonl, and which step is kept, not the best one."""
+    (folder / "best").mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([seed, *method.encode()])
     lines = []
     for step in range(1, steps + 1):
@@ -304,4 +304,6 @@ def write_training(folder: Path, method: str = "soft", seed: int = 0, steps: int
         lines.append(json.dumps(line))
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "train.json").write_text(json.dumps({"identity": {"method": method, "seed": seed}}))
+    kept = {"method": method, "train_seed": seed, "step": 20}
+    (folder / "best" / rundir.TRAINING_FILE).write_text(json.dumps(kept))
     return folder

@@ -10,11 +10,12 @@ from report_runs import write_checkpoint, write_counts
 
 from softeval.errors import UserError
 from softeval.modes import MODES
+from softeval.reports.material import Material, ReportOptions
 from softeval.reports.measured.arms import measure
-from softeval.reports.measured.texts import question_of, read_texts, shared_frame
-from softeval.reports.sections.mixture import shown_positions
+from softeval.reports.measured.texts import SampleText, question_of, read_texts, shared_frame
+from softeval.reports.sections.mixture import SECTION, draw_mixture, shown_positions
 from softeval.reports.sections.selection import find_pair
-from softeval.runs.run import load_run
+from softeval.runs.run import RecordedMode, load_run
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,13 @@ def test_the_question_on_which_soft_and_hard_differ_most(tmp_path, soft, hard, c
     assert find_pair(arms) == (0, *names, chosen)
 
 
+def test_the_opening_names_the_modes_and_their_right_samples(tmp_path):
+    counts = {"fuzzy_sample": ([4, 5], [1, 5]), "hard_sample": ([4, 4], [2, 0])}
+    arms = measure([(None, write_counts(tmp_path / "r", "base", counts))], positions=False)
+    (part,) = SECTION.parts(Material(arms, (), ReportOptions()))
+    assert part.values == {"right": "5 of 5 under fuzzy sample and 0 of 4 under hard sample"}
+
+
 def test_without_soft_or_hard_there_is_no_such_question(tmp_path):
     run = write_counts(tmp_path / "r", "base", {"soft_sample": ([2], [1])})
     assert find_pair(measure([(None, run)], positions=False)) is None
@@ -82,6 +90,30 @@ def test_a_figure_says_in_words_what_it_shows(run):
     token, weight = text.mixtures[peak][0]
     assert f"Position {peak + 1}: “{token.strip()}” {100 * weight:.1f} %" in told["alt"]
     assert "soft sample, sample 0" in told["alt"] and "at temperature 0.5" in told["alt"]
+
+
+def test_blocks_are_stacked_to_their_weights_and_hold_any_token():
+    mode = RecordedMode.of("soft_sample", {"temperature": 0.5})
+    mixtures = [[("\n", 0.6), (" a", 0.3)], [("b", 0.999)], []]
+    entropy, told = np.array([0.9, 0.0, 0.1], np.float32), {"answer": "7", "correct": True}
+    text = SampleText(mode, told, ["\n", "b", " "], entropy, mixtures=mixtures)
+    above, below = draw_mixture(text, "t").axes
+    blocks = [value for p in above.patches for value in (p.get_y(), p.get_height())]
+    assert blocks == pytest.approx([0, 0.6, 0.6, 0.3, 0, 0.999, 0, 1])
+    assert [t.get_text() for t in above.texts] == ["⏎", "a", "b", "␣"]
+    assert [t.get_text() for t in below.get_xticklabels()] == ["1", "2", "3"]
+    assert [text.mixes(t) for t in range(3)] == [True, False, False]
+    one = SampleText(mode, told, ["b"], entropy[:1], mixtures=mixtures[1:2])
+    assert len(draw_mixture(one, "t").axes[0].patches) == 1
+
+
+def test_entries_that_would_print_as_nothing_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("softeval.reports.measured.texts.LEAST_WEIGHT", 0.2)
+    run = load_run(write_checkpoint(tmp_path / "r", modes=("soft_sample",), questions=1, samples=1))
+    table = run.mixtures()
+    kept = table[(table["rank"] < 3) & (table["prob"] >= 0.2)].groupby("position").size()
+    shown = {t: len(entries) for t, entries in enumerate(_text(run).mixtures) if entries}
+    assert shown == kept.to_dict() and max(shown.values()) > 1
 
 
 @pytest.mark.parametrize(

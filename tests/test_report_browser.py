@@ -25,6 +25,8 @@ ATTACKS = (
     "",
     "x" * 1_000_000,
     "𝔘nicode 🙂",
+    "漢字かな交じり文の長いトークン",
+    "שלום עולם",
 )
 
 
@@ -163,6 +165,21 @@ def test_hostile_texts_are_shown_as_they_are(browser, hostile):
     ):
         assert attack in joined
     assert "more characters]" in joined  # the megabyte is cut, and it says so
+
+
+def test_a_strip_holds_any_token_within_its_block(browser, hostile):
+    """Wide letters, letters from the right, none at all, and an answer of thousands."""
+    page = Visit(browser, hostile, viewport={"width": 390, "height": 800}).page
+    overflowing = """() => [...document.querySelectorAll(".strip text")]
+        .filter(text => text.getBBox().width > text.ownerSVGElement.getBoundingClientRect().width)
+        .map(text => text.textContent)"""
+    _browsing(page)
+    for _ in range(12):
+        assert page.evaluate(overflowing) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+        page.keyboard.press("j")
+    told = page.locator(".strip svg").evaluate_all("all => all.map(e => e.ariaLabel).join('')")
+    assert "“\u2068שלום עולם\u2069”" in told and "\n" not in told
 
 
 def test_the_policy_refuses_what_escaping_would_have_let_through(browser, family):

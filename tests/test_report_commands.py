@@ -399,7 +399,8 @@ def test_training_curves_are_those_of_the_file(tmp_path):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     np.testing.assert_array_equal(curve.success, [line["reward/success"] for line in lines])
     assert curve.name == "soft seed 3" and len(curve.validation) == 6
-    assert curve.best[1] == max(curve.validation)
+    kept = next(line["validation/success"] for line in lines if line["step"] == 20)
+    assert curve.kept == (20, kept) and kept < max(curve.validation)
     assert plot_training([folder])._repr_png_()[0].startswith(b"\x89PNG")
 
 

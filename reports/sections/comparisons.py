@@ -11,7 +11,9 @@ from softeval.reports.drawing import (
     INK,
     MUTED,
     RULE,
+    SMALLEST,
     Look,
+    a_row,
     dots,
     new_figure,
     spans,
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROW = 0.3  # inches
-LONGEST_SIDE = 24
+LONGEST_SIDE, LONGEST_ON_PHONE = 24, 14
 
 
 def _parts(material: Material) -> Iterator[Part]:
@@ -79,7 +81,6 @@ def _shown(
         [f"Primary comparisons: {'; '.join(told) or 'none'}"],
         partial(draw_forest, comparisons, margin),
         caption,
-        folded=True,
     )
     table = comparison_table(comparisons, margin, f"{where}: comparisons")
     return figure, Details(f"All {len(comparisons)} as a table", (table,))
@@ -150,7 +151,7 @@ def draw_forest(comparisons: Sequence[Comparison], margin: float) -> Figure:
         margin: equivalence margin, drawn as a zone around zero; a fraction.
     """
     with styled():
-        figure = new_figure(1.0 + ROW * len(comparisons))
+        figure = new_figure(1.0 + ROW * len(comparisons) * (1 if a_row(2) == 2 else 1.7))
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=[3.2, 1.0])
         left.axvspan(-100 * margin, 100 * margin, color=RULE, alpha=0.6, lw=0)
         left.axvline(0, color=INK, lw=0.8)
@@ -200,7 +201,8 @@ def _draw_discordances(axes: Axes, comparisons: Sequence[Comparison]) -> None:
 
 def _row_name(c: Comparison) -> str:
     """Matplotlib writes tick labels itself, so they are made fit here."""
-    a, b = (printed(side.name, LONGEST_SIDE) for side in (c.a, c.b))
+    longest = LONGEST_SIDE if a_row(2) == 2 else LONGEST_ON_PHONE
+    a, b = (printed(side.name, longest) for side in (c.a, c.b))
     entered = c.contrast.problems
     fewer = f" ({entered} of {c.questions} questions)" if entered < c.questions else ""
     return f"{a} − {b} · {printed(c.metric_name)}{fewer}"
@@ -208,8 +210,13 @@ def _row_name(c: Comparison) -> str:
 
 def _finish(left: Axes, right: Axes, comparisons: Sequence[Comparison]) -> None:
     names = [_row_name(c) for c in comparisons]
-    left.set_yticks(range(len(names)), names)
-    left.tick_params(axis="y", labelcolor=INK)
+    if a_row(2) == 2:
+        left.set_yticks(range(len(names)), names)
+        left.tick_params(axis="y", labelcolor=INK)
+    else:
+        left.set_yticks([])
+        for y, name in enumerate(names):
+            _above(left, y, name)
     left.set_ylim(len(names) - 0.4, -0.6)
     primary = sum(c.primary for c in comparisons)
     for axes in (left, right):
@@ -222,7 +229,14 @@ def _finish(left: Axes, right: Axes, comparisons: Sequence[Comparison]) -> None:
     widest = max(abs(limit) for limit in right.get_xlim())
     right.set_xlim(-widest, widest)
     right.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
-    right.set_xlabel("B | A does better, %")
+    right.set_xlabel("B | A does better, %" if a_row(2) == 2 else "B | A, %")
+
+
+def _above(axes: Axes, y: int, name: str) -> None:
+    """The name of a row above its marks, over the whole width: a phone has no room beside them."""
+    place, size = axes.get_yaxis_transform(), SMALLEST
+    text = axes.text(0, y - 0.28, name, transform=place, fontsize=size, va="bottom")
+    text.set_in_layout(False)
 
 
 SECTION = Section("comparisons", "Comparisons", "Comparisons", {"Comparisons": _parts})

@@ -15,12 +15,7 @@ import numpy as np
 from markupsafe import Markup
 
 from softeval.reports.contrasts import mode_arms
-from softeval.reports.differences import (
-    Curve,
-    CurveDifference,
-    lane_curve,
-    order_parts,
-)
+from softeval.reports.differences import Curve, CurveDifference, lane_curve, order_parts
 from softeval.reports.drawing import (
     INK,
     MUTED,

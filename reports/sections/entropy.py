@@ -44,12 +44,7 @@ from softeval.reports.measured.arms import Arm, Arms
 from softeval.reports.measured.cells import Key
 from softeval.reports.measured.positions import END_POSITIONS, PROGRESS_BINS, EntropySums
 from softeval.reports.measured.scores import entropy_scores, shared
-from softeval.reports.tables import (
-    Table,
-    nats,
-    number,
-    simple_table,
-)
+from softeval.reports.tables import Table, nats, number, simple_table
 from softeval.runs.run import RecordedMode
 from softeval.statistics.contrast import compare_methods
 from softeval.statistics.positions import PositionSums
@@ -392,9 +387,4 @@ def _share_y(rows: np.ndarray) -> None:
         axis.tick_params(labelleft=False)
 
 
-SECTION = Section(
-    "entropy",
-    "Entropy",
-    "Entropy along the chain of thought",
-    {"Entropy": _figures},
-)
+SECTION = Section("entropy", "Entropy", "Entropy along the chain of thought", {"Entropy": _figures})

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from markupsafe import Markup
 
 from softeval.reports.layout import Paragraph, Part, Section
 from softeval.reports.material import Material
@@ -47,9 +48,9 @@ EXPLANATION = (
     " when the top-1 token is fed in the place of the vector. Means over tokens, the last two over the"
     " steps that were tried, with 95 % intervals over questions and seeds."
 )
-NOT_TRIED = (
-    "The last two columns come with softeval attribute RUN, which takes some steps once more with"
-    " another vector."
+NOT_TRIED = Markup(
+    "The last two columns come with <code>softeval attribute RUN</code>, which takes some steps once"
+    " more with another vector."
 )
 UNKNOWN = TableCell("–", detail="not measured")
 

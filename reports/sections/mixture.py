@@ -16,7 +16,7 @@ from softeval.reports.escaping import visible
 from softeval.reports.layout import Own, Part, Section
 from softeval.reports.material import Material
 from softeval.reports.measured.texts import SampleText, temperature_of
-from softeval.reports.sections.selection import find_pair
+from softeval.reports.sections.selection import find_pair, sources
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,7 +87,15 @@ def _draw_position(axes: Axes, place: int, entries: list[tuple[str, float]]) -> 
 
 
 def _parts(material: Material) -> list[Part]:
-    return [Own("mixture.html.j2", {})] if find_pair(material.arms) else []
+    if (pair := find_pair(material.arms)) is None:
+        return []
+    source, *keys, doc = pair
+    cells = [sources(material.arms)[source].checkpoints[0].cells[key] for key in keys]
+    shares = []
+    for cell in cells:
+        right, n = (int(of_M[cell.doc_M == doc][0]) for of_M in (cell.c_M, cell.n_M))
+        shares.append(f"{right} of {n} under {cell.mode.replace('_', ' ')}")
+    return [Own("mixture.html.j2", {"right": " and ".join(shares)})]
 
 
 SECTION = Section("thought", "Soft thought", "A soft thought", {"The soft thought": _parts})

@@ -242,7 +242,8 @@ def _mixtures(text: SampleText, shown: int, vocab: dict[str, int]) -> list[int]:
     for position, entries in enumerate(text.mixtures):
         known = entries and all(map(math.isfinite, (probability for _, probability in entries)))
         if position < shown and known and text.mixes(position):
-            indices = [vocab.setdefault(visible(t), len(vocab)) for t, _ in entries]
+            texts = (visible(clip(token, TOKEN_LIMIT)) for token, _ in entries)
+            indices = [vocab.setdefault(text, len(vocab)) for text in texts]
             if max(indices) < 2**16:
                 flat += [position, len(entries)]
                 for index, (_, probability) in zip(indices, entries, strict=True):
@@ -260,7 +261,9 @@ def _parts(material: Material) -> list[Part]:
         return [Paragraph("These runs hold no samples.")]
     problems = choose_problems(arms, options.problems, options.seed)
     if pair := find_pair(arms):
-        first = ChosenProblem(pair[1][0], pair[3], "soft and hard differ most")
+        first = ChosenProblem(
+            pair[1][0], pair[3], f"{pair[1][1].family} and {pair[2][1].family} differ most"
+        )
         others = [p for p in problems if (p.task, p.doc_id) != (first.task, first.doc_id)]
         problems = [first, *others]
     shown = sources(arms, options.all_seeds)

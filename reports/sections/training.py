@@ -21,6 +21,7 @@ from softeval.reports.layout import Part, Section, figure_block
 from softeval.reports.material import Material
 from softeval.reports.measured.arms import METHODS
 from softeval.reports.tables import points, simple_table
+from softeval.runs.record import read_training as how_trained
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,6 +48,7 @@ class TrainingCurve:
         success: share of rollouts that were right.
         validation_steps: steps of the validations.
         validation: greedy success on the held-out questions.
+        kept_step: of the checkpoint in `best`, by whatever rule it was chosen; None without one.
     """
 
     name: str
@@ -55,14 +57,17 @@ class TrainingCurve:
     success: NDArray[np.float64]
     validation_steps: NDArray[np.float64]
     validation: NDArray[np.float64]
+    kept_step: int | None
 
     @property
-    def best(self) -> tuple[float, float] | None:
-        """(step, success) of the best validation; None where there was none."""
-        if not len(self.validation):
-            return None
-        index = int(np.argmax(self.validation))
-        return float(self.validation_steps[index]), float(self.validation[index])
+    def kept(self) -> tuple[float, float] | None:
+        """(step, success) of the checkpoint that is kept, where it was validated."""
+        at = np.flatnonzero(self.validation_steps == self.kept_step)
+        return (
+            (float(self.validation_steps[at[-1]]), float(self.validation[at[-1]]))
+            if len(at)
+            else None
+        )
 
 
 def is_training(folder: str | Path) -> bool:
@@ -94,6 +99,7 @@ def read_training(folder: str | Path, label: str | None = None) -> TrainingCurve
         success=success,
         validation_steps=validation_steps,
         validation=validation,
+        kept_step=(how_trained(str(Path(folder) / "best")) or {}).get("step"),
     )
 
 
@@ -152,18 +158,18 @@ def _parts(material: Material) -> Iterator[Part]:
         [
             c.name,
             points(float(c.success[-1])) if len(c.success) else "–",
-            points(c.best[1]) if c.best else "–",
-            f"{c.best[0]:.0f}" if c.best else "–",
+            points(c.kept[1]) if c.kept else "–",
+            f"{c.kept[0]:.0f}" if c.kept else "–",
         ]
         for c in curves
     ]
     title = "Training success against steps"
-    columns = ["training run", "last rollouts, %", "best validation, %", "at step"]
+    columns = ["training run", "last rollouts, %", "kept checkpoint, %", "of step"]
     yield figure_block(
         "training",
         title,
-        [f"{c.name}: best validation {points(c.best[1])} %" for c in curves if c.best]
-        or ["no validation"],
+        [f"{c.name}: kept at {points(c.kept[1])} %" for c in curves if c.kept]
+        or ["no checkpoint that is kept"],
         partial(draw_training, curves),
         "Success of the rollouts (smoothed over long runs) and of greedy validation on held-out"
         " training questions; thin lines are single runs, a ring marks the checkpoint that is kept.",
@@ -175,7 +181,7 @@ def _parts(material: Material) -> Iterator[Part]:
 
 
 def draw_training(curves: Sequence[TrainingCurve]) -> Figure:
-    """Left: training success, smoothed. Right: validation, the best step ringed.
+    """Left: training success, smoothed. Right: validation, the kept checkpoint ringed.
 
     A method's line is the mean of its runs; thin lines are single runs.
     """
@@ -188,9 +194,9 @@ def draw_training(curves: Sequence[TrainingCurve]) -> Figure:
         for name, runs in by_method.items():
             _draw_runs(left, [_smoothed(c.steps, c.success) for c in runs], named[name], False)
             _draw_runs(right, [(c.validation_steps, c.validation) for c in runs], named[name], True)
-            for best in (curve.best for curve in runs):
-                if best is not None:
-                    right.plot(*best, "o", mfc="none", mec=named[name].colour, ms=8)
+            for kept in (curve.kept for curve in runs):
+                if kept is not None:
+                    right.plot(*kept, "o", mfc="none", mec=named[name].colour, ms=8)
         left.set_title("rollouts")
         right.set_title("greedy validation")
         percent_axis(left, "success, %")

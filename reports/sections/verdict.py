@@ -22,11 +22,7 @@ from softeval.reports.measured.arms import BASE, METHODS, Arms
 from softeval.reports.measured.scores import arm_score, headline_k
 from softeval.reports.notes import AMBER, notes, rules_notes
 from softeval.reports.tables import interval_text, margin_text, on_questions, p_text, points
-from softeval.statistics.contrast import (
-    SCOPE_A_IS_FIXED,
-    SCOPE_B_IS_FIXED,
-    SCOPE_CHECKPOINTS,
-)
+from softeval.statistics.contrast import SCOPE_A_IS_FIXED, SCOPE_B_IS_FIXED, SCOPE_CHECKPOINTS
 
 MOST = 6
 CURVES = 2

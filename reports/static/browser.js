@@ -194,10 +194,16 @@
   const BAR = 8; // a nat; two and more are its full height
   const WINDOW = 8;
   const POSITIONS = 64;
+  const LONGEST_TOKEN = 20;
+  const inLine = (token) => token.replaceAll("\n", "⏎").replaceAll("\t", "⇥");
   const written = (token) => {
-    const shown = token.replaceAll("\n", "⏎").replaceAll("\t", "⇥").trim() || "␣";
-    return shown.length <= 20 ? shown : shown.slice(0, 19) + "…";
+    const letters = Array.from(inLine(token).trim() || "␣");
+    return letters.length <= LONGEST_TOKEN ? letters.join("") : letters.slice(0, LONGEST_TOKEN - 1).join("") + "…";
   };
+  // Letters from Hangul on are as wide as two of Latin.
+  const columns = (text) => Array.from(text).reduce((sum, letter) => sum + (letter < "\u1100" ? 1 : 2), 0);
+  // Isolated, so that tokens written from the right do not move the weights beside them.
+  const quoted = (token) => `“\u2068${inLine(token)}\u2069”`;
   const percent = (weight) => (100 * weight).toFixed(1) + " %";
   const atTemperature = (sample) =>
     data.temperatures[sample.m] === null ? "" : ` at temperature ${data.temperatures[sample.m]}`;
@@ -217,10 +223,10 @@
     const mixtures = mixturesOf(sample);
     const told = (index) => {
       const mixture = mixtures.get(index) || [];
-      const weights = mixture.map(([token, weight]) => `“${token}” ${percent(weight)}`);
+      const weights = mixture.map(([token, weight]) => `${quoted(token)} ${percent(weight)}`);
       const measured = Object.entries(values).map(([key, list]) =>
         `${HEATS[key].name} ${HEATS[key].value(list[index]).toFixed(key === "p" ? 3 : 2)}${HEATS[key].unit}`);
-      const fed = weights.length ? weights.join(", ") + atTemperature(sample) : `“${tokens[index]}”`;
+      const fed = weights.length ? weights.join(", ") + atTemperature(sample) : quoted(tokens[index]);
       return `Position ${index + 1}: ${fed}; ${measured.join(", ")} at temperature 1`;
     };
     return { tokens, values, mixtures, told };
@@ -230,18 +236,18 @@
     const entries = thought.mixtures.get(index) || [[thought.tokens[index], 1]];
     const svg = drawing("svg", { role: "option", height: 62, "aria-label": thought.told(index), tabindex: -1 });
     let top = 0;
-    let letters = 0;
+    let widest = 0;
     entries.forEach(([token, weight], rank) => {
       const height = STACK * weight;
       const text = height >= 11 ? written(token) : "";
-      letters = Math.max(letters, text.length);
+      widest = Math.max(widest, columns(text));
       svg.append(drawing("rect", { class: "w" + (rank + 1), y: round(top, 1), width: "100%", height: round(height, 1) }));
       if (text) svg.append(drawing("text", { x: "50%", y: round(top + height / 2, 1) }, text));
       top += height;
     });
     const bar = BAR * Math.min(nats(thought.values.e[index]), 2);
     svg.append(drawing("rect", { class: "entropy", y: STACK + 2, width: "100%", height: round(bar, 1) }));
-    svg.setAttribute("width", round(Math.max(18, 7.3 * letters + 6), 1));
+    svg.setAttribute("width", round(Math.max(18, 7.3 * widest + 6), 1));
     return svg;
   };
 
@@ -286,6 +292,10 @@
       if (shown.start > end) strip.append(fold(end, shown.start, entropies, unfold));
       if (shown.end) strip.append(...positions(shown.start, shown.end));
       end = shown.end;
+    }
+    if (sample.o) {
+      const label = `${sample.o} more positions are not on this page`;
+      strip.append(element("span", { class: "fold", role: "option", tabindex: "-1", "aria-label": label }, `⋯ ${sample.o} not shown`));
     }
     const answer = `${sample.b === null ? "no answer" : sample.b || "(empty)"} ${sample.c ? "✓" : "✗"}`;
     strip.append(element("span", {
