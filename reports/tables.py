@@ -110,7 +110,8 @@ def points(value: float, digits: int = 1, sign: bool = False) -> str:
     """A fraction as percent or points with a true minus sign; a dash for NaN."""
     if math.isnan(value):
         return "–"
-    text = f"{100 * value:+.{digits}f}" if sign else f"{100 * value:.{digits}f}"
+    percent = round(100 * value, 9)  # one number summed in two orders prints alike
+    text = f"{percent:+.{digits}f}" if sign else f"{percent:.{digits}f}"
     return text.replace("-", "−")
 
 

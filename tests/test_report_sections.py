@@ -17,7 +17,7 @@ from softeval.reports.measured.arms import measure
 from softeval.reports.sections.comparisons import SECTION as COMPARISONS
 from softeval.reports.sections.comparisons import draw_forest
 from softeval.reports.sections.curves import draw_curves, find_curves
-from softeval.reports.sections.entropy import entropy_told, find_entropy
+from softeval.reports.sections.entropy import entropy_block, entropy_told, find_entropy
 from softeval.reports.sections.families import SECTION as FAMILIES
 from softeval.reports.sections.kl import find_kl, main_rows
 from softeval.reports.sections.out_of_domain import find_out_of_domain
@@ -107,6 +107,13 @@ def test_entropies_that_differ_by_chance_are_not_told_apart(arms):
     told = entropy_told(arms, figure)
     assert told.startswith("Mean entropy of a CoT on arithmetic under hard sample, nats: base 0.")
     assert "not told apart: other 0." in told and "lower: hard 0." in told
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_numbers_of_an_entropy_figure_stand_at_the_places_that_are_drawn(arms):
+    tables = [entropy_block(f).table for f in find_entropy(arms, ["all", "progress", "end"])]
+    assert [table.columns[1] for table in tables] == ["1", "2.5", "1"]
+    assert tables[1].caption == "Entropy in nats by share of the CoT, %."
 
 
 def test_terciles_are_those_of_the_last_arm(arms):

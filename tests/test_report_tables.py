@@ -128,6 +128,7 @@ def test_latex_of_a_table_is_balanced_and_escaped(arms):
 
 def test_points_and_p_values():
     assert points(0.12345) == "12.3" and points(-0.01, sign=True) == "−1.0"
+    assert points(0.5125 - 1e-16) == points(0.5125 + 1e-16)
     assert points(0.01, sign=True) == "+1.0" and points(float("nan")) == "–"
     assert p_text(0.0004) == "< .001" and p_text(0.0421) == ".042" and p_text(1.0) == "1.000"
 

@@ -279,12 +279,13 @@ def _numbers(entropy: EntropyFigure, label: str) -> Table:
     """At most sixteen positions of every line."""
     longest = max((profile for *_, profile in entropy.lines), key=lambda one: len(one.start))
     shown = np.unique(np.linspace(0, len(longest.start) - 1, 16).round().astype(int))
-    starts = [str(longest.start[at]) for at in shown]
+    places = [f"{x:g}" for x in _x(entropy, longest)[shown]]
     rows = [
         [f"{name}, {mode.replace('_', ' ')}", *_at(profile.mean, shown)]
         for name, mode, profile in entropy.lines
     ]
-    return simple_table("Entropy in nats by position.", ["", *starts], rows, label)
+    caption = f"Entropy in nats by {X_LABELS.get(entropy.view, 'CoT position')}."
+    return simple_table(caption, ["", *places], rows, label)
 
 
 def _at(mean_T: np.ndarray, shown: np.ndarray) -> list[str]:
