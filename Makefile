@@ -74,8 +74,9 @@ format: .venv/installed-dev ## format and sort imports
 demo-base: .venv/installed ## make the bundled base checkpoint anew, from its seed
 	$(BIN)/python -m softeval.trainers.demo_base --output-path softeval/checkpoints/base --seed 0
 
-wheel: .venv/installed ## build dist/softeval-*.whl
-	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+wheel: ## build dist/softeval-*.whl, by the environment that is active
+	rm -rf build/lib # from which setuptools would take files that are no more
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 docs: .venv/installed-docs ## build the documentation as a site in build/site, with three reports of the demo
 	[ -d runs/demo/fuzzy ] || $(MAKE) demo

@@ -115,7 +115,8 @@ def compare_runs(
     arms = Arms(
         (left, right), tuple(r for x in (left, right) for c in x.checkpoints for r in c.runs)
     )
-    warning = " ".join([*setting_notes(arms), *rules_notes(arms)])
+    same = ["A and B are the same: every difference is 0."] if left is right and wanted.same else []
+    warning = " ".join([*same, *setting_notes(arms), *rules_notes(arms)])
     found = [*_success(left, right, wanted), *_likelihood(left, right, wanted)]
     if not found:
         raise _nothing_in_common(left, right)
@@ -236,6 +237,11 @@ class Wanted:
     task: str | None
     modes: tuple[str | None, str | None]
     ks: tuple[int, ...]
+
+    @property
+    def same(self) -> bool:
+        """Whether each mode is compared with itself."""
+        return self.modes[0] == self.modes[1]
 
     def pairs(self, a: Arm, b: Arm) -> list[tuple[Key, Key]]:
         """The cells of both sides that are compared, by task, then by mode."""

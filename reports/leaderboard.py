@@ -11,8 +11,10 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from softeval.errors import UserError
+from softeval.modes import mode_order
 from softeval.reports.layout import AMBER, Heading, Paragraph, Part, Section
 from softeval.reports.measured.arms import Arms, MeasuredRun, measure
 from softeval.reports.measured.cells import MeasuredCell
@@ -117,8 +119,8 @@ def find_boards(folder: Path, task: str | None = None) -> tuple[list[Board], lis
     ], notes
 
 
-def _worst_last(entry: Entry) -> tuple[float, str, str]:
-    return -next(iter(entry.scores.values())).mean.mean, entry.run, entry.mode
+def _worst_last(entry: Entry) -> tuple[Any, ...]:
+    return -next(iter(entry.scores.values())).mean.mean, entry.run, *mode_order(entry.mode)
 
 
 def _entry(arms: Arms, run: str, key: tuple[str, RecordedMode]) -> Entry:

@@ -7,7 +7,6 @@ directory.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softeval.errors import UserError
@@ -22,7 +21,6 @@ from softeval.reports.sections.kl import draw_kl, find_kl
 from softeval.reports.sections.mixture import draw_mixture
 from softeval.reports.sections.out_of_domain import draw_out_of_domain, find_out_of_domain
 from softeval.reports.sections.selection import find_pair
-from softeval.reports.sections.training import draw_training, read_training
 from softeval.statistics.equivalence import MARGIN
 
 if TYPE_CHECKING:
@@ -44,10 +42,9 @@ def plot_pass_at_k(runs: Sequence[AnyRun], task: str | None = None) -> Figure:
         UserError: no mode was sampled.
     """
     arms = _measured(runs, positions=False)
-    figures = [f for f in find_curves(arms, find_differences(arms)) if task in (None, f.task)]
-    if not figures:
-        raise UserError(f"no samples of {task or 'any task'} in these runs")
-    return draw_curves(figures[0])
+    figures = find_curves(arms, find_differences(arms))
+    task = _chosen(task, [figure.task for figure in figures], "no samples in these runs")
+    return draw_curves(next(figure for figure in figures if figure.task == task))
 
 
 def plot_entropy(runs: Sequence[AnyRun], task: str | None = None, view: str = "all") -> Figure:
@@ -63,11 +60,9 @@ def plot_entropy(runs: Sequence[AnyRun], task: str | None = None, view: str = "a
     """
     if view not in VIEWS:
         raise UserError(f"view {view!r}: choose from {', '.join(VIEWS)}")
-    found = find_entropy(_measured(runs), [view])
-    figures = [figure for figure in found if task in (None, figure.task)]
-    if not figures:
-        raise UserError(f"no per-position records of {task or 'any task'} in these runs")
-    return draw_entropy(figures[0])
+    figures = find_entropy(_measured(runs), [view])
+    task = _chosen(task, [f.task for f in figures], "no per-position records in these runs")
+    return draw_entropy(next(figure for figure in figures if figure.task == task))
 
 
 def plot_kl(runs: Sequence[AnyRun], task: str | None = None) -> Figure:
@@ -77,30 +72,21 @@ def plot_kl(runs: Sequence[AnyRun], task: str | None = None) -> Figure:
         UserError: `softeval diagnose` was not run.
     """
     scores = find_kl(_measured(runs))
-    if not scores:
-        raise UserError("no KL here: `softeval diagnose RUN --base BASE_CHECKPOINT` measures it")
-    task = _chosen(task, [score.key[0] for score in scores])
+    nothing = "no KL here: `softeval diagnose RUN --base BASE_CHECKPOINT` measures it"
+    task = _chosen(task, [score.key[0] for score in scores], nothing)
     return draw_kl([score for score in scores if score.key[0] == task])
 
 
-def plot_comparisons(
-    runs: Sequence[AnyRun],
-    task: str | None = None,
-    contrasts: Sequence[str] = (),
-    margin: float = MARGIN,
-) -> Figure:
+def plot_comparisons(runs: Sequence[AnyRun], task: str | None = None) -> Figure:
     """Forest plot of the comparisons; of the modes for a single checkpoint.
 
     Raises:
         UserError: there is nothing to compare.
     """
-    found = find_comparisons(_measured(runs, positions=False), contrasts, margin)
-    if not found:
-        raise UserError(
-            "nothing to compare: give several runs, or one run of several modes and questions"
-        )
-    task = _chosen(task, [c.metric.task for c in found])
-    return draw_forest([c for c in found if c.metric.task == task], margin)
+    found = find_comparisons(_measured(runs, positions=False))
+    nothing = "nothing to compare: give several runs, or one run of several modes and questions"
+    task = _chosen(task, [c.metric.task for c in found], nothing)
+    return draw_forest([c for c in found if c.metric.task == task], MARGIN)
 
 
 def plot_out_of_domain(runs: Sequence[AnyRun]) -> Figure:
@@ -120,9 +106,8 @@ def plot_mixture(
 ) -> Figure:
     """As `Run.plot_mixture`; UserError where the sample or its positions are not on record."""
     there = run.samples(["task", "mode", "doc_id", "sample"])
-    if there.empty:
-        raise UserError("no generative task in this run, so there is no CoT to see")
-    task = _chosen(task, list(there["task"].unique()))
+    nothing = "no generative task in this run, so there is no CoT to see"
+    task = _chosen(task, list(there["task"].unique()), nothing)
     modes = list(there.loc[there["task"] == task, "mode"].unique())
     soft_first = min(modes, key=lambda m: (run.mode(m).feeds_tokens, run.mode(m).is_greedy))
     name = soft_first if mode is None else mode.replace("-", "_")
@@ -132,19 +117,18 @@ def plot_mixture(
         doc = pair[3] if pair and pair[1][0] == task else int(first)
     key = (task, name, doc, sample)
     text = read_texts(run, {key}).get(key)
-    if text is None or not (text.mixtures or (text.mode.feeds_tokens and text.tokens)):
-        what = f"sample {sample} of question {doc} ({task}, {name})"
+    what = f"sample {sample} of question {doc} ({task}, {name})"
+    if text is None:
+        raise UserError(f"no {what} in this run; `softeval show {run.path}` says what there is")
+    if not (text.mixtures or (text.mode.feeds_tokens and text.tokens)):
         raise UserError(f"no mixtures of {what} on record; those of sample 0 are, by --record-top")
     return draw_mixture(text, f"{task}, question {doc}: {name.replace('_', ' ')}, sample {sample}")
 
 
-def plot_training(folders: Sequence[str | Path]) -> Figure:
-    """Success against steps of training directories."""
-    return draw_training([read_training(folder) for folder in folders])
-
-
-def _chosen(task: str | None, present: Sequence[str]) -> str:
-    """The task asked for, or the first there is."""
+def _chosen(task: str | None, present: Sequence[str], nothing: str) -> str:
+    """The task asked for, or the first there is; `nothing` says why there may be none."""
+    if not present:
+        raise UserError(nothing)
     if task is not None and task not in present:
         names = ", ".join(dict.fromkeys(present))
         raise UserError(f"task {task!r} is not among these: {names}")

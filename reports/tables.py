@@ -115,6 +115,11 @@ def points(value: float, digits: int = 1, sign: bool = False) -> str:
     return text.replace("-", "−")
 
 
+def detectable_text(mde: float) -> str:
+    """A minimum detectable difference, a fraction, in points; no difference is larger than 100."""
+    return "over 100" if mde > 1 else points(mde)
+
+
 def interval_text(low: float, high: float) -> str:
     """Both ends of an interval of fractions, in percent or points."""
     return f"[{points(low)}, {points(high)}]"

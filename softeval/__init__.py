@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from softeval.errors import UserError
     from softeval.model.language_model import LanguageModel, load_model
     from softeval.modes import MODES, get_mode, register_mode
+    from softeval.protocol import Protocol
     from softeval.records import Generation
     from softeval.runs.evaluation import evaluate
     from softeval.runs.run import Run, load_run
@@ -29,6 +30,7 @@ __all__ = [
     "MODES",
     "Generation",
     "LanguageModel",
+    "Protocol",
     "Run",
     "UserError",
     "Verdict",
@@ -45,6 +47,7 @@ _HOMES = {
     "MODES": "softeval.modes",
     "Generation": "softeval.records",
     "LanguageModel": "softeval.model.language_model",
+    "Protocol": "softeval.protocol",
     "Run": "softeval.runs.run",
     "UserError": "softeval.errors",
     "Verdict": "softeval.scoring.judge",

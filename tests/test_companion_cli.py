@@ -120,6 +120,31 @@ def test_show_pages_what_is_longer_than_the_terminal(
     assert softeval("show", "run").out == "" and "target" in paged[0]
 
 
+def test_show_tells_an_answer_that_nobody_judged_from_a_wrong_one(
+    softeval: Callable[..., Ended],
+) -> None:
+    write_run(Path("run"), questions=1, samples=1)
+    with TableWriter(Path("run"), str) as writer:
+        for sample, status in enumerate(("not_judged", "timeout")):
+            generation = make_generation(SampleKey("t", 0, sample), "hard_sample")
+            writer.add(generation, "0" * 16, "7", Verdict(False, status))
+        writer.write("prompts", [prompt_row("t", 0, "What?", "7")])
+    shown = softeval("show", "run", "--all").out
+    assert "hard_sample sample 0: not judged" in shown
+    assert "hard_sample sample 1: wrong (timeout)" in shown and "0 of 1 right" in shown
+
+
+def test_every_part_of_a_narrow_leaderboard_names_run_and_mode(
+    softeval: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(Path("runs/of-a-long-name"), modes=("hard_sample", "soft_sample"), questions=4)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    shown = softeval("leaderboard", "runs").out
+    parts = sum("pass@" in line and "Percent" not in line for line in shown.splitlines())
+    assert parts == 2 and shown.count("soft sample") == parts == shown.count("hard sample")
+
+
 def test_ls_modes_says_what_each_is(softeval: Callable[..., Ended]) -> None:
     rows = json.loads(softeval("ls", "modes", "--json").out)
     assert [row["mode"] for row in rows[:6]] == list(ALL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +163,12 @@ def test_contrasts_are_declared_in_either_form():
 def test_a_contrast_that_the_run_cannot_give_is_refused(text, blamed):
     modes = ["hard_sample", "soft_sample"]
     assert blamed in error_of(primary=text, num_samples=8, modes=modes)
+
+
+def test_the_call_from_python_completes_every_option() -> None:
+    from softeval import evaluate
+
+    names = set(inspect.signature(evaluate).parameters)
+    assert names == RunConfig.model_fields.keys() | {"overwrite", "quiet", "lm"}
+    with pytest.raises(UserError, match="num_sample"):
+        evaluate(num_sample=2)

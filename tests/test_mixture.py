@@ -120,7 +120,7 @@ def test_entries_that_would_print_as_nothing_are_left_out(tmp_path, monkeypatch)
     ("asked", "message"),
     [
         ({"sample": 1}, "sample 0 are"),
-        ({"doc": 99}, "question 99"),
+        ({"doc": 99}, "no sample 0 of question 99"),
         ({"task": "gsm8k"}, "arithmetic"),
         ({"mode": "soft"}, "soft"),
     ],
@@ -133,4 +133,5 @@ def test_a_figure_of_what_is_not_there_is_refused(run, asked, message):
 def test_every_mode_says_what_it_feeds():
     told = {name: mode.meaning for name, mode in MODES.items()}
     assert all(text and "\n" not in text and "(name" not in text for text in told.values())
+    assert told["hard_greedy"] != told["hard_sample"]
     assert "σ" in told["soft_sample"] and "σ" not in told["soft_greedy"]

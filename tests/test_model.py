@@ -39,6 +39,7 @@ def test_a_saved_checkpoint_loads_as_it_was(checkpoint):
     assert lm.max_length == 256
     assert lm.eos_ids == {2}
     assert not lm.model.training
+    assert repr(lm) == f"LanguageModel({str(checkpoint)!r}, llama, float32 on cpu)"
 
 
 def test_dtype_and_logits_dtype_are_obeyed(checkpoint):

@@ -138,6 +138,8 @@ def test_two_modes_of_a_run_are_compared_question_by_question(tmp_path):
         assert one.contrast.diff == pytest.approx((x - y).mean())
     again = compare_runs([f"{run}:soft_sample"], [run])
     assert {(one.a.mode, one.b.mode) for one in again} == {("soft_sample", "soft_sample")}
+    assert [one.warning for one in again] == ["A and B are the same: every difference is 0."] * 2
+    assert not any(one.warning for one in found)
     with pytest.raises(UserError, match="--mode and RUN:MODE both name a mode"):
         compare_runs([f"{run}:soft_sample"], [run], mode="hard_sample")
     with pytest.raises(UserError, match="'soft_greedy' is not in A"):

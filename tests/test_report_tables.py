@@ -29,6 +29,7 @@ from softeval.reports.sections.out_of_domain import OutOfDomainScore, table_row
 from softeval.reports.sections.results import main_tables
 from softeval.reports.sections.verdict import verdict_sentences
 from softeval.reports.tables import (
+    detectable_text,
     latex_text,
     margin_text,
     p_text,
@@ -378,3 +379,8 @@ def test_numbers_on_an_axis_are_printed_as_they_are():
     assert {"0.001234567", "0.003"} <= set(texts)
     assert "title &lt;&amp;&gt;" in svg
     assert max(len(part) for part in re.findall(r"\.(\d+)", re.sub(r">[^<]*<", "><", svg))) <= 2
+
+
+def test_no_detectable_difference_is_larger_than_all_there_is():
+    told = [detectable_text(mde) for mde in (0.05, 1.0, 3.1, float("inf"), float("nan"))]
+    assert told == ["5.0", "100.0", "over 100", "over 100", "–"]

@@ -26,6 +26,7 @@ from softeval.reports.material import Material
 from softeval.reports.tables import (
     Table,
     TableCell,
+    detectable_text,
     interval_text,
     margin_text,
     on_questions,
@@ -130,7 +131,7 @@ def _comparison_row(
             points(contrast.diff, sign=True),
             interval_text(contrast.low, contrast.high),
         ),
-        TableCell(points(contrast.mde)),
+        TableCell(detectable_text(contrast.mde)),
         TableCell(word, f"{primary}{marks[contrast.scope]}"),
         TableCell(
             f"{counts.a_only} / {counts.b_only}",

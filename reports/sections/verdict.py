@@ -21,7 +21,14 @@ from softeval.reports.material import Material
 from softeval.reports.measured.arms import BASE, METHODS, Arms
 from softeval.reports.measured.scores import arm_score, headline_k
 from softeval.reports.notes import AMBER, notes, rules_notes
-from softeval.reports.tables import interval_text, margin_text, on_questions, p_text, points
+from softeval.reports.tables import (
+    detectable_text,
+    interval_text,
+    margin_text,
+    on_questions,
+    p_text,
+    points,
+)
 from softeval.statistics.contrast import SCOPE_A_IS_FIXED, SCOPE_B_IS_FIXED, SCOPE_CHECKPOINTS
 
 MOST = 6
@@ -172,7 +179,7 @@ def _of_metric(c: Comparison, name_mode: bool, questions: int, margin: float) ->
                 if found
                 else ""
             )
-            detectable = f"; detectable: {points(contrast.mde)}" if contrast.se > 0 else ""
+            detectable = f"; detectable: {detectable_text(contrast.mde)}" if contrast.se > 0 else ""
             return f"inconclusive at {where} ({effect}{why}{detectable})"
 
 

@@ -151,13 +151,13 @@ def leaderboard(
         rows = [
             [f"{c.text} {c.note}{' *' if c.strong else ''}".strip() for c in r] for r in table.rows
         ]
-        print_table(TextTable(list(table.columns), rows, table.caption))
+        print_table(TextTable(list(table.columns), rows, table.caption, names=3))
         say()
     for line in (NOTE.replace("Shaded", "*"), *notes):
         say(line)
     if output is not None:
-        size = write_report(output, leaderboard_page(folder, boards, notes))
-        say(f"leaderboard: {output} ({size / 1e6:.1f} MB)")
+        write_report(output, leaderboard_page(folder, boards, notes))
+        say(f"leaderboard: {output}")
 
 
 def claims(
@@ -249,7 +249,7 @@ def _cost_record(cost: Spent | None) -> dict[str, float] | None:
 
 
 def _plan_row(one: PlannedMetric, power: float) -> list[str]:
-    from softeval.reports.tables import points
+    from softeval.reports.tables import detectable_text
 
     seeds = dict.fromkeys(one.plan.seeds)
     return [
@@ -258,7 +258,7 @@ def _plan_row(one: PlannedMetric, power: float) -> list[str]:
         str(one.plan.problems),
         str(one.samples),
         " / ".join(map(str, seeds)),
-        points(one.plan.mde(power) or float("nan")),
+        detectable_text(one.plan.mde(power) or float("nan")),
         *(
             "–" if number is None else f"{number:,}{_hours(one.cost(**{name: number}))}"
             for name, number in _needed(one, power).items()
@@ -312,7 +312,7 @@ def _print_comparison(compared: list[Comparison], margin: float) -> None:
 
 
 def _row(one: Comparison) -> list[str]:
-    from softeval.reports.tables import number, p_text, points
+    from softeval.reports.tables import detectable_text, number, p_text, points
 
     contrast = one.contrast
     if one.metric.is_nll:
@@ -326,7 +326,7 @@ def _row(one: Comparison) -> list[str]:
             points(contrast.diff, sign=True),
         ]
         values += [points(contrast.low), points(contrast.high)]
-        detectable = points(contrast.mde)
+        detectable = detectable_text(contrast.mde)
     a, b, difference, low, high = values
     word: str = one.verdict.word
     if word == "equivalent":

@@ -13,6 +13,7 @@ import typer
 from softeval.cli.options import AsJson, OneMode, RunFolder
 from softeval.errors import UserError
 from softeval.records import MIXTURE_SAMPLES, STOP_WORDS
+from softeval.scoring.judge import NOT_JUDGED
 from softeval.terminal import clean, one_line, say_json
 
 if TYPE_CHECKING:
@@ -68,7 +69,9 @@ def find_samples(
         UserError: no such task, question, mode or sample; it names those that are there.
     """
     rows: Any = run.samples()
-    task = task if task is not None else next(iter(rows["task"]), None)
+    if not len(rows):
+        raise UserError(f"no chain of thought in {run.path} to show: it has no finished sample")
+    task = task if task is not None else rows["task"].iloc[0]
     rows = _choose(rows, "task", task, "this run's tasks are")
     doc = int(rows["doc_id"].iloc[0]) if doc is None else doc
     rows = _choose(rows, "doc_id", doc, f"questions of {task} are")
@@ -117,7 +120,7 @@ def _print(run: Run, question: dict[str, Any], chosen: Any, rows: Any, whole: bo
         console.print(Text.assemble(("target: ", "bold"), clean(question["target"])))
         for mode, of_mode in chosen.groupby("mode", observed=True):
             right, answers = of_mode["correct"].sum(), of_mode["answer"].nunique(dropna=False)
-            judged = (of_mode["verdict"] != "not_judged").sum()
+            judged = (of_mode["verdict"] != NOT_JUDGED).sum()
             counts = f"{right} of {judged} right, distinct answers: {answers}"
             length = f"{of_mode['n_cot_tokens'].mean():.1f} CoT tokens"
             console.print(Text(clean(f"{mode:13} {counts}, {length}")))
@@ -139,10 +142,8 @@ def _print_sample(console: Console, run: Run, row: dict[str, Any], whole: bool) 
 
     from softeval.reports.measured.texts import read_texts
 
-    verdict, style = ("correct", "green") if row["correct"] else ("wrong", "red")
-    reason = "" if row["verdict"] == "ok" else f" ({row['verdict'].replace('_', ' ')})"
-    title = f"{row['mode']} sample {row['sample']}: {verdict}{reason}"
-    console.print(Rule(Text(clean(title), style), align="left"))
+    title = f"{row['mode']} sample {row['sample']}: {_judgement(row)}"
+    console.print(Rule(Text(clean(title), "green" if row["correct"] else "red"), align="left"))
     answer = ((clean(row["prefill"]), "dim"), (clean(row["answer_text"]), "bold"))
     console.print(Text.assemble(clean(row["cot_text"]), *answer))
     key = (row["task"], str(row["mode"]), row["doc_id"], row["sample"])
@@ -156,6 +157,14 @@ def _print_sample(console: Console, run: Run, row: dict[str, Any], whole: bool) 
         f" {ended}; {row['seconds']:.1f} s"
     )
     console.print(Text(clean(told), "dim"))
+
+
+def _judgement(row: dict[str, Any]) -> str:
+    status = row["verdict"].replace("_", " ")
+    if row["verdict"] == NOT_JUDGED:
+        return status
+    word = "right" if row["correct"] else "wrong"
+    return word if row["verdict"] == "ok" else f"{word} ({status})"
 
 
 def _bars(text: SampleText, width: int, most: int) -> Iterator[Text]:

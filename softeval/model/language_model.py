@@ -55,7 +55,7 @@ class LogitsDtype(StrEnum):
     FLOAT32 = "float32"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class LanguageModel:
     """A checkpoint ready to decode.
 
@@ -103,6 +103,10 @@ class LanguageModel:
     @property
     def dtype(self) -> torch.dtype:
         return self.embedding.dtype
+
+    def __repr__(self) -> str:
+        kind, dtype = self.model.config.model_type, str(self.dtype).removeprefix("torch.")
+        return f"LanguageModel({self.path!r}, {kind}, {dtype} on {self.device})"
 
     @cached_property
     def runner(self) -> Callable[..., Any]:

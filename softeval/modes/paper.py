@@ -48,6 +48,11 @@ class HardMode(FilteredMode):
     feeds_tokens: ClassVar[bool] = True
 
     @property
+    def meaning(self) -> str:
+        chosen = "drawn by softmax(z/τ)" if self.temperature > 0 else "the likeliest"
+        return f"Ordinary tokens, {chosen}."
+
+    @property
     def randomness(self) -> Randomness:
         return Randomness.UNIFORM if self.temperature > 0 else Randomness.NONE
 

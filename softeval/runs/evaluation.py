@@ -8,6 +8,7 @@ Started again, what the journal holds is not computed again.
 from __future__ import annotations
 
 import errno
+import inspect
 import sys
 import time
 import traceback
@@ -85,12 +86,16 @@ class Evaluation:
     failures: dict[str, str] = field(default_factory=dict)
 
 
-def evaluate(**options: Any) -> Run:
+def evaluate(
+    *, overwrite: bool = False, quiet: bool = True, lm: LanguageModel | None = None, **options: Any
+) -> Run:
     """Evaluate a checkpoint: what `softeval run` does, with the same options as keywords.
 
     Args:
-        **options: fields of `softeval.runs.config.RunConfig`, and ``overwrite``, ``quiet`` (default
-            true) and ``lm`` (a loaded `LanguageModel` to use in place of ``model``).
+        overwrite: start anew where the directory holds a run.
+        quiet: show no progress.
+        lm: a loaded checkpoint to use in place of ``model``.
+        **options: fields of `softeval.runs.config.RunConfig`; None leaves one at its default.
 
     Returns:
         The run; one that is complete already is returned without computing anything.
@@ -98,11 +103,18 @@ def evaluate(**options: Any) -> Run:
     Raises:
         UserError: an option that cannot be used; it names the remedy.
     """
-    overwrite = bool(options.pop("overwrite", False))
-    display = make_display(quiet=bool(options.pop("quiet", True)))
-    lm = options.pop("lm", None)
-    given = {name: value for name, value in options.items() if value is not None}
-    return load_run(run_evaluation(make_config(given), display, overwrite=overwrite, lm=lm).path)
+    config = make_config({name: value for name, value in options.items() if value is not None})
+    return load_run(run_evaluation(config, make_display(quiet), overwrite=overwrite, lm=lm).path)
+
+
+def _complete_signature() -> inspect.Signature:
+    """That of `evaluate` with every option by name, for the completion of a notebook."""
+    options = inspect.signature(RunConfig).parameters.values()
+    *own, _ = inspect.signature(evaluate).parameters.values()
+    return inspect.Signature([*options, *own], return_annotation="Run")
+
+
+evaluate.__signature__ = _complete_signature()  # type: ignore[attr-defined]
 
 
 def run_evaluation(
