@@ -27,6 +27,10 @@ def notes(arms: Arms) -> list[str]:
         where = name if names[name] == 1 else f"{run.path.parent.name}/{name}"
         if run.config.get("limit") is not None:
             found.append(f"{where} was limited to {run.config['limit']} questions a task.")
+        if run.chosen_docs:
+            found.append(f"{where} was asked questions chosen one by one (--docs or --samples).")
+        if not run.protocol.is_paper:
+            found.append(f"{where} was asked by the protocol {run.protocol.describe()}.")
         if not run.entropy and run.cells:
             found.append(f"{where} has no per-position records: no entropy of it is shown.")
     return found + _prompt_notes(arms) + setting_notes(arms)
@@ -98,6 +102,8 @@ def _settings(run: MeasuredRun) -> Iterator[tuple[str, str, str]]:
     for task, mode in run.cells:
         if cap is not None:
             yield task, "max_cot_tokens", str(cap)
+        for name, text in run.protocol.stops.items():
+            yield task, name, repr(text)
         for option, value in mode.options.items():
             if value is not None:
                 yield task, f"{option} of {mode}", str(value)

@@ -280,7 +280,7 @@ class ProtocolOptions(ModelOptions):
         """
         given: dict[str, Any] = {
             "prompt": None if self.prompt is None else read_template(self.prompt),
-            "system": self.system_instruction,
+            "system": self.system_instruction or None,
             "num_fewshot": self.num_fewshot,
             "chat": self.uses_chat,
             "cot_stop": self.cot_stop,

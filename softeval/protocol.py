@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,6 +90,15 @@ class Protocol:
         return {"cot_stop": self.cot_stop, "gap": self.gap, "answer_prefix": self.answer_prefix}
 
     @property
+    def is_literal(self) -> bool:
+        """Whether a CoT ends only where its text ends with the stop, as the paper says.
+
+        Elsewhere it also ends with a token that completes the stop and goes on beyond it, as
+        ``:**`` does in "**The final answer is:**".
+        """
+        return self.prompt == PAPER.prompt and self.stops == PAPER.stops
+
+    @property
     def is_paper(self) -> bool:
         """Whether samples are those of the paper's protocol."""
         return not self.changes and not self.chat
@@ -106,8 +116,13 @@ class Protocol:
             question: what is asked.
             examples: those to choose from, one more than are shown: never the question itself.
             chat: the chat template, where the protocol wants one.
+
+        Raises:
+            UserError: the template does not let the model think.
         """
-        shown = [e for e in examples if e.question != question][: self.num_fewshot]
+        asked_words = question.split()
+        others = (e for e in examples if e.question.split() != asked_words)
+        shown = islice(others, self.num_fewshot)
         turns = [(self.ask(example.question), self._reply(example)) for example in shown]
         asked = self.ask(question)
         if self.chat:
@@ -118,6 +133,11 @@ class Protocol:
         else:
             before = [self.system] if self.system else []
             text = "\n\n".join([*before, *(f"{said} {reply}" for said, reply in turns), asked])
+        if self.opening and text.rstrip().endswith(self.cot_stop):
+            raise UserError(
+                f"the prompt ends with {self.cot_stop}, so that nothing could be thought; take a chat"
+                " template that leaves the thought open, or --protocol chat"
+            )
         opened = text.rstrip().endswith(self.opening.strip())
         return text if opened else text + self.opening
 
@@ -131,16 +151,18 @@ class Protocol:
     def describe(self) -> str:
         """One line: the preset's name, and what was set beside it."""
         preset = asdict(PROTOCOLS[self.name])
-        said = [f"{n}={v!r}" for n, v in asdict(self).items() if v != preset[n]]
+        said = [f"{n} {_brief(v)}" for n, v in asdict(self).items() if v != preset[n]]
         return ", ".join([self.name, *said])
 
     def _reply(self, example: Example) -> str:
         """An example's solution and answer, written as this protocol wants them."""
-        boxed = f"{self.answer_prefix if self.opens_box else BOX}{example.target}}}"
-        stop = self.cot_stop if self.opens_box else ""
-        return " ".join(part for part in (example.solution, stop, boxed) if part)
+        if not self.opens_box:
+            return f"{example.solution} {BOX}{example.target}}}".lstrip()
+        thought = f"{self.opening}{example.solution}"
+        return f"{thought}{self.prefill(thought, stopped=False)}{example.target}}}"
 
 
+_LONGEST_SHOWN = 60
 _NO_CHANGE = ("name", "chat", "max_cot_tokens", "max_answer_tokens")
 PAPER = Protocol()
 CHAT = Protocol(
@@ -185,6 +207,11 @@ def read_template(given: str) -> str:
             " question, once"
         )
     return text
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 1]}…"
 
 
 def recorded_protocol(record: Mapping[str, Any]) -> Protocol:

@@ -16,7 +16,9 @@ import transformers.utils.chat_template_utils as clock
 from command_line import SMALL, Ended
 
 from softeval import load_run
+from softeval.errors import UserError
 from softeval.model import BUNDLED_CHECKPOINT
+from softeval.model.chat import render_chat
 
 pytest_plugins = ("command_line_fixtures",)
 
@@ -172,19 +174,29 @@ def test_what_a_template_can_do_wrong_is_one_line(
     assert time.process_time() - started < 20
 
 
+class FirstAlone:
+    """A tokenizer whose template drops all but what is said first, white space aside."""
+
+    chat_template = ""
+
+    def apply_chat_template(self, messages: Any, **_: Any) -> str:
+        return messages[0]["content"].strip()
+
+
+def test_a_template_that_drops_what_is_said_is_refused() -> None:
+    def said(*roles: str) -> str:
+        return render_chat(FirstAlone(), [{"role": r, "content": f" {r} "} for r in roles])
+
+    assert said("user") == "user" and said("user", "assistant") == "user"
+    with pytest.raises(UserError, match=r"leaves out what the user says.*--num-fewshot"):
+        said("system", "user")
+
+
 def test_a_template_leaves_no_limit_behind() -> None:
     import resource
     import signal
 
-    from softeval.model.chat import render_chat
-
-    class Tokenizer:
-        chat_template = ""
-
-        def apply_chat_template(self, messages: Any, **_: Any) -> str:
-            return messages[0]["content"]
-
     before = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGVTALRM)
-    assert render_chat(Tokenizer(), [{"role": "user", "content": "1"}]) == "1"
+    assert render_chat(FirstAlone(), [{"role": "user", "content": "1"}]) == "1"
     assert (resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGVTALRM)) == before
     assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)

@@ -98,6 +98,15 @@ def test_the_density_of_a_step_is_that_of_the_numbers_it_was_made_of(name):
         assert float(found[row]) == pytest.approx(expected, rel=2e-3, abs=2e-4)
 
 
+@pytest.mark.parametrize("name", ["logit_noise", "top_logit_noise"])
+def test_equal_logits_have_a_density(name):
+    """Half precision makes some: they have no spread, so σ is 0 and nothing is noised."""
+    logits = torch.zeros(2, 12, requires_grad=True)
+    found = density(TRAINED[name], logits, take(TRAINED[name], seen_of(logits.detach())))
+    found.sum().backward()
+    assert (found == 0).all() and logits.grad is not None and logits.grad.isfinite().all()
+
+
 def test_the_released_log_probability_of_soft_grpo():
     """Mean over ln w > -3 of -ε - exp(-ε), ε = g' - ln(w + 1e-6) cut to [-1.5, 3]."""
     logits = random_logits(rows=8, vocab=12, scale=1.5)

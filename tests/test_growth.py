@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from test_chat import interrupt, stop_after
 
 import softeval
 from softeval.errors import UserError
 from softeval.model.language_model import BUNDLED_CHECKPOINT, load_model
+from softeval.protocol import THINK
+from softeval.reports.measured.arms import Arms, MeasuredRun
+from softeval.reports.notes import notes
 from softeval.runs.config import make_config
+from softeval.runs.merge import merge
 from softeval.runs.plan import make_plan
 from softeval.runs.rescore import rescore
 from softeval.scoring.judge import scorer
@@ -37,18 +43,28 @@ def evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Evaluated:
     return run
 
 
+def asked(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a configuration asks for, in whatever order, wherever it goes."""
+    found = {name: value for name, value in config.items() if name != "output_path"}
+    return found | {name: sorted(config[name]) for name in ("tasks", "modes")}
+
+
 def assert_same(ours: softeval.Run, theirs: softeval.Run) -> None:
     for table in ("samples", "positions", "prompts", "tokens", "likelihoods"):
-        one, other = (pq.read_table(run.table_path(table)) for run in (ours, theirs))
+        one, other = (run.table_path(table) for run in (ours, theirs))
         if table == "samples":
-            one, other = (t.drop_columns(["seconds"]) for t in (one, other))
-        assert one.equals(other), table
+            a, b = (pq.read_table(t).drop_columns(["seconds"]) for t in (one, other))
+            assert a.equals(b)
+        else:
+            assert one.read_bytes() == other.read_bytes(), table
     a, b = (json.loads((run.path / "results.json").read_text()) for run in (ours, theirs))
     for name in ("results", "modes", "configs", "n-samples", "group_subtasks"):
         assert a[name] == b[name], name
-    for name in ("tasks", "modes"):
-        assert ours.info["identity"][name] == theirs.info["identity"][name]
-        assert sorted(ours.config[name]) == sorted(theirs.config[name])
+    assert ours.info["identity"] == theirs.info["identity"]
+    assert asked(ours.config) == asked(theirs.config)
+    for run in (ours, theirs):
+        told = yaml.safe_load((run.path / "config.yaml").read_text())
+        assert asked(told) == asked(run.config)
     assert ours.info["counts"] == theirs.info["counts"] and ours.complete
     assert set(ours.modes) == set(theirs.modes) and set(ours.datasets()) == set(theirs.datasets())
     assert "kept" not in ours.info and not (ours.path / "shards").exists()
@@ -84,6 +100,39 @@ def test_an_addition_that_was_stopped_goes_on(
     assert_same(run, evaluated("whole", "soft_sample,hard_sample,hard_greedy"))
     kept = run.samples()[run.samples()["mode"] == "soft_sample"]
     assert kept["seconds"].tolist() == before["seconds"].tolist()
+
+
+@pytest.mark.slow
+def test_an_added_task_of_a_file_goes_on_by_its_own_fields(
+    evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = ({"q": f"What is {n}+1?", "a": n + 1} for n in range(3))
+    Path("mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {"question": "q", "answer": "{{ a }}"}
+    evaluated("run", "hard_greedy")
+    with monkeypatch.context() as stopping:
+        stop_after(stopping, 1, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            evaluated("run", "hard_greedy", "mine.jsonl", **fields)
+    whole = evaluated("whole", "hard_greedy", "arithmetic,mine.jsonl", **fields)
+    assert_same(evaluated("run", "hard_greedy"), whole)
+
+
+@pytest.mark.slow
+def test_shards_of_a_chat_are_merged_and_grow(
+    evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = "{% for m in messages %}<{{ m.content }}>{% endfor %}"
+    monkeypatch.setattr(LM.tokenizer, "chat_template", template)
+    Path("plain").mkdir()  # of the name of a prompt
+    how = {"protocol": "think", "prompt": "plain", "system_instruction": "Hi.", "num_fewshot": 1}
+    for shard in ("2/2", "1/2"):
+        evaluated("parts", "hard_greedy", shard=shard, **how)
+    merge([Path("parts")], Path("run"))
+    assert_same(softeval.load_run("run"), evaluated("one", "hard_greedy", **how))
+    run = evaluated("run", "soft_sample", **how)
+    assert_same(run, evaluated("whole", "soft_sample,hard_greedy", **how))
+    assert run.config["prompt"] == "plain"
 
 
 def test_what_would_change_samples_that_are_there_is_refused(evaluated: Evaluated) -> None:
@@ -127,6 +176,21 @@ def test_questions_are_chosen_by_their_rows(evaluated: Evaluated) -> None:
         assert found == {"own": [1], "arithmetic": [3, 5]}
     plan = make_plan(make_config({"tasks": "own.jsonl", "docs": "0,2", "modes": "hard_greedy"}))
     assert plan["samples"] == 2
+
+
+def test_a_report_says_how_and_what_a_run_was_asked() -> None:
+    info = {
+        "identity": {"docs": {"own": [0, 2]}},
+        "config": {"limit": None},
+        "datasets": [{"task": name, "name": name, "rows": 3} for name in ("own", "other")],
+        "protocol": asdict(replace(THINK, cot_stop="x" * 99)),
+    }
+    run, plain = (MeasuredRun(Path("r"), told, {}, {}, {}, {}) for told in (info, {}))
+    assert run.asked_questions("own") == 2 and run.asked_questions("other") == 3
+    chosen, asked = notes(Arms((), (run,)))
+    assert chosen == "r was asked questions chosen one by one (--docs or --samples)."
+    assert asked.startswith("r was asked by the protocol think, cot_stop 'xx") and len(asked) < 120
+    assert notes(Arms((), (plain,))) == []
 
 
 @pytest.mark.parametrize(

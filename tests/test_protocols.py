@@ -20,17 +20,19 @@ from softeval.decoding.generate import generate
 from softeval.decoding.replay import closing
 from softeval.errors import UserError
 from softeval.lmeval import load_tasks
-from softeval.model.chat import render_chat
+from softeval.model.chat import chat_of, render_chat
 from softeval.model.language_model import BUNDLED_CHECKPOINT, LanguageModel, load_model, wrap_model
 from softeval.model.stopping import Stopper, stopper_of
+from softeval.modes import get_mode
 from softeval.options import GenerationOptions, validated
-from softeval.protocol import CHAT, PAPER, THINK, Example, Protocol
+from softeval.protocol import CHAT, PAPER, PLACE, THINK, Example, Protocol
 from softeval.records import AnswerStop, Generation, StopReason
+from softeval.runs.cells import load_cells
 from softeval.runs.config import make_config
 from softeval.tasks.catalogue import find_benchmarks
 from softeval.tasks.data import fewshot_examples
 from softeval.trainers.config import make_config as train_config
-from softeval.trainers.questions import load_questions
+from softeval.trainers.questions import load_questions, prompt_maker
 from softeval.trainers.rollout import training_decoder
 from softeval.trainers.run_files import identity_of
 
@@ -177,6 +179,25 @@ def test_an_answer_prefix_follows_the_stop_and_its_box_is_closed(thinker: Any) -
     assert (made.answer, made.answer_stop) == ("7", AnswerStop.CLOSED)
 
 
+def test_after_a_modes_own_stop_a_prefill_of_one_token_is_fed_once(thinker: Any) -> None:
+    """The thought ends with a line break, so that only </think> is missing."""
+    thought, stop = encode(thinker, "Hmm.\n\n"), encode(thinker, "</think>")
+    prompt, answer = prompt_in(thinker), [*encode(thinker, ANSWER), thinker.eos_token_id]
+    lm = scripted(thinker, [encode(thinker, prompt)[-1], *thought], [stop[-1], *answer])
+    mode = get_mode("soft_thinking", entropy_threshold=1e9, patience=1 + len(thought))
+    how = {"max_cot_tokens": 40, "max_answer_tokens": 40}
+    made = generate(lm, prompt, mode, protocol=THINK, **how)[0][0]
+    assert (made.cot_text, made.stop_reason) == ("Hmm.\n\n", StopReason.MODE)
+    assert (made.prefill_text, made.prefill_ids.tolist()) == ("</think>", stop)
+    assert made.answer == "4"
+
+
+def test_a_template_that_ends_the_thought_is_refused() -> None:
+    for rendered in ("Q<think></think>", "Q</think>\n\n"):
+        with pytest.raises(UserError, match="nothing could be thought"):
+            THINK.whole_prompt(QUESTION, chat=lambda said, text=rendered: text)
+
+
 def test_the_last_box_counts_where_the_prefix_opens_none(thinker: Any) -> None:
     stopper = Stopper(thinker, THINK)
     text = "\n\nNot \\boxed{3} but \\boxed{\\frac{1}{2}}, \\boxed{"
@@ -285,6 +306,23 @@ def test_examples_are_of_the_training_split_and_never_the_question_itself() -> N
     assert f"Assistant: The final answer is: \\boxed{{{found[0].target}}}\n\nA conv" in prompt
 
 
+def test_an_example_is_written_as_the_protocol_wants_it() -> None:
+    example, spaced = Example("1+1?", "One and one.", "2"), Example(" What  is\n2+2?", "", "4")
+
+    def shown(protocol: Protocol) -> str:
+        plain = replace(protocol, num_fewshot=1, chat=False)
+        return plain.whole_prompt(QUESTION, [spaced, example])
+
+    bare = replace(THINK, prompt=PLACE)
+    assert shown(replace(PAPER, prompt=PLACE)) == (
+        "1+1? One and one. The final answer is: \\boxed{2}\n\nWhat is 2+2?"
+    )
+    assert shown(bare) == "1+1? One and one. \\boxed{2}\n\nWhat is 2+2?<think>\n"
+    assert shown(replace(bare, answer_prefix="It is \\boxed{")) == (
+        "1+1? <think>\nOne and one.\n</think>\nIt is \\boxed{2}\n\nWhat is 2+2?<think>\n"
+    )
+
+
 def test_examples_of_a_scored_task_are_refused(data_dir: str) -> None:
     options = {"tasks": "arc_easy", "num_fewshot": 2, "data_dir": data_dir}
     with pytest.raises(UserError, match="scored without examples"):
@@ -329,6 +367,21 @@ def test_lm_eval_asks_by_the_same_protocol(data_dir: str, monkeypatch: pytest.Mo
     assert len(task.examples) == 3 and task.config.num_fewshot == 2
     told = task.fewshot_context(task.eval_docs[0], 2, system_instruction="Hi.")
     assert told.startswith("Hi.\n\n") and told.count("User: [question]") == 3
+
+
+def test_evaluation_training_and_lm_eval_ask_in_the_same_words(thinker: Any) -> None:
+    options = {"protocol": "think", "num_fewshot": 2, "system_instruction": "Be brief."}
+    config = make_config(options | {"limit": 1, "modes": "hard_greedy"})
+    (cell,) = load_cells(config, config.selected_modes())
+    (document,) = cell.documents.values()
+    (task,) = load_tasks(["arithmetic"], **options)["tasks"].values()
+    examples = fewshot_examples(task.benchmark, 2)
+    trained = prompt_maker(train_config(options), thinker, examples)
+    chat = chat_of(thinker, None)
+    asked = cell.task.prompt_of(document, chat)
+    assert asked == trained(document["question"])
+    assert asked == task.fewshot_context(task.eval_docs[0], 2, None, True, chat_template=chat)
+    assert asked.count("<|im_start|>user\n") == 3 and asked.count("Be brief.") == 1
 
 
 def test_training_asks_and_stops_by_the_protocol(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tiny import tiny_tokenizer
 
 from softeval.decoding.rows import Row
 from softeval.model.stopping import Limits, Stopper
-from softeval.protocol import PAPER
+from softeval.protocol import CHAT, PAPER
 from softeval.records import AnswerStop, SampleKey, StopReason
 
 REAL = ["qwen2.5", "llama-3.2-instruct"]
@@ -62,6 +64,18 @@ def test_text_that_ends_in_the_prefix_stops_exactly_once_it_does(stopper, text):
 )
 def test_other_text_does_not_stop(stopper, text):
     assert not stopper.ends_cot(ids(stopper, text))
+
+
+@pytest.mark.parametrize("ending", [":** \\boxed{7}.", ":$7$", ":\n\n**7**", ": 7"])
+def test_only_the_papers_stop_is_taken_to_the_letter(stopper, ending):
+    """A token that ends the stop and goes on, such as ":**", ends the CoT in every other protocol."""
+    tokens = ids(stopper, f"So **The final answer is{ending}")
+    chat = Stopper(stopper._tokenizer, CHAT)
+    fired = [n for n in range(1, len(tokens) + 1) if chat.ends_cot(tokens[:n])]
+    assert len(fired) == 1 and CHAT.cot_stop in chat.decode(tokens[: fired[0]])
+    assert CHAT.cot_stop not in chat.decode(tokens[: fired[0] - 1])
+    text = stopper.decode(tokens[: fired[0]])
+    assert stopper.ends_cot(tokens[: fired[0]]) == text.rstrip().endswith(PAPER.cot_stop)
 
 
 @pytest.mark.parametrize("cot", ["It is 7. The final answer is:", "The final answer is: "])
@@ -141,6 +155,14 @@ def test_a_row_goes_from_its_cot_to_its_answer():
         assert row.answer_stop is None
         row.judge_answer(answer, stopper, limits, frozenset({2}))
     assert (row.answer, row.answer_stop) == ("2", AnswerStop.CLOSED)
+
+
+def test_an_end_token_can_be_the_stop():
+    stopper = Stopper(tiny_tokenizer(), replace(PAPER, cot_stop="</s>"))
+    row = new_row()
+    row.judge_cot([*ids(stopper, "12"), 2], stopper, Limits(8, 5), frozenset({2}))
+    assert row.stop_reason is StopReason.ANSWER_PREFIX
+    assert stopper.decode(row.prefill_ids) == " \\boxed{"
 
 
 @pytest.mark.parametrize("text", ["1+1=2. The final answer is: 4}", "a}b:c", "{}::}"])

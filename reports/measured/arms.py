@@ -76,9 +76,16 @@ class MeasuredRun(Run):
         return None if rows is None else int(rows)
 
     def asked_questions(self, task: str) -> int | None:
-        """Those of them that the run was to answer, by its limit."""
+        """Those of them that the run was to answer: the chosen ones, or as many as its limit says."""
+        if task in self.chosen_docs:
+            return len(self.chosen_docs[task])
         rows = self.questions(task)
         return None if rows is None else question_count(rows, self.config.get("limit"))
+
+    @property
+    def chosen_docs(self) -> Mapping[str, Any]:
+        """The questions chosen one by one, by task; empty where none were."""
+        return (self.info.get("identity") or {}).get("docs") or {}
 
 
 @dataclass(frozen=True, eq=False)

@@ -124,10 +124,10 @@ class Row:
         text that could end it.
         """
         spoken = len(ids) > silent
-        if spoken and ids[-1] in eos_ids:
-            self.end_cot(ids, StopReason.EOS, stopper)
-        elif spoken and stopper.ends_cot(ids):
+        if spoken and stopper.ends_cot(ids):  # before EOS, which may be the protocol's stop
             self.end_cot(ids, StopReason.ANSWER_PREFIX, stopper)
+        elif spoken and ids[-1] in eos_ids:
+            self.end_cot(ids, StopReason.EOS, stopper)
         elif ended and len(ids) > 1:
             self.end_cot(ids[:-1], StopReason.MODE, stopper)
         elif len(ids) >= limits.max_cot_tokens:

@@ -190,6 +190,8 @@ class SoftEvalLM(_HFLM):
         Raises:
             UserError: no template, or one that does not take these messages.
         """
+        if not self.options.uses_chat:  # lm-eval's own flag asks for it, of the tasks too
+            self.configure(apply_chat_template=True)
         return render_chat(
             self.tokenizer,
             chat_history,

@@ -48,7 +48,7 @@ def render_chat(
         open_reply: end where the assistant begins to speak; else the last message goes on.
 
     Raises:
-        UserError: no template, or one that does not take these messages, or does not end.
+        UserError: no template, or one that does not take all of these messages, or does not end.
     """
     if getattr(tokenizer, "chat_template", None) is None:
         raise UserError(
@@ -71,6 +71,7 @@ def render_chat(
             f"the chat template fails ({type(error).__name__}: {reason});"
             " leave --apply-chat-template out, or mend the template"
         ) from error
+    _require_all(messages, text)
     return text
 
 
@@ -92,6 +93,16 @@ def example_hash(tokenizer: Any, day: date | None) -> str:
             " leave --apply-chat-template out, or mend the template"
         )
     return hashlib.sha256(first.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _require_all(messages: Sequence[Mapping[str, str]], text: str) -> None:
+    """Refuse a template that drops what system or user say; of replies it may drop the thought."""
+    for message in messages:
+        if message["role"] != "assistant" and message["content"].strip() not in text:
+            raise UserError(
+                f"the chat template leaves out what the {message['role']} says; leave"
+                " --apply-chat-template out, or what it drops (--system-instruction, --num-fewshot)"
+            )
 
 
 @contextmanager

@@ -3,8 +3,9 @@
 Knows text and token ids, not tensors. The paper stops when the generated text ends with
 "The final answer is: " (appendix C). With byte-pair vocabularies the space after the colon belongs to
 the next token, so the test here is on the right-stripped text, and the prefill continues it with
-exactly one space before the box. A stop that is a single added token, as ``</think>`` often is, is
-also known by its id: the text may be without it.
+exactly one space before the box. Where a protocol is not the paper's, a token that holds the stop's
+end and more ends the CoT, too. A stop that is a single added token, as ``</think>`` often is, is also
+known by its id: the text may be without it.
 """
 
 from __future__ import annotations
@@ -112,11 +113,16 @@ class Stopper:
         self._tail = len(stop.encode()) + _SPARE
 
     def ends_cot(self, shadow_ids: Sequence[int]) -> bool:
-        """Whether the CoT now ends with the stop: its token, or its shadow text."""
+        """Whether the last token brings the stop: by its id, or as what ends the shadow text."""
         if shadow_ids[-1] not in self.may_end_cot:
             return False
-        text = self.decode(shadow_ids[-self._tail :])
-        return shadow_ids[-1] == self._stop_id or text.rstrip().endswith(self.protocol.cot_stop)
+        tail, stop = shadow_ids[-self._tail :], self.protocol.cot_stop
+        text = self.decode(tail)
+        if shadow_ids[-1] == self._stop_id or text.rstrip().endswith(stop):
+            return True
+        if self.protocol.is_literal:
+            return False
+        return text.count(stop) > self.decode(tail[:-1]).count(stop)
 
     def has_stop(self, ids: Sequence[int]) -> bool:
         """Whether the stop is among these tokens."""

@@ -47,7 +47,7 @@ class MatchedHard(Mode):
         return self.of.is_plain
 
     def begin(self, rows: int, device: torch.device) -> Tensor | None:
-        return self.of.begin(rows, device) if self.stops else None
+        return self.of.begin(rows, device)
 
     def probs(self, seen: Seen) -> Tensor:
         """(N, V) the other mode's distribution."""

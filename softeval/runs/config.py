@@ -264,7 +264,7 @@ class RunConfig(GenerationOptions):
             UserError: --samples cannot be read, or names none of this task.
         """
         if self.samples is None:
-            return None if self.docs is None else tuple(sorted(self.docs))
+            return None if self.docs is None else tuple(sorted({*self.docs}))
         chosen = _read_samples(self.samples)
         if task not in chosen:
             raise UserError(f"--samples names no questions of {task}; add some, or leave it out")

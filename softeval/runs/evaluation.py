@@ -208,9 +208,9 @@ def _open_run(request: Request, lm: LanguageModel) -> tuple[Path, dict[str, Any]
         rundir.clear(folder)
         shards.mkdir()
         record = new_record(request, lm)
-        write_text(folder / rundir.CONFIG_FILE, config_yaml(record["config"]))
     else:
         record = resumed_record(request.found, request, lm)
+    write_text(folder / rundir.CONFIG_FILE, config_yaml(record["config"]))
     rundir.write_record(folder, record)
     return folder, record
 

@@ -58,8 +58,9 @@ def merge(folders: Sequence[Path], output: Path) -> Path:
             raise UserError(f"{output} holds another run; give another --output-path")
         if there["status"] == rundir.COMPLETE:
             return output
-    given = {name: value for name, value in record["config"].items() if value is not None}
-    config = make_config(given)
+    # Prompts are in the journals: nothing renders a chat template here.
+    known = record["config"] | {"apply_chat_template": False, "chat_date": None}
+    config = make_config({name: value for name, value in known.items() if value is not None})
     cells = load_cells(config, config.selected_modes())
     _check_questions(cells, record["identity"])
     rundir.prepare(output)

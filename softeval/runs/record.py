@@ -90,7 +90,8 @@ def _device_map(lm: LanguageModel) -> dict[str, str] | None:
 def resumed_record(old: Mapping[str, Any], request: Request, lm: LanguageModel) -> dict[str, Any]:
     """The record of a run that is taken up again; versions that changed are listed.
 
-    Its tables are not written yet: the scorer is that of now. Tasks and modes may have been added.
+    Its tables are not written yet: the scorer is that of now. Tasks and modes may have been added,
+    and with them what names their questions and options; contrasts stay as they were declared.
     """
     from softeval.scoring.judge import judge_of, scorer_identity
 
@@ -98,11 +99,11 @@ def resumed_record(old: Mapping[str, Any], request: Request, lm: LanguageModel) 
     changes = environment.version_changes(old["versions"], session["versions"])
     sessions = [*old["sessions"], session | {"changes": changes}]
     now = new_record(request, lm)
-    names = {name: now["config"][name] for name in ("tasks", "modes")}
+    declared = {"primary": old["config"].get("primary")}
     return {
         **old,
         "status": rundir.RUNNING,
-        "config": {**old["config"], **names},
+        "config": now["config"] | declared,
         "identity": {**old["identity"], **request.identity},
         rundir.KEPT: sorted(request.kept),
         "modes": now["modes"],

@@ -24,7 +24,7 @@ from softeval.errors import UserError
 from softeval.model import BUNDLED_CHECKPOINT
 from softeval.model.chat import chat_of, example_hash
 from softeval.modes import Mode, mode_record
-from softeval.protocol import Protocol
+from softeval.protocol import PROMPTS, Protocol
 from softeval.records import RANDOM_NUMBERS
 from softeval.runs import rundir
 from softeval.runs.cells import Cell, joined, kept_titles, load_cells
@@ -189,9 +189,10 @@ class Request:
     def resolved_config(self) -> dict[str, Any]:
         """Every field of the configuration with the value in use."""
         resolved = self.config.model_dump(mode="json")
-        for name in ("model", "data_dir", "include_path", "prompt", "samples"):
-            if resolved[name] is not None and not resolved[name].lstrip().startswith("{"):
-                resolved[name] = absolute(resolved[name])
+        for name in ("model", "data_dir", "include_path", "mode_file", "prompt", "samples"):
+            given = resolved[name]
+            if given is not None and given not in PROMPTS and not given.lstrip().startswith("{"):
+                resolved[name] = absolute(given)
         files = {task_name(t): absolute(t) for t in self.config.tasks if is_jsonl(t)}
         return resolved | {
             "tasks": [files.get(name, name) for name in self.sources],
