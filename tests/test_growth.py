@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from softeval.model.language_model import BUNDLED_CHECKPOINT, load_model
 from softeval.protocol import THINK
 from softeval.reports.measured.arms import Arms, MeasuredRun
 from softeval.reports.notes import notes
+from softeval.runs import rundir
 from softeval.runs.config import make_config
 from softeval.runs.merge import merge
 from softeval.runs.plan import make_plan
@@ -152,6 +154,36 @@ def test_what_would_change_samples_that_are_there_is_refused(evaluated: Evaluate
         evaluated("run", "hard_sample")
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "named"),
+    [
+        ("m/config.json", {"rms_norm_eps": 0.1}, "config"),
+        ("m/generation_config.json", {"eos_token_id": [1, 2]}, "config"),
+        ("modes.py", {"another": "code"}, "mode_source"),
+    ],
+)
+def test_a_file_that_shapes_samples_may_not_change(
+    evaluated: Evaluated, file: str, content: dict[str, Any], named: str
+) -> None:
+    shutil.copytree(BUNDLED_CHECKPOINT, "m")
+    Path("modes.py").write_text("{}")
+    how = {"lm": None, "model": "m", "limit": 1, "mode_file": "modes.py", "self_check": False}
+    first = evaluated("run", "hard_greedy", **how)
+    there = json.loads(Path(file).read_text()) if Path(file).exists() else {}
+    Path(file).write_text(json.dumps(there | {"transformers_version": "0"}))
+    if named == "config":  # what shapes no sample may change
+        assert evaluated("run", "hard_greedy", **how).info == first.info
+    Path(file).write_text(json.dumps(there | content))
+    with pytest.raises(UserError, match=rf"other arguments \({named}: "):
+        evaluated("run", "hard_greedy", **how)
+    # An older run does not say what its files held.
+    record = first.info | {
+        "identity": {k: v for k, v in first.info["identity"].items() if k != named}
+    }
+    rundir.write_record(first.path, record)
+    assert evaluated("run", "hard_greedy", **how).info["finished"] == first.info["finished"]
+
+
 def test_the_plan_says_what_is_added(evaluated: Evaluated) -> None:
     evaluated("run", "soft_sample", lm=None)
     how = {"num_samples": 2, "limit": 3, "max_cot_tokens": 20, "output_path": "run"}
@@ -204,6 +236,7 @@ def test_a_report_says_how_and_what_a_run_was_asked() -> None:
         ({"samples": "{}"}, "--samples names no questions of own"),
         ({"samples": "nowhere.json"}, "--samples nowhere.json cannot be read"),
         ({"samples": '{"own": "all"}'}, "cannot be read; give JSON such as"),
+        ({"samples": '{"own": []}'}, "cannot be read; give JSON such as"),
     ],
 )
 def test_questions_that_are_not_there_are_refused(

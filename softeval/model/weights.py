@@ -1,8 +1,8 @@
-"""The hash of a checkpoint's weights, of a loaded model or beforehand from its files.
+"""Hashes of a checkpoint: of its weights, loaded or beforehand from its files, tokenizer and config.
 
-Both give the same: sha256 over names, shapes, dtypes and bytes of all parameters and persistent
-buffers as they are once the model is loaded. From files that takes a model without storage, which
-tells the names, and no memory but for one tensor at a time.
+Both of the weights are the same: sha256 over names, shapes, dtypes and bytes of all parameters and
+persistent buffers as they are once the model is loaded. From files that takes a model without
+storage, which tells the names, and no memory but for one tensor at a time.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +20,9 @@ from torch import Tensor, nn
 
 from softeval.errors import UserError
 from softeval.model.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from softeval.model.language_model import LanguageModel
 
 
 class StoredWeights(NamedTuple):
@@ -52,6 +55,36 @@ class StoredWeights(NamedTuple):
 def weights_hash(model: nn.Module) -> str:
     """sha256 over names, shapes, dtypes and bytes of all parameters and persistent buffers."""
     return _hash(sorted(model.state_dict().items()))
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """sha256 over what turns texts into ids and back, and the chat template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
+    template = str(getattr(tokenizer, "chat_template", None))
+    return hashlib.sha256(f"{text}\n{template}".encode()).hexdigest()
+
+
+def config_hash(model: Checkpoint | LanguageModel) -> str | None:
+    """First 16 hex digits of the sha256 of what the config and the end tokens of a checkpoint say.
+
+    None of one on the hub, whose files nobody edits, or of a model that is in memory only. What is
+    told elsewhere does not count: precision, names, versions.
+    """
+    folder = Path(model.path if model.adapter is None else model.adapter.base).expanduser()
+    if not (folder / "config.json").is_file():
+        return None
+    config, generation = (_content(folder / f"{n}.json") for n in ("config", "generation_config"))
+    kept = {k: v for k, v in config.items() if v is not None and k not in _TOLD_ELSEWHERE}
+    said = json.dumps([kept, generation.get("eos_token_id")], sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+_TOLD_ELSEWHERE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
+
+
+def _content(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def stored_weights(checkpoint: Checkpoint, dtype: str | torch.dtype) -> StoredWeights | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import importlib.util
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -133,6 +134,11 @@ def load_mode_file(path: str | Path) -> None:
     except Exception as error:
         raise UserError(f"--mode-file {path}: {type(error).__name__}: {error}") from error
     _LOADED.add(file)
+
+
+def mode_source(path: str | Path) -> str:
+    """First 16 hex digits of the sha256 of a file of modes."""
+    return hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()[:16]
 
 
 def get_mode(name: str, **options: Any) -> Mode:

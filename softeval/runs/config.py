@@ -284,7 +284,8 @@ def _read_samples(given: str) -> dict[str, list[int]]:
     try:
         inline = given.lstrip().startswith("{")
         text = given if inline else Path(given).expanduser().read_text(encoding="utf-8")
-        return TypeAdapter(dict[str, list[Annotated[int, Field(ge=0)]]]).validate_json(text)
+        rows = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+        return TypeAdapter(dict[str, rows]).validate_json(text)
     except (OSError, UnicodeDecodeError, ValidationError):
         shape = 'JSON such as {"gsm8k": [3, 17]}, or a file of it'
         raise UserError(f"--samples {given[:60]} cannot be read; give {shape}") from None

@@ -93,7 +93,7 @@ def _whole(found: Mapping[Path, Record]) -> dict[Path, Record]:
     (first, record), *others = found.items()
     ours = _identity(record)
     for path, other in others:
-        differing = list(rundir.differing_fields(ours, _identity(other)))
+        differing = rundir.identity_differences(ours, {"identity": _identity(other)})
         if differing:
             name, here, there = differing[0]
             raise UserError(f"{path} is of another run than {first}: {name} is {there}, not {here}")

@@ -10,7 +10,6 @@ processes and package versions do not belong to it: they change no sample, or sh
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from softeval.errors import UserError
 from softeval.model import BUNDLED_CHECKPOINT
 from softeval.model.chat import chat_of, example_hash
-from softeval.modes import Mode, mode_record
+from softeval.modes import Mode, mode_record, mode_source
 from softeval.protocol import PROMPTS, Protocol
 from softeval.records import RANDOM_NUMBERS
 from softeval.runs import rundir
@@ -65,7 +64,12 @@ class Weights:
         Where the files alone do not tell, the checkpoint is loaded for it.
         """
         from softeval.model.checkpoint import Checkpoint, torch_device, torch_dtype
-        from softeval.model.weights import stored_weights, weights_hash
+        from softeval.model.weights import (
+            config_hash,
+            stored_weights,
+            tokenizer_hash,
+            weights_hash,
+        )
 
         if isinstance(self.checkpoint, Checkpoint):
             self._hashed = stored_weights(self.checkpoint, torch_dtype(self.config.dtype))
@@ -82,7 +86,8 @@ class Weights:
             "device": device.type,
         }
         chosen = self.config.attn_implementation  # runs of before have none to agree with
-        return names if chosen is None else names | {"attention": chosen}
+        known = {"attention": chosen, "config": config_hash(self.checkpoint)}
+        return names | {name: value for name, value in known.items() if value is not None}
 
     def load(self) -> LanguageModel:
         """The loaded model, the same one each time.
@@ -155,6 +160,8 @@ class Request:
             known["chat_example"] = example_hash(tokenizer, config.chat_date)
         if config.docs is not None or config.samples is not None:
             known["docs"] = {name: config.docs_of(name) for name in self.sources}
+        if config.mode_file is not None:
+            known["mode_source"] = mode_source(config.mode_file)
         if config.shard is not None:
             known[rundir.SHARD] = str(config.shard)
         return known | self.weights.names
@@ -299,14 +306,6 @@ def settled_cot_cap(
         config = config.model_copy(update={"max_cot_tokens": cap})
     check_context(lengths, config.limits, checkpoint)
     return config.limits.max_cot_tokens
-
-
-def tokenizer_hash(tokenizer: Any) -> str:
-    """sha256 over what turns texts into ids and back, and the chat template."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    text = backend.to_str() if backend is not None else repr(sorted(tokenizer.get_vocab().items()))
-    template = str(getattr(tokenizer, "chat_template", None))
-    return hashlib.sha256(f"{text}\n{template}".encode()).hexdigest()
 
 
 def absolute(path: str) -> str:

@@ -259,6 +259,10 @@ def differing_fields(ours: Any, theirs: Any, prefix: str = "") -> Iterator[tuple
         yield prefix, ours, theirs
 
 
+_LATER = ("config", "mode_source")
+"""Parts of an identity that older runs lack; not compared where one side has none."""
+
+
 def identity_differences(
     identity: Mapping[str, Any], record: Mapping[str, Any], *, growing: bool = False
 ) -> list[tuple[str, Any, Any]]:
@@ -269,6 +273,9 @@ def identity_differences(
     # Through JSON, as the record was: a tuple is a list there.
     ours, theirs = json.loads(json.dumps([identity, record.get("identity") or {}]))
     _add_new_options(ours, theirs)
+    for name in _LATER:
+        ours.setdefault(name, theirs.get(name))
+        theirs.setdefault(name, ours[name])
     return [*_other_names(ours, theirs, growing), *differing_fields(ours, theirs)]
 
 
