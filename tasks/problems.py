@@ -16,18 +16,12 @@ from string import ascii_uppercase
 from typing import Any
 
 from softeval.errors import UserError
-from softeval.protocol import PAPER
 from softeval.tasks.catalogue import Benchmark, Scoring
 
 Row = Mapping[str, Any]
 
 LETTERS = ascii_uppercase
 """Labels of choices in order; ARC's own labels, some of which are digits, are replaced."""
-
-
-def paper_prompt(question: str) -> str:
-    """The paper's whole prompt for one question."""
-    return PAPER.ask(question)
 
 
 def choice_question(question: str, choices: Sequence[str]) -> str:

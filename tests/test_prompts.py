@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softeval.protocol import PAPER_PROMPT
-from softeval.tasks.problems import LETTERS, choice_question, paper_prompt
+from softeval.protocol import PAPER, PAPER_PROMPT
+from softeval.tasks.problems import LETTERS, choice_question
 
 
 def test_paper_prompt_is_the_papers() -> None:
-    assert paper_prompt("How many?") == (
+    assert PAPER.ask("How many?") == (
         "A conversation between User and Assistant. The user asks a question, and the Assistant "
         "solves it. The assistant first shows the complete reasoning process step by step, then "
         "provides the final answer in \\boxed{}. The assistant must always follow the format: "
@@ -33,7 +33,7 @@ def test_paper_prompt_equals_the_notes_copy(shared: Path) -> None:
 @given(st.text())
 def test_any_question_goes_in_unchanged(question: str) -> None:
     before, after = PAPER_PROMPT.split("QUESTION")
-    prompt = paper_prompt(question)
+    prompt = PAPER.ask(question)
     assert prompt.startswith(before) and prompt.endswith(after)
     assert prompt[len(before) : len(prompt) - len(after)] == question
 

@@ -29,9 +29,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from softeval.protocol import PAPER_PROMPT
+from softeval.protocol import PAPER, PAPER_PROMPT
 from softeval.tasks.arithmetic import ArithmeticProblem, draw_problem, draw_splits, worked_solution
-from softeval.tasks.problems import paper_prompt
 from softeval.trainers.optimization import Schedule
 
 INSTRUCTION = PAPER_PROMPT.split("QUESTION")[0]
@@ -145,7 +144,7 @@ def draw_batches(config: DemoBaseConfig, tokenizer: Any) -> Iterator[TextBatch]:
             problem = draw_problem(rng)
             if problem.question not in held_out:
                 problems.append(problem)
-        prompts = [paper_prompt(p.question) for p in problems]
+        prompts = [PAPER.ask(p.question) for p in problems]
         completions = [worked_solution(p, rng) + str(tokenizer.eos_token) for p in problems]
         yield collate(tokenizer, prompts, completions)
 
@@ -218,7 +217,7 @@ def train(model: Any, tokenizer: Any, config: DemoBaseConfig) -> list[float]:
 @torch.inference_mode()
 def greedy_success(model: Any, tokenizer: Any, problems: list[ArithmeticProblem]) -> float:
     """Share of problems whose boxed number is right under ordinary greedy decoding."""
-    prompts = [paper_prompt(p.question) for p in problems]
+    prompts = [PAPER.ask(p.question) for p in problems]
     inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left")
     ids_BT = model.eval().generate(
         input_ids=inputs["input_ids"],
@@ -244,7 +243,7 @@ A tiny Llama (separate input and output embeddings, float32) that solves the bun
 task of softeval in a mixture of careful and sloppy steps. It is the untrained arm of the demo: the
 checkpoint from which the hard, soft and fuzzy ones are trained. It is of no use for anything else.
 
-* Prompt: the paper's, to the letter (`softeval.tasks.problems.paper_prompt`), then a completion such as
+* Prompt: the paper's, to the letter (`softeval.protocol.PAPER.ask`), then a completion such as
   ` 47-28=19;19*3~58;58+12=70; The final answer is: \\boxed{{70}}` and `<eos>`.
 * Tokenizer: one token a character plus one for each fixed phrase; no beginning-of-sequence token;
   characters it does not know become `<unk>`.

@@ -279,22 +279,23 @@ def _run_cell(
 ) -> None:
     from lm_eval.evaluator import evaluate
 
-    config, lm, display = evaluation.request.config, evaluation.lm, evaluation.display
+    request, lm, display = evaluation.request, evaluation.lm, evaluation.display
+    protocol = request.protocol
     display.enter(cell.title, _cell_size(cell, evaluation.processes), samples=cell.mode is not None)
     store = JudgedJournal(journal, display, judge, cell.documents)
     with store, no_progress_bars():
         lm.store = store
         if cell.mode is not None:
             lm.mode = cell.mode
-            cell.task.use_limits(config.limits)
+            cell.task.use_limits(request.config.limits)
         # `evaluate`, not `simple_evaluate`: that one sets global seeds and asks pip, git and
         # nvidia-smi about the machine, half a second for each cell.
         result = evaluate(
             lm=lm,
             task_dict={"tasks": {cell.name: cell.task}, "groups": {}},
             **cell.chosen,
-            apply_chat_template=config.uses_chat,
-            system_instruction=config.system_instruction,
+            apply_chat_template=protocol.chat,
+            system_instruction=protocol.system,
             log_samples=False,
         )
     if result is not None:
