@@ -159,7 +159,7 @@ def test_a_date_without_a_template_is_refused(softeval: Callable[..., Ended]) ->
         ("{{ 'x' * 5000000 }}", "5000000 characters"),
         ("{{ raise_exception('\x1b[31mboo\nhoo') }}", "[31mboo hoo"),
         ("{{ raise_exception('y' * 100000) }}", "yyy"),
-        ("{{ range(99999) | random }}", "another text each time"),
+        ("{{ messages[0].content }}{{ range(99999) | random }}", "another text each time"),
     ],
 )
 def test_what_a_template_can_do_wrong_is_one_line(

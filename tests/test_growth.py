@@ -130,10 +130,11 @@ def test_shards_of_a_chat_are_merged_and_grow(
     how = {"protocol": "think", "prompt": "plain", "system_instruction": "Hi.", "num_fewshot": 1}
     for shard in ("2/2", "1/2"):
         evaluated("parts", "hard_greedy", shard=shard, **how)
+        evaluated("parts", "soft_sample", shard=shard, **how)
     merge([Path("parts")], Path("run"))
-    assert_same(softeval.load_run("run"), evaluated("one", "hard_greedy", **how))
-    run = evaluated("run", "soft_sample", **how)
-    assert_same(run, evaluated("whole", "soft_sample,hard_greedy", **how))
+    assert_same(softeval.load_run("run"), evaluated("two", "soft_sample,hard_greedy", **how))
+    run = evaluated("run", "soft_greedy", **how)
+    assert_same(run, evaluated("whole", "soft_greedy,soft_sample,hard_greedy", **how))
     assert run.config["prompt"] == "plain"
 
 
