@@ -25,9 +25,9 @@ import numpy as np
 
 from softeval.decoding.generate import generate
 from softeval.model.language_model import BUNDLED_CHECKPOINT, load_model
+from softeval.protocol import PAPER
 from softeval.records import AnswerStop, Generation, SampleKey, StopReason
 from softeval.runs.journal import Journal
-from softeval.tasks.problems import paper_prompt
 
 BLOCK = 512
 SHARD = "rank-0000.jsonl"
@@ -112,7 +112,7 @@ def _time_sqlite(path: Path, rows: list[bytes], synchronous: str) -> float:
 
 def _decoder_rate() -> float:
     """CoT tokens a second of the bundled checkpoint."""
-    lm, prompt = load_model(BUNDLED_CHECKPOINT), paper_prompt("3 + 4 * 2")
+    lm, prompt = load_model(BUNDLED_CHECKPOINT), PAPER.ask("3 + 4 * 2")
     generate(lm, prompt, "soft_sample", num_samples=8)
     started = time.perf_counter()
     (made,) = generate(lm, prompt, "soft_sample", num_samples=256)

@@ -12,10 +12,10 @@ import torch
 import softeval
 from softeval.errors import UserError
 from softeval.model import BUNDLED_CHECKPOINT
+from softeval.protocol import PAPER
 from softeval.tasks.arithmetic import draw_splits
 from softeval.tasks.catalogue import find_benchmarks, is_bundled
 from softeval.tasks.data import load, load_problems
-from softeval.tasks.problems import paper_prompt
 from softeval.trainers.config import make_config
 from softeval.trainers.questions import load_questions
 
@@ -103,7 +103,7 @@ def hidden_states(questions: list[str]) -> np.ndarray:
     found = []
     with torch.inference_mode():
         for question in questions:
-            ids = torch.tensor([lm.tokenizer.encode(paper_prompt(question))])
+            ids = torch.tensor([lm.tokenizer.encode(PAPER.ask(question))])
             states = lm.model(input_ids=ids, output_hidden_states=True).hidden_states
             found.append(torch.cat([layer[0, -1] for layer in states]).numpy())
     return np.array(found)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from softeval.protocol import PAPER
 from softeval.tasks.arithmetic import draw_problem, draw_splits
-from softeval.tasks.problems import paper_prompt
 from softeval.trainers.demo_base import (
     CHARACTERS,
     DemoBaseConfig,
@@ -53,7 +53,7 @@ def restore_threads():
 @given(st.text(CHARACTERS, max_size=40))
 def test_known_text_survives_tokenizing(text: str):
     tokenizer = build_tokenizer()
-    prompt = paper_prompt(text)
+    prompt = PAPER.ask(text)
     ids = tokenizer.encode(prompt)
     assert tokenizer.unk_token_id not in ids
     assert tokenizer.decode(ids) == prompt
@@ -61,7 +61,7 @@ def test_known_text_survives_tokenizing(text: str):
 
 
 def test_tokenizer_adds_nothing_and_keeps_fixed_phrases_whole(tokenizer):
-    ids = tokenizer.encode(paper_prompt("What is 4+5-3?"))
+    ids = tokenizer.encode(PAPER.ask("What is 4+5-3?"))
     assert len(ids) == 1 + 1 + len("4+5-3?") + 1
     assert tokenizer.bos_token is None
     assert len(tokenizer) <= 64
@@ -76,7 +76,7 @@ def test_prefill_of_the_answer_continues_as_in_training(tokenizer):
     steps = cot.removesuffix(" The final answer is:")
     prefill = tokenizer.encode(r" The final answer is: \boxed{")
     assert tokenizer.encode(steps) + prefill + tokenizer.encode(answer) == early
-    prompt = paper_prompt("What is 47-28?")
+    prompt = PAPER.ask("What is 47-28?")
     assert tokenizer.encode(prompt + SOLUTION) == tokenizer.encode(prompt) + early
 
 
@@ -122,7 +122,7 @@ def test_noise_has_the_asked_size_and_spares_the_prompt():
 
 def test_loss_without_noise_is_the_mean_over_completion_tokens(tokenizer):
     model = build_model(TINY, tokenizer).double()
-    batch = collate(tokenizer, [paper_prompt("What is 4+5?"), "4"], [SOLUTION, "5<eos>"])
+    batch = collate(tokenizer, [PAPER.ask("What is 4+5?"), "4"], [SOLUTION, "5<eos>"])
     loss = completion_loss(model, batch, 0.0, torch.Generator().manual_seed(0))
     terms = []
     for ids, mark in zip(batch.input_ids_BT, batch.completion_BT, strict=True):
@@ -185,7 +185,7 @@ def test_shipped_tokenizer_equals_the_built_one(tokenizer, tmp_path: Path):
         assert (SHIPPED / name).read_bytes() == (tmp_path / name).read_bytes()
     shipped = AutoTokenizer.from_pretrained(SHIPPED, local_files_only=True)
     assert shipped.get_vocab() == tokenizer.get_vocab()
-    text = paper_prompt("What is 47-28?") + SOLUTION
+    text = PAPER.ask("What is 47-28?") + SOLUTION
     assert shipped.encode(text) == tokenizer.encode(text)
     assert shipped.decode(shipped.encode(text)) == text
     assert (shipped.eos_token, shipped.pad_token) == ("<eos>", "<pad>")

@@ -29,11 +29,10 @@ from softeval.lmeval import load_tasks
 from softeval.lmeval.adapter import SoftEvalLM
 from softeval.lmeval.requests import GenText
 from softeval.modes import get_mode
-from softeval.protocol import CHAT
+from softeval.protocol import CHAT, PAPER
 from softeval.records import SampleKey, ScoreTuple
 from softeval.tasks.catalogue import find_benchmarks
 from softeval.tasks.data import load_problems
-from softeval.tasks.problems import paper_prompt
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def test_stock_evaluation_gives_what_generate_gives(mode: str, data_dir: str) ->
     lm = adapter(mode, 2, seed=7)
     found = texts(evaluate(lm, data_dir))
     problems, _ = load_problems(find_benchmarks(["gsm8k"])[0], data_dir)
-    prompts = [paper_prompt(problem.question) for problem in problems]
+    prompts = [PAPER.ask(problem.question) for problem in problems]
     count = 1 if lm.mode.is_greedy else 2
     expected = generate(roomy_lm(), prompts, mode, count, 7, **CAPS, task="gsm8k")
     assert found == {i: [g.text for g in samples] for i, samples in enumerate(expected)}
@@ -171,7 +170,7 @@ def test_bos_is_put_once(templated: bool, shared: Path) -> None:
         num_attention_heads=1, num_key_value_heads=1,
     )  # fmt: skip
     lm = SoftEvalLM(wrap_model(LlamaForCausalLM(config).eval(), tokenizer, "x"), **CAPS)
-    text = paper_prompt("What is 1 + 1?")
+    text = PAPER.ask("What is 1 + 1?")
     if templated:
         text = lm.apply_chat_template([{"role": "user", "content": text}])
         assert text.startswith(tokenizer.bos_token)

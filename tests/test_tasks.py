@@ -23,6 +23,7 @@ from softeval.lmeval.requests import ROW, GenText
 from softeval.model.stopping import Limits
 from softeval.modes import get_mode
 from softeval.options import GenerationOptions
+from softeval.protocol import PAPER
 from softeval.records import ScoreTuple
 from softeval.scoring.judge import Verdict
 from softeval.tasks.benchmark import (
@@ -34,7 +35,6 @@ from softeval.tasks.benchmark import (
 )
 from softeval.tasks.catalogue import find_benchmarks
 from softeval.tasks.data import load
-from softeval.tasks.problems import paper_prompt
 
 GENERATIVE = [
     *("gsm8k", "math500", "olympiadbench"),
@@ -93,14 +93,14 @@ def test_generative_tasks_put_real_questions_into_the_papers_prompt(
     assert len(task.eval_docs) == len(problems) == task.source.rows
     task.build_all_requests(limit=3)
     for request, problem in zip(task.instances, problems[:3], strict=True):
-        assert request.args[0] == paper_prompt(problem.question)
+        assert request.args[0] == PAPER.ask(problem.question)
         assert task.doc_to_target(request.doc) == problem.target
 
 
 def test_the_bundled_task_loads_from_the_package() -> None:
     task = load_one("arithmetic", num_samples=2)
     assert (task.source.origin, len(task.eval_docs)) == ("bundled", 200)
-    assert task.eval_docs[0]["prompt"] == paper_prompt(task.eval_docs[0]["question"])
+    assert task.eval_docs[0]["prompt"] == PAPER.ask(task.eval_docs[0]["question"])
 
 
 def built_in(yaml: str, rows: list[dict[str, Any]]) -> ConfigurableTask:

@@ -26,7 +26,7 @@ from softeval.processes import Processes
 from softeval.protocol import PAPER as PROTOCOL
 from softeval.records import Generation, StopReason
 from softeval.tasks import arithmetic
-from softeval.tasks.problems import Problem, paper_prompt
+from softeval.tasks.problems import Problem
 from softeval.trainers import trainer
 from softeval.trainers.learners.curriculum import (
     Lesson,
@@ -150,7 +150,7 @@ def test_the_steps_count_in_the_fingerprint(tmp_path: Path) -> None:
 
 
 def made_question(lm: LanguageModel, question: str = "What is 12+7?") -> TrainingQuestion:
-    ids = tuple(lm.vocabulary.encode(paper_prompt(question)))
+    ids = tuple(lm.vocabulary.encode(PROTOCOL.ask(question)))
     steps = arithmetic.ArithmeticProblem.read(question).careful_steps
     return TrainingQuestion(0, Problem(question, "19"), ids, steps)
 

@@ -11,7 +11,7 @@ from conftest import SHARED
 from train_cases import tiny_config, tiny_lm
 
 from softeval.errors import UserError
-from softeval.tasks.problems import paper_prompt
+from softeval.protocol import PAPER
 from softeval.trainers.questions import DataOrder, QuestionSet, load_questions
 
 needs_shared = pytest.mark.skipif(
@@ -99,7 +99,7 @@ def test_copies_are_known_under_another_dressing(
 def test_the_prompt_is_the_papers() -> None:
     found = load_questions(tiny_config(), tiny_lm().tokenizer.encode)
     question = found.train[0]
-    expected = tiny_lm().tokenizer.encode(paper_prompt(question.problem.question))
+    expected = tiny_lm().tokenizer.encode(PAPER.ask(question.problem.question))
     assert list(question.prompt_ids) == expected
 
 
@@ -118,7 +118,7 @@ def test_the_hold_out_does_not_depend_on_seed_or_order(tmp_path: Path) -> None:
 def test_long_prompts_are_dropped_and_counted(tmp_path: Path) -> None:
     rows = [{"question": "q" * n, "answer": "1"} for n in range(1, 11)]
     path = write_rows(tmp_path / "own.jsonl", rows)
-    longest = len(paper_prompt("q" * 8))
+    longest = len(PAPER.ask("q" * 8))
     config = tiny_config(dataset=path, exclude_tasks=(), max_prompt_tokens=longest, limit=None)
     found = load_questions(config, encode)
     assert found.too_long == 2 and len(texts(found)) == 8
