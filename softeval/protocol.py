@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 from softeval.errors import UserError
@@ -151,7 +152,7 @@ class Protocol:
     def describe(self) -> str:
         """One line: the preset's name, and what was set beside it."""
         preset = asdict(PROTOCOLS[self.name])
-        said = [f"{n} {_brief(v)}" for n, v in asdict(self).items() if v != preset[n]]
+        said = [f"{n} {shorten(repr(v), 60)}" for n, v in asdict(self).items() if v != preset[n]]
         return ", ".join([self.name, *said])
 
     def _reply(self, example: Example) -> str:
@@ -162,7 +163,6 @@ class Protocol:
         return f"{thought}{self.prefill(thought, stopped=False)}{example.target}}}"
 
 
-_LONGEST_SHOWN = 60
 _NO_CHANGE = ("name", "chat", "max_cot_tokens", "max_answer_tokens")
 PAPER = Protocol()
 CHAT = Protocol(
@@ -207,11 +207,6 @@ def read_template(given: str) -> str:
             " question, once"
         )
     return text
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 1]}…"
 
 
 def recorded_protocol(record: Mapping[str, Any]) -> Protocol:

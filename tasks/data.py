@@ -87,9 +87,9 @@ def load(benchmark: Benchmark, data_dir: str | None = None, split: str | None = 
         return _from_beside(benchmark, split)
     if data_dir is None:
         return _from_hub(benchmark, split)
-    found = find_file(Path(data_dir).expanduser(), benchmark.names, split)
-    rows = read_rows(found.path, benchmark.fields)
-    return _loaded(benchmark, rows, Origin.LOCAL, str(found.path), split, fidelity=found.fidelity)
+    path, fidelity = find_file(Path(data_dir).expanduser(), benchmark.names, split)
+    rows = read_rows(path, benchmark.fields)
+    return _loaded(benchmark, rows, Origin.LOCAL, str(path), split, fidelity=fidelity)
 
 
 def load_problems(

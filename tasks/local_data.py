@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,24 +37,17 @@ def split_tasks(value: Any) -> Any:
     if value is None:
         return None
     parts = value if isinstance(value, list | tuple) else [value]
-    listed = [[part] if _is_file(part) else split_list(part) for part in parts]
+    listed = [
+        [p]
+        if isinstance(p, str) and is_jsonl(p) and Path(p).expanduser().is_file()
+        else split_list(p)
+        for p in parts
+    ]
     return tuple(dict.fromkeys(name for names in listed for name in names))
 
 
-def _is_file(name: Any) -> bool:
-    return isinstance(name, str) and is_jsonl(name) and Path(name).expanduser().is_file()
-
-
-@dataclass(frozen=True)
-class LocalFile:
-    """A file that holds a split, and what the manifest says of its fidelity ("" without one)."""
-
-    path: Path
-    fidelity: str = ""
-
-
-def find_file(directory: Path, aliases: Sequence[str], split: str) -> LocalFile:
-    """The file of a split.
+def find_file(directory: Path, aliases: Sequence[str], split: str) -> tuple[Path, str]:
+    """The file of a split, and what the manifest says of its fidelity ("" without one).
 
     The manifest is followed where there is one and it lists the split: the entry whose name stands
     first among the aliases wins, then the one with most rows.
@@ -78,7 +70,7 @@ def find_file(directory: Path, aliases: Sequence[str], split: str) -> LocalFile:
     names = _usual_names(aliases, split)
     for name in names:
         if (directory / name).is_file():
-            return LocalFile(directory / name)
+            return directory / name, ""
     raise UserError(
         f"no file for {aliases[0]} ({split}) in {directory}; "
         f"put one there as {names[0]} or list it in {MANIFEST}"
@@ -166,14 +158,14 @@ def _listed(directory: Path, aliases: Sequence[str], split: str) -> Row | None:
     return best[0] if best else None
 
 
-def _verified(path: Path, entry: Row) -> LocalFile:
+def _verified(path: Path, entry: Row) -> tuple[Path, str]:
     """A manifest's word on fidelity only holds for the very file it was written about."""
     if not path.is_file():
         raise UserError(f"{MANIFEST} lists {path.name}, which is missing from {path.parent}")
     expected = entry.get("sha256")
     if expected is not None and hashlib.sha256(_read_bytes(path)).hexdigest() != expected:
         raise UserError(f"{path} is not the file that {MANIFEST} lists (sha256); restore it")
-    return LocalFile(path, str(entry.get("fidelity", "")))
+    return path, str(entry.get("fidelity", ""))
 
 
 def _read_text(path: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from softeval.model.language_model import BUNDLED_CHECKPOINT, LanguageModel, loa
 from softeval.model.stopping import Stopper, stopper_of
 from softeval.modes import get_mode
 from softeval.options import GenerationOptions, validated
-from softeval.protocol import CHAT, PAPER, PLACE, THINK, Example, Protocol
+from softeval.protocol import CHAT, PAPER, PLACE, THINK, Example, Protocol, recorded_protocol
 from softeval.records import AnswerStop, Generation, StopReason
 from softeval.runs.cells import load_cells
 from softeval.runs.config import make_config
@@ -341,6 +341,13 @@ def test_examples_of_a_scored_task_are_refused(data_dir: str) -> None:
 def test_unusable_protocols_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_config(options)
+
+
+def test_a_record_of_before_there_were_protocols_is_the_papers_in_a_chat_or_not() -> None:
+    assert recorded_protocol({}) == PAPER
+    assert recorded_protocol({"config": {"apply_chat_template": True}}) == replace(PAPER, chat=True)
+    told = {"protocol": asdict(THINK) | {"of_a_later_softeval": 1}}
+    assert recorded_protocol(told) == THINK
 
 
 def test_caps_follow_the_protocol_where_none_are_given() -> None:

@@ -81,7 +81,8 @@ def run(
     if outcome.is_main:
         _print_run(load_run(outcome.path), as_json)
         if resolved.shard is not None and not as_json:
-            say(f"That is shard {resolved.shard}; when all are there: {_merging(outcome.path)}")
+            merging = ["softeval", "merge", str(outcome.path.parent), "--output-path", "RUN"]
+            say(f"That is shard {resolved.shard}; when all are there: {shlex.join(merging)}")
     return MISSING_SAMPLES if outcome.missing else 0
 
 
@@ -103,10 +104,6 @@ def merge(
     from softeval.runs.run import load_run
 
     _print_run(load_run(put_together(folders, output_path)), as_json)
-
-
-def _merging(shard: Path) -> str:
-    return shlex.join(["softeval", "merge", str(shard.parent), "--output-path", "RUN"])
 
 
 def _print_run(run: Run, as_json: bool) -> None:

@@ -20,13 +20,13 @@ from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
+from softeval import __version__
 from softeval.decoding.decoder import Decoder, Question
 from softeval.errors import UserError
 from softeval.lmeval.arguments import (
     known_tokenizer,
     likelihood_batch,
     loaded_model,
-    package_version,
     quiet,
     read_arguments,
     refuse_unknown,
@@ -88,7 +88,6 @@ class SoftEvalLM(_HFLM):
         self.record_top = 0
         self.chat_date = self.options.chat_date or date.today()
         self.language_model = loaded_model(pretrained, self.options)
-        self.data_dir = self.options.data_dir
         with quiet("lm_eval.models.huggingface"):
             super().__init__(
                 pretrained=self.language_model.model,
@@ -232,7 +231,7 @@ class SoftEvalLM(_HFLM):
             super().get_model_info()
             | self.mode_facts
             | {
-                "softeval_version": package_version(),
+                "softeval_version": __version__,
                 "path": self.language_model.path,
                 "weights_sha256": self.weights_sha256,
                 "logits_dtype": str(self.language_model.logits_dtype),

@@ -11,7 +11,6 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from softeval.errors import UserError, suggest
@@ -79,9 +78,8 @@ def loaded_model(pretrained: str | LanguageModel, options: ModelOptions) -> Lang
     if isinstance(pretrained, LanguageModel):
         return pretrained
     names = ("dtype", "logits_dtype", "revision", "trust_remote_code", "self_check")
-    how: dict[str, Any] = {name: getattr(options, name) for name in names}
-    for name in ("attn_implementation", "device_map"):
-        how[name] = getattr(options, name, None)
+    names += ("attn_implementation", "device_map")
+    how: dict[str, Any] = {name: getattr(options, name, None) for name in names}
     lm = load_model(str(pretrained), device=device_here(options.device), **how)
     lm.decode_by(graphs=options.graphs, fused=options.compile)
     return lm
@@ -114,16 +112,6 @@ def likelihood_batch(batch_size: int | str, lm: LanguageModel) -> int | str:
     if batch_size != "auto":
         return batch_size
     return CPU_LIKELIHOOD_BATCH if lm.device.type == "cpu" else "auto"
-
-
-def package_version() -> str:
-    """Version of this code, for the results."""
-    try:
-        return version("softeval")
-    except PackageNotFoundError:
-        from softeval import __version__
-
-        return f"{__version__} (not installed)"
 
 
 @contextmanager

@@ -74,17 +74,14 @@ def config_hash(model: Checkpoint | LanguageModel) -> str | None:
     folder = Path(model.path if model.adapter is None else model.adapter.base).expanduser()
     if not (folder / "config.json").is_file():
         return None
-    config, generation = (_content(folder / f"{n}.json") for n in ("config", "generation_config"))
+    files = (folder / f"{name}.json" for name in ("config", "generation_config"))
+    config, generation = (json.loads(f.read_text()) if f.is_file() else {} for f in files)
     kept = {k: v for k, v in config.items() if v is not None and k not in _TOLD_ELSEWHERE}
     said = json.dumps([kept, generation.get("eos_token_id")], sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 _TOLD_ELSEWHERE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version")
-
-
-def _content(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def stored_weights(checkpoint: Checkpoint, dtype: str | torch.dtype) -> StoredWeights | None:

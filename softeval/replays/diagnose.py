@@ -9,7 +9,7 @@ their keyed random numbers, and held against the recorded shadow tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -257,7 +257,7 @@ class _Session:
         decoder = Decoder(self.comparison.base.lm, mode, self.limits, seed=self.seed)
         asked = [replace(q, samples=tuple(range(samples))) for q in questions]
         made = [_Task(g.key, mode, Prefix(g.prompt_ids, g.shadow_ids)) for g in decoder.run(asked)]
-        return sorted(made, key=lambda task: _order(task.key))
+        return sorted(made, key=lambda task: astuple(task.key))
 
     def gold_prefixes(self, questions: list[Question]) -> list[_Task]:
         """Reference solutions as CoTs, cut at the cap."""
@@ -347,7 +347,3 @@ def recorded_shadows(folder: Path, mode: str, samples: int) -> dict[SampleKey, n
         for table in sequences(table_path(folder, "positions"), keys, ["shadow_id"])
         for row in table.filter(wanted).to_pylist()
     }
-
-
-def _order(key: SampleKey) -> tuple[str, int, int]:
-    return key.task, key.doc_id, key.sample

@@ -78,7 +78,8 @@ class Cell:
     @cached_property
     def documents(self) -> dict[int, Document]:
         """The questions of this run by doc_id."""
-        return dict(islice(self.every_document.items(), *self._slice))
+        first, step = (0, 1) if self.shard is None else (self.shard.index - 1, self.shard.count)
+        return dict(islice(self.every_document.items(), first, None, step))
 
     @property
     def chosen(self) -> dict[str, Any]:
@@ -86,13 +87,6 @@ class Cell:
         if self.shard is None and self.docs is None:
             return {"limit": len(self.documents)}
         return {"samples": {self.name: list(self.documents)}}
-
-    @property
-    def _slice(self) -> tuple[int, None, int]:
-        """Start, stop and step among all questions."""
-        return (
-            (0, None, 1) if self.shard is None else (self.shard.index - 1, None, self.shard.count)
-        )
 
 
 def question_count(available: int, limit: float | None) -> int:

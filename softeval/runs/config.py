@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,6 +42,7 @@ from softeval.tasks.local_data import is_jsonl, split_tasks
 
 DEFAULT_TASK = "arithmetic"
 Names = Annotated[tuple[str, ...], LISTED]
+Rows = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 _SHARD = re.compile(r"(\d+)/(\d+)")
 _ARRAY = tuple(f"SLURM_ARRAY_TASK_{name}" for name in ("ID", "MIN", "MAX", "COUNT"))
 
@@ -190,30 +191,29 @@ class RunConfig(GenerationOptions):
         return int(value) if value >= 1 else float(value)
 
     @model_validator(mode="after")
-    def _chosen_once(self) -> RunConfig:
+    def _consistent(self) -> RunConfig:
+        for problem in self._contradictions():
+            raise ValueError(problem)
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
+        """What options say against each other."""
         given = [f"--{n}" for n in ("limit", "docs", "samples") if getattr(self, n) is not None]
         if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} choose questions; give only one")
-        return self
-
-    @model_validator(mode="after")
-    def _scores_to_publish(self) -> RunConfig:
-        if self.predict_only and (self.report_to or self.push_to_hub):
-            raise ValueError("--predict-only has no scores for --report-to and --push-to-hub")
-        return self
-
-    @model_validator(mode="after")
-    def _placed_shard(self) -> RunConfig:
+            yield f"{' and '.join(given)} choose questions; give only one"
+        shown = self.report_to or self.push_to_hub
+        if self.predict_only and shown:
+            yield "--predict-only has no scores for --report-to and --push-to-hub"
         if self.shard is not None and self.output_path is None:
-            raise ValueError("--shard needs --output-path, the same for every shard")
-        return self
-
-    @model_validator(mode="after")
-    def _fields_of_a_file(self) -> RunConfig:
-        for flag in ("question", "answer"):
-            if getattr(self, flag) is not None and not any(map(is_jsonl, self.tasks)):
-                raise ValueError(f"--{flag} has no effect without a .jsonl file among --tasks")
-        return self
+            yield "--shard needs --output-path, the same for every shard"
+        if self.shard is not None and shown:
+            yield (
+                "--report-to and --push-to-hub show whole runs: merge the shards, then give the"
+                " same command without --shard, with the merged run as --output-path"
+            )
+        fields = [f"--{n}" for n in ("question", "answer") if getattr(self, n) is not None]
+        if fields and not any(map(is_jsonl, self.tasks)):
+            yield f"{fields[0]} has no effect without a .jsonl file among --tasks"
 
     @model_validator(mode="after")
     def _reachable_contrasts(self) -> RunConfig:
@@ -233,15 +233,6 @@ class RunConfig(GenerationOptions):
     @classmethod
     def _trackers(cls, value: Any) -> Any:
         return tuple(name for name in split_list(value) or () if name != "none")
-
-    @model_validator(mode="after")
-    def _shown_whole(self) -> RunConfig:
-        if self.shard is not None and (self.report_to or self.push_to_hub):
-            raise ValueError(
-                "--report-to and --push-to-hub show whole runs: merge the shards, then give the"
-                " same command without --shard, with the merged run as --output-path"
-            )
-        return self
 
     @field_validator("shard", mode="before")
     @classmethod
@@ -284,8 +275,7 @@ def _read_samples(given: str) -> dict[str, list[int]]:
     try:
         inline = given.lstrip().startswith("{")
         text = given if inline else Path(given).expanduser().read_text(encoding="utf-8")
-        rows = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-        return TypeAdapter(dict[str, rows]).validate_json(text)
+        return TypeAdapter(dict[str, Rows]).validate_json(text)
     except (OSError, UnicodeDecodeError, ValidationError):
         shape = 'JSON such as {"gsm8k": [3, 17]}, or a file of it'
         raise UserError(f"--samples {given[:60]} cannot be read; give {shape}") from None
@@ -344,18 +334,8 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 _MODEL_ARGS = {"pretrained": "model"} | {
     name: name
-    for name in (
-        "revision",
-        "trust_remote_code",
-        "dtype",
-        "device",
-        "logits_dtype",
-        "self_check",
-        "graphs",
-        "compile",
-        "attn_implementation",
-        "device_map",
-    )
+    for name, field in GenerationOptions.model_fields.items()
+    if name != "model" and field.json_schema_extra["panel"] == "Model"  # pyright: ignore
 }
 
 
