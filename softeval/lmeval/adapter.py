@@ -20,8 +20,8 @@ from lm_eval.api.model import CacheHook
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
-from softeval import __version__
 from softeval.decoding.decoder import Decoder, Question
+from softeval.environment import package_versions
 from softeval.errors import UserError
 from softeval.lmeval.arguments import (
     known_tokenizer,
@@ -231,7 +231,7 @@ class SoftEvalLM(_HFLM):
             super().get_model_info()
             | self.mode_facts
             | {
-                "softeval_version": __version__,
+                "softeval_version": package_versions().get("softeval", "not installed"),
                 "path": self.language_model.path,
                 "weights_sha256": self.weights_sha256,
                 "logits_dtype": str(self.language_model.logits_dtype),
