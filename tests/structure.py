@@ -39,7 +39,6 @@ FLOORS = (
 
 # Imports inside functions that reach up on purpose, with the reason.
 LAZY = {
-    ("lmeval", "__init__"): "__version__",
     ("cli", "__init__"): "__version__",
     ("runs", "reports"): "Run draws, compares and reports itself for Python users",
 }
