@@ -10,11 +10,11 @@ Knows nothing of models, tokenizers or data sets.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
-from textwrap import shorten
 from typing import Any, NamedTuple
 
 from softeval.errors import UserError
@@ -152,7 +152,7 @@ class Protocol:
     def describe(self) -> str:
         """One line: the preset's name, and what was set beside it."""
         preset = asdict(PROTOCOLS[self.name])
-        said = [f"{n} {shorten(repr(v), 60)}" for n, v in asdict(self).items() if v != preset[n]]
+        said = [f"{n} {reprlib.repr(v)}" for n, v in asdict(self).items() if v != preset[n]]
         return ", ".join([self.name, *said])
 
     def _reply(self, example: Example) -> str:
