@@ -69,37 +69,22 @@ class Choice:
     description: str
 
 
-def read_problem(benchmark: Benchmark, row: Row) -> Problem:
-    """Question and answer of one row of a generative benchmark; listed choices ask for a letter.
-
-    Raises:
-        UserError: a template that this row does not fit.
-    """
-    question, answer = (benchmark.templates[name].render(row) for name in ("question", "answer"))
-    if benchmark.choices is not None:
-        choices = _choices(benchmark, row)
-        gold = _index(answer, len(choices))
-        return Problem(choice_question(question, choices), LETTERS[gold])
-    return Problem(question, answer, _error(benchmark, row))
-
-
-def read_choice(benchmark: Benchmark, row: Row) -> Choice:
-    """The choice question of one row of a log-likelihood benchmark.
+def read_row(benchmark: Benchmark, row: Row) -> Problem | Choice:
+    """What one row asks, in the benchmark's kind; listed choices to be generated ask for a letter.
 
     Raises:
         UserError: a template that this row does not fit.
     """
     templates = benchmark.templates
     question, answer = (templates[name].render(row) for name in ("question", "answer"))
+    if benchmark.choices is None:
+        return Problem(question, answer, _error(benchmark, row))
     choices = _choices(benchmark, row)
+    gold = _index(answer, len(choices))
+    if benchmark.scoring is not Scoring.LIKELIHOOD:
+        return Problem(choice_question(question, choices), LETTERS[gold])
     description = templates["description"].render(row) if "description" in templates else ""
-    return Choice(question, choices, _index(answer, len(choices)), description)
-
-
-def read_row(benchmark: Benchmark, row: Row) -> Problem | Choice:
-    """What one row asks, in the benchmark's kind."""
-    once = benchmark.scoring is Scoring.LIKELIHOOD
-    return (read_choice if once else read_problem)(benchmark, row)
+    return Choice(question, choices, gold, description)
 
 
 def _choices(benchmark: Benchmark, row: Row) -> tuple[str, ...]:

@@ -72,14 +72,6 @@ class Template:
                 yield node.node.name
 
 
-def _after(text: str, mark: str) -> str:
-    return _parted(text, mark)[1]
-
-
-def _before(text: str, mark: str) -> str:
-    return _parted(text, mark)[0]
-
-
 def _parted(text: str, mark: str) -> tuple[str, str]:
     before, found, after = text.rpartition(mark)
     if not found:
@@ -92,4 +84,8 @@ def _regex_replace(text: str, pattern: str, replacement: str = "") -> str:
 
 
 _ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
-_ENVIRONMENT.filters |= {"after": _after, "before": _before, "regex_replace": _regex_replace}
+_ENVIRONMENT.filters |= {
+    "after": lambda text, mark: _parted(text, mark)[1],
+    "before": lambda text, mark: _parted(text, mark)[0],
+    "regex_replace": _regex_replace,
+}

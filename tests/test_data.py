@@ -15,7 +15,7 @@ from conftest import mostly_slow
 from softeval.errors import UserError
 from softeval.tasks.catalogue import Benchmark, find_benchmarks, task_catalogue
 from softeval.tasks.data import DatasetSource, Origin, load, load_problems, rows_hash
-from softeval.tasks.problems import read_problem
+from softeval.tasks.problems import read_row
 
 ROWS = [{"question": f"{i} + {i}?", "answer": f"#### {2 * i}"} for i in range(3)]
 
@@ -268,7 +268,7 @@ def test_an_unreadable_directory_is_refused(
 
 def test_gsm8k_takes_what_follows_the_last_mark(tmp_path: Path) -> None:
     row = {"question": "q", "answer": "#### is a mark\n#### 1,234 "}
-    assert read_problem(benchmark("gsm8k"), row).target == "1,234"
+    assert read_row(benchmark("gsm8k"), row).target == "1,234"
     write_rows(tmp_path / "gsm8k_test.jsonl", [row, {"question": "q", "answer": "42"}])
     with pytest.raises(UserError, match=r"gsm8k_test.jsonl, row 1: answer: no '#### ' in '42'"):
         load_rows("gsm8k", str(tmp_path))
@@ -276,9 +276,9 @@ def test_gsm8k_takes_what_follows_the_last_mark(tmp_path: Path) -> None:
 
 def test_several_olympiad_answers_are_one_list() -> None:
     row = {"question": "q", "final_answer": ["1", "2"], "context": "Given c.", "error": "0.1"}
-    problem = read_problem(benchmark("olympiadbench"), row)
+    problem = read_row(benchmark("olympiadbench"), row)
     assert (problem.question, problem.target, problem.error) == ("Given c.\nq", "1, 2", 0.1)
-    plain = read_problem(benchmark("olympiadbench"), {"question": "q", "final_answer": "3"})
+    plain = read_row(benchmark("olympiadbench"), {"question": "q", "final_answer": "3"})
     assert (plain.question, plain.target, plain.error) == ("q", "3", None)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from softeval.decoding.generate import generate
 from softeval.decoding.replay import closing
 from softeval.errors import UserError
 from softeval.lmeval import load_tasks
-from softeval.model.chat import chat_of, render_chat
+from softeval.model.chat import render_chat
 from softeval.model.language_model import BUNDLED_CHECKPOINT, LanguageModel, load_model, wrap_model
 from softeval.model.stopping import Stopper, stopper_of
 from softeval.modes import get_mode
@@ -384,7 +385,7 @@ def test_evaluation_training_and_lm_eval_ask_in_the_same_words(thinker: Any) -> 
     (task,) = load_tasks(["arithmetic"], **options)["tasks"].values()
     examples = fewshot_examples(task.benchmark, 2)
     trained = prompt_maker(train_config(options), thinker, examples)
-    chat = chat_of(thinker, None)
+    chat = partial(render_chat, thinker)
     asked = cell.task.prompt_of(document, chat)
     assert asked == trained(document["question"])
     assert asked == task.fewshot_context(task.eval_docs[0], 2, None, True, chat_template=chat)

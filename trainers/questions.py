@@ -16,13 +16,14 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from softeval.errors import UserError
-from softeval.model.chat import chat_of, example_hash
+from softeval.model.chat import example_hash, render_chat
 from softeval.model.language_model import LanguageModel
 from softeval.model.stopping import check_context
 from softeval.protocol import Example
@@ -178,7 +179,7 @@ def prompt_maker(
     days = [config.chat_date] if config.chat_date else [date(2000, 1, 1), date(2024, 12, 31)]
     if len({example_hash(tokenizer, day) for day in days}) > 1:
         raise UserError("the chat template tells the date; say which by --chat-date YYYY-MM-DD")
-    chat = chat_of(tokenizer, days[0])
+    chat = partial(render_chat, tokenizer, day=days[0])
     return lambda question: protocol.whole_prompt(question, examples, chat)
 
 

@@ -46,7 +46,8 @@ def read_arguments(arguments: Mapping[str, Any]) -> tuple[GenerationOptions, Mod
     if str(given.get("batch_size")).startswith("auto"):  # also in lm-eval's form "auto:4"
         values["batch_size"] = "auto"
     # An option of another mode is not passed over: it would seem to have had an effect.
-    values["mode_args"] = {n: v for n, v in given.items() if n in _mode_options() - values.keys()}
+    of_modes = {option for mode in MODES.values() for option in mode.options} - values.keys()
+    values["mode_args"] = {name: given[name] for name in given if name in of_modes}
     options = validated(GenerationOptions, values)
     mode = given.get("mode")
     if mode is None:
@@ -67,10 +68,6 @@ def refuse_unknown(names: Iterable[str], mode: Mode) -> None:
         if name not in known:
             remedy = suggest(name, known) or f"; choose from {', '.join(known)}"
             raise UserError(f"unknown model argument {name!r}{remedy}")
-
-
-def _mode_options() -> set[str]:
-    return {option for mode in MODES.values() for option in mode.options}
 
 
 def loaded_model(pretrained: str | LanguageModel, options: ModelOptions) -> LanguageModel:

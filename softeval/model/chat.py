@@ -11,10 +11,9 @@ import hashlib
 import resource
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime, tzinfo
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -73,11 +72,6 @@ def render_chat(
         ) from error
     _require_all(messages, text)
     return text
-
-
-def chat_of(tokenizer: Any, day: date | None) -> Callable[..., str]:
-    """`render_chat` of a tokenizer on a day, for messages alone."""
-    return partial(render_chat, tokenizer, day=day)
 
 
 def example_hash(tokenizer: Any, day: date | None) -> str:

@@ -146,7 +146,8 @@ def run_evaluation(
     publication = Publication(config, request.folder, processes.is_main)
     if request.is_finished:
         if processes.is_main and config.shard is None:
-            _tidy_up(request.folder)
+            _check_idle(request.folder)
+            rundir.remove_shards(request.folder)  # left by a run that was killed at its very end
         display.note("finished before, shown again; --overwrite starts anew")
         outcome = RunOutcome(request.folder, 0, processes.is_main)
         return _published(publication, outcome, display)
@@ -184,12 +185,6 @@ def _load_adapter(request: Request) -> SoftEvalLM:
         )
     adapter.record_top = config.record_top
     return adapter
-
-
-def _tidy_up(folder: Path) -> None:
-    """Remove what a finished run that was killed at its very end has left of its shards."""
-    _check_idle(folder)
-    rundir.remove_shards(folder)
 
 
 def _check_idle(folder: Path) -> None:

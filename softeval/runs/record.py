@@ -37,7 +37,7 @@ def new_record(request: Request, lm: LanguageModel) -> dict[str, Any]:
     """The record at a run's first start."""
     from softeval.scoring.judge import judge_of, scorer_identity
 
-    session = _session()
+    session, spread = _session(), getattr(lm.model, "hf_device_map", {})
     record: dict[str, Any] = {
         "status": rundir.RUNNING,
         "command": called_command(),
@@ -56,7 +56,7 @@ def new_record(request: Request, lm: LanguageModel) -> dict[str, Any]:
             "embedding_rms": lm.embedding.rms,
             "attention": lm.model.config._attn_implementation,
             "adapter": None if lm.adapter is None else lm.adapter._asdict(),
-            "device_map": _device_map(lm),
+            "device_map": {part: str(place) for part, place in spread.items()} or None,
             "notes": list(lm.notes),
             "self_check": lm.self_check,
             "batch_invariant": lm.batch_invariant,
@@ -79,12 +79,6 @@ def new_record(request: Request, lm: LanguageModel) -> dict[str, Any]:
     }
     training = read_training(lm.path)
     return record if training is None else record | {"training": training}
-
-
-def _device_map(lm: LanguageModel) -> dict[str, str] | None:
-    """Where each part of a model lies that was spread over devices."""
-    found = getattr(lm.model, "hf_device_map", None)
-    return None if found is None else {part: str(place) for part, place in found.items()}
 
 
 def resumed_record(old: Mapping[str, Any], request: Request, lm: LanguageModel) -> dict[str, Any]:

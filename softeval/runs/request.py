@@ -15,13 +15,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softeval.errors import UserError
 from softeval.model import BUNDLED_CHECKPOINT
-from softeval.model.chat import chat_of, example_hash
+from softeval.model.chat import example_hash, render_chat
 from softeval.modes import Mode, mode_record, mode_source
 from softeval.protocol import PROMPTS, Protocol
 from softeval.records import RANDOM_NUMBERS
@@ -378,7 +378,7 @@ def _prompt_lengths(
 ) -> Iterator[tuple[int, str, int]]:
     """(tokens, task, doc_id) of each prompt of the generative tasks."""
     tasks = {cell.name: cell for cell in cells if cell.mode is not None}
-    chat = chat_of(checkpoint.tokenizer, config.chat_date)
+    chat = partial(render_chat, checkpoint.tokenizer, day=config.chat_date)
     for name, cell in tasks.items():
         for doc_id, document in cell.every_document.items():  # the cap is that of the whole run
             text = cell.task.prompt_of(document, chat)
