@@ -48,17 +48,19 @@ def figures(run: Run, task: str) -> Figures:
         .groupby(["mode", "doc_id"], observed=True)["correct"]
         .agg(["size", "sum"])
     )
-    prompts = run.prompts(["task", "doc_id", "group"])
-    part = prompts[prompts["task"] == task].set_index("doc_id")["group"]
+    prompts = run.prompts()
+    part = prompts[prompts["task"] == task].set_index("doc_id").get("group")
     found: Figures = {}
     for mode, ks in (("hard_greedy", [1]), ("hard_sample", [1, 8, 32, 256])):
+        if mode not in counts.index:
+            continue
         cell = counts.loc[mode]
         n_M, c_M = cell["size"].to_numpy(), cell["sum"].to_numpy()
         for k in (k for k in ks if k <= n_M.min()):
             name = "greedy" if mode == "hard_greedy" else f"@{k}"
             x_M = 100 * np.ravel(pass_at_k(n_M, c_M, [k]))
             found[name] = x_M.mean()
-            for group in ("hidden", "open"):
+            for group in ("hidden", "open") if part is not None else ():
                 chosen = (part.loc[cell.index] == group).to_numpy()
                 if chosen.any():
                     found[f"{name} {group}"] = x_M[chosen].mean()

@@ -35,9 +35,8 @@ import argparse
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from random import Random
 
@@ -183,12 +182,13 @@ def worked_solution(problem: ArithmeticProblem, rng: Random) -> str:
 def draw_splits(seed: int = SPLIT_SEED) -> dict[str, list[ArithmeticProblem]]:
     """Draw the splits: no question stands twice, within a split or across splits."""
     rng, seen = Random(seed), set[str]()
-    splits = {}
-    for name, size in SPLIT_SIZES.items():
-        problems = _distinct_problems(
-            rng, seen, LONG_STEP_COUNTS if "long" in name else STEP_COUNTS
-        )
-        splits[name] = list(islice(problems, size))
+    splits: dict[str, list[ArithmeticProblem]] = {name: [] for name in SPLIT_SIZES}
+    for name, problems in splits.items():
+        while len(problems) < SPLIT_SIZES[name]:
+            problem = draw_problem(rng, LONG_STEP_COUNTS if "long" in name else STEP_COUNTS)
+            if problem.question not in seen:
+                seen.add(problem.question)
+                problems.append(problem)
     return splits
 
 
@@ -224,17 +224,6 @@ def _largest_operand(careful: int, sloppiest: int, sign: str) -> int:
 def _uniform(rng: Random, low: int, high: int) -> int:
     """Uniform whole number in low..high from ``random()``, whose stream Python guarantees."""
     return low + int(rng.random() * (high - low + 1))
-
-
-def _distinct_problems(
-    rng: Random, seen: set[str], step_counts: Sequence[int]
-) -> Iterator[ArithmeticProblem]:
-    """Problems whose question was not seen yet, which they are from then on."""
-    while True:
-        problem = draw_problem(rng, step_counts)
-        if problem.question not in seen:
-            seen.add(problem.question)
-            yield problem
 
 
 def main() -> None:

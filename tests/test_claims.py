@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,9 +14,16 @@ import pytest
 from command_line import Ended
 from report_runs import write_counts, write_family
 
+from softeval.errors import UserError
 from softeval.modes import ALL, MODES
 from softeval.reports.claims import CLAIMS, Difference, Finding, find_claims
-from softeval.reports.measured.arms import Arm, Arms, MeasuredCheckpoint, MeasuredRun
+from softeval.reports.measured.arms import (
+    Arm,
+    Arms,
+    MeasuredCheckpoint,
+    MeasuredRun,
+    measure,
+)
 from softeval.reports.sections.claims import claim_rows
 from softeval.runs.run import RecordedMode, load_run
 from softeval.statistics.contrast import compare_methods
@@ -249,6 +256,55 @@ def test_parts_of_a_task_stand_beside_and_decide_nothing(tmp_path: Path):
     assert rows["decides"].tolist() == [True, False, False]
     assert rows.loc["soft − hard, hard_sample pass@32, hidden part", "value"] > 0.5
     assert rows.loc["soft − hard, hard_sample pass@32, open part", "value"] == 0
+
+
+def ran(
+    folder: Path,
+    method: str,
+    n: int = 32,
+    right: Sequence[int] = (8, 9),
+    training: dict[str, Any] | None = None,
+    base: str = "base",
+    **options: Any,
+) -> Path:
+    """A run of a checkpoint under hard sampling, with so many right of n samples of each question."""
+    changes = {"model": {"path": f"checkpoints/{folder.name}", "weights_hash": folder.name}}
+    if method != "base":
+        named = {"method": method, "dataset": "arithmetic", "train_seed": 0, "base": f"up/{base}"}
+        changes["training"] = named | (training or {})
+    cells = {"hard_sample": ([n] * len(right), right)}
+    record = changes | options.pop("record_changes", {})
+    return write_counts(folder, method, cells, record_changes=record, **options)
+
+
+LONGER = {"config": {"max_steps": 800}, "step": 800}
+SHORTER = {"config": {"max_steps": 400}, "step": 400}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [
+        (SHORTER, LONGER, "max_steps 400 and 800"),
+        ({"config": {"learning_rate": 1e-5}}, {"config": {"learning_rate": 3e-5}}, "learning_rate"),
+        ({"selected": "last", **SHORTER}, {"selected": "best", **SHORTER}, "selected"),
+        ({"selected": "last", **SHORTER}, {"selected": "last", **SHORTER, "step": 250}, "step 400 and 250"),
+        ({"selected": "best", **SHORTER}, {"selected": "best", **SHORTER, "step": 250}, None),
+        ({"config": {"device": "cpu"}}, {"config": {"device": "cuda"}}, None),
+        ({"config": {"max_steps": 400}}, {}, None),
+    ],
+)  # fmt: skip
+def test_what_differs_in_more_than_its_seed_is_no_seed_of_a_training(
+    tmp_path: Path, first: dict[str, Any], second: dict[str, Any], told: str | None
+):
+    runs = [
+        ran(tmp_path / f"hard{seed}", "hard", training=training | {"train_seed": seed})
+        for seed, training in enumerate((first, second))
+    ]
+    if told is None:
+        assert measure([(None, run) for run in runs]).arms[0].seeds == 2
+    else:
+        with pytest.raises(UserError, match=f"no seeds of one training: {told}.*LABEL=RUN"):
+            measure([(None, run) for run in runs])
 
 
 @pytest.mark.slow

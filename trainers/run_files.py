@@ -26,7 +26,7 @@ from softeval.files import LOCK, beside, write_bytes, write_json
 from softeval.protocol import PAPER
 from softeval.publishing import begin_trackers, log_table
 from softeval.records import RANDOM_NUMBERS
-from softeval.runs.rundir import differing_fields
+from softeval.runs.rundir import COSMETIC_FIELDS, differing_fields
 from softeval.scoring.judge import Rules, rules_name
 from softeval.trainers.checkpoints import TrainingRecord
 from softeval.trainers.config import TrainConfig
@@ -39,24 +39,8 @@ SAMPLES = "samples.jsonl"
 STATES = "state"
 BEST = "best"
 LAST = "last"
-COSMETIC_FIELDS = {
-    "self_check",
-    "graphs",
-    "shard",
-    "output_path",
-    "data_dir",
-    "include_path",
-    "device",
-    "device_memory",
-    "decode_batch_size",
-    "save_steps",
-    "save_total_limit",
-    "log_completions_steps",
-    "num_completions",
-    "report_to",
-    "push_to_hub",
-    "validation_modes",
-    # What these make is in the questions' fingerprints, or told by the protocol itself.
+# What these make is in the questions' fingerprints, or told by the protocol itself.
+TOLD_ELSEWHERE = {
     "protocol",
     "prompt",
     "system_instruction",
@@ -75,7 +59,7 @@ def default_path(config: TrainConfig) -> Path:
 
 def identity_of(config: TrainConfig) -> dict[str, Any]:
     """What must agree when a run is continued: all fields but those that change no number."""
-    fields = config.model_dump(mode="json", exclude=COSMETIC_FIELDS)
+    fields = config.model_dump(mode="json", exclude={*COSMETIC_FIELDS, *TOLD_ELSEWHERE})
     rules = rules_name(Rules(config.scorer))
     drawn = {"random_numbers": RANDOM_NUMBERS}
     own = {} if config.reward is None else {"reward_source": source_hash(config.reward)}

@@ -30,6 +30,7 @@ from softeval.reports.measured.positions import EntropySums, choose_groups, read
 from softeval.reports.measured.refusals import (
     refuse_other_data,
     refuse_other_modes,
+    refuse_other_training,
     refuse_repeats,
     refuse_same_seed,
 )
@@ -344,6 +345,7 @@ def _arm(key: tuple[str, str, str | None], checkpoints: Iterable[MeasuredCheckpo
     order = sorted(checkpoints, key=lambda c: unknown if c.train_seed is None else c.train_seed)
     arm = Arm(*key, checkpoints=tuple(order))
     refuse_same_seed(arm)
+    refuse_other_training(arm)
     refuse_other_modes(arm)
     return arm
 

@@ -7,9 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from softeval.errors import UserError
 from softeval.reports.measured.cells import Key
+from softeval.runs.rundir import COSMETIC_FIELDS
 
 if TYPE_CHECKING:
     from softeval.reports.measured.arms import Arm, MeasuredRun
+
+FREE = COSMETIC_FIELDS | {"seed", "model", "dataset", "mode_file", "attn_implementation", "compile"}
+FREE |= {"trust_remote_code", "micro_batch_size", "loss_chunk_size", "gradient_checkpointing"}
+FREE |= {"kl_steps", "gradient_split_steps", "validation_sets"}
+"""Fields of a training's configuration in which its seeds may differ."""
 
 
 def refuse_repeats(runs: Sequence[MeasuredRun]) -> None:
@@ -35,6 +41,26 @@ def refuse_same_seed(arm: Arm) -> None:
                 f"{folders}: different weights but the same method and training seed;"
                 " name them apart, LABEL=RUN"
             )
+
+
+def refuse_other_training(arm: Arm) -> None:
+    """Seeds differ in nothing else that shapes a training, nor in its length or what was chosen of it."""
+    first, *others = (checkpoint.runs[0] for checkpoint in arm.checkpoints)
+    there = _shape(first.training)
+    for run in others:
+        for name, value in _shape(run.training).items():
+            if there.get(name, value) != value:
+                raise UserError(
+                    f"{first.path} and {run.path} are no seeds of one training: {name}"
+                    f" {_brief(there[name])} and {_brief(value)}; name them apart, LABEL=RUN"
+                )
+
+
+def _shape(training: Mapping[str, Any]) -> dict[str, Any]:
+    last = ("step",) if training.get("selected") == "last" else ()
+    told = {name: training[name] for name in ("method", "selected", *last) if name in training}
+    config = training.get("config") or {}
+    return told | {name: value for name, value in config.items() if name not in FREE}
 
 
 def refuse_other_modes(arm: Arm) -> None:

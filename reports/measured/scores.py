@@ -23,6 +23,7 @@ from softeval.statistics.crossed import CrossedMean, crossed_mean
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Table = tuple[Ints, Floats]  # doc_M, x_SM
 
 HEADLINE_K = 32
 
@@ -148,11 +149,17 @@ def entropy_scores(arm: Arm, key: Key) -> tuple[Ints, Floats] | None:
     sums = [c.positions[key] for c in arm.checkpoints if key in c.positions]
     if not sums:
         return None
-    doc_M = np.unique(np.concatenate([one.doc_M for one in sums]))
-    x_SM = np.full((len(sums), len(doc_M)), np.nan)
-    for row, one in enumerate(sums):
-        x_SM[row, np.searchsorted(doc_M, one.doc_M)] = one.sequence_mean_M
+    doc_M, x_SM = stacked([(one.doc_M, one.sequence_mean_M) for one in sums])
     return None if np.isnan(x_SM).any(axis=0).all() else (doc_M, x_SM)
+
+
+def stacked(rows: Sequence[Table]) -> Table:
+    """(doc_M, x_SM) of the problems and scores of each checkpoint; NaN where one lacks a problem."""
+    doc_M = np.unique(np.concatenate([docs for docs, _ in rows]))
+    x_SM = np.full((len(rows), len(doc_M)), np.nan)
+    for row, (docs, x_M) in zip(x_SM, rows, strict=True):
+        row[np.searchsorted(doc_M, docs)] = x_M
+    return doc_M, x_SM
 
 
 def shared(first: tuple[Ints, Floats], second: tuple[Ints, Floats]) -> tuple[Ints, Floats, Floats]:

@@ -34,6 +34,7 @@ from softeval.reports.left_out import NothingToShow
 from softeval.reports.material import Material
 from softeval.reports.measured.arms import Arm, Arms
 from softeval.reports.measured.kl import DIRECTIONS, KLKey, KLSums, noise_floor
+from softeval.reports.measured.scores import stacked
 from softeval.reports.tables import Table, TableCell, number
 from softeval.runs.run import REFERENCE
 from softeval.statistics.crossed import crossed_mean
@@ -138,11 +139,8 @@ def _scores(
     found = [c.kl[key] for c in arm.checkpoints if key in c.kl]
     if not found or not reduce(np.intersect1d, [sums.doc_M for sums in found]).size:
         return
-    doc_M = np.unique(np.concatenate([sums.doc_M for sums in found]))
-    token_SM, sequence_SM = (
-        np.stack([_placed(sums.doc_M, values[direction], doc_M) for sums, values in rows])
-        for rows in ([(d, d.per_token) for d in found], [(d, d.per_sequence) for d in found])
-    )
+    doc_M, token_SM = stacked([(sums.doc_M, sums.per_token[direction]) for sums in found])
+    _, sequence_SM = stacked([(sums.doc_M, sums.per_sequence[direction]) for sums in found])
     if not np.isfinite(token_SM).all(axis=0).any():
         raise NothingToShow(f"the KL of {arms.name(arm)} on {key[0]} is not finite")
     floors = (noise_floor(run) for c in arm.checkpoints for run in c.runs)
@@ -162,13 +160,6 @@ def _scores(
 
 def _highest(floors: Iterable[float | None]) -> float | None:
     return max((floor for floor in floors if floor is not None), default=None)
-
-
-def _placed(mine_M: np.ndarray, value_M: np.ndarray, doc_M: np.ndarray) -> np.ndarray:
-    """Values of some problems among all; NaN elsewhere."""
-    placed_M = np.full(len(doc_M), np.nan)
-    placed_M[np.searchsorted(doc_M, mine_M)] = value_M
-    return placed_M
 
 
 def _profile(found: Sequence[KLSums], doc_M: np.ndarray, direction: str) -> Profile:

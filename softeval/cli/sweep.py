@@ -20,7 +20,7 @@ from softeval.options import read_pairs
 from softeval.sweeps.chain import KINDS, Command, CommandState, SweepCell
 from softeval.sweeps.estimate import CARD, MULTIPLIED, READ, cost_of, cost_record
 from softeval.sweeps.grid import expand, read_grid
-from softeval.sweeps.launch import Launcher, Local, Slurm, run_missing
+from softeval.sweeps.launch import Local, Slurm, run_missing
 from softeval.terminal import calm_libraries, say, say_json
 
 REPORT = "report.html"
@@ -118,7 +118,7 @@ def sweep(
 ablate = sweep
 
 
-def _launcher(where: Where, at_once: int, folder: Path, slurm: Sequence[str]) -> Launcher:
+def _launcher(where: Where, at_once: int, folder: Path, slurm: Sequence[str]) -> Local | Slurm:
     if where is Where.LOCAL:
         return Local(at_once)
     try:

@@ -33,6 +33,12 @@ KEPT = "kept"
 """In run.json while tasks or modes are added: titles of the cells that only the tables hold."""
 TRAINING_FILE = "softeval_training.json"
 """Beside the weights of a trained checkpoint; a run copies it into its record."""
+COSMETIC_FIELDS = {
+    "self_check", "graphs", "shard", "output_path", "data_dir", "include_path", "device",
+    "device_memory", "decode_batch_size", "save_steps", "save_total_limit", "log_completions_steps",
+    "num_completions", "report_to", "push_to_hub", "validation_modes",
+}  # fmt: skip
+"""Of the configuration in it: what changes no number of a training."""
 
 RUNNING = "running"
 PARTIAL = "partial"

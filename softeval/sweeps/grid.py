@@ -23,7 +23,6 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,7 +38,6 @@ from softeval.sweeps.chain import Command, SweepCell
 from softeval.trainers import config as training
 from softeval.trainers.config import TrainConfig
 
-Options = dict[str, Any]
 Recipes = tuple[str, ...]
 OWN = {
     "train": {"output_path": "is chosen here", "seed": "belongs under seeds"},
@@ -60,14 +58,16 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list | tuple) else [value]
 
 
-def _axes(value: Any) -> Any:
-    """Each option's values as a list, `_` for `-` in its name."""
+def _snake(value: Any) -> Any:
+    """Options with `_` for `-` in their names; what is none is refused as what it is."""
     if not isinstance(value, Mapping):
-        return value  # refused as what it is
-    return {str(name).replace("-", "_"): _listed(values) for name, values in value.items()}
+        return value
+    return {str(name).replace("-", "_"): option for name, option in value.items()}
 
 
-Axes = Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], BeforeValidator(_axes)]
+Options = Annotated[dict[str, Any], BeforeValidator(_snake)]
+Values = Annotated[list[Any], Field(min_length=1), BeforeValidator(_listed)]
+Axes = Annotated[dict[str, Values], BeforeValidator(_snake)]
 
 
 class Diagnosing(BaseModel):
@@ -104,16 +104,6 @@ class GridFile(BaseModel):
     diagnose: Diagnosing | None = None
     checkpoint: Literal["best", "last"] = "best"
     base: bool = True
-
-    @field_validator("train")
-    @classmethod
-    def _snake_names(cls, value: Options) -> Options:
-        return {str(name).replace("-", "_"): option for name, option in value.items()}
-
-    @field_validator("run")
-    @classmethod
-    def _snake_names_of_each(cls, value: list[Options]) -> list[Options]:
-        return [cls._snake_names(options) for options in value]
 
     @field_validator("seeds")
     @classmethod
@@ -199,9 +189,10 @@ def expand(
         run.selected_modes()
         _refuse_few_questions(run, file.shards)
     cells = [
-        _Cell(file, name, config, folder, file.processes_of(chosen)).of(seed)
+        _trained_cell(file, name, config, place, file.processes_of(chosen), seed)
         for name, config, (chosen, _) in zip(names, trained, asked, strict=True)
         for seed in file.seeds
+        for place in [folder / f"{_folder_name(name)}-seed-{seed}"]
     ]
     return ([*_untrained(file, trained, folder)] if file.base else []) + cells
 
@@ -283,33 +274,19 @@ def _refuse_same(names: Sequence[str], trained: Sequence[TrainConfig]) -> None:
             seen[known] = name
 
 
-@dataclass(frozen=True)
-class _Cell:
-    """One point of the grid, its seed left open."""
-
-    file: GridFile
-    name: str
-    config: TrainConfig
-    folder: Path
-    processes: int
-
-    def of(self, seed: int) -> SweepCell:
-        """Training, evaluation and diagnosis."""
-        place = self.folder / f"{_folder_name(self.name)}-seed-{seed}"
-        where = ("--seed", str(seed), "--output-path", str(place / "train"))
-        train = ("train", *_flags(self.config), *where)
-        trained = Command(train, place / "train", (), self.processes)
-        chosen = {"model": str(place / "train" / self.file.checkpoint)}
-        evaluated = _evaluations(self.file, [self.config], chosen, place, (trained,))
-        whole = next(command for command in evaluated if command.folder == place / "run")
-        diagnosed = self._diagnosis(place / "run", whole)
-        return SweepCell(self.name, seed, (trained, *evaluated, *diagnosed))
-
-    def _diagnosis(self, run: Path, evaluated: Command) -> Iterator[Command]:
-        if self.file.diagnose is not None:
-            base = ("--base", self.config.model or BUNDLED_CHECKPOINT)
-            flags = _flags(self.file.diagnose)
-            yield Command(("diagnose", str(run), *base, *flags), run, (evaluated,))
+def _trained_cell(
+    file: GridFile, name: str, config: TrainConfig, place: Path, processes: int, seed: int
+) -> SweepCell:
+    """Training, evaluation and diagnosis, in directories of a place."""
+    where = ("--seed", str(seed), "--output-path", str(place / "train"))
+    trained = Command(("train", *_flags(config), *where), place / "train", (), processes)
+    chosen, run = {"model": str(place / "train" / file.checkpoint)}, place / "run"
+    commands = [trained, *_evaluations(file, [config], chosen, place, (trained,))]
+    if file.diagnose is not None:
+        whole = next(command for command in commands if command.folder == run)
+        words = ("diagnose", str(run), "--base", config.model or BUNDLED_CHECKPOINT)
+        commands.append(Command((*words, *_flags(file.diagnose)), run, (whole,)))
+    return SweepCell(name, seed, tuple(commands))
 
 
 def _evaluations(

@@ -3,6 +3,10 @@
 A launcher starts commands and knows which of them run. Nothing of it is written down: on this machine
 they are children, and on a cluster the queue is asked, by names that follow from the commands. So a
 sweep that was killed finds its jobs again, and whether one has done its work its directory says.
+
+A launcher says how many commands may run (`at_once`), the seconds between two looks at them (`pause`) and
+until what a command wrote is seen here (`patience`). It starts commands without waiting, names those that
+wait or run, whoever started them, and says of one that has ended whether it went well; to be stopped ends the sweep.
 """
 
 from __future__ import annotations
@@ -15,44 +19,14 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from softeval.errors import UserError
 from softeval.sweeps.chain import KINDS, Command, CommandState
 
 
-class Launcher(Protocol):
-    """Starts commands.
-
-    Attributes:
-        at_once: how many may run.
-        pause: seconds between two looks at them.
-        patience: seconds until what a command wrote is seen here.
-    """
-
-    at_once: int
-    pause: float
-    patience: float
-
-    def start(self, command: Command) -> None:
-        """Start it, and do not wait."""
-        ...
-
-    def running(self) -> Collection[str]:
-        """Names of those that wait or run, whoever started them."""
-        ...
-
-    def succeeded(self, command: Command) -> bool:
-        """Whether a command that was started here and has ended says that all went well."""
-        ...
-
-    def stop(self, number: int) -> None:
-        """Pass a signal on, which ends the sweep."""
-        ...
-
-
 def run_missing(
-    commands: Sequence[Command], launcher: Launcher, tell: Callable[[str], None]
+    commands: Sequence[Command], launcher: Local | Slurm, tell: Callable[[str], None]
 ) -> tuple[list[Command], int]:
     """Run what is not done, each after what it needs; a failure stops only what needs it.
 
