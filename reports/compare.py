@@ -269,7 +269,7 @@ def _refuse_unknown(wanted: Wanted, left: Arm, right: Arm) -> None:
             if asked is not None and asked not in there:
                 named = ", ".join(dict.fromkeys(there)) or "none"
                 raise UserError(
-                    f"--{kind} {asked!r} is not in {label}, which has {named}{suggest(asked, there)}"
+                    f"{kind} {asked!r} is not in {label}, which has {named}{suggest(asked, there)}"
                 )
 
 
@@ -305,6 +305,8 @@ def _split_modes(label: str, given: Sequence[str | Path]) -> tuple[list[str | Pa
         named = folder and Path(folder).exists() and not Path(one).exists()
         folders.append(folder if named else one)
         modes |= {mode.replace("-", "_")} if named else set()
+    if "" in modes:
+        raise UserError(f"{label} ends in a colon, behind which a mode should stand; RUN:MODE")
     if len(modes) > 1:
         raise UserError(
             f"{label} names several modes ({', '.join(sorted(modes))}); give one a side"

@@ -92,8 +92,10 @@ def find_boards(folder: Path, task: str | None = None) -> tuple[list[Board], lis
     """The boards of all runs below a folder, and a line for each run that is not whole.
 
     Raises:
-        UserError: no run with a finished sample of a generative task, or of the task, is there.
+        UserError: no such folder, or no run with a finished sample of a generative task, or of the task, is there.
     """
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}; give one that holds run directories")
     entries: dict[tuple[str, str], list[tuple[int, Entry]]] = {}
     notes: list[str] = []
     for path in sorted(found.parent for found in folder.rglob(RUN_FILE)):
@@ -111,7 +113,7 @@ def find_boards(folder: Path, task: str | None = None) -> tuple[list[Board], lis
     if not entries:
         raise UserError(
             f"no scored samples{f' of {task}' if task else ''} in runs below {folder};"
-            f" `softeval ls runs {folder}` lists them"
+            f" `softeval ls runs {folder}` lists them{''.join(f'. {note}' for note in notes[:1])}"
         )
     return [
         Board(task, rows[0][0], data, tuple(sorted((entry for _, entry in rows), key=_worst_last)))

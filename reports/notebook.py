@@ -36,6 +36,8 @@ def write_notebook(run: str | Path, output: str | Path | None = None) -> Path:
     read_record(folder)
     target = folder / NAME if output is None else Path(output)
     target = target / NAME if target.is_dir() else target
+    if target.suffix != ".ipynb":
+        raise UserError(f"--output {target} is no folder; give one, or a file that ends in .ipynb")
     opens = f"RUN = {str(folder.resolve())!r}\n"
     if target.exists():
         other = _opens(target)

@@ -15,13 +15,12 @@ from softeval.terminal import one_line
 PROJECT = "softeval"
 
 
-def tracking(names: Sequence[str], folder: Path, on_cpu: bool) -> Any:
-    """Accelerate's Accelerator with these trackers.
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers that cannot be used.
 
     Raises:
         UserError: one is unknown or not installed.
     """
-    from accelerate import Accelerator
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
     known = sorted(LOGGER_TYPE_TO_CLASS)
@@ -31,6 +30,13 @@ def tracking(names: Sequence[str], folder: Path, on_cpu: bool) -> Any:
             raise UserError(f"--report-to {name}: none of {', '.join(known)}, none")
         if name not in installed:
             raise UserError(f"--report-to {name}: not installed; pip install {name}, or name none")
+
+
+def tracking(names: Sequence[str], folder: Path, on_cpu: bool) -> Any:
+    """Accelerate's Accelerator with these trackers; UserError as of `check_trackers`."""
+    from accelerate import Accelerator
+
+    check_trackers(names)
     return Accelerator(cpu=on_cpu, log_with=list(names) or None, project_dir=str(folder))
 
 

@@ -200,5 +200,6 @@ def test_ls_finds_runs_one_level_down_and_names_a_folder_that_is_not_there(
     write_run(Path("runs/demo/soft"), questions=1, samples=1)
     (row,) = json.loads(softeval("ls", "runs", "--json").out)
     assert row["run"] == "runs/demo/soft"
+    assert json.loads(softeval("ls", "runs", "runs/demo/soft", "--json").out) == [row]
     ended = softeval("ls", "runs", "nosuch")
     assert ended.code == 2 and "no folder nosuch" in ended.err

@@ -86,6 +86,8 @@ def test_what_cannot_be_shown_is_refused_before_any_work(
     hub(refuses="create")
     ended = softeval("run", *SMALL, "-o", "run", *words)
     assert ended.code == 2 and said in ended.err and ended.err.count("\n") <= 2
+    if words[0] == "--report-to":
+        assert said in softeval("run", *SMALL, "-o", "run", *words, "--dry-run").err
     assert not Path("run").exists()
 
 

@@ -84,16 +84,16 @@ def test_a_training_directory_alone_says_what_is_needed(app, tmp_path):
 
 
 def test_compare_names_an_unknown_task_or_mode(folders, tmp_path):
-    with pytest.raises(UserError, match="--mode 'hard_sampel' is not in A, which has hard_greedy"):
+    with pytest.raises(UserError, match="mode 'hard_sampel' is not in A, which has hard_greedy"):
         compare_runs([folders[1]], [folders[0]], mode="hard_sampel")
     with pytest.raises(UserError, match="did you mean hard_sample"):
         compare_runs([folders[1]], [folders[0]], mode="hard_sampel")
-    with pytest.raises(UserError, match="--task 'gsm8k' is not in A, which has arithmetic, arc"):
+    with pytest.raises(UserError, match="task 'gsm8k' is not in A, which has arithmetic, arc"):
         compare_runs([folders[1]], [folders[0]], task="gsm8k")
     few = write_checkpoint(
         tmp_path / "few", questions=4, samples=2, positions=4, modes=("hard_greedy",)
     )
-    with pytest.raises(UserError, match="--mode 'hard_sample' is not in B, which has hard_greedy"):
+    with pytest.raises(UserError, match="mode 'hard_sample' is not in B, which has hard_greedy"):
         compare_runs([folders[1]], [few], mode="hard_sample")
 
 
@@ -295,6 +295,8 @@ def test_a_notebook_of_another_run_is_not_taken_for_this_ones(folders, tmp_path)
     assert write_notebook(folders[0], path) == path
     with pytest.raises(UserError, match="another run"):
         write_notebook(folders[1], path)
+    with pytest.raises(UserError, match=r"ends in \.ipynb"):
+        write_notebook(folders[0], tmp_path / "nobody")
 
 
 RUNS = {

@@ -144,6 +144,8 @@ def test_two_modes_of_a_run_are_compared_question_by_question(tmp_path):
         compare_runs([f"{run}:soft_sample"], [run], mode="hard_sample")
     with pytest.raises(UserError, match="'soft_greedy' is not in A"):
         compare_runs([f"{run}:soft_greedy"], [f"{run}:hard_sample"])
+    with pytest.raises(UserError, match="B ends in a colon"):
+        compare_runs([run], [f"{run}:"])
     with pytest.raises(UserError, match="A names several modes"):
         compare_runs([f"{run}:soft_sample", f"{run}:hard_sample"], [run])
 
@@ -177,6 +179,8 @@ def test_a_leaderboard_sorts_marks_what_differs_and_parts_other_questions(tmp_pa
     assert "run x is not finished" in page and page.index("deep/er/best") < page.index(">worst<")
     with pytest.raises(UserError, match="no scored samples of gsm8k"):
         find_boards(tmp_path, "gsm8k")
+    with pytest.raises(UserError, match="no folder"):
+        find_boards(tmp_path / "nosuch")
 
 
 def test_compare_and_leaderboard_as_commands(tmp_path):

@@ -76,12 +76,12 @@ def runs(
     as_json: AsJson = False,
 ) -> None:
     """List the runs in a folder and in its folders, the one written last first."""
-    from softeval.runs.rundir import find_runs, read_record
+    from softeval.runs.rundir import find_runs, is_run, read_record
 
     if not folder.is_dir() and folder != DEFAULT_FOLDER:
         raise UserError(f"no folder {folder}; give one that holds run directories")
     rows = []
-    for path in find_runs(folder, nested=True):
+    for path in [folder] if is_run(folder) else find_runs(folder, nested=True):
         try:
             record = read_record(path)
         except UserError as error:

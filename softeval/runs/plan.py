@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from softeval.errors import UserError
 from softeval.modes import Mode, mode_record
+from softeval.publishing import check_trackers
 from softeval.runs import rundir
 from softeval.runs.cells import Cell, chosen_benchmarks, load_cells, questions_asked
 from softeval.runs.config import RunConfig
@@ -33,6 +34,8 @@ def make_plan(config: RunConfig, overwrite: bool = False) -> dict[str, Any]:
     Raises:
         UserError: what a real run would refuse before it reads the weights.
     """
+    if config.report_to:
+        check_trackers(config.report_to)
     modes = config.selected_modes()
     tasks = chosen_benchmarks(config)
     checkpoint = _examined(config)
