@@ -20,19 +20,25 @@ BEFORE_NAMES = str(Rules.MATH_VERIFY)
 
 def notes(arms: Arms) -> list[str]:
     """Sentences about the runs as a whole, besides how far they are; empty where none is needed."""
-    found = []
     names = Counter(run.path.name for run in arms.runs)
+    told: dict[str, list[str]] = {}
     for run in arms.runs:
         name = run.path.name
         where = name if names[name] == 1 else f"{run.path.parent.name}/{name}"
         if run.config.get("limit") is not None:
-            found.append(f"{where} was limited to {run.config['limit']} questions a task.")
+            told.setdefault(f"limited to {run.config['limit']} questions a task", []).append(where)
         if run.chosen_docs:
-            found.append(f"{where} was asked questions chosen one by one (--docs or --samples).")
+            chosen = "asked questions chosen one by one (--docs or --samples)"
+            told.setdefault(chosen, []).append(where)
         if not run.protocol.is_paper:
-            found.append(f"{where} was asked by the protocol {run.protocol.describe()}.")
+            told.setdefault(f"asked by the protocol {run.protocol.describe()}", []).append(where)
         if not run.entropy and run.cells:
-            found.append(f"{where} has no per-position records: no entropy of it is shown.")
+            without = "recorded without positions: no entropy is shown"
+            told.setdefault(without, []).append(where)
+    found = [
+        f"{', '.join(runs)} {'were' if len(runs) > 1 else 'was'} {fact}."
+        for fact, runs in told.items()
+    ]
     return found + _prompt_notes(arms) + setting_notes(arms)
 
 

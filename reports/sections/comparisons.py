@@ -230,7 +230,7 @@ def _finish(left: Axes, right: Axes, comparisons: Sequence[Comparison]) -> None:
     widest = max(abs(limit) for limit in right.get_xlim())
     right.set_xlim(-widest, widest)
     right.xaxis.set_major_formatter(lambda value, _: f"{abs(value):g}")
-    right.set_xlabel("B | A does better, %" if a_row(2) == 2 else "B | A, %")
+    right.set_xlabel("B | A\nbetter, %")
 
 
 def _above(axes: Axes, y: int, name: str) -> None:
