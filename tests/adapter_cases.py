@@ -136,14 +136,15 @@ class MemoryStore:
         self.additions += 1
 
 
-def evaluate_rank(lm: SoftEvalLM, data_dir: str, task: str) -> dict[str, Any] | None:
-    """One process's part under torchrun; scores and texts in the first process."""
+def evaluate_ranks(lm: SoftEvalLM, data_dir: str, tasks: list[str]) -> dict[str, Any] | None:
+    """One process's part under torchrun; scores and texts of each task in the first process."""
     assert lm.world_size == 2
-    loaded = load_tasks([task], num_samples=lm.options.num_samples, data_dir=data_dir, **CAPS)
-    result = lm_eval.evaluate(lm=lm, task_dict=loaded, bootstrap_iters=0)
+    found: dict[str, Any] = {}
+    for task in tasks:
+        loaded = load_tasks([task], num_samples=lm.options.num_samples, data_dir=data_dir, **CAPS)
+        result = lm_eval.evaluate(lm=lm, task_dict=loaded, bootstrap_iters=0)
+        if result is not None:
+            generated = {} if task == "arc_easy" else texts(dict(result), task)
+            found[task] = {"scores": dict(result)["results"][task], "texts": generated}
     torch.distributed.destroy_process_group()
-    if result is None:
-        return None
-    found: dict[str, Any] = dict(result)
-    generated = {} if task == "arc_easy" else texts(found, task)
-    return {"scores": found["results"][task], "texts": generated}
+    return found or None

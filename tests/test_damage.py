@@ -152,8 +152,8 @@ def test_no_damage_of_a_run_is_silent(made_run: Path, tmp_path: Path, name: str)
 @pytest.mark.parametrize("name", ["run.json", *(f"{table}.parquet" for table in TABLES)])
 def test_no_damage_of_any_file_is_silent(made_run: Path, tmp_path: Path, name: str) -> None:
     folder = Path(shutil.copytree(made_run, tmp_path / "run"))
-    found = verdicts(folder / name, run_content, 100, seed=2)
-    assert not found.keys() - {"same", "named"} and found["named"] > 50, found
+    found = verdicts(folder / name, run_content, 40, seed=2)
+    assert not found.keys() - {"same", "named"} and found["named"] > 20, found
 
 
 def test_a_record_changed_by_hand_says_how_to_take_it(made_run: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from adapter_cases import CAPS, adapter, evaluate, save_lm, texts, write_data
+from forked import together
 
 from softeval.cli.lm_eval import completed
 from softeval.errors import UserError
@@ -68,13 +69,13 @@ def test_chosen_samples_are_sorted(name: str, tmp_path: Path) -> None:
         completed([*OURS, name, "[1, 2]"])
 
 
-def run_python(code: str, *arguments: str, launcher: tuple[str, ...] = ()) -> str:
+def run_python(code: str, *arguments: str) -> str:
     """Run a script with the tests' folder importable; its output."""
     paths = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    start = [sys.executable, *(launcher or ("-c", code)), *arguments]
+    words = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(
-        start, check=False, capture_output=True, text=True, env=environment, timeout=200
+        words, check=False, capture_output=True, text=True, env=environment, timeout=200
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
@@ -123,28 +124,26 @@ print(sorted(found["results"]["gsm8k"]))
 
 PROCESSES = """
 import json, sys
-from adapter_cases import adapter, evaluate_rank
-found = evaluate_rank(adapter(), sys.argv[1], sys.argv[2])
+from adapter_cases import adapter, evaluate_ranks
+found = evaluate_ranks(adapter(), sys.argv[1], ["gsm8k", "arc_easy"])
 if found is not None:
-    open(sys.argv[3], "w").write(json.dumps(found))
+    open(sys.argv[2], "w").write(json.dumps(found))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["gsm8k", "arc_easy"])
-def test_two_processes_give_what_one_gives(task: str, tmp_path: Path) -> None:
+def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     data_dir = write_data(tmp_path, rows=3)  # odd: one process runs copies, which must not count
     script, output = tmp_path / "script.py", tmp_path / "found.json"
     script.write_text(PROCESSES)
-    launcher = (str(Path(__file__).parent / "forked.py"), "2", str(script))
-    run_python("", data_dir, task, str(output), launcher=launcher)
-    together = json.loads(output.read_text())
-    alone = evaluate(adapter(), data_dir, task)
-    assert together["scores"].keys() == alone["results"][task].keys()
-    for name, value in alone["results"][task].items():
-        if isinstance(value, float):
-            # Other batches: logits below 10, and what every layer adds, round by some 2^-24.
-            assert together["scores"][name] == pytest.approx(value, abs=1e-5)
-    if task == "gsm8k":
-        expected = texts(alone)
-        assert {int(i): kept[:3] for i, kept in together["texts"].items()} == expected
+    together(2, script, data_dir, output, log=tmp_path / "log")
+    for task, found in json.loads(output.read_text()).items():
+        alone = evaluate(adapter(), data_dir, task)
+        assert found["scores"].keys() == alone["results"][task].keys()
+        for name, value in alone["results"][task].items():
+            if isinstance(value, float):
+                # Other batches: logits below 10, and what every layer adds, round by some 2^-24.
+                assert found["scores"][name] == pytest.approx(value, abs=1e-5)
+        if task == "gsm8k":
+            expected = texts(alone)
+            assert {int(i): kept[:3] for i, kept in found["texts"].items()} == expected

@@ -11,21 +11,15 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
+from forked import ForkServerProcess, finish, kill_often, signalled, start
 
 from softeval.cli import main as cli
 from softeval.runs.run import load_run
 from softeval.runs.rundir import SHARDS
 from softeval.runs.tables import SCHEMAS
 
-TESTS = Path(__file__).resolve().parent
-ENVIRONMENT = {
-    **os.environ,
-    "OMP_NUM_THREADS": "1",
-    "TQDM_DISABLE": "1",
-    "ACCELERATE_USE_CPU": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-    "PYTHONPATH": str(TESTS.parent),
-}
+QUIETLY = {"ACCELERATE_USE_CPU": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def assert_same_run(ours: Path, theirs: Path) -> None:
@@ -43,48 +37,39 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
     assert not (ours / SHARDS).exists()
 
 
+OPTIONS = ["--limit", "2", "-n", "8", "--batch-size", "5", "--max-cot-tokens", "60", "--quiet"]
+OPTIONS += ["--modes", "hard_sample,soft_sample", "--device", "cpu"]
+
+
+def begin(folder: Path) -> list[ForkServerProcess]:
+    """Start or continue the evaluation in a directory."""
+    log = folder.with_suffix(".log")
+    return [start(["-m", "softeval", "run", *OPTIONS, "-o", folder], log, **QUIETLY)]
+
+
+def journalled(folder: Path) -> int:
+    """Lines of the samples that a run has finished."""
+    return sum(f.read_bytes().count(b"\n") for f in folder.glob(f"{SHARDS}/rank-*.jsonl"))
+
+
 @pytest.mark.slow
-def test_stopped_by_signals_it_says_how_to_go_on_and_gives_the_same_samples(tmp_path: Path) -> None:
-    options = ["--limit", "2", "-n", "8", "--batch-size", "5", "--max-cot-tokens", "60"]
-    options += ["--modes", "hard_sample,soft_sample", "--device", "cpu"]
-    command = [sys.executable, "-m", "softeval", "run", *options, "-o"]
-    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+def test_stopped_or_killed_at_any_moment_the_samples_are_the_same(tmp_path: Path) -> None:
+    """Ctrl-C, SIGTERM and SIGKILL; what is told is told of the first two."""
+    folders, amounts = kill_often(tmp_path, 6, begin, journalled, most=12, pause=0.03)
+    assert len(amounts) >= 4, "the kills must fall into the generation, not beside it"
+    stopped = tmp_path / "stopped"
     for number, code, lines in ((signal.SIGINT, 130, 4), (signal.SIGTERM, 143, 20)):
-        process = subprocess.Popen(
-            [*command, str(stopped)], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
-        )
-        shards = stopped / SHARDS
-        while sum(f.read_bytes().count(b"\n") for f in shards.glob("rank-*.jsonl")) < lines:
-            assert process.poll() is None
+        [process] = begin(stopped)
+        while journalled(stopped) < lines:
+            assert process.exitcode is None
             time.sleep(0.005)
-        process.send_signal(number)
-        told = process.communicate(timeout=120)[1]
-        assert process.returncode == code, told
+        assert signalled(process, number) == code
+        told = stopped.with_suffix(".log").read_text()
         assert told.splitlines()[-1] == "softeval: interrupted; the same command continues"
         assert "Traceback" not in told
-    for folder in (stopped, whole):
-        assert cli.run(["run", *options, "--quiet", "-o", str(folder)]) == 0
-    assert_same_run(stopped, whole)
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment_the_samples_are_the_same(tmp_path: Path) -> None:
-    options = [
-        "limit=2",
-        "num_samples=8",
-        "batch_size=5",
-        "max_cot_tokens=60",
-        "modes=hard_sample,soft_sample",
-    ]
-    command = [sys.executable, str(TESTS / "kill_and_resume.py"), str(tmp_path), "8", *options]
-    done = subprocess.run(
-        command, env=ENVIRONMENT, capture_output=True, text=True, timeout=280, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    amounts = {line for line in done.stderr.splitlines() if line.startswith("killed with")}
-    assert len(amounts) >= 4, "the kills must fall into the generation, not beside it"
-    for index in range(int(done.stdout)):
-        assert_same_run(tmp_path / f"killed-{index}", tmp_path / "whole")
+    finish(begin(stopped), stopped.with_suffix(".log"))
+    for folder in (*folders, stopped):
+        assert_same_run(folder, tmp_path / "whole")
 
 
 @pytest.mark.slow
@@ -97,7 +82,7 @@ def test_two_processes_make_the_samples_of_one(
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "softeval"]
     done = subprocess.run(
         [sys.executable, *launcher, *arguments, "--output-path", str(tmp_path / "two")],
-        env=ENVIRONMENT,
+        env=os.environ | QUIETLY | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=280,

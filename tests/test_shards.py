@@ -6,8 +6,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +14,8 @@ from typing import Any
 import pytest
 import yaml
 from command_line import Ended
-from test_resume import ENVIRONMENT, assert_same_run
+from forked import kill, start
+from test_resume import assert_same_run, journalled
 
 from softeval import UserError, evaluate
 from softeval.runs.cells import load_cells
@@ -297,13 +296,12 @@ def test_the_cap_is_that_of_the_whole_run(softeval: Callable[..., Ended], tmp_pa
 # Killed --------------------------------------------------------------------------------------
 
 
-def kill_once_begun(words: list[str], journal: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-m", "softeval", "run", *words], env=ENVIRONMENT)
-    while not journal.is_file() or journal.read_bytes().count(b"\n") < 4:
-        assert process.poll() is None, "it was to be killed before its end"
+def kill_once_begun(words: list[str], folder: Path, log: Path) -> None:
+    process = start(["-m", "softeval", "run", *words], log)
+    while journalled(folder) < 4:
+        assert process.exitcode is None, "it was to be killed before its end"
         time.sleep(0.002)
-    process.kill()
-    process.wait()
+    kill([process])
 
 
 @pytest.mark.slow
@@ -317,7 +315,7 @@ def test_seven_shards_in_any_order_two_of_them_killed_are_one_run(tmp_path: Path
         shard = {"shard": f"{index}/7", "output_path": str(tmp_path / "parts")}
         if number in (1, 4):
             given = [*words, "--no-self-check", f"--shard={index}/7", "-o", str(tmp_path / "parts")]
-            kill_once_begun(given, place / "shards" / "rank-0000.jsonl")
+            kill_once_begun(given, place, tmp_path / "killed.log")
             with pytest.raises(UserError, match=r"not finished|missing"):
                 merge([tmp_path / "parts"], tmp_path / "merged")
         evaluate(**options, **shard)

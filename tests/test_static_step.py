@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
 import json
-import subprocess
 import sys
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from step_graphs import decoded, graphs_of, watched_passes
 from tiny import tiny_lm
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -274,11 +274,17 @@ def test_a_bucket_holds_every_row_and_slot_and_on_cuda_there_are_few(device):
 
 
 @pytest.mark.slow
-def test_the_gpu_benchmark_runs_on_a_cpu_at_small_size(tmp_path):
-    script = Path(__file__).parent.parent / "benchmarks" / "gpu_decode.py"
+def test_the_gpu_benchmark_runs_on_a_cpu_at_small_size(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    benchmark = importlib.import_module("gpu_decode")
+    sizes = {"CONTEXT": 40, "SHORT": 4, "LONG": 24}
+    for name, size in sizes.items():
+        assert getattr(benchmark, name) > size
+        monkeypatch.setattr(benchmark, name, size)
     asked = ["--shape", "tiny", "--device", "cpu", "--rows", "16", "--modes", "hard_sample"]
     output = tmp_path / "found.json"
-    subprocess.run([sys.executable, script, *asked, "--output", output], check=True, timeout=300)
+    monkeypatch.setattr(sys, "argv", ["gpu_decode.py", *asked, "--output", str(output)])
+    benchmark.main()
     (arm,) = json.loads(output.read_text())["arms"]
     assert arm["rows"] == 16 and arm["floor_ms"] > 0
     assert arm["of_floor"] == pytest.approx(arm["ms"] / arm["floor_ms"])

@@ -6,12 +6,10 @@ import itertools
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -19,7 +17,9 @@ import pytest
 import yaml
 from command_line import Ended
 from conftest import ROOT
+from forked import start
 
+from softeval.cli import main as cli
 from softeval.cli.recipes import read_recipes
 from softeval.errors import UserError
 from softeval.sweeps import chain, launch
@@ -493,7 +493,8 @@ def waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In place of softeval: says that it is ready, waits, and saves when it is told to stop."""
     script = tmp_path / "waits"
     script.write_text(
-        f"#!/bin/sh\ntrap 'touch {tmp_path}/saved; exit 5' TERM INT\ntouch {tmp_path}/ready\n"
+        f"#!/bin/sh\ntrap 'touch {tmp_path}/saved; exit 5' TERM INT\n"
+        f"echo $@ > {tmp_path}/words; touch {tmp_path}/ready\n"
         "for wait in $(seq 3000); do sleep 0.02; done\n"
     )
     script.chmod(0o755)
@@ -521,6 +522,7 @@ def test_a_signal_is_passed_on_the_command_waited_for_and_nothing_more_started(
     told: list[str] = []
     found = launch.run_missing(chains(tmp_path, "ab"), launch.Local(), told.append)
     assert found == ([], 128 + number) and told == ["0 of 4 done: softeval train a1"]
+    assert (tmp_path / "words").read_text() == "-m softeval train a1\n"
     assert (tmp_path / "saved").exists() and signal.getsignal(number) is before
 
 
@@ -584,34 +586,49 @@ def test_each_command_of_a_cell_is_done_once_it_was_run(
     assert (cell.commands[-1].folder / "kl.parquet").is_file()
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
-    words = [sys.executable, "-m", "softeval", "sweep", str(folder / "tiny.yaml"), "-o", "out"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(words, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE)
+class Fork:
+    """A command in a fork of this process, which has imported it; as subprocess would have it."""
+
+    def __init__(self, command: Command) -> None:
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.setpgid(0, 0)
+            if os.environ["DIES"] in str(command.folder) and command.arguments[0] == "train":
+                threading.Thread(
+                    target=die_once_there, args=[command.folder / "train.json"]
+                ).start()
+            sys.argv = ["softeval", *command.arguments]
+            os._exit(cli.run(list(command.arguments)))
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if ended else None
+        return self.returncode
 
 
-def kill_training_of(parent: int, name: str) -> None:
-    """SIGKILL for the training of a cell, once it has written its record."""
-    while True:
-        for child in psutil.Process(parent).children():
-            with suppress(psutil.Error):  # it may end while it is looked at
-                words = child.cmdline()
-                folder = next((Path(word) for word in words if name in word), None)
-                if "train" in words and folder is not None:
-                    record = Path(child.cwd()) / folder / "train.json"
-                    while child.is_running() and not record.exists():
-                        time.sleep(0.01)
-                    return child.kill()
-        time.sleep(0.05)
+def die_once_there(record: Path) -> None:
+    """SIGKILL for this process, once it has written its record."""
+    while not record.exists():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def swept(folder: Path, dies: str) -> tuple[int, str]:
+    """Exit code and output of a sweep in which the training of a cell dies."""
+    log = folder / "log"
+    process = start([__file__, "sweep", folder / "tiny.yaml", "-o", folder / "out"], log, DIES=dies)
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode, log.read_text()
 
 
 @pytest.mark.slow
 def test_a_killed_grid_goes_on_where_it_was(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    first = start(tmp_path)
-    kill_training_of(first.pid, "noise_scale-0.1-seed-0")
-    shown, _ = first.communicate(timeout=600)
-    assert first.returncode == 1 and "1 of 2 cells are done" in shown
+    code, shown = swept(tmp_path, dies="noise_scale-0.1-seed-0")
+    assert code == 1 and "1 of 2 cells are done" in shown
     out = tmp_path / "out"
     kept = {
         p: p.stat().st_mtime_ns
@@ -619,12 +636,16 @@ def test_a_killed_grid_goes_on_where_it_was(tmp_path: Path) -> None:
         if "seed-0" not in str(p) or "0.33" in str(p)
     }
     kept = {path: at for path, at in kept.items() if path.is_file() and path.parent != out}
-    second = start(tmp_path)
-    shown, _ = second.communicate(timeout=600)
-    assert second.returncode == 0 and "2 of 2 cells are done" in shown
+    code, shown = swept(tmp_path, dies="none")
+    assert code == 0 and "2 of 2 cells are done" in shown
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     page = (out / "report.html").read_text()
     for text in ("<title>Tiny", "noise_scale 0.1", "noise_scale 0.33", "paper 75.5 ± 0.8"):
         assert text in page
     record = json.loads((out / "noise_scale-0.1-seed-0" / "run" / "run.json").read_text())
     assert record["training"]["mode"]["noise_scale"] == 0.1
+
+
+if __name__ == "__main__":
+    Command.start = lambda command, output: Fork(command)
+    sys.exit(cli.run(sys.argv[1:]))

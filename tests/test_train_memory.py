@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import mostly_slow
+from conftest import ROOT, mostly_slow
 from tiny import CONFIGS, FAMILIES
 from tiny import tiny_lm as family_lm
 from train_cases import run as run_training
@@ -232,12 +232,15 @@ def test_memory_of_a_device_is_what_was_given_or_what_it_has() -> None:
 
 
 @pytest.mark.slow
-def test_the_gpu_benchmark_measures_a_step_beside_its_estimate(tmp_path: Path) -> None:
-    script = Path(__file__).parent.parent / "benchmarks" / "gpu_train.py"
+def test_the_gpu_benchmark_measures_a_step_beside_its_estimate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     sizes = ["--questions", "2", "--samples", "4", "--prompt", "20", "--cot", "12"]
     small = ["--shape", "tiny", "--device", "cpu", "--methods", "soft", *sizes]
     output = tmp_path / "found.json"
-    subprocess.run([sys.executable, script, *small, "--output", output], check=True, timeout=300)
+    monkeypatch.setattr(sys, "argv", ["gpu_train.py", *small, "--output", str(output)])
+    importlib.import_module("gpu_train").main()
     found = json.loads(output.read_text())["methods"]["soft"]
     seconds = found["seconds"]
     assert 0 < sum(s for name, s in seconds.items() if name != "step") <= seconds["step"]

@@ -17,11 +17,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
+from forked import ForkServerProcess, kill_often, signalled, start, together
 from train_cases import (
     LINEAR,
     METHODS,
     MOVING,
     STAGED,
+    command,
     moved_apart,
     own_questions,
     read_metrics,
@@ -216,39 +218,21 @@ def test_a_best_beyond_a_torn_state_is_chosen_anew(
     assert trainer.exported_step(tmp_path / "run" / "best") == 3
 
 
-def command(folder: Path, **options: Any) -> list[str]:
-    values = tiny_config(output_path=str(folder), **options)
-    arguments = ["--report-to", "none", "--quiet"]
-    for name, value in values.model_dump(mode="json", exclude_defaults=True).items():
-        if not isinstance(value, list):
-            arguments += ["--" + name.replace("_", "-"), str(value)]
-    return ["-m", "softeval", "train", *arguments]
-
-
-def environment() -> dict[str, str]:
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-
-
 def test_sigkill_at_any_moment(tmp_path: Path) -> None:
     """Of one method: what is killed and kept is the same in all, which die in process above."""
-    options = METHODS["soft"] | {"max_steps": 12, "save_steps": 2, "eval_steps": 5}
-    run(tmp_path / "whole", **options)
-    rng = random.Random("soft")
-    for _ in range(2):
-        process = subprocess.Popen(
-            [sys.executable, *command(tmp_path / "killed", **options)], env=environment()
-        )
-        deadline = time.monotonic() + 120
-        while process.poll() is None and not (tmp_path / "killed" / "metrics.jsonl").exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        time.sleep(rng.random() * 3)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    run(tmp_path / "killed", **options)
-    assert timeless(tmp_path / "killed") == timeless(tmp_path / "whole")
-    assert same(weights(tmp_path / "killed" / "last"), weights(tmp_path / "whole" / "last"))
+    options = METHODS["soft"] | {"max_steps": 6, "save_steps": 2, "eval_steps": 5}
+
+    def begin(folder: Path) -> list[ForkServerProcess]:
+        return [start(command(folder, **options), folder.with_suffix(".log"))]
+
+    def step(folder: Path) -> int:
+        metrics = folder / "metrics.jsonl"
+        return metrics.read_text().count("\n") if metrics.exists() else 0
+
+    folders, _ = kill_often(tmp_path, 2, begin, step, most=4, pause=0.3)
+    for folder in folders:
+        assert timeless(folder) == timeless(tmp_path / "whole")
+        assert same(weights(folder / "last"), weights(tmp_path / "whole" / "last"))
 
 
 @pytest.mark.parametrize("method", ["hard", "soft"])  # fuzzy training is soft at other numbers
@@ -259,13 +243,7 @@ def test_two_processes_equal_one(tmp_path: Path, method: str) -> None:
     options |= {"max_steps": 3, "kl_steps": 2, "gradient_split_steps": 2}
     run(tmp_path / "one", **options)
     assert [line["gradient/norm"] > 0 for line in read_metrics(tmp_path / "one")[1:]] == [True] * 3
-    launcher = [str(ROOT / "tests" / "forked.py"), "2"]
-    subprocess.run(
-        [sys.executable, *launcher, *command(tmp_path / "two", **options)],
-        env=environment(),
-        check=True,
-        timeout=240,
-    )
+    together(2, *command(tmp_path / "two", **options), log=tmp_path / "log")
     one, two = (read_metrics(tmp_path / name) for name in ("one", "two"))
     assert [line["step"] for line in one] == [line["step"] for line in two]
     for mine, theirs in zip(timeless(tmp_path / "one"), timeless(tmp_path / "two"), strict=True):
@@ -340,25 +318,15 @@ def test_other_questions_in_place_of_the_first_are_refused(tmp_path: Path) -> No
     run(tmp_path / "run", **options)
 
 
-def signalled(folder: Path, number: int, launcher: list[str], **options: Any) -> tuple[int, str]:
-    """Exit code and stderr of a run whose whole process group gets a signal after two updates."""
-    process = subprocess.Popen(
-        [sys.executable, *launcher, *command(folder, **options)],
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def wait_for_updates(folder: Path, running: Callable[[], bool]) -> None:
+    """Until two of a run are done."""
     metrics = folder / "metrics.jsonl"
-    deadline = time.monotonic() + 240
     while not metrics.exists() or metrics.read_text().count("\n") < 3:
-        assert process.poll() is None and time.monotonic() < deadline
+        assert running()
         time.sleep(0.02)
-    os.killpg(process.pid, number)
-    return process.wait(240), process.communicate()[1]
 
 
-SIGNALLED = METHODS["soft"] | {"max_steps": 15, "save_steps": 100, "eval_steps": 100}
+SIGNALLED = METHODS["soft"] | {"max_steps": 12, "save_steps": 100, "eval_steps": 100}
 
 
 @pytest.fixture(scope="module")
@@ -372,10 +340,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_signal_ends_the_update_saves_and_says_how_to_continue(
     tmp_path: Path, undisturbed: Path, number: int, code: int
 ) -> None:
-    ended, shown = signalled(tmp_path / "run", number, [], **SIGNALLED)
+    process = start(command(tmp_path / "run", **SIGNALLED), tmp_path / "log")
+    wait_for_updates(tmp_path / "run", process.is_alive)
+    ended, shown = signalled(process, number), (tmp_path / "log").read_text()
     (state,) = (tmp_path / "run" / "state").iterdir()
     step = int(state.name.split("-")[1])
-    assert 2 <= step < 15 and len(read_metrics(tmp_path / "run")) == step + 1
+    assert 2 <= step < 12 and len(read_metrics(tmp_path / "run")) == step + 1
     assert ended == code
     assert f"stopped at step {step}; the same command continues" in shown
     assert "Traceback" not in shown
@@ -387,7 +357,16 @@ def test_a_signal_ends_the_update_saves_and_says_how_to_continue(
 def test_processes_that_are_told_at_different_moments_stop_at_one_step(tmp_path: Path) -> None:
     options = METHODS["hard"] | {"max_steps": 30, "save_steps": 100, "eval_steps": 100}
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    ended, shown = signalled(tmp_path, signal.SIGTERM, launcher, **options)
+    process = subprocess.Popen(
+        [sys.executable, *launcher, *command(tmp_path, **options)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for_updates(tmp_path, lambda: process.poll() is None)
+    os.killpg(process.pid, signal.SIGTERM)
+    ended, shown = process.wait(240), process.communicate()[1]
     (state,) = (tmp_path / "state").iterdir()
     step = int(state.name.split("-")[1])
     assert ended != 0 and len(read_metrics(tmp_path)) == step + 1

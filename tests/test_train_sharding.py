@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
-import subprocess
+import shutil
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
+from forked import ForkServerProcess, kill, kill_often, start_together, together
 from tiny import CONFIGS, tiny_tokenizer
 from train_cases import (
     LINEAR,
     METHODS,
     MOVING,
+    command,
     made_generation,
     moved_apart,
     read_metrics,
@@ -29,7 +28,6 @@ from train_cases import (
     save_tiny,
     state_tensors,
     timeless,
-    tiny_config,
     weights,
 )
 from transformers import AutoModelForCausalLM
@@ -45,8 +43,6 @@ from softeval.trainers.losses import Policy
 from softeval.trainers.setup import Trainee, make_trainee
 from softeval.trainers.training_pass import PassPlan, TrainingPass
 
-ROOT = Path(__file__).parent.parent
-LAUNCHER = str(ROOT / "tests" / "forked.py")
 SEQUENCES = 7
 CASES: dict[str, dict[str, Any]] = {
     "hard": {"method": "hard", "max_steps": 20},
@@ -61,17 +57,6 @@ CASES: dict[str, dict[str, Any]] = {
 }
 TOLERANCE = {"bfloat16": 2e-2}
 """Of gradients and of where updates lead, relative; float32 sums in another order elsewhere."""
-
-
-def environment() -> dict[str, str]:
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
-    return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-
-
-def together(processes: int, *arguments: str | Path, timeout: int = 600) -> None:
-    """Run a program in several processes."""
-    command = [sys.executable, LAUNCHER, str(processes), *map(str, arguments)]
-    subprocess.run(command, env=environment(), check=True, timeout=timeout)
 
 
 # --- Gradients and updates, in one launch for all cases ------------------------------------------
@@ -152,7 +137,7 @@ def test_gradients_and_twenty_updates_are_those_of_one_process(
     tmp_path: Path, processes: int
 ) -> None:
     """Passes of one sequence, of which the processes have differently many."""
-    together(processes, __file__, tmp_path / "found.json")
+    together(processes, __file__, tmp_path / "found.json", log=tmp_path / "log")
     found = json.loads((tmp_path / "found.json").read_text())
     assert found.keys() == CASES.keys()
     for name, case in found.items():
@@ -164,16 +149,6 @@ def test_gradients_and_twenty_updates_are_those_of_one_process(
 # --- Whole runs ----------------------------------------------------------------------------------
 
 
-def arguments(folder: Path, **options: Any) -> list[str]:
-    """Command line of a run."""
-    values = tiny_config(output_path=str(folder), **options)
-    given = ["--report-to", "none", "--quiet"]
-    for name, value in values.model_dump(mode="json", exclude_defaults=True).items():
-        if not isinstance(value, list):
-            given += ["--" + name.replace("_", "-"), str(value)]
-    return ["-m", "softeval", "train", *given]
-
-
 @pytest.mark.slow
 def test_a_sharded_run_is_killed_and_goes_on_in_other_numbers(tmp_path: Path) -> None:
     """Two processes sharded, one alone, then four: together what one does that is left alone."""
@@ -181,26 +156,22 @@ def test_a_sharded_run_is_killed_and_goes_on_in_other_numbers(tmp_path: Path) ->
     options |= {"max_steps": 6, "save_steps": 1, "gradient_split_steps": 0}
     model = str(save_tiny(tmp_path / "model"))
     run(tmp_path / "whole", **options, model=model)
-    sharded = arguments(tmp_path / "run", **options, model=model, shard="full")
-    command = [sys.executable, LAUNCHER, "2", *sharded]
-    process = subprocess.Popen(command, env=environment())
-    state = tmp_path / "run" / "state"
-    deadline = time.monotonic() + 400
+    sharded = command(tmp_path / "run", **options, model=model, shard="full")
+    log, state = tmp_path / "log", tmp_path / "run" / "state"
+    running = start_together(2, sharded, log)
     while not list(state.glob("step-*")):
-        assert process.poll() is None and time.monotonic() < deadline
+        assert all(process.is_alive() for process in running), log.read_text()
         time.sleep(0.05)
     time.sleep(random.Random(0).random())
-    for part in (*psutil.Process(process.pid).children(recursive=True), process):
-        part.kill()
-    process.wait()
+    kill(running)
     kept = load_state(state)
     assert kept is not None and 1 <= kept.state.step < 6
     with pytest.raises(UserError, match="for several processes"):
         run(tmp_path / "run", **options, model=model, shard="full")
     alone = tmp_path / "alone"
-    subprocess.run(["cp", "-r", str(tmp_path / "run"), str(alone)], check=True)
+    shutil.copytree(tmp_path / "run", alone)
     run(alone, **options, model=model)
-    together(4, *sharded)
+    together(4, *sharded, log=log)
     start = load_model(model).model.state_dict()
     for folder in (alone, tmp_path / "run"):
         assert [line["step"] for line in read_metrics(folder)] == list(range(7))
@@ -212,57 +183,23 @@ def test_a_sharded_run_is_killed_and_goes_on_in_other_numbers(tmp_path: Path) ->
         assert {t.dtype for t in weights(folder / "last").values()} == {torch.float32}
 
 
-def kill_often(parent: Path, kills: int, words: list[str]) -> None:
-    """A run that is never killed, and others that are, at random moments, and continued to their end.
-
-    Every other moment is random over the time of a whole run, the rest follow within 0.3 s on a state,
-    where metrics, checkpoints and states are being written.
-    """
-    from forked import finish, start
-
-    def begin(folder: Path) -> set[int]:
-        return start(2, [*words, "--output-path", str(folder)])
-
-    began, moments = time.monotonic(), random.Random(0)
-    assert finish(begin(parent / "whole")) == 0
-    whole = time.monotonic() - began
-    folders, killed = [parent / "killed-0"], 0
-    while killed < kills:
-        running = begin(folders[-1])
-        state = folders[-1] / "state"
-        before, after = set(state.glob("step-*")), moments.uniform(0, whole if killed % 2 else 0.3)
-        while killed % 2 == 0 and set(state.glob("step-*")) <= before and not ended(running):
-            time.sleep(0.005)
-        time.sleep(after)
-        if ended(running):
-            assert finish(running) == 0
-            folders.append(parent / f"killed-{len(folders)}")
-            continue
-        for process in running:
-            os.kill(process, signal.SIGKILL)
-        for process in running:
-            os.waitpid(process, 0)
-        killed += 1
-        print(f"killed with {sorted(path.name for path in state.glob('*'))}", file=sys.stderr)
-    for folder in folders:
-        assert finish(begin(folder)) == 0
-
-
-def ended(running: set[int]) -> bool:
-    options = os.WEXITED | os.WNOHANG | os.WNOWAIT
-    return any(os.waitid(os.P_PID, process, options) for process in running)
-
-
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_bits(tmp_path: Path) -> None:
+    """Half of them within 0.3 s of a state, where metrics, checkpoints and states are being written."""
     options = METHODS["soft"] | MOVING["soft"] | {"kl_steps": 0, "gradient_split_steps": 0}
     model = str(save_tiny(tmp_path / "model"))
-    words = arguments(tmp_path, **options, model=model, shard="full", max_steps=4)
-    command = [sys.executable, __file__, "kill", str(tmp_path), "2", *words, "--no-self-check"]
-    subprocess.run(command, env=environment(), check=True, timeout=600)
+    options |= {"model": model, "shard": "full", "max_steps": 4, "self_check": False}
+
+    def begin(folder: Path) -> list[ForkServerProcess]:
+        return start_together(2, command(folder, **options), folder.with_suffix(".log"))
+
+    def step(folder: Path) -> int:
+        return max((int(path.name[5:]) for path in folder.glob("state/step-*")), default=0)
+
+    folders, _ = kill_often(tmp_path, 2, begin, step, most=1, pause=0.3)
     whole = tmp_path / "whole"
     assert not same(weights(whole / "best"), weights(whole / "last")), "it has moved"
-    for folder in tmp_path.glob("killed-*"):
+    for folder in folders:
         assert timeless(folder) == timeless(whole)
         for name in ("best", "last"):
             assert same(weights(folder / name), weights(whole / name))
@@ -284,7 +221,4 @@ def test_what_cannot_be_sharded_is_refused(options: dict[str, Any], said: str) -
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "kill":
-        kill_often(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
-    else:
-        compare_cases(Path(sys.argv[1]))
+    compare_cases(Path(sys.argv[1]))

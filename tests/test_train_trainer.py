@@ -188,6 +188,7 @@ def test_every_option_changes_the_result(tmp_path: Path, change: dict[str, Any])
     options = METHODS["soft"] | MOVING["soft"] | {"reward_boxed": 50.0}
     options |= {"max_steps": 2, "warmup_steps": 0}  # so that the second rate is of the decay
     options |= {"kl_steps": 0, "gradient_split_steps": 0, "log_completions_steps": 0}
+    options |= {"validation_modes": "none", "save_steps": 100}
     result = run_cached(tmp_path, "plain", options)
     run(tmp_path / "changed", **(options | change))
     if change.get("dtype") == "bfloat16" and len(change) > 1:
@@ -230,6 +231,7 @@ def test_what_must_not_change_the_result(tmp_path: Path, change: dict[str, Any])
     """
     options = METHODS["soft"] | LINEAR | MOVING["soft"] | {"max_steps": 2}
     options |= {"kl_steps": 0, "gradient_split_steps": 0}
+    options |= {"validation_modes": "none", "save_steps": 100}
     plain = run_cached(tmp_path, "linear", options)
     run(tmp_path / "changed", **(options | change))
     for folder in (plain, tmp_path / "changed"):

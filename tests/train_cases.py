@@ -222,6 +222,19 @@ def run(folder: Path, **changes: Any) -> TrainResult:
     return train(tiny_config(**options), quiet=True)
 
 
+def command(folder: Path, **changes: Any) -> list[str]:
+    """The words after `python` that do the same as `run`."""
+    values = tiny_config(output_path=str(folder), **changes)
+    words = ["-m", "softeval", "train", "--report-to", "none", "--quiet"]
+    for name, value in values.model_dump(mode="json", exclude_defaults=True).items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif not isinstance(value, list):
+            words += [f"--{flag}", str(value)]
+    return words
+
+
 def timeless(folder: Path) -> list[dict[str, Any]]:
     return [
         {name: value for name, value in line.items() if not name.startswith(("time/", "memory/"))}
