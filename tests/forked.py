@@ -122,8 +122,9 @@ def kill_often(
 ) -> tuple[list[Path], set[int]]:
     """Runs that are killed at random moments and continued to their end, beside one left alone.
 
-    Every other moment is random in time over a whole run; the rest are random in progress, because a
-    run's start and end are the larger part. One that ends before its kill is followed by a new one.
+    Every other moment is random in time, over what a whole run takes but its last third, as the next
+    may be faster; the rest are random in progress, because a run's start and end are the larger part.
+    One that ends before its kill is followed by a new one.
 
     Args:
         parent: of their directories, `whole` and `killed-0` and so on.
@@ -149,7 +150,7 @@ def kill_often(
         wanted = progress(folder) + moments.randint(1, most)
         running = begin(folder)
         if killed % 2:
-            time.sleep(moments.uniform(0, whole))
+            time.sleep(moments.uniform(0, whole * 2 / 3))
         else:
             while progress(folder) < wanted and all(child.is_alive() for child in running):
                 time.sleep(0.002)
