@@ -21,9 +21,11 @@ from softeval.protocol import THINK
 from softeval.reports.measured.arms import Arms, MeasuredRun
 from softeval.reports.notes import notes
 from softeval.runs import rundir
+from softeval.runs.cells import load_cells
 from softeval.runs.config import make_config
 from softeval.runs.merge import merge
 from softeval.runs.plan import make_plan
+from softeval.runs.request import settle
 from softeval.runs.rescore import rescore
 from softeval.scoring.judge import scorer
 
@@ -209,6 +211,57 @@ def test_questions_are_chosen_by_their_rows(evaluated: Evaluated) -> None:
         assert found == {"own": [1], "arithmetic": [3, 5]}
     plan = make_plan(make_config({"tasks": "own.jsonl", "docs": "0,2", "modes": "hard_greedy"}))
     assert plan["samples"] == 2
+
+
+def identity(**options: Any) -> dict[str, Any]:
+    """What a run of the second task would be held to."""
+    given = {"tasks": "own.jsonl", "modes": "hard_greedy", "output_path": "nowhere"} | options
+    config = make_config(given)
+    return settle(config, load_cells(config, config.selected_modes()), LM).identity
+
+
+def test_the_identity_holds_what_makes_samples_and_nothing_else(evaluated: Evaluated) -> None:
+    spelt_out: list[dict[str, Any]] = [
+        {"prompt": "paper", "protocol": "paper", "cot_stop": " The final answer is: "},
+        {"system_instruction": "", "num_fewshot": 0, "max_cot_tokens": 512},
+        {"max_answer_tokens": 32, "answer_prefix": "\\boxed{", "batch_size": 3},
+    ]
+    assert all(identity(**options) == identity() for options in spelt_out)
+    chosen = identity(docs="2,0,00")
+    assert chosen == identity(docs="0,2") == identity(samples='{"own": [2, 0, 2], "other": [9]}')
+    others: list[dict[str, Any]] = [
+        *({"docs": docs} for docs in ("0", "1", "0,1,2")),
+        *({name: "x"} for name in ("cot_stop", "answer_prefix", "system_instruction")),
+        *({name: 1} for name in ("num_fewshot", "seed", "limit", "record_top", "num_samples")),
+        *({name: 9} for name in ("max_cot_tokens", "max_answer_tokens")),
+        {"prompt": "plain"},
+    ]
+    found = [json.dumps(identity(**options), sort_keys=True) for options in ({}, *others)]
+    assert len({*found, json.dumps(chosen, sort_keys=True)}) == len(found) + 1
+
+
+def test_a_run_grows_where_what_it_has_stays(evaluated: Evaluated) -> None:
+    both, shown = "own.jsonl,arithmetic", {"num_fewshot": 1}
+    small, large = identity(docs="0", **shown), identity(tasks=both, docs="0", **shown)
+    assert not rundir.identity_differences(large, {"identity": small}, growing=True)
+    apart = rundir.identity_differences(large, {"identity": small})
+    assert [name for name, _, _ in apart] == ["tasks", "docs", "examples"]
+    assert rundir.identity_differences(small, {"identity": large}, growing=True)
+    other = identity(tasks=both, docs="1", **shown)
+    apart = rundir.identity_differences(other, {"identity": small}, growing=True)
+    assert apart == [("docs.own", [1], [0])]
+
+
+def test_other_examples_make_another_run(evaluated: Evaluated) -> None:
+    def asked(solution: str) -> dict[str, Any]:
+        for split, told in (("test", "5"), ("train", solution)):
+            rows = [{"question": f"{n}?", "answer": f"{told} #### {n}"} for n in range(4)]
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            Path(f"gsm8k_{split}.jsonl").write_text(text)
+        return identity(tasks="gsm8k", data_dir=".", num_fewshot=2)
+
+    one, other = asked("one"), asked("other")
+    assert one.pop("examples") != other.pop("examples") and one == other
 
 
 def test_a_report_says_how_and_what_a_run_was_asked() -> None:
