@@ -15,28 +15,23 @@ Shapes: S training seeds, M problems.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from softeval.modes import MODES
-from softeval.reports.contrasts import (
-    Metric,
-    compare_sides,
-    mode_sides,
-    modes_beside_reference,
-    scored,
-)
-from softeval.reports.measured.arms import BASE, Arm, Arms, measure
-from softeval.reports.measured.cells import Key
-from softeval.reports.measured.scores import Floats, Ints, headline_k, shared, table_scores, usual_n
+from softeval.modes import FAMILIES, MODES, mode_record
+from softeval.reports.contrasts import scored
+from softeval.reports.measured.arms import Arm, Arms, last_part, measure
+from softeval.reports.measured import scores
+from softeval.reports.measured.scores import Measure, shared, success
+from softeval.reports.tables import on_questions
 from softeval.runs.run import REFERENCE
 from softeval.statistics.contrast import Contrast, compare_methods
 from softeval.statistics.equivalence import MARGIN
+from softeval.tasks.catalogue import is_bundled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,12 +39,17 @@ if TYPE_CHECKING:
 LEVEL = 0.95
 KEPT = 0.8
 """Share of the base's entropy from which on it counts as kept."""
-OWN_TASK = {"demo": "arithmetic", "math": "math500"}
-"""Evaluation tasks of training sets that are named otherwise."""
+OWN_TASK = {
+    "demo": "arithmetic",
+    "arithmetic_hidden": "arithmetic_hidden_30",
+    "arithmetic_hidden_0": "arithmetic",
+    "gsm8k": "gsm8k",
+    "math": "math500",
+}
+"""Evaluation tasks of training sets; of other sets that are not bundled it is not known."""
 CONTINUOUS, HARD, TRAINED = "continuous training", "hard training", "any training"
 UNTRAINED = "the untrained model"
 OWN, OTHER, LIKELIHOOD = "a task trained on", "a task not trained on", "a log-likelihood task"
-Table = tuple[Ints, Floats]  # doc_M, x_SM
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Difference:
         unit: points (fractions), nats, or shares of the untrained model's.
         origin: what is added to the contrast where it is judged and shown.
         decides: whether the claim depends on it.
+        fixed: a training of it has one checkpoint only, and it speaks for that one.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Difference:
     unit: str = "points"
     origin: float = 0.0
     decides: bool = True
+    fixed: bool = False
 
     @property
     def value(self) -> float:
@@ -101,99 +103,23 @@ class Evidence:
     task: str
 
     def playing(self, role: str) -> list[Arm]:
-        """The arms of a role: HARD, CONTINUOUS, TRAINED or UNTRAINED."""
-        kinds = {BASE: (UNTRAINED,), REFERENCE: (HARD, TRAINED)}
-        return [a for a in self.group if role in kinds.get(trained_by(a), (CONTINUOUS, TRAINED))]
-
-    def key(self, *, greedy: bool) -> Key:
-        """The task under hard inference."""
-        return self.task, self.arms.mode("hard_greedy" if greedy else "hard_sample")
-
-    @property
-    def large_k(self) -> int:
-        """32, or what every run reaches."""
-        return headline_k(self.arms, self.task)
-
-    @property
-    def largest_k(self) -> int:
-        """Samples a question under hard inference, of the run with the fewest."""
-        key = self.key(greedy=False)
-        cells = [c.cells[key] for arm in self.group for c in arm.having(key)]
-        return usual_n(cells) if cells else 1
+        """The arms of a role: HARD, CONTINUOUS, TRAINED (both) or UNTRAINED."""
+        roles = (HARD, CONTINUOUS) if role == TRAINED else (role,)
+        return [arm for arm in self.group if role_of(arm) in roles]
 
 
-def trained_by(arm: Arm) -> str:
-    """The family of the mode that a training samples; "base" of an untrained model."""
-    method = str(arm.training.get("method") or (BASE if arm.is_base else arm.method))
-    return MODES[method].family if method in MODES else method
+def role_of(arm: Arm) -> str:
+    """HARD where the mode that a training samples feeds tokens, else CONTINUOUS; or UNTRAINED.
 
-
-@dataclass(frozen=True)
-class Measure:
-    """A figure of an arm on each question.
-
-    Attributes:
-        name: with the k of pass@k in braces.
-        table: doc_M and x_SM; None where the runs do not have it.
-        unit: as of `Difference`.
-        bounded: scores lie in [0, 1].
+    What was trained elsewhere is known by its label: the name of a mode or of a paper's family.
     """
+    method = str(arm.training.get("method") or arm.method)
+    name = f"{method}_sample" if method in FAMILIES else method
+    if not arm.training and name not in MODES:
+        return UNTRAINED
+    mode = arm.training.get("mode") or (mode_record(MODES[name]) if name in MODES else {})
+    return HARD if mode.get("feeds_tokens") else CONTINUOUS
 
-    name: str
-    table: Callable[[Evidence, Arm], Table | None]
-    unit: str = "points"
-    bounded: bool = True
-
-
-def _success(
-    evidence: Evidence, arm: Arm, *, greedy: bool = False, k: str | None = None
-) -> Table | None:
-    key = evidence.key(greedy=greedy)
-    found = arm.having(key)
-    return table_scores(found, key, getattr(evidence, k) if k else 1) if found else None
-
-
-def _gap(evidence: Evidence, arm: Arm) -> Table | None:
-    greedy, sampled = evidence.key(greedy=True), evidence.key(greedy=False)
-    both = tuple(c for c in arm.having(greedy) if sampled in c.cells)
-    if not both:
-        return None
-    doc_M, first, second = shared(table_scores(both, greedy, 1), table_scores(both, sampled, 1))
-    return doc_M, first - second
-
-
-def _entropy(evidence: Evidence, arm: Arm) -> Table | None:
-    sums = [c.positions.get(evidence.key(greedy=False)) for c in arm.checkpoints]
-    return _stacked([(s.doc_M, s.sequence_mean_M) for s in sums if s is not None])
-
-
-def _kl(evidence: Evidence, arm: Arm) -> Table | None:
-    sums = [c.kl.get((*evidence.key(greedy=False), "own")) for c in arm.checkpoints]
-    return _stacked([(s.doc_M, s.per_token["reverse"]) for s in sums if s is not None])
-
-
-def _nll(evidence: Evidence, arm: Arm) -> Table | None:
-    found = [c.likelihoods.get(evidence.task) for c in arm.checkpoints]
-    return _stacked([(table.doc_M, table.nll_M) for table in found if table is not None])
-
-
-def _stacked(tables: Sequence[Table]) -> Table | None:
-    """A row a checkpoint, on the problems that all have."""
-    if not tables:
-        return None
-    doc_M = tables[0][0]
-    for docs, _ in tables:
-        doc_M = np.intersect1d(doc_M, docs)
-    return doc_M, np.stack([x_M[np.isin(docs, doc_M)] for docs, x_M in tables])
-
-
-GREEDY = Measure("hard_greedy pass@1", partial(_success, greedy=True))
-LARGE = Measure("hard_sample pass@{e.large_k}", partial(_success, k="large_k"))
-LARGEST = Measure("hard_sample pass@{e.largest_k}", partial(_success, k="largest_k"))
-GAP = Measure("greedy − sampled pass@1", _gap, bounded=False)
-ENTROPY = Measure("CoT entropy over the untrained model's", _entropy, "times", bounded=False)
-KL_TO_BASE = Measure("KL to the untrained model (softeval diagnose)", _kl, "nats", bounded=False)
-NLL = Measure("NLL", _nll, "nats", bounded=False)
 
 Part = Callable[[Evidence], Iterator[Difference | str]]
 """Differences of a claim, or what is missing for them."""
@@ -206,65 +132,98 @@ def between(a: str, b: str, measure: Measure, low: float = -inf, high: float = i
         yield from (role for role in (a, b) if not evidence.playing(role))
         for first in evidence.playing(a):
             for second in evidence.playing(b):
-                yield from _differences(evidence, (first, second), measure, (low, high))
+                names = [evidence.arms.name(arm) for arm in (first, second)]
+                names = names[:1] if measure is scores.ENTROPY else names
+                sides = (first, measure), (second, measure)
+                yield from _differences(evidence, " − ".join(names), sides, (low, high))
 
     return part
 
 
-def _differences(
-    evidence: Evidence, pair: tuple[Arm, Arm], measure: Measure, region: tuple[float, float]
-) -> Iterator[Difference | str]:
-    names, name = [*map(evidence.arms.name, pair)], measure.name.format(e=evidence)
-    first, second = (measure.table(evidence, arm) for arm in pair)
-    if first is None or second is None:
-        lacking = [n for n, found in zip(names, (first, second), strict=True) if found is None]
-        yield f"{name} of {' and '.join(lacking)}"
-        return
-    doc_M, a_SM, b_SM = shared(first, second)
-    origin = 0.0
-    if measure is ENTROPY:  # A − s B, whose sign decides exactly, however uncertain B is
-        [origin] = filter(isfinite, region)
-        scale = np.nanmean(b_SM)
-        a_SM, b_SM, names = a_SM / scale, origin * b_SM / scale, names[:1]
-    parts = _parts(evidence.arms, evidence.task) if measure is LARGE else {}
-    for part, docs in {"": doc_M, **parts}.items():
-        kept = np.isin(doc_M, docs) & scored(a_SM, b_SM)
-        if kept.sum() > 1:
-            contrast = compare_methods(a_SM[:, kept], b_SM[:, kept], bounded=measure.bounded)
-            what = f"{' − '.join(names)}, {name}{part and f', {part} part'}"
-            yield Difference(what, contrast, *region, measure.unit, origin, decides=not part)
-        elif not part:
-            yield f"two questions in common for {name} of {' and '.join(names)}"
-
-
-def _parts(arms: Arms, task: str) -> dict[str, Ints]:
-    """Questions of each part of a task; empty where it has none."""
-    for run in arms.runs:
-        if task in run.datasets() and run.has_column("prompts", "group"):
-            rows = run.prompts(["task", "doc_id", "group"])
-            grouped = rows[rows["task"] == task].groupby("group")["doc_id"]
-            return {str(name): docs.to_numpy() for name, docs in grouped}
-    return {}
-
-
-def _hard_inference(evidence: Evidence) -> Iterator[Difference | str]:
+def hard_inference(evidence: Evidence) -> Iterator[Difference | str]:
     """Hard inference less every other, with the same checkpoints: greedy, and at the large k."""
-    arms = evidence.arms
+    arms, task = evidence.arms, evidence.task
     if not evidence.playing(TRAINED):
         yield TRAINED
     for arm in evidence.playing(TRAINED):
-        pairs = [
-            mode_sides(arms, arm, (evidence.task, hard), (evidence.task, mode))
-            for mode, hard in modes_beside_reference(arms)
-        ]
-        if not any(pairs):
-            yield f"soft, fuzzy or other inference of {arms.name(arm)}"
-        for a, b in filter(None, pairs):
-            k = 1 if a.mode.is_greedy else evidence.large_k
-            contrast = compare_sides(a, b, Metric(evidence.task, a.mode, k))
-            if contrast is not None:
-                name = f"{arms.name(arm)}: {a.mode} − {b.mode}, pass@{k}"
-                yield Difference(name, contrast, -MARGIN, inf)
+        for hard in (scores.GREEDY, scores.LARGE):
+            mode = arms.mode(hard.modes[0])
+            others = [
+                other
+                for other in arms.modes
+                if other.family != REFERENCE
+                and other.is_greedy == mode.is_greedy
+                and arm.having((task, other))
+            ]
+            if not others:
+                yield f"soft, fuzzy or other inference beside {mode} of {arms.name(arm)}"
+            for other in others:
+                mine, its = success(mode, hard.k, other), success(other, hard.k, mode)
+                sides = (arm, mine), (arm, its)
+                yield from _differences(evidence, arms.name(arm), sides, (-MARGIN, inf))
+
+
+Sides = tuple[tuple[Arm, Measure], tuple[Arm, Measure]]
+
+
+def _differences(
+    evidence: Evidence, what: str, sides: Sides, region: tuple[float, float]
+) -> Iterator[Difference | str]:
+    """A − B, of all questions and of each part of the task; first what is missing for it to decide."""
+    arms, task = evidence.arms, evidence.task
+    (first, measure), (second, _) = sides
+    k = min([measure.k, *(n for arm, of in sides if (n := of.samples(arm, task)))])
+    name = measure.name.format("k" if k == inf else k)
+    tables = [of.table(arm, task, k) for arm, of in sides]
+    for (arm, _), table in zip(sides, tables, strict=True):
+        rows = 0 if table is None else len(table[1])
+        if rows < arm.seeds:
+            few = f"{arm.seeds - rows} of {arm.seeds} checkpoints of " if rows else ""
+            yield f"{name} of {few}{arms.name(arm)}"
+    if tables[0] is None or tables[1] is None:
+        return
+    short = k < measure.k < inf
+    if short:
+        yield f"{measure.k} samples a question, not {k}, for {what}"
+    doc_M, a_SM, b_SM = shared(tables[0], tables[1])
+    kept = scored(a_SM, b_SM)
+    doc_M, a_SM, b_SM = doc_M[kept], a_SM[:, kept], b_SM[:, kept]
+    if len(doc_M) < 2:
+        yield f"two questions in common for {what}, {name}"
+        return
+    origin = 0.0
+    if measure is scores.ENTROPY:  # A − s B, whose sign decides exactly, however uncertain B is
+        [origin] = filter(isfinite, region)
+        a_SM, b_SM = a_SM / b_SM.mean(), origin * b_SM / b_SM.mean()
+    questions = on_questions(len(doc_M), len(np.union1d(tables[0][0], tables[1][0])))
+    contrast = compare_methods(a_SM, b_SM, bounded=measure.bounded, paired=first is second)
+    whole = Difference(
+        f"{what}, {name}" + (f", {questions}" if " of " in questions else ""),
+        contrast,
+        *region,
+        unit=measure.unit,
+        origin=origin,
+        decides=not short,
+        fixed=len(a_SM) == 1 or (len(b_SM) == 1 and role_of(second) != UNTRAINED),
+    )
+    yield whole
+    for part, docs in _parts(arms, task).items() if measure is scores.LARGE else ():
+        chosen = np.isin(doc_M, [*docs])
+        if chosen.sum() > 1:
+            contrast = compare_methods(a_SM[:, chosen], b_SM[:, chosen])
+            named = f"{what}, {name}, {part} part"
+            yield replace(whole, name=named, contrast=contrast, decides=False)
+
+
+def _parts(arms: Arms, task: str) -> dict[str, set[int]]:
+    """Questions of each part of a task; empty where it has none."""
+    found: dict[str, set[int]] = {}
+    for run in arms.runs:
+        if task in run.datasets() and run.has_column("prompts", "group"):
+            rows = run.prompts(["task", "doc_id", "group"])
+            for name, docs in rows[rows["task"] == task].groupby("group")["doc_id"]:
+                found.setdefault(str(name), set()).update(docs)
+    return found
 
 
 @dataclass(frozen=True)
@@ -279,23 +238,23 @@ class Claim:
 
 CLAIMS = (
     Claim("1", "Greedy parity of training methods",
-          OWN, (between(CONTINUOUS, HARD, GREEDY, -MARGIN, MARGIN),)),
+          OWN, (between(CONTINUOUS, HARD, scores.GREEDY, -MARGIN, MARGIN),)),
     Claim("2", "Continuous training keeps coverage that hard training gives up",
-          OWN, (between(CONTINUOUS, HARD, LARGE, 0.0),)),
+          OWN, (between(CONTINUOUS, HARD, scores.LARGE, 0.0),)),
     Claim("3", "The gap of greedy over sampled pass@1 closes under hard training only",
-          OWN, (between(HARD, UNTRAINED, GAP, high=0.0), between(CONTINUOUS, HARD, GAP, 0.0))),
+          OWN, (between(HARD, UNTRAINED, scores.GAP, high=0.0), between(CONTINUOUS, HARD, scores.GAP, 0.0))),
     Claim("4", "Continuous training keeps the entropy of CoTs, hard training does not",
-          OWN, (between(CONTINUOUS, UNTRAINED, ENTROPY, KEPT),
-                between(HARD, UNTRAINED, ENTROPY, high=KEPT))),
-    Claim("5", "Hard inference is best for every training", OWN, (_hard_inference,)),
+          OWN, (between(CONTINUOUS, UNTRAINED, scores.ENTROPY, KEPT),
+                between(HARD, UNTRAINED, scores.ENTROPY, high=KEPT))),
+    Claim("5", "Hard inference is best for every training", OWN, (hard_inference,)),
     Claim("6a", "A softer touch: smaller KL to the untrained model on own CoTs",
-          OWN, (between(CONTINUOUS, HARD, KL_TO_BASE, high=0.0),)),
-    Claim("6b", "A softer touch: smaller NLL of right answers on other tasks",
-          LIKELIHOOD, (between(CONTINUOUS, HARD, NLL, high=0.0),)),
+          OWN, (between(CONTINUOUS, HARD, scores.KL, high=0.0),)),
+    Claim("6b", "A softer touch: smaller scores.NLL of right answers on other tasks",
+          LIKELIHOOD, (between(CONTINUOUS, HARD, scores.NLL, high=0.0),)),
     Claim("7", "Trained narrow, tested wide: no worse greedily, better at large k",
-          OTHER, (between(CONTINUOUS, HARD, GREEDY, -MARGIN), between(CONTINUOUS, HARD, LARGE, 0.0))),
+          OTHER, (between(CONTINUOUS, HARD, scores.GREEDY, -MARGIN), between(CONTINUOUS, HARD, scores.LARGE, 0.0))),
     Claim("8", "The untrained model's curve stays below to the largest k",
-          OWN, (between(TRAINED, UNTRAINED, LARGEST, 0.0),)),
+          OWN, (between(TRAINED, UNTRAINED, scores.LARGEST, 0.0),)),
 )  # fmt: skip
 
 
@@ -335,7 +294,7 @@ def find_claims(arms: Arms) -> list[Finding]:
         _finding(claim, name, Evidence(arms, group, task))
         for name, group in _groups(arms).items()
         for claim in CLAIMS
-        for task in _tasks(arms, group)[claim.tasks] or [""]
+        for task in _tasks(group)[claim.tasks] or [""]
     ]
 
 
@@ -349,29 +308,41 @@ def _finding(claim: Claim, group: str, evidence: Evidence) -> Finding:
 
 
 def _groups(arms: Arms) -> dict[str, tuple[Arm, ...]]:
-    """Arms that may be compared; labelled ones by what they were trained on, and for how long."""
-    found: dict[str, tuple[Arm, ...]] = {}
-    for name, group in arms.named_groups:
-        kinds = dict.fromkeys(_trained_on(arm) for arm in group if arm.training)
-        for kind in kinds if len(kinds) > 1 else [None]:
-            chosen = (arm for arm in group if kind in (None, _trained_on(arm)) or not arm.training)
-            found[kind or name] = tuple(chosen)
-    return found
+    """What may be compared: trainings of one base, set, length and choice of checkpoint, and the base."""
+    untrained = [arm for arm in arms.arms if role_of(arm) == UNTRAINED]
+    found: dict[str, list[Arm]] = {}
+    for arm in (arm for arm in arms.arms if arm not in untrained):
+        name, base = _kind(arm), arm.training.get("base")
+        bases = [
+            u for u in untrained if not base or u.checkpoints[0].runs[0].name == last_part(base)
+        ]
+        found.setdefault(name, bases).append(arm)
+    names = ", ".join(arms.name(arm) for arm in untrained)
+    return {name: (*group,) for name, group in found.items()} or {names: (*untrained,)}
 
 
-def _trained_on(arm: Arm) -> str:
-    updates = (arm.training.get("config") or {}).get("max_steps")
-    return f"{arm.training.get('dataset')}" + (f", {updates} updates" if updates else "")
+def _kind(arm: Arm) -> str:
+    """From what, on what and for how long an arm was trained, and which checkpoint of it this is."""
+    record, chosen = arm.training, arm.training.get("selected")
+    if not record:
+        return "trained elsewhere"
+    base, dataset = (last_part(record.get(name)) for name in ("base", "dataset"))
+    updates = record["step"] if chosen == "last" else (record.get("config") or {}).get("max_steps")
+    told = [f"{base}, trained on {dataset}", updates and f"{updates} updates", chosen]
+    return ", ".join(filter(None, told))
 
 
-def _tasks(arms: Arms, group: tuple[Arm, ...]) -> dict[str, list[str]]:
-    """Tasks of the group by their kind; where none is known to be trained on, all are."""
-    trained = [c for arm in group if arm.training or len(group) == 1 for c in arm.checkpoints]
-    there = [task for task in arms.tasks if any(task == key[0] for c in trained for key in c.cells)]
-    names = [str(arm.training.get("dataset")).rsplit("/", 1)[-1] for arm in group]
-    names = [OWN_TASK.get(name, name.removesuffix(".jsonl")) for name in names]
-    own = [task for task in there if task in names] or there
-    likelihood = sorted({task for c in trained for task in c.likelihoods})
+def _tasks(group: tuple[Arm, ...]) -> dict[str, list[str]]:
+    """Tasks of what was trained by their kind; where nobody knows what was trained on, all are."""
+    trained = [arm for arm in group if role_of(arm) != UNTRAINED] or group
+    checkpoints = [c for arm in trained for c in arm.checkpoints]
+    there = sorted({task for c in checkpoints for task, _ in c.cells})
+    sets = {last_part(arm.training.get("dataset")).removesuffix(".jsonl") for arm in trained}
+    meant = {OWN_TASK.get(name, name) for name in sets}
+    own = [task for task in there if OWN_TASK.get(task, task) in meant]
+    if not own and not any(name in OWN_TASK or is_bundled(name) for name in sets):
+        own = there
+    likelihood = sorted({task for c in checkpoints for task in c.likelihoods})
     return {OWN: own, OTHER: [t for t in there if t not in own], LIKELIHOOD: likelihood}
 
 

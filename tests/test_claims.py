@@ -83,7 +83,7 @@ def cell_of(task: str, name: str, truth: Truth, rng: np.random.Generator) -> Any
         n = N
         c_M = round(N * truth.rate) * solved(truth, 1 - truth.lost + gain, rng)
     return (task, mode), SimpleNamespace(
-        task=task, mode=mode, doc_M=np.arange(M), n_M=np.full(M, n), c_M=c_M
+        task=task, mode=mode, doc_M=np.arange(M), n_M=np.full(M, n), c_M=c_M, prompt_M=np.arange(M)
     )
 
 
@@ -103,7 +103,7 @@ def checkpoint(
     training = {"method": method, "dataset": "arithmetic", "train_seed": seed, "base": "base"}
     run = MeasuredRun(
         Path(f"{method}-{seed}"),
-        {"training": {} if method == "base" else training},
+        {"training": {} if method == "base" else training, "model": {"path": "base"}, "status": "complete"},
         cells,
         {hard_sample: SimpleNamespace(doc_M=doc_M, sequence_mean_M=mine.entropy * jitter_M)},
         {"arc": SimpleNamespace(doc_M=doc_M, nll_M=mine.nll * jitter_M)},
@@ -180,12 +180,14 @@ def test_what_is_missing_is_named():
     assert found["2"].verdict == "supported" and found["2"].missing == ()
     assert found["8"].verdict == "missing" and found["8"].missing == ("the untrained model",)
     assert found["3"].verdict == "undecided" and found["3"].missing == ("the untrained model",)
-    assert found["5"].missing == (
-        "soft, fuzzy or other inference of hard", "soft, fuzzy or other inference of soft",
-    )  # fmt: skip
+    assert found["5"].missing == tuple(
+        f"soft, fuzzy or other inference beside {mode} of {name}"
+        for name in ("hard", "soft")
+        for mode in ("hard_greedy", "hard_sample")
+    )
     soft = {f.claim.number: f for f in find_claims(world(modes=("soft_sample",)))}
     assert {soft[number].verdict for number in "123578"} == {"missing"}
-    assert "hard_sample pass@32 of soft and hard" in soft["2"].missing
+    assert {"hard_sample pass@32 of soft", "hard_sample pass@32 of hard"} <= {*soft["2"].missing}
     alone = {f.claim.number: f for f in find_claims(world({"hard": PAPER["hard"]}))}
     assert alone["1"].missing == ("continuous training",)
 
@@ -243,21 +245,6 @@ def test_a_claim_that_is_on_the_edge_is_supported_in_at_most_one_case_of_twenty(
     assert wrong / cases <= 0.05 + 2 * (0.05 * 0.95 / cases) ** 0.5
 
 
-def test_parts_of_a_task_stand_beside_and_decide_nothing(tmp_path: Path):
-    groups = ["hidden"] * 10 + ["open"] * 30
-    rising = np.arange(40) % 33
-    solved = {"soft": rising, "hard": np.where(np.arange(40) < 10, 0, rising)}
-    soft, hard = (
-        write_counts(tmp_path / name, name, {"hard_sample": ([32] * 40, c_M)}, groups=groups)
-        for name, c_M in solved.items()
-    )
-    coverage = load_run(hard).claims(load_run(soft))
-    rows = coverage[coverage["claim"] == "2"].set_index("difference")
-    assert rows["decides"].tolist() == [True, False, False]
-    assert rows.loc["soft − hard, hard_sample pass@32, hidden part", "value"] > 0.5
-    assert rows.loc["soft − hard, hard_sample pass@32, open part", "value"] == 0
-
-
 def ran(
     folder: Path,
     method: str,
@@ -275,6 +262,29 @@ def ran(
     cells = {"hard_sample": ([n] * len(right), right)}
     record = changes | options.pop("record_changes", {})
     return write_counts(folder, method, cells, record_changes=record, **options)
+
+
+def said(*runs: Path | tuple[str, Path]) -> dict[tuple[str, str], Finding]:
+    """What runs, some with labels, say: by claim and group."""
+    named = [run if isinstance(run, tuple) else (None, run) for run in runs]
+    return {(f.claim.number, f.group): f for f in find_claims(measure(named, positions=False))}
+
+
+def test_parts_of_a_task_stand_beside_and_decide_nothing(tmp_path: Path):
+    """Their questions are those of all runs together: the first one was asked a few only."""
+    groups = ["hidden"] * 10 + ["open"] * 30
+    rising = np.arange(40) % 33
+    solved = {"soft": rising, "hard": np.where(np.arange(40) < 10, 0, rising)}
+    base = ran(tmp_path / "base", "base", right=rising[:5], groups=groups[:5])
+    soft, hard = (
+        ran(tmp_path / name, name, right=c_M, groups=groups) for name, c_M in solved.items()
+    )
+    coverage = load_run(base).claims(load_run(hard), load_run(soft))
+    rows = coverage[coverage["claim"] == "2"].set_index("difference")
+    assert rows["decides"].tolist() == [True, False, False]
+    hidden = rows.loc["soft − hard, hard_sample pass@32, hidden part", "value"]
+    assert hidden == pytest.approx(np.mean(1.0 * (rising[:10] > 0)))
+    assert rows.loc["soft − hard, hard_sample pass@32, open part", "value"] == 0
 
 
 LONGER = {"config": {"max_steps": 800}, "step": 800}
@@ -305,6 +315,120 @@ def test_what_differs_in_more_than_its_seed_is_no_seed_of_a_training(
     else:
         with pytest.raises(UserError, match=f"no seeds of one training: {told}.*LABEL=RUN"):
             measure([(None, run) for run in runs])
+
+
+def test_lengths_and_bases_are_judged_apart_whatever_the_labels(tmp_path: Path):
+    """Two bases, on each both methods at two lengths: eight trainings in four groups."""
+    runs: list[tuple[str, Path]] = []
+    for base in ("one", "two"):
+        runs.append((f"untrained {base}", ran(tmp_path / base, "base")))
+        for method in ("hard", "soft"):
+            for training in (SHORTER, LONGER):
+                name = f"{method}-{training['step']}-{base}"
+                runs.append((name, ran(tmp_path / name, method, training=training, base=base)))
+    found = said(*runs)
+    names = [
+        f"{base}, trained on arithmetic, {updates} updates"
+        for base in ("one", "two")
+        for updates in (400, 800)
+    ]
+    assert {group for _, group in found} == {*names}
+    for group, (base, updates) in zip(
+        names, [(b, u) for b in ("one", "two") for u in (400, 800)], strict=True
+    ):
+        [coverage] = found["2", group].differences
+        hard, soft = (f"{method}-{updates}-{base}" for method in ("hard", "soft"))
+        assert coverage.name == f"{soft} − {hard}, hard_sample pass@32"
+        assert [one.name.split(",")[0] for one in found["8", group].differences] == [
+            f"{trained} − untrained {base}" for trained in (hard, soft)
+        ]
+
+
+def test_what_was_trained_elsewhere_is_known_by_its_label(tmp_path: Path):
+    runs = [(name, ran(tmp_path / name, "base")) for name in ("plain", "hard", "soft", "coconut")]
+    [coverage] = [f for (number, _), f in said(*runs).items() if number == "2"]
+    assert [one.name.split(",")[0] for one in coverage.differences] == [
+        "soft − hard",
+        "coconut − hard",
+    ]
+    untrained = said(*runs[:2])
+    assert {f.missing for (number, _), f in untrained.items() if number == "2"} == {
+        ("continuous training",)
+    }
+
+
+def test_a_mode_is_hard_if_the_record_says_that_it_feeds_tokens(tmp_path: Path):
+    mode = {"name": "mine", "family": "mine", "feeds_tokens": True}
+    mine = ran(tmp_path / "mine", "mine", training={"mode": mode})
+    [coverage] = [f for (n, _), f in said(mine, ran(tmp_path / "soft", "soft")).items() if n == "2"]
+    assert [one.name for one in coverage.differences] == ["soft − mine, hard_sample pass@32"]
+
+
+def test_a_claim_about_32_samples_is_not_decided_by_fewer_and_not_weakened_by_others(
+    tmp_path: Path,
+):
+    few = said(ran(tmp_path / "h", "hard", 8, [8] * 12), ran(tmp_path / "s", "soft", 8, [0] * 12))
+    [coverage] = [f for (number, _), f in few.items() if number == "2"]
+    assert coverage.verdict == "missing" and coverage.differences[0].word() == "refuted"
+    assert coverage.missing == ("32 samples a question, not 8, for soft − hard",)
+    many = said(
+        ran(tmp_path / "base", "base", 4),
+        ran(tmp_path / "hard", "hard", 64),
+        ran(tmp_path / "soft", "soft", 48),
+    )
+    names = {n: [one.name for one in f.differences] for (n, _), f in many.items()}
+    assert names["2"] == ["soft − hard, hard_sample pass@32"]
+    assert names["8"] == ["hard − base, hard_sample pass@4", "soft − base, hard_sample pass@4"]
+
+
+def test_seeds_and_questions_that_not_all_have_are_named(tmp_path: Path):
+    hard = [
+        ran(tmp_path / f"h{s}", "hard", right=[0] * 12, training={"train_seed": s}) for s in (0, 1)
+    ]
+    soft = [
+        ran(tmp_path / f"s{s}", "soft", right=[32] * m, training={"train_seed": s})
+        for s, m in ((0, 12), (1, 9))
+    ]
+    [coverage] = [f for (number, _), f in said(*hard, *soft).items() if number == "2"]
+    assert coverage.verdict == "supported"
+    assert coverage.differences[0].name.endswith("pass@32, 9 of 12 questions")
+    greedy = {"hard_greedy": ([1] * 12, [1] * 12)}
+    third = write_counts(tmp_path / "s2", "soft", greedy, 2, record_changes={
+        "training": {"method": "soft", "dataset": "arithmetic", "train_seed": 2, "base": "base"},
+    })  # fmt: skip
+    [coverage] = [f for (number, _), f in said(*hard, *soft, third).items() if number == "2"]
+    assert coverage.verdict == "undecided"
+    assert coverage.missing == ("hard_sample pass@32 of 1 of 3 checkpoints of soft",)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "task", "kind"),
+    [
+        ("gsm8k", "math500", "other"),
+        ("math", "math500", "own"),
+        ("data/mine.jsonl", "math500", "own"),  # nobody knows what it is of
+        ("data/mine.jsonl", "mine", "own"),
+        ("arithmetic_hidden", "arithmetic_hidden_30", "own"),
+        ("arithmetic_hidden_30", "arithmetic_hidden_10", "other"),
+        ("deepscaler", "olympiadbench", "own"),
+    ],
+)
+def test_a_task_is_one_trained_on_or_another(tmp_path: Path, dataset: str, task: str, kind: str):
+    runs = [
+        ran(tmp_path / m, m, right=[1, 2], task=task, training={"dataset": dataset})
+        for m in ("hard", "soft")
+    ]
+    tasks = {number: f.task for (number, _), f in said(*runs).items()}
+    assert (tasks["2"], tasks["7"]) == ((task, "") if kind == "own" else ("", task))
+
+
+def test_a_run_or_checkpoint_that_is_given_twice_is_refused(tmp_path: Path):
+    run = ran(tmp_path / "hard", "hard")
+    with pytest.raises(UserError, match="give one of them"):
+        said(run, run)
+    best = ran(tmp_path / "best", "hard")  # of the same seed
+    with pytest.raises(UserError, match="name them apart, LABEL=RUN"):
+        said(run, best)
 
 
 @pytest.mark.slow

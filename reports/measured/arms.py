@@ -69,7 +69,7 @@ class MeasuredRun(Run):
     @property
     def name(self) -> str:
         """Short name of the model: the last part of its path."""
-        return _last_part(self.model.get("path"))
+        return last_part(self.model.get("path"))
 
     def questions(self, task: str) -> int | None:
         """Questions of a task in its data set; None where that was not recorded."""
@@ -328,14 +328,14 @@ def _checkpoint(runs: tuple[MeasuredRun, ...], labelled: bool) -> MeasuredCheckp
     first = runs[0]
     training = first.training
     method = first.label or training.get("method") or BASE
-    family = _last_part(training.get("base")) if training.get("base") else first.name
+    family = last_part(training.get("base")) if training.get("base") else first.name
     dataset = training.get("dataset") if method != BASE else None
     seed = training.get("train_seed")
     return MeasuredCheckpoint(
         runs=runs,
         family="these runs" if labelled else family,
         method=str(method),
-        dataset=None if labelled or dataset is None else _last_part(dataset),
+        dataset=None if labelled or dataset is None else last_part(dataset),
         train_seed=None if seed is None else int(seed),
     )
 
@@ -360,6 +360,6 @@ def _arm_order(arm: Arm) -> tuple[str, bool, str, int, str]:
     return arm.family, not arm.is_base, arm.dataset or "", rank, arm.method
 
 
-def _last_part(path: object) -> str:
+def last_part(path: object) -> str:
     """``Llama-3.2-3B`` of ``meta-llama/Llama-3.2-3B``; ``base`` of ``softeval:base``."""
     return PurePath(str(path).rsplit(":", 1)[-1]).name if path else "model"

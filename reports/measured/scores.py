@@ -9,8 +9,9 @@ Shape letters: S training seeds, M problems, K values of k.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,7 +142,7 @@ def _se_resampled(cells: Sequence[MeasuredCell], k: int) -> float:
     return float(np.sqrt(np.square(errors).sum()) / len(errors))
 
 
-def entropy_scores(arm: Arm, key: Key) -> tuple[Ints, Floats] | None:
+def entropy_scores(arm: Arm, key: Key) -> Table | None:
     """(doc_M, x_SM): by problem, the mean over its CoTs of each one's mean entropy, nats.
 
     NaN where a seed has no positions of a problem; None where no problem has them for every seed.
@@ -153,7 +154,7 @@ def entropy_scores(arm: Arm, key: Key) -> tuple[Ints, Floats] | None:
     return None if np.isnan(x_SM).any(axis=0).all() else (doc_M, x_SM)
 
 
-def stacked(rows: Sequence[Table]) -> Table:
+def stacked(rows: Sequence[tuple[Ints, Floats]]) -> Table:
     """(doc_M, x_SM) of the problems and scores of each checkpoint; NaN where one lacks a problem."""
     doc_M = np.unique(np.concatenate([docs for docs, _ in rows]))
     x_SM = np.full((len(rows), len(doc_M)), np.nan)
@@ -162,7 +163,7 @@ def stacked(rows: Sequence[Table]) -> Table:
     return doc_M, x_SM
 
 
-def shared(first: tuple[Ints, Floats], second: tuple[Ints, Floats]) -> tuple[Ints, Floats, Floats]:
+def shared(first: Table, second: Table) -> tuple[Ints, Floats, Floats]:
     """Both tables on the problems that both have."""
     doc_M, in_first, in_second = np.intersect1d(first[0], second[0], return_indices=True)
     return doc_M, first[1][:, in_first], second[1][:, in_second]
@@ -180,3 +181,82 @@ def complete_curve(
 def curve_ks(n: int) -> list[int]:
     """Powers of two up to n, and n itself."""
     return sorted({2**i for i in range(n.bit_length())} | {n})
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure of an arm on each question of a task.
+
+    Attributes:
+        name: with {} for the k of pass@k.
+        table: of an arm, a task and a k; None where the runs do not have it.
+        modes: of the samples that it is made from.
+        unit: points (fractions), nats, or times another arm's.
+        bounded: scores lie in [0, 1].
+        k: the k of pass@k that is wanted; infinite for as many as there are samples.
+    """
+
+    name: str
+    table: Callable[[Arm, str, float], Table | None]
+    modes: tuple[str, ...] = ("hard_sample",)
+    unit: str = "points"
+    bounded: bool = True
+    k: float = 1
+
+    def samples(self, arm: Arm, task: str) -> int | None:
+        """Samples a question that allow a k above 1; None where the runs have none."""
+        found = [
+            c.cells.get((task, RecordedMode(mode))) for mode in self.modes for c in arm.checkpoints
+        ]
+        cells = [cell for cell in found if cell is not None]
+        return usual_n(cells) if cells and self.k > 1 else None
+
+
+def success(mode: str, k: float = 1, beside: str = "") -> Measure:
+    """pass@k under a mode; beside another, of the checkpoints that have both."""
+    modes = tuple(filter(None, (mode, beside)))
+
+    def table(arm: Arm, task: str, k: float) -> Table | None:
+        found = _having(arm, task, modes)
+        return table_scores(found, (task, RecordedMode(mode)), int(k)) if found else None
+
+    return Measure(f"{' − '.join(modes)} pass@{{}}", table, modes, k=k)
+
+
+def _having(arm: Arm, task: str, modes: Sequence[str]) -> tuple[MeasuredCheckpoint, ...]:
+    """The checkpoints that were evaluated under every one of these modes."""
+    keys = {(task, RecordedMode(mode)) for mode in modes}
+    return tuple(c for c in arm.checkpoints if keys <= c.cells.keys())
+
+
+def _gap(arm: Arm, task: str, k: float) -> Table | None:
+    found = _having(arm, task, GAP.modes)
+    if not found:
+        return None
+    keys = ((task, RecordedMode(mode)) for mode in GAP.modes)
+    doc_M, greedy_SM, sampled_SM = shared(*(table_scores(found, key, 1) for key in keys))
+    return doc_M, greedy_SM - sampled_SM
+
+
+def _kl(arm: Arm, task: str, k: float) -> Table | None:
+    found = [c.kl.get((task, "hard_sample", "own")) for c in arm.checkpoints]
+    rows = [(one.doc_M, one.per_token["reverse"]) for one in found if one is not None]
+    return stacked(rows) if rows else None
+
+
+def _nll(arm: Arm, task: str, k: float) -> Table | None:
+    found = [c.likelihoods[task] for c in arm.checkpoints if task in c.likelihoods]
+    return stacked([(one.doc_M, one.nll_M) for one in found]) if found else None
+
+
+GREEDY = success("hard_greedy")
+LARGE, LARGEST = success("hard_sample", HEADLINE_K), success("hard_sample", inf)
+GAP = Measure("greedy − sampled pass@1", _gap, ("hard_greedy", "hard_sample"))
+ENTROPY = Measure(
+    "CoT entropy over the untrained model's",
+    lambda arm, task, k: entropy_scores(arm, (task, RecordedMode("hard_sample"))),
+    unit="times",
+    bounded=False,
+)
+KL = Measure("KL to the untrained model (softeval diagnose)", _kl, unit="nats", bounded=False)
+NLL = Measure("NLL", _nll, (), "nats", bounded=False)
