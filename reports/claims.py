@@ -18,14 +18,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from softeval.modes import FAMILIES, MODES, mode_record
 from softeval.reports.contrasts import scored
-from softeval.reports.measured.arms import Arm, Arms, last_part, measure
 from softeval.reports.measured import scores
+from softeval.reports.measured.arms import Arm, Arms, last_part, measure
 from softeval.reports.measured.scores import Measure, shared, success
 from softeval.reports.tables import on_questions
 from softeval.runs.run import REFERENCE
@@ -33,19 +33,11 @@ from softeval.statistics.contrast import Contrast, compare_methods
 from softeval.statistics.equivalence import MARGIN
 from softeval.tasks.catalogue import is_bundled
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 LEVEL = 0.95
 KEPT = 0.8
 """Share of the base's entropy from which on it counts as kept."""
-OWN_TASK = {
-    "demo": "arithmetic",
-    "arithmetic_hidden": "arithmetic_hidden_30",
-    "arithmetic_hidden_0": "arithmetic",
-    "gsm8k": "gsm8k",
-    "math": "math500",
-}
+OWN_TASK = {"demo": "arithmetic", "gsm8k": "gsm8k", "math": "math500"}
+OWN_TASK |= {"arithmetic_hidden": "arithmetic_hidden_30", "arithmetic_hidden_0": "arithmetic"}
 """Evaluation tasks of training sets; of other sets that are not bundled it is not known."""
 CONTINUOUS, HARD, TRAINED = "continuous training", "hard training", "any training"
 UNTRAINED = "the untrained model"
@@ -64,7 +56,6 @@ class Difference:
         unit: points (fractions), nats, or shares of the untrained model's.
         origin: what is added to the contrast where it is judged and shown.
         decides: whether the claim depends on it.
-        fixed: a training of it has one checkpoint only, and it speaks for that one.
     """
 
     name: str
@@ -74,7 +65,6 @@ class Difference:
     unit: str = "points"
     origin: float = 0.0
     decides: bool = True
-    fixed: bool = False
 
     @property
     def value(self) -> float:
@@ -163,11 +153,8 @@ def hard_inference(evidence: Evidence) -> Iterator[Difference | str]:
                 yield from _differences(evidence, arms.name(arm), sides, (-MARGIN, inf))
 
 
-Sides = tuple[tuple[Arm, Measure], tuple[Arm, Measure]]
-
-
 def _differences(
-    evidence: Evidence, what: str, sides: Sides, region: tuple[float, float]
+    evidence: Evidence, what: str, sides: Sequence[tuple[Arm, Measure]], region: tuple[float, float]
 ) -> Iterator[Difference | str]:
     """A − B, of all questions and of each part of the task; first what is missing for it to decide."""
     arms, task = evidence.arms, evidence.task
@@ -182,8 +169,7 @@ def _differences(
             yield f"{name} of {few}{arms.name(arm)}"
     if tables[0] is None or tables[1] is None:
         return
-    short = k < measure.k < inf
-    if short:
+    if short := k < measure.k < inf:
         yield f"{measure.k} samples a question, not {k}, for {what}"
     doc_M, a_SM, b_SM = shared(tables[0], tables[1])
     kept = scored(a_SM, b_SM)
@@ -197,15 +183,8 @@ def _differences(
         a_SM, b_SM = a_SM / b_SM.mean(), origin * b_SM / b_SM.mean()
     questions = on_questions(len(doc_M), len(np.union1d(tables[0][0], tables[1][0])))
     contrast = compare_methods(a_SM, b_SM, bounded=measure.bounded, paired=first is second)
-    whole = Difference(
-        f"{what}, {name}" + (f", {questions}" if " of " in questions else ""),
-        contrast,
-        *region,
-        unit=measure.unit,
-        origin=origin,
-        decides=not short,
-        fixed=len(a_SM) == 1 or (len(b_SM) == 1 and role_of(second) != UNTRAINED),
-    )
+    shown = f"{what}, {name}" + (f", {questions}" if " of " in questions else "")
+    whole = Difference(shown, contrast, *region, measure.unit, origin, not short)
     yield whole
     for part, docs in _parts(arms, task).items() if measure is scores.LARGE else ():
         chosen = np.isin(doc_M, [*docs])
@@ -346,12 +325,9 @@ def _tasks(group: tuple[Arm, ...]) -> dict[str, list[str]]:
     return {OWN: own, OTHER: [t for t in there if t not in own], LIKELIHOOD: likelihood}
 
 
-def claims_frame(folders: Sequence[Path]) -> pd.DataFrame:
+def claims_of(folders: Sequence[str | Path]) -> Iterator[dict[str, Any]]:
     """The records of the claims of some run directories."""
-    import pandas as pd
-
-    arms = measure([(None, folder) for folder in folders])
-    return pd.DataFrame(list(claim_records(find_claims(arms))))
+    return claim_records(find_claims(measure([(None, folder) for folder in folders])))
 
 
 def claim_records(found: Sequence[Finding]) -> Iterator[dict[str, Any]]:

@@ -238,6 +238,10 @@ def _gap(arm: Arm, task: str, k: float) -> Table | None:
     return doc_M, greedy_SM - sampled_SM
 
 
+def _entropy(arm: Arm, task: str, k: float) -> Table | None:
+    return entropy_scores(arm, (task, RecordedMode("hard_sample")))
+
+
 def _kl(arm: Arm, task: str, k: float) -> Table | None:
     found = [c.kl.get((task, "hard_sample", "own")) for c in arm.checkpoints]
     rows = [(one.doc_M, one.per_token["reverse"]) for one in found if one is not None]
@@ -252,11 +256,6 @@ def _nll(arm: Arm, task: str, k: float) -> Table | None:
 GREEDY = success("hard_greedy")
 LARGE, LARGEST = success("hard_sample", HEADLINE_K), success("hard_sample", inf)
 GAP = Measure("greedy − sampled pass@1", _gap, ("hard_greedy", "hard_sample"))
-ENTROPY = Measure(
-    "CoT entropy over the untrained model's",
-    lambda arm, task, k: entropy_scores(arm, (task, RecordedMode("hard_sample"))),
-    unit="times",
-    bounded=False,
-)
+ENTROPY = Measure("CoT entropy over the untrained model's", _entropy, unit="times", bounded=False)
 KL = Measure("KL to the untrained model (softeval diagnose)", _kl, unit="nats", bounded=False)
 NLL = Measure("NLL", _nll, (), "nats", bounded=False)

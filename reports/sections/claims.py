@@ -24,7 +24,7 @@ def claim_rows(found: Sequence[Finding]) -> Iterator[tuple[str, ...]]:
     """What is judged, on what, word, figure, region: each claim, its differences and what is missing."""
     for finding in found:
         on = " · ".join(filter(None, (finding.group, finding.task))) or "–"
-        fixed = any(one.fixed for one in finding.differences)
+        fixed = any(one.contrast.seeds_a == 1 for one in finding.differences)
         scope = f" ({SCOPE_CHECKPOINTS})" if fixed else ""
         yield f"{finding.claim.number} {finding.claim.text}", on, finding.verdict + scope, "", ""
         for one in finding.differences:

@@ -174,10 +174,14 @@ def claims(
     """Say which of the paper's claims runs of trained and untrained models support or refute."""
     from softeval.reports.claims import claim_records, find_claims
     from softeval.reports.measured.arms import measure
+    from softeval.reports.notes import notes, rules_notes, unfinished_notes
     from softeval.reports.page import split_label
     from softeval.reports.sections.claims import COLUMNS, claim_rows
 
-    found = find_claims(measure([split_label(run) for run in runs]))
+    arms = measure([split_label(run) for run in runs])
+    for note in (*notes(arms), *unfinished_notes(arms), *rules_notes(arms)):
+        say(note, err=True)
+    found = find_claims(arms)
     if as_json:
         say_json(list(claim_records(found)))
     else:

@@ -288,9 +288,11 @@ class Run:
         Columns: claim, text, group, task, verdict, missing, difference, value, low, high, above, below
         (where it lies if the claim is true), unit, word, decides, scope; shares as fractions.
         """
-        from softeval.reports.claims import claims_frame
+        import pandas as pd
 
-        return claims_frame([run.path for run in (self, *others)])
+        from softeval.reports.claims import claims_of
+
+        return pd.DataFrame(list(claims_of([run.path for run in (self, *others)])))
 
     def report(self, output: str | Path, *others: Run) -> Path:
         """Write the HTML report of this run and others."""
