@@ -138,18 +138,12 @@ def hard_inference(evidence: Evidence) -> Iterator[Difference | str]:
     for arm in evidence.playing(TRAINED):
         for hard in (scores.GREEDY, scores.LARGE):
             mode = arms.mode(hard.modes[0])
-            others = [
-                other
-                for other in arms.modes
-                if other.family != REFERENCE
-                and other.is_greedy == mode.is_greedy
-                and arm.having((task, other))
-            ]
+            there = [m for m in arms.modes if arm.having((task, m)) and m.family != REFERENCE]
+            others = [m for m in there if m.is_greedy == mode.is_greedy]
             if not others:
                 yield f"soft, fuzzy or other inference beside {mode} of {arms.name(arm)}"
             for other in others:
-                mine, its = success(mode, hard.k, other), success(other, hard.k, mode)
-                sides = (arm, mine), (arm, its)
+                sides = (arm, success(mode, hard.k, other)), (arm, success(other, hard.k, mode))
                 yield from _differences(evidence, arms.name(arm), sides, (-MARGIN, inf))
 
 
@@ -228,7 +222,7 @@ CLAIMS = (
     Claim("5", "Hard inference is best for every training", OWN, (hard_inference,)),
     Claim("6a", "A softer touch: smaller KL to the untrained model on own CoTs",
           OWN, (between(CONTINUOUS, HARD, scores.KL, high=0.0),)),
-    Claim("6b", "A softer touch: smaller scores.NLL of right answers on other tasks",
+    Claim("6b", "A softer touch: smaller NLL of right answers on other tasks",
           LIKELIHOOD, (between(CONTINUOUS, HARD, scores.NLL, high=0.0),)),
     Claim("7", "Trained narrow, tested wide: no worse greedily, better at large k",
           OTHER, (between(CONTINUOUS, HARD, scores.GREEDY, -MARGIN), between(CONTINUOUS, HARD, scores.LARGE, 0.0))),
