@@ -100,6 +100,7 @@ def test_a_run_becomes_logs_of_inspect(finished: Run, tmp_path: Path) -> None:
     for log in logs:
         cell = samples[samples["mode"] == log["eval"]["task"].partition("@")[2]]
         assert log["eval"]["config"]["epochs"] == cell["sample"].nunique()
+        assert [s["epoch"] for s in log["samples"]] == (cell["sample"] + 1).tolist()
         right = [s["scores"]["correct"]["value"] == "C" for s in log["samples"]]
         assert right == cell["correct"].tolist()
         [choice] = log["samples"][0]["output"]["choices"]

@@ -217,6 +217,13 @@ def test_compare_options_narrow_the_metrics(folders):
     assert [wide[0].verdict.word, narrow[0].verdict.word] == ["equivalent", "inconclusive"]
 
 
+def test_the_margin_of_the_command_decides_what_is_equivalent(app, folders):
+    for margin, word in ((90, "equivalent"), (0.1, "inconclusive")):
+        asked = ("compare", folders[0], folders[0], "--mode", "hard_greedy", "--margin", margin)
+        found = json.loads(_run(app, *asked, "--json").stdout)
+        assert [one["verdict"] for one in found] == [word]
+
+
 def test_compare_refuses_other_data(folders, tmp_path):
     data = [{"name": "arithmetic", "sha256": "other", "split": "test"}]
     other = write_checkpoint(
@@ -288,6 +295,12 @@ def test_notebook_names_the_run_and_keeps_edits(app, folders, tmp_path):
     assert printed.exit_code == 0 and (folders[1] / "analysis.ipynb").is_file()
     with pytest.raises(UserError, match="not a run directory"):
         write_notebook(tmp_path)
+
+
+def test_a_notebook_opens_its_run_from_any_folder(folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(folders[0].parent)
+    path = write_notebook(folders[0].name, tmp_path)
+    assert str(folders[0].resolve()) in path.read_text(encoding="utf-8")
 
 
 def test_a_notebook_of_another_run_is_not_taken_for_this_ones(folders, tmp_path):

@@ -183,6 +183,13 @@ def test_a_leaderboard_sorts_marks_what_differs_and_parts_other_questions(tmp_pa
         find_boards(tmp_path / "nosuch")
 
 
+def test_a_leaderboard_lists_equal_modes_in_the_order_of_reports(tmp_path):
+    modes = ("hard_sample", "soft_sample", "fuzzy_sample")
+    _model(tmp_path / "one", dict.fromkeys(sorted(modes), 4))
+    ((board,), _) = find_boards(tmp_path)
+    assert tuple(entry.mode for entry in board.entries) == modes
+
+
 def test_compare_and_leaderboard_as_commands(tmp_path):
     from typer.testing import CliRunner
 
