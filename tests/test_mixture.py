@@ -94,12 +94,12 @@ def test_a_figure_says_in_words_what_it_shows(run):
 
 def test_blocks_are_stacked_to_their_weights_and_hold_any_token():
     mode = RecordedMode.of("soft_sample", {"temperature": 0.5})
-    mixtures = [[("\n", 0.6), (" a", 0.3)], [("b", 0.999)], []]
+    mixtures = [[("\n", 0.6), (" a", 0.3), ("c", 0.1)], [("b", 0.999)], []]
     entropy, told = np.array([0.9, 0.0, 0.1], np.float32), {"answer": "7", "correct": True}
     text = SampleText(mode, told, ["\n", "b", " "], entropy, mixtures=mixtures)
     above, below = draw_mixture(text, "t").axes
     blocks = [value for p in above.patches for value in (p.get_y(), p.get_height())]
-    assert blocks == pytest.approx([0, 0.6, 0.6, 0.3, 0, 0.999, 0, 1])
+    assert blocks == pytest.approx([0, 0.6, 0.6, 0.3, 0.9, 0.1, 0, 0.999, 0, 1])
     assert [t.get_text() for t in above.texts] == ["⏎", "a", "b", "␣"]
     assert [t.get_text() for t in below.get_xticklabels()] == ["1", "2", "3"]
     assert [text.mixes(t) for t in range(3)] == [True, False, False]

@@ -84,6 +84,7 @@ def test_single_checkpoints_stand_with_their_own_means(arms):
         cell = checkpoint.cells["arithmetic", "hard_sample"]
         assert row[0].note == f"seed {checkpoint.train_seed}"
         assert row[2].text == f"{100 * (cell.c_M / cell.n_M).mean():.1f}"
+    assert len({tuple(cell.text for cell in row[1:]) for row in rows}) == 2
 
 
 def test_a_ring_stands_where_the_drawn_curves_cross(tmp_path):
