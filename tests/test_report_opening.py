@@ -15,11 +15,20 @@ from softeval.reports.compare import compare_runs
 from softeval.reports.contrasts import find_comparisons
 from softeval.reports.differences import find_differences, order_parts
 from softeval.reports.leaderboard import find_boards, leaderboard_page
+from softeval.reports.material import Material, ReportOptions
 from softeval.reports.measured.arms import measure
 from softeval.reports.sections.entropy import entropy_told, find_entropy
 from softeval.reports.sections.kl import find_kl, main_rows
-from softeval.reports.sections.opening import clearest, lead, levels
+from softeval.reports.sections.opening import (
+    SECTION,
+    clearest,
+    gains,
+    lead,
+    lead_of_training,
+    levels,
+)
 from softeval.reports.sections.results import main_tables
+from softeval.reports.tables import interval_text
 from softeval.statistics import pass_at_k
 
 M, N = 40, 8
@@ -52,6 +61,36 @@ def test_the_lead_says_what_each_side_solves_and_who_is_better(tmp_path):
         " worse: the soft-trained checkpoint (50.0 %); not told apart from it: the fuzzy-trained"
         " checkpoint (100.0 %)."
     )
+
+
+def test_the_first_sentence_is_about_what_was_trained_against_its_base(tmp_path):
+    """Hard training solves half of the questions always, the base all of them one time in four."""
+    half = np.full(M, N), np.where(np.arange(M) < M // 2, N, 0)
+    arms, found = _arms(
+        base := write_counts(tmp_path / "base", "base", {"hard_sample": _counts(2)}),
+        hard := write_counts(tmp_path / "hard", "hard", {"hard_sample": half}),
+        write_counts(tmp_path / "soft", "soft", {"hard_sample": _counts(2)}),
+    )
+    gained = gains(found, "arithmetic")
+    differences = find_differences(arms, 50)
+    told = lead_of_training(gained, differences)
+    [c] = [c for c in gained if c.a.name == "hard"]
+    met = next(d for d in differences if d.a.name == "hard").meeting()
+    assert told == (
+        "On arithmetic under hard inference, the base model solves 100.0 % at pass@8, the hard-trained"
+        f" checkpoint 50.0 % (−50.0 points {interval_text(c.contrast.low, c.contrast.high)}; the curves"
+        f" cross at about k = {met:.0f}, ahead at k = 1 and behind at k = 4 and 8), the soft-trained"
+        " checkpoint 100.0 % (+0.0 points [−8.8, 8.8]; the same curve)."
+    )
+    first, *_ = SECTION.parts(Material(arms, (), ReportOptions()))
+    opening, then = (
+        "On arithmetic under hard inference, the",
+        "under hard inference, the hard-trained",
+    )
+    assert first.text.startswith(f"{opening} base model solves 100.0 %")
+    assert f"{then} checkpoint solves 50.0 % at pass@8; better: the soft" in first.text
+    alone, *_ = SECTION.parts(Material(_arms(base, hard)[0], (), ReportOptions()))
+    assert alone.text.count(opening) == 1  # the primary comparison is the one that was told
 
 
 def test_levels_stand_beside_their_difference_from_one_reference(tmp_path):

@@ -6,12 +6,20 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from softeval.reports.contrasts import Comparison, mode_arms, modes_are_headline
+from softeval.reports.differences import CurveDifference
 from softeval.reports.layout import AMBER, Own, Paragraph, Part, Section
 from softeval.reports.material import Material
-from softeval.reports.measured.arms import Arms
+from softeval.reports.measured.arms import BASE, Arms
 from softeval.reports.measured.scores import arm_score, metrics
 from softeval.reports.notes import unfinished_notes
-from softeval.reports.sections.verdict import importance, listed, scores_told, side_name, whole
+from softeval.reports.sections.verdict import (
+    importance,
+    listed,
+    scores_told,
+    side_name,
+    told_ks,
+    whole,
+)
 from softeval.reports.tables import interval_text, margin_text, metric_name, points
 from softeval.runs.run import REFERENCE
 
@@ -27,14 +35,15 @@ def _answer(material: Material) -> Iterator[Part]:
     """The sentence, how far the runs are that have not ended, and the levels."""
     arms, primary = material.arms, [c for c in material.comparisons if c.primary]
     mine = clearest(primary)
-    told = lead(arms, mine, material.options.margin) if mine else ""
-    others = len(primary) - len(mine)
-    rest = (
-        f" {others} more primary comparison{'s'[: others > 1]}: see the verdict." if others else ""
-    )
-    told = told + rest if mine else next((s.text for s in scores_told(arms)), "")
+    gained = gains(material.comparisons, mine[0].metric.task if mine else None)
+    told = [lead_of_training(gained, material.differences[0])] if gained else []
+    if mine and not all(c in gained for c in mine):
+        told.append(lead(arms, mine, material.options.margin))
+    told = told or [s.text for s in scores_told(arms)[:1]]
+    if others := len(primary) - len(mine):
+        told.append(f"{others} more primary comparison{'s'[: others > 1]}: see the verdict.")
     if told:
-        yield Paragraph(told, "lead")
+        yield Paragraph(" ".join(told), "lead")
     for note in unfinished_notes(arms):
         yield Paragraph(note, AMBER)
     if mine or len(arms.keys) > 1:
@@ -49,6 +58,49 @@ def clearest(primary: Sequence[Comparison]) -> list[Comparison]:
         key = (c.metric.task, c.metric.k, c.b.mode, c.b.checkpoints, c.a.mode == c.b.mode)
         groups.setdefault(key, []).append(c)
     return min(groups.values(), key=importance, default=[])
+
+
+def gains(comparisons: Sequence[Comparison], task: str | None) -> list[Comparison]:
+    """What was trained less its untrained model, at the large k under hard sampling."""
+    found = [
+        c
+        for c in comparisons
+        if task in (None, c.metric.task)
+        and c.a.mode == c.b.mode
+        and c.a.mode.family == REFERENCE
+        and c.metric.k > 1
+        and [side.checkpoints[0].method == BASE for side in (c.a, c.b)] == [False, True]
+    ]
+    return clearest(found)
+
+
+def lead_of_training(gained: Sequence[Comparison], differences: Sequence[CurveDifference]) -> str:
+    """One sentence: what the untrained model solves and what each trained one, and where curves meet."""
+    first, k = gained[0], gained[0].metric.k
+    curves = {(d.task, d.a.mode, d.a.checkpoints, d.b.checkpoints): d for d in differences}
+    told = f"{side_name(first.b)} solves {points(first.contrast.mean_b)} % at pass@{k}"
+    for c in gained:
+        difference, interval = points(c.contrast.diff, sign=True), (c.contrast.low, c.contrast.high)
+        d = curves.get((c.metric.task, c.a.mode, c.a.checkpoints, c.b.checkpoints))
+        order = "" if d is None else f"; {_order_told(d)}"
+        told += f", {side_name(c.a)} {points(c.contrast.mean_a)} %"
+        told += f" ({difference} points {interval_text(*interval)}{order})"
+    return f"On {first.metric.task} under {first.a.mode.family} inference, {told}."
+
+
+def _order_told(d: CurveDifference) -> str:
+    """What the band of D(k) leaves of the curve of what was trained, against the untrained one's."""
+    sides = ((d.order.a_ks, "ahead"), (d.order.b_ks, "behind"))
+    where = " and ".join(f"{word} at {told_ks(ks, d)}" for ks, word in sorted(sides) if ks)
+    met = d.meeting()
+    at = "" if met is None else f" at about k = {met:.0f}"
+    match d.order.word:
+        case "cross":
+            return f"the curves cross{at}, {where}"
+        case "a leads" | "b leads":
+            return f"its curve is {where}" + (at and f", and as drawn meets the other{at}")
+        case word:
+            return "the same curve" if word == "coincide" else "curves not told apart"
 
 
 def lead(arms: Arms, mine: Sequence[Comparison], margin: float) -> str:

@@ -233,7 +233,7 @@ def _of_crossing(d: CurveDifference) -> str:
         dated = f"; D(k) first changes sign at k = {c.k}{again}{spread}"
     return (
         f"On {d.task} the pass@k curves of {a} and {b} cross{_on(d)}: {first[0]} is ahead at"
-        f" {_ks(first[1], d)}, {second[0]} at {_ks(second[1], d)} (the band of D(k) excludes 0 on"
+        f" {told_ks(first[1], d)}, {second[0]} at {told_ks(second[1], d)} (the band of D(k) excludes 0 on"
         f" both sides{dated})."
     )
 
@@ -244,12 +244,12 @@ def _of_lead(d: CurveDifference) -> str:
     everywhere = len(ks) == len(d.order.band.ks)
     rest = "" if everywhere else f" and cannot be told apart from it elsewhere up to k = {d.n}"
     return (
-        f"On {d.task} the pass@k curve of {leader} leads that of {other} at {_ks(ks, d)}{rest}"
+        f"On {d.task} the pass@k curve of {leader} leads that of {other} at {told_ks(ks, d)}{rest}"
         f"{_on(d)}; beyond k = {d.n} these runs cannot see."
     )
 
 
-def _ks(ks: Sequence[int], d: CurveDifference) -> str:
+def told_ks(ks: Sequence[int], d: CurveDifference) -> str:
     """``k = 1 to 8`` where they follow one another in the curve, else each."""
     every = d.order.band.ks.tolist()
     start = every.index(ks[0])
