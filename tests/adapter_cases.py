@@ -144,7 +144,8 @@ def evaluate_ranks(lm: SoftEvalLM, data_dir: str, tasks: list[str]) -> dict[str,
         loaded = load_tasks([task], num_samples=lm.options.num_samples, data_dir=data_dir, **CAPS)
         result = lm_eval.evaluate(lm=lm, task_dict=loaded, bootstrap_iters=0)
         if result is not None:
-            generated = {} if task == "arc_easy" else texts(dict(result), task)
-            found[task] = {"scores": dict(result)["results"][task], "texts": generated}
+            done: dict[str, Any] = dict(result)
+            generated = {} if task == "arc_easy" else texts(done, task)
+            found[task] = {"scores": done["results"][task], "texts": generated}
     torch.distributed.destroy_process_group()
     return found or None

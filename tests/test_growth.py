@@ -180,10 +180,8 @@ def test_a_file_that_shapes_samples_may_not_change(
     with pytest.raises(UserError, match=rf"other arguments \({named}: "):
         evaluated("run", "hard_greedy", **how)
     # An older run does not say what its files held.
-    record = first.info | {
-        "identity": {k: v for k, v in first.info["identity"].items() if k != named}
-    }
-    rundir.write_record(first.path, record)
+    identity = {k: v for k, v in first.info["identity"].items() if k != named}
+    rundir.write_record(first.path, {**first.info, "identity": identity})
     assert evaluated("run", "hard_greedy", **how).info["finished"] == first.info["finished"]
 
 

@@ -66,7 +66,7 @@ def test_the_forest_has_a_to_the_right_and_a_line_below_what_is_primary(arms):
     assert widths == pytest.approx(shares) and min(widths) < 0 < max(widths)
     primary = sum(c.primary for c in found)
     assert 0 < primary < len(found)
-    dotted = [line.get_ydata()[0] for line in left.lines if line.get_linestyle() == ":"]
+    dotted = [np.asarray(line.get_ydata())[0] for line in left.lines if line.get_linestyle() == ":"]
     assert primary - 0.5 in dotted
 
 
@@ -100,7 +100,7 @@ def test_a_ring_stands_where_the_drawn_curves_cross(tmp_path):
     (figure,) = find_curves(arms, differences)
     lower = draw_curves(figure).axes[-1]
     rings = [line for line in lower.lines if line.get_markerfacecolor() == "none"]
-    assert [line.get_xdata()[0] for line in rings] == [differences[0].meeting()]
+    assert [np.asarray(line.get_xdata())[0] for line in rings] == [differences[0].meeting()]
 
 
 def test_entropies_that_differ_by_chance_are_not_told_apart(arms):
@@ -164,7 +164,9 @@ def test_validity_ranges_over_seeds_and_names_the_worst(tmp_path):
 def test_the_browser_opens_on_the_pair_and_counts_every_sample(arms):
     (part,) = SAMPLES.parts(_material(arms))
     data = json.loads(part.values["data"].replace("\\u003c", "<"))
-    source, (_, soft), (_, hard), doc = find_pair(arms)
+    pair = find_pair(arms)
+    assert pair is not None
+    source, (_, soft), (_, hard), doc = pair
     start = data["start"]
     assert (start["a"], start["b"]) == (source, source)
     assert [data["modes"][start[side]] for side in "mn"] == [soft, hard]
@@ -198,4 +200,6 @@ def test_training_is_drawn_as_means_of_windows(tmp_path):
     drawn = rollouts.lines[0].get_ydata()
     np.testing.assert_allclose(drawn, curve.success.reshape(50, 2).mean(axis=1))
     rings = [line for line in validation.lines if line.get_markerfacecolor() == "none"]
-    assert [(r.get_xdata()[0], r.get_ydata()[0]) for r in rings] == [curve.kept]
+    assert [(np.asarray(r.get_xdata())[0], np.asarray(r.get_ydata())[0]) for r in rings] == [
+        curve.kept
+    ]
