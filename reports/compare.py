@@ -339,7 +339,8 @@ def _metrics(a: Arm, b: Arm, wanted: Wanted) -> Iterator[tuple[Side, Side, Metri
         first, second = Side("A", a.having(key), key[1]), Side("B", b.having(other), other[1])
         ns = [usual_n(c.cells[s.key(key[0])] for c in s.checkpoints) for s in (first, second)]
         n, mode = min(ns), key[1] if ns[0] <= ns[1] else other[1]
-        for k in _ks(key[1].is_greedy and other[1].is_greedy, n, wanted.ks):
+        ks = {1} if key[1].is_greedy and other[1].is_greedy else {*wanted.ks}
+        for k in sorted(ks or {1, min(HEADLINE_K, n)}):
             if k > n:
                 raise UserError(f"--k {k}: {key[0]} under {mode} has {n} samples a question")
             yield first, second, Metric(*key, k), n
@@ -360,10 +361,6 @@ def _sampling(side: Side, metric: Metric, doc_M: Ints) -> Floats:
     rows = [(cell, np.searchsorted(cell.doc_M, doc_M)) for cell in cells]
     variances = [within_problem_variance(c.n_M[at], c.c_M[at], metric.k)[:, 0] for c, at in rows]
     return np.stack(variances)
-
-
-def _ks(greedy: bool, n: int, given: Sequence[int]) -> list[int]:
-    return [1] if greedy else sorted(set(given) or {1, min(HEADLINE_K, n)})
 
 
 def _likelihood(a: Arm, b: Arm, wanted: Wanted) -> Iterator[Draft]:

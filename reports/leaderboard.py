@@ -150,9 +150,7 @@ def leaderboard_page(folder: Path, boards: Sequence[Board], notes: Sequence[str]
     """The boards as one HTML page."""
     header = {
         "title": f"Runs below {folder.name or folder.resolve().name}",
-        "status": {"kind": "partial", "text": "partial"}
-        if notes
-        else {"kind": "complete", "text": "complete"},
+        "status": "partial" if notes else "complete",
         "version": "softeval leaderboard",
     }
     opening = Section("opening", "", "", {}), [Paragraph(note, AMBER) for note in notes]

@@ -73,10 +73,7 @@ def _header(arms: Arms, options: ReportOptions) -> dict[str, Any]:
     done = f"{len(runs) - unfinished} of {len(runs)} runs complete"
     return {
         "title": options.title or f"Soft tokens on {', '.join(_tasks(arms)) or 'no task'}",
-        "status": {
-            "kind": "partial" if unfinished else "complete",
-            "text": f"partial: {done}" if unfinished else "complete",
-        },
+        "status": f"partial: {done}" if unfinished else "complete",
         "version": _versions(arms),
     }
 
@@ -127,7 +124,7 @@ def _command(options: ReportOptions, folders: Sequence[str | Path]) -> str:
 
 
 def render_page(header: Mapping[str, Any], sections: Sequence[tuple[Section, list[Part]]]) -> str:
-    """The page as HTML; the header has a title, a status (kind and text) and a version."""
+    """The page as HTML; the header has a title, a status (complete, or partial with the reason) and a version."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

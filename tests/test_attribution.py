@@ -116,9 +116,12 @@ def test_modes_and_limit_choose_and_fewer_never_replace_more_unasked(run, tmp_pa
     pd.testing.assert_frame_equal(kept.reset_index(drop=True), whole.reset_index(drop=True))
     assert rundir.read_record(folder)["attribution"]["hard_sample"]["limit"] == 2
     table = folder / "attribution.parquet"
-    table.write_bytes(table.read_bytes()[:-9])
-    with pytest.raises(UserError, match=r"damaged .* --overwrite"):
-        attribute(folder, modes=["hard_sample"], device="cpu")
+    older = pq.read_table(table).drop_columns(["steps", "agreeing", "step_kl"])
+    pq.write_table(older, table)
+    for said in (r"no column steps, .* older softeval .* --overwrite", r"damaged .* --overwrite"):
+        with pytest.raises(UserError, match=said):
+            attribute(folder, modes=["hard_sample"], device="cpu")
+        table.write_bytes(table.read_bytes()[:-9])
     attribute(folder, **options)
     assert set(load_run(folder).attribution()["mode"]) == {"hard_sample"}
 

@@ -238,6 +238,22 @@ def test_the_identity_holds_what_makes_samples_and_nothing_else(evaluated: Evalu
     assert len({*found, json.dumps(chosen, sort_keys=True)}) == len(found) + 1
 
 
+@pytest.mark.parametrize("name", ["prompt", "cot_stop", "answer_prefix"])
+def test_words_that_are_put_to_no_question_are_refused(evaluated: Evaluated, name: str) -> None:
+    Path("rows.jsonl").write_text(json.dumps({"q": "Which?", "all": ["red", "blue"], "right": 1}))
+    Path("choice.yaml").write_text(
+        "task: choice\ndataset_path: rows.jsonl\nscoring: likelihood\n"
+        "question: q\nchoices: all\nanswer: right\n"
+    )
+    scored = {"include_path": ".", "tasks": "choice"}
+    with pytest.raises(
+        UserError, match=f"--{name.replace('_', '-')} has no effect on tasks scored"
+    ):
+        identity(**scored, **{name: "plain"})
+    assert identity(**scored)["tasks"].keys() == {"choice"}
+    assert identity(**scored | {"tasks": "choice,own.jsonl", name: "plain"})["protocol"]
+
+
 def test_a_run_grows_where_what_it_has_stays(evaluated: Evaluated) -> None:
     both, shown = "own.jsonl,arithmetic", {"num_fewshot": 1}
     small, large = identity(docs="0", **shown), identity(tasks=both, docs="0", **shown)

@@ -83,12 +83,10 @@ def test_the_first_sentence_is_about_what_was_trained_against_its_base(tmp_path)
         " checkpoint 100.0 % (+0.0 points [−8.8, 8.8]; the same curve)."
     )
     first, *_ = SECTION.parts(Material(arms, (), ReportOptions()))
-    opening, then = (
-        "On arithmetic under hard inference, the",
-        "under hard inference, the hard-trained",
-    )
+    opening = "On arithmetic under hard inference, the"
     assert first.text.startswith(f"{opening} base model solves 100.0 %")
-    assert f"{then} checkpoint solves 50.0 % at pass@8; better: the soft" in first.text
+    then = "Against the hard-trained checkpoint at pass@8, better: the soft-trained checkpoint."
+    assert then in first.text and first.text.count("50.0 %") == 1  # each figure is told once
     alone, *_ = SECTION.parts(Material(_arms(base, hard)[0], (), ReportOptions()))
     assert alone.text.count(opening) == 1  # the primary comparison is the one that was told
 

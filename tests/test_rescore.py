@@ -14,8 +14,9 @@ from report_runs import write_checkpoint
 from softeval.errors import UserError
 from softeval.runs import rundir
 from softeval.runs.rescore import rescore
+from softeval.runs.run import load_run
 from softeval.scoring.grading import RULES
-from softeval.scoring.judge import Rules, Verdict, scorer
+from softeval.scoring.judge import Rules, Verdict, rules_of, scorer
 
 
 class FixedScorer:
@@ -121,6 +122,18 @@ def test_results_follow_the_verdicts(run):
 def test_the_record_names_the_limits_that_were_used(run):
     rescore(run, FixedScorer(lambda answer, target: True))
     assert rundir.read_record(run)["scorer"]["cpu_seconds"] == 7.5
+
+
+def test_rules_of_a_later_version_are_named_with_the_remedy_that_works(run):
+    record = rundir.read_record(run)
+    rundir.write_record(run, record | {"scorer": {"rules": "oracle 3"}})
+    with pytest.raises(
+        UserError, match=r"judged by oracle, .*`softeval score RUN --scorer softeval`"
+    ):
+        rules_of(rundir.read_record(run))
+    assert len(load_run(run).scores())  # what it says is read all the same
+    assert rescore(run, FixedScorer(lambda answer, target: True)).kept == "verdicts-1.parquet"
+    assert rules_of(rundir.read_record(run)) is Rules.SOFTEVAL
 
 
 @pytest.mark.parametrize("damage", ["cut", "inside"])

@@ -319,8 +319,9 @@ def _gather(runs: Sequence[MeasuredRun]) -> Arms:
     for one in checkpoints:
         by_arm.setdefault((one.family, one.method, one.dataset), []).append(one)
     arms = [_arm(key, group) for key, group in by_arm.items()]
-    order = _base_first if labelled else _arm_order
-    return Arms(tuple(sorted(arms, key=order)), tuple(runs))
+    # Labelled arms stay in the order given, but for the base model.
+    arms.sort(key=(lambda arm: not arm.is_base) if labelled else _arm_order)
+    return Arms(tuple(arms), tuple(runs))
 
 
 def _checkpoint(runs: tuple[MeasuredRun, ...], labelled: bool) -> MeasuredCheckpoint:
@@ -348,11 +349,6 @@ def _arm(key: tuple[str, str, str | None], checkpoints: Iterable[MeasuredCheckpo
     refuse_other_training(arm)
     refuse_other_modes(arm)
     return arm
-
-
-def _base_first(arm: Arm) -> bool:
-    """Labelled arms stay in the order given, but for the base model."""
-    return not arm.is_base
 
 
 def _arm_order(arm: Arm) -> tuple[str, bool, str, int, str]:

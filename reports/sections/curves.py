@@ -340,8 +340,8 @@ def _draw_panel(axes: Axes, panel: Panel, named: Looks) -> None:
     if greedy:
         dots(axes, greedy, named, markers=dict.fromkeys(named, "<"))
         axes.annotate(
-            "greedy", (GREEDY_X, 0), (0, 3), ("data", "axes fraction"), "offset points",
-            ha="center", va="bottom", fontsize=SMALLEST, color=MUTED,
+            "greedy", (GREEDY_X, 0), (0, -3), ("data", "axes fraction"), "offset points",
+            ha="center", va="top", fontsize=SMALLEST, color=MUTED,
         )  # fmt: skip
 
 

@@ -312,7 +312,8 @@ def draw_entropy(entropy: EntropyFigure) -> Figure:
         axes = figure.subplots(
             len(heights), columns, squeeze=False, sharex=_alike(entropy), height_ratios=heights
         )
-        named = _looks(entropy)
+        split = entropy.view == "terciles"
+        named = TERCILE_LOOKS if split else looks([name for name, *_ in entropy.lines])
         step = 2 if strips else 1
         for row, modes in enumerate(grid):
             for column in range(columns):
@@ -343,12 +344,6 @@ def _alike(entropy: EntropyFigure) -> bool:
     """Whether the panels are of one length, more or less, so that one x axis shows them all."""
     longest = [max(len(p.start) for p in lines.values()) for lines in entropy.panels.values()]
     return max(longest) <= MOST_STRETCH * min(longest)
-
-
-def _looks(entropy: EntropyFigure) -> Looks:
-    if entropy.view == "terciles":
-        return TERCILE_LOOKS
-    return looks([name for name, *_ in entropy.lines])
 
 
 def _draw_panel(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
@@ -93,13 +93,9 @@ def main_tables(arms: Arms, paper: bool = False) -> list[MainTable]:
     for task in arms.tasks:
         columns = metrics(arms, task)
         kept = [a for a in arms.arms if any(a.having((task, mode)) for mode, _ in columns)]
-        tables.append(_main_table(arms, task, columns, sorted(kept, key=_family_of(arms)), paper))
+        kept.sort(key=lambda arm: arms.families.index(arm.family))  # arms of a model together
+        tables.append(_main_table(arms, task, columns, kept, paper))
     return tables
-
-
-def _family_of(arms: Arms) -> Callable[[Arm], int]:
-    """The place of an arm's base model, so that its arms stand together."""
-    return lambda arm: arms.families.index(arm.family)
 
 
 def _grouped(arms: Sequence[Arm]) -> bool:

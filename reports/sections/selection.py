@@ -136,10 +136,11 @@ def choose_problems(arms: Arms, count: int = PROBLEMS, seed: int = 0) -> list[Ch
     """
     chosen: list[ChosenProblem] = []
     for task in arms.tasks:
+        shuffled = np.random.default_rng([seed, *task.encode()])
         rankings = {
             "discordant": _by_discordance(arms, task),
             "high entropy": _by_entropy(arms, task),
-            "random": _shuffled(arms, task, seed),
+            "random": shuffled.permutation(_rates(arms, task)[0]).tolist(),
         }
         taken: set[int] = set()
         picks: dict[str, list[ChosenProblem]] = {why: [] for why in rankings}
@@ -225,8 +226,3 @@ def _by_entropy(arms: Arms, task: str) -> list[int]:
                     if not np.isnan(mean):
                         highest[doc] = max(highest.get(doc, 0.0), float(mean))
     return sorted(highest, key=lambda doc: (-highest[doc], doc))
-
-
-def _shuffled(arms: Arms, task: str, seed: int) -> list[int]:
-    doc_M, _ = _rates(arms, task)
-    return np.random.default_rng([seed, *task.encode()]).permutation(doc_M).tolist()

@@ -130,7 +130,7 @@ def _of_pair(arms: Arms, comparisons: Sequence[Comparison], margin: float) -> Se
     return Sentence(
         f"{subject}, {a} against {b} is {'; '.join(parts)}.",
         _scope(first, a, b),
-        "; ".join(find_caveats(list(comparisons))),
+        "; ".join(dict.fromkeys(chain.from_iterable(map(_caveats, comparisons)))),
         min((c.verdict.word for c in comparisons), key=RANK.__getitem__),
     )
 
@@ -283,11 +283,6 @@ def scores_told(arms: Arms) -> list[Sentence]:
 
 
 # What weakens a comparison ---------------------------------------------------------------------
-
-
-def find_caveats(comparisons: list[Comparison]) -> list[str]:
-    """What stands beside a sentence made of these comparisons, each thing once."""
-    return list(dict.fromkeys(chain.from_iterable(_caveats(c) for c in comparisons)))
 
 
 def _caveats(c: Comparison) -> Iterator[str]:

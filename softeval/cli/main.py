@@ -118,7 +118,7 @@ def build_app() -> typer.Typer:
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={
-            "token_normalize_func": _kebab,
+            "token_normalize_func": lambda token: token.replace("_", "-"),
             "auto_envvar_prefix": "SOFTEVAL",
             "help_option_names": ["--help", "-h"],
             "terminal_width": page_width(),
@@ -250,10 +250,6 @@ def _root(
     ] = False,
 ) -> None:
     """Options of the program itself; all work is done by its commands."""
-
-
-def _kebab(token: str) -> str:
-    return token.replace("_", "-")
 
 
 def _usage(error: Any) -> str:

@@ -18,7 +18,7 @@ from softeval.files import GB
 from softeval.model import BUNDLED_CHECKPOINT
 from softeval.processes import Processes
 from softeval.runs.config import RunConfig, make_config
-from softeval.scoring.judge import rules_of
+from softeval.scoring.judge import is_judged
 from softeval.terminal import calm_libraries, say, say_json
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def merge(
 
 
 def _print_run(run: Run, as_json: bool) -> None:
-    judged = rules_of(run.info) is not None
+    judged = is_judged(run.info)
     scores: list[Any] = run.scores().to_dict("records") if judged else []
     if as_json:
         result = {

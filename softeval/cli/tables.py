@@ -48,7 +48,9 @@ def score_tables(scores: Sequence[Score]) -> list[TextTable]:
     if success:
         title = "Success in percent, with 95 % interval over questions"
         columns = [f"pass@{k}" for k in sorted({score["k"] for score in success})]
-        found.append(_score_table(title, ("task", "mode"), columns, success, _pass_column))
+        found.append(
+            _score_table(title, ("task", "mode"), columns, success, lambda s: f"pass@{s['k']}")
+        )
     likelihood = [score for score in scores if score["metric"] not in PASS_METRICS]
     if likelihood:
         title = "Log-likelihood: accuracy in percent, NLL of the correct answer in nats a token"
@@ -84,10 +86,6 @@ def markdown_lines(table: TextTable) -> list[str]:
     rule = ["---" if i < table.names else "---:" for i in range(len(table.columns))]
     lines = ["| " + " | ".join(row) + " |" for row in [list(table.columns), rule, *rows]]
     return [f"{table.title}:", "", *lines, ""] if table.title else lines
-
-
-def _pass_column(score: Score) -> str:
-    return f"pass@{score['k']}"
 
 
 def _score_table(

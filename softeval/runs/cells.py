@@ -155,6 +155,21 @@ def chosen_benchmarks(config: RunConfig) -> list[Benchmark]:
     return found
 
 
+def refuse_unread(config: RunConfig, cells: Iterable[Cell]) -> None:
+    """Refuse words of a protocol where no question is put in them.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    if all(cell.mode is None for cell in cells):
+        words = ("prompt", "cot_stop", "answer_prefix")
+        for name in (n for n in words if getattr(config, n) is not None):
+            raise UserError(
+                f"--{name.replace('_', '-')} has no effect on tasks scored by log-likelihood; leave"
+                " it out, or name a generative task (`softeval ls tasks`)"
+            )
+
+
 def joined(config: RunConfig, cells: Sequence[Cell], found: Mapping[str, Any]) -> RunConfig:
     """The configuration with the tasks and modes that the run has beside it; itself if none."""
     there = found.get("config") or {}

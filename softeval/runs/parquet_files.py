@@ -112,7 +112,10 @@ def open_parquet(path: Path, columns: Sequence[str] = ()) -> Any:
         parquet = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
     lacking = [name for name in columns if name not in parquet.schema_arrow.names]
     if lacking:
-        raise UserError(f"{path} has no column {', '.join(lacking)}; was it written by softeval?")
+        raise UserError(
+            f"{path} has no column {', '.join(lacking)}: an older softeval or another program wrote"
+            " it; run again with --overwrite"
+        )
     return parquet
 
 

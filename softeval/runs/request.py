@@ -26,7 +26,7 @@ from softeval.modes import Mode, mode_record, mode_source
 from softeval.protocol import PROMPTS, Protocol
 from softeval.records import RANDOM_NUMBERS
 from softeval.runs import rundir
-from softeval.runs.cells import Cell, joined, kept_titles, load_cells
+from softeval.runs.cells import Cell, joined, kept_titles, load_cells, refuse_unread
 from softeval.runs.config import RunConfig, Shard
 from softeval.runs.judging import check_verdicts
 from softeval.runs.tables import prompt_hash
@@ -354,9 +354,10 @@ def _continued(request: Request) -> Request:
     """The request, once the run that is there is known to be the same.
 
     Raises:
-        UserError: it has other arguments, is finished under other rules, or contrasts are declared
-            after its first sample.
+        UserError: it has other arguments, is finished under other rules, contrasts are declared
+            after its first sample, or the protocol has words for no question.
     """
+    refuse_unread(request.config, request.cells)
     found, wanted = request.found, request.config.primary
     if found is None:
         return request

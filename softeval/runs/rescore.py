@@ -21,7 +21,7 @@ from softeval.files import write_json
 from softeval.runs import rundir
 from softeval.runs.parquet_files import CheckedWriter, damage_named, open_parquet, read_parquet
 from softeval.runs.tables import refuse_doubled, table_path
-from softeval.scoring.judge import Item, ScoreKind, Scorer, Verdict, rules_of, scorer_identity
+from softeval.scoring.judge import Item, ScoreKind, Scorer, Verdict, is_judged, scorer_identity
 from softeval.tasks.catalogue import Scoring, task_catalogue
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def rescore(folder: str | Path, scorer: Scorer) -> Rescored:
         rundir.read_json(folder / rundir.RESULTS_FILE)  # refused before anything is judged
     name = f"verdicts-{len(record.get('scorings') or []) + 1}.parquet"
     try:
-        judged = rules_of(record) is not None
+        judged = is_judged(record)
         counts = _write_judged(source, kinds, scorer, folder / name if judged else None)
         # Also where an earlier call was stopped after it had replaced the table.
         kept = name if (folder / name).is_file() else None

@@ -21,7 +21,7 @@ from softeval.errors import UserError
 from softeval.files import PARTIAL as BEING_WRITTEN
 from softeval.files import beside, write_json
 from softeval.records import RANDOM_NUMBERS, SCHEMA_VERSION
-from softeval.scoring.judge import rules_of
+from softeval.scoring.judge import is_judged
 
 RUN_FILE = "run.json"
 RESULTS_FILE = "results.json"
@@ -232,7 +232,7 @@ def refuse_unjudged(folder: Path, record: Mapping[str, Any]) -> None:
     Raises:
         UserError: naming what judges them.
     """
-    if rules_of(record) is None:
+    if not is_judged(record):
         raise UserError(
             f"{folder} is not judged (--predict-only); `softeval score {folder}` does it"
         )

@@ -36,6 +36,7 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any, Literal, NamedTuple, Self
 
+from softeval.errors import UserError
 from softeval.scoring.answer_text import choice_letter, plainly_equal, tidy, without_currency
 from softeval.scoring.grading import RULES
 from softeval.scoring.process import ScoringProcess
@@ -346,10 +347,26 @@ def rules_name(rules: Rules) -> str:
     return f"softeval {RULES}" if rules is Rules.SOFTEVAL else str(rules)
 
 
+def is_judged(record: Mapping[str, Any]) -> bool:
+    """Whether a run's answers were judged, by whatever rules."""
+    return (record.get("scorer") or {}).get("rules") != NOBODY
+
+
 def rules_of(record: Mapping[str, Any]) -> Rules | None:
-    """The rules that judged a run, None if none did; softeval's for a record older than their names."""
-    named = str((record.get("scorer") or {}).get("rules", Rules.SOFTEVAL))
-    return None if named == NOBODY else Rules(named.partition(" ")[0])
+    """The rules that judged a run, None if none did; softeval's for a record older than their names.
+
+    Raises:
+        UserError: rules that are not known here, as of a later version.
+    """
+    if not is_judged(record):
+        return None
+    named = str((record.get("scorer") or {}).get("rules", Rules.SOFTEVAL)).partition(" ")[0]
+    if named not in set(Rules):
+        raise UserError(
+            f"the run is judged by {named}, which is not known here; `softeval score RUN --scorer"
+            f" {Rules.SOFTEVAL}` judges it again, old verdicts kept beside"
+        )
+    return Rules(named)
 
 
 def scorer_identity(judge: Scorer | NotJudging | None = None) -> dict[str, str | int | float]:
