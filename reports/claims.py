@@ -15,7 +15,7 @@ Shapes: S training seeds, M problems.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ from softeval.reports.contrasts import scored
 from softeval.reports.measured import scores
 from softeval.reports.measured.arms import Arm, Arms, last_part, measure
 from softeval.reports.measured.scores import Measure, shared, success
+from softeval.reports.notes import unlike
 from softeval.reports.tables import on_questions
-from softeval.runs.run import REFERENCE
+from softeval.runs.run import REFERENCE, RecordedMode
 from softeval.statistics.contrast import Contrast, compare_methods
 from softeval.statistics.equivalence import MARGIN
 from softeval.tasks.catalogue import is_bundled
@@ -54,8 +55,8 @@ class Difference:
         low: lower end of the region.
         high: upper end.
         unit: points (fractions), nats, or shares of the untrained model's.
-        origin: what is added to the contrast where it is judged and shown.
         decides: whether the claim depends on it.
+        fixed: whether a training has one checkpoint here, so that nothing is said of others.
     """
 
     name: str
@@ -63,22 +64,14 @@ class Difference:
     low: float
     high: float
     unit: str = "points"
-    origin: float = 0.0
     decides: bool = True
-
-    @property
-    def value(self) -> float:
-        """The figure."""
-        return self.contrast.diff + self.origin
-
-    def interval(self, level: float = LEVEL) -> tuple[float, float]:
-        """Its interval."""
-        low, high = self.contrast.at_level(level)
-        return low + self.origin, high + self.origin
+    fixed: bool = False
 
     def word(self, level: float = LEVEL) -> str:
         """Inside the region, outside, or neither."""
-        low, high = self.interval(level)
+        low, high = self.contrast.at_level(level)
+        if not self.contrast.bounded and self.contrast.se == 0.0:
+            return "undecided"  # equal on every question: no variation to judge another one by
         if self.low < low and high < self.high:
             return "supported"
         return "refuted" if high < self.low or low > self.high else "undecided"
@@ -163,29 +156,47 @@ def _differences(
             yield f"{name} of {few}{arms.name(arm)}"
     if tables[0] is None or tables[1] is None:
         return
-    if short := k < measure.k < inf:
-        yield f"{measure.k} samples a question, not {k}, for {what}"
+    lacking = list(_unlike(arms, task, sides))
+    if k < (wanted := min(measure.k, scores.HEADLINE_K)):
+        lacking.append(f"{wanted} samples a question, not {k}, for {what}")
+    yield from lacking
     doc_M, a_SM, b_SM = shared(tables[0], tables[1])
     kept = scored(a_SM, b_SM)
     doc_M, a_SM, b_SM = doc_M[kept], a_SM[:, kept], b_SM[:, kept]
     if len(doc_M) < 2:
         yield f"two questions in common for {what}, {name}"
         return
-    origin = 0.0
-    if measure is scores.ENTROPY:  # A − s B, whose sign decides exactly, however uncertain B is
-        [origin] = filter(isfinite, region)
-        a_SM, b_SM = a_SM / b_SM.mean(), origin * b_SM / b_SM.mean()
+    if measure is scores.ENTROPY and not b_SM.any():
+        yield f"CoT entropy above 0 of {arms.name(second)}"
+        return
+    if measure is scores.ENTROPY:  # A − s (B − 1), which decides exactly, however uncertain B is
+        [share] = filter(isfinite, region)
+        a_SM, b_SM = a_SM / b_SM.mean(), share * (b_SM / b_SM.mean() - 1)
     questions = on_questions(len(doc_M), len(np.union1d(tables[0][0], tables[1][0])))
-    contrast = compare_methods(a_SM, b_SM, bounded=measure.bounded, paired=first is second)
     shown = f"{what}, {name}" + (f", {questions}" if " of " in questions else "")
-    whole = Difference(shown, contrast, *region, measure.unit, origin, not short)
-    yield whole
+    one = [arm for (arm, _), x_SM in zip(sides, (a_SM, b_SM), strict=True) if len(x_SM) == 1]
+    fixed = any(role_of(arm) != UNTRAINED for arm in one)
+    parts = {shown: np.full(len(doc_M), True)}
     for part, docs in _parts(arms, task).items() if measure is scores.LARGE else ():
-        chosen = np.isin(doc_M, [*docs])
-        if chosen.sum() > 1:
-            contrast = compare_methods(a_SM[:, chosen], b_SM[:, chosen])
-            named = f"{what}, {name}, {part} part"
-            yield replace(whole, name=named, contrast=contrast, decides=False)
+        parts[f"{what}, {name}, {part} part"] = np.isin(doc_M, [*docs])
+    for named, chosen_M in parts.items():
+        if chosen_M.sum() > 1:
+            x_SM, y_SM = a_SM[:, chosen_M], b_SM[:, chosen_M]
+            contrast = compare_methods(x_SM, y_SM, bounded=measure.bounded, paired=first is second)
+            decides = named == shown and not lacking
+            yield Difference(named, contrast, *region, measure.unit, decides, fixed)
+
+
+def _unlike(arms: Arms, task: str, sides: Sequence[tuple[Arm, Measure]]) -> Iterator[str]:
+    """What keeps runs from deciding: one that has not ended, and what differs besides training."""
+    keys = {(task, RecordedMode(mode)) for _, measure in sides for mode in measure.modes}
+    runs = [run for arm, _ in sides for c in arm.checkpoints for run in c.runs]
+    runs = [run for run in runs if keys & run.cells.keys() or task in run.answers]
+    if left := dict.fromkeys(str(run.path) for run in runs if not run.complete):
+        yield f"the rest of {', '.join(left)}"
+    names = dict.fromkeys(arms.name(arm) for arm, _ in sides)
+    if told := unlike(runs, keys):
+        yield f"runs of {' and '.join(names)} alike in {', '.join(told)}"
 
 
 def _parts(arms: Arms, task: str) -> dict[str, set[int]]:
@@ -333,8 +344,8 @@ def claim_records(found: Sequence[Finding]) -> Iterator[dict[str, Any]]:
         if not finding.differences:
             yield said
         for one in finding.differences:
-            low, high = one.interval()
-            figure = {"difference": one.name, "value": one.value, "low": low, "high": high}
+            value, low, high = one.contrast.diff, one.contrast.low, one.contrast.high
+            figure = {"difference": one.name, "value": value, "low": low, "high": high}
             region = {"above": one.low, "below": one.high, "unit": one.unit}
             judged = {"word": one.word(), "decides": one.decides, "scope": one.contrast.scope}
             yield said | figure | region | judged

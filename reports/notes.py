@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from softeval.reports.measured.arms import Arms, MeasuredRun
+from softeval.reports.measured.cells import Key
 from softeval.runs.journal import count_generations
 from softeval.runs.rundir import SHARDS
 from softeval.scoring.judge import Rules
@@ -39,7 +41,11 @@ def notes(arms: Arms) -> list[str]:
         f"{', '.join(runs)} {'were' if len(runs) > 1 else 'was'} {fact}."
         for fact, runs in told.items()
     ]
-    return found + _prompt_notes(arms) + setting_notes(arms)
+    several = [
+        t for t in arms.tasks if "prompts" in unlike(arms.runs, [(t, m) for m in arms.modes])
+    ]
+    found += [f"The prompts of {t} differ between runs (same questions)." for t in sorted(several)]
+    return found + setting_notes(arms)
 
 
 def unfinished_notes(arms: Arms) -> list[str]:
@@ -71,15 +77,19 @@ def _progress(run: MeasuredRun) -> str:
     return f"{done:,}{asked} samples so far{'' if tables else ' and no table yet'}; {again}"
 
 
-def _prompt_notes(arms: Arms) -> list[str]:
-    """Tasks whose questions were put in different words to different checkpoints."""
-    hashes: dict[tuple[str, int], set[str]] = {}
-    for run in arms.runs:
-        for cell in run.cells.values():
-            for doc, prompt in zip(cell.doc_M.tolist(), cell.prompt_M.tolist(), strict=True):
-                hashes.setdefault((cell.task, doc), set()).add(prompt)
-    several = sorted({task for (task, _), found in hashes.items() if len(found) > 1})
-    return [f"The prompts of {task} differ between runs (same questions)." for task in several]
+def unlike(runs: Iterable[MeasuredRun], keys: Collection[Key]) -> list[str]:
+    """In what runs differ besides their training: settings of the decoder, rules, prompts of a task."""
+    found: dict[str, set[str]] = {}
+    asked: set[tuple[int, str]] = set()
+    for run in runs:
+        cells = {key: cell for key, cell in run.cells.items() if key in keys}
+        for _, name, value in _settings(replace(run, cells=cells)):
+            found.setdefault(name, set()).add(value)
+        for cell in cells.values():
+            found.setdefault("rules that judge", set()).add(rules_of_run(run))
+            asked.update(zip(cell.doc_M.tolist(), cell.prompt_M.tolist(), strict=True))
+    several = [name for name, values in found.items() if len(values) > 1]
+    return several + ["prompts"] * (len(asked) > len(dict(asked)))
 
 
 def setting_notes(arms: Arms) -> list[str]:

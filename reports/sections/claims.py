@@ -24,7 +24,7 @@ def claim_rows(found: Sequence[Finding]) -> Iterator[tuple[str, ...]]:
     """What is judged, on what, word, figure, region: each claim, its differences and what is missing."""
     for finding in found:
         on = " · ".join(filter(None, (finding.group, finding.task))) or "–"
-        fixed = any(one.contrast.seeds_a == 1 for one in finding.differences)
+        fixed = any(one.fixed for one in finding.differences)
         scope = f" ({SCOPE_CHECKPOINTS})" if fixed else ""
         yield f"{finding.claim.number} {finding.claim.text}", on, finding.verdict + scope, "", ""
         for one in finding.differences:
@@ -35,8 +35,9 @@ def claim_rows(found: Sequence[Finding]) -> Iterator[tuple[str, ...]]:
 
 
 def _figure(one: Difference) -> str:
-    low, high = (_number(end, one) for end in one.interval())
-    return f"{_number(one.value, one, sign=one.unit != 'times')} [{low}, {high}]"
+    found = one.contrast
+    low, high = (_number(end, one) for end in (found.low, found.high))
+    return f"{_number(found.diff, one, sign=one.unit != 'times')} [{low}, {high}]"
 
 
 def _region(one: Difference) -> str:

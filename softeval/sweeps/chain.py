@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any
 
@@ -143,17 +144,13 @@ def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _command(record: Any) -> Any:
-    return record["command"]
-
-
 Kind = tuple[str, Callable[[Any], Any], Callable[[Path, Any], bool]]
 
 # Told from the files alone: what trains and evaluates takes long to import.
 KINDS: dict[str, Kind] = {
-    "train": ("train.json", _command, _trained),
-    "run": (rundir.RUN_FILE, _command, _evaluated),
-    "merge": (rundir.RUN_FILE, _command, _evaluated),
+    "train": ("train.json", itemgetter("command"), _trained),
+    "run": (rundir.RUN_FILE, itemgetter("command"), _evaluated),
+    "merge": (rundir.RUN_FILE, itemgetter("command"), _evaluated),
     "diagnose": (rundir.RUN_FILE, lambda record: record["diagnose"]["command"], _evaluated),
 }
 """Each command's record in its directory, the command that it names, and what tells that it is whole."""

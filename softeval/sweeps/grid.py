@@ -122,20 +122,13 @@ class GridFile(BaseModel):
         several = (isinstance(listed, list) and len(listed) > 1 for listed in self.config)
         return [name for name, many in zip(recipes, several, strict=True) if many]
 
-    def runs_of(self, trained: Sequence[TrainConfig]) -> list[evaluation.RunConfig]:
+    def runs_of(self, trained: Sequence[TrainConfig]) -> Iterator[evaluation.RunConfig]:
         """The evaluations of what was trained, or of what these trainings start from."""
-        datasets = dict.fromkeys(config.dataset for config in trained)
-        runs = [evaluation.make_config(options) for options in self.run]
-        tasks = [
-            dict.fromkeys(t.replace("{dataset}", d) for d in datasets for t in run.tasks)
-            for run in runs
-        ]
-        return [
-            run.model_copy(update={"tasks": (*filled,)})
-            if any("{dataset}" in task for task in run.tasks)
-            else run
-            for run, filled in zip(runs, tasks, strict=True)
-        ]
+        sets = dict.fromkeys(config.dataset for config in trained)
+        for run in map(evaluation.make_config, self.run):
+            filled = dict.fromkeys(t.replace("{dataset}", s) for s in sets for t in run.tasks)
+            meant = any("{dataset}" in task for task in run.tasks)
+            yield run.model_copy(update={"tasks": (*filled,)}) if meant else run
 
     def processes_of(self, recipes: Recipes) -> int:
         """Of a training by these recipes."""
@@ -179,7 +172,11 @@ def expand(
     _refuse_own(file.train, "train")
     for options in file.run:
         _refuse_own(options, "run")
-    points = [dict(point) for axes in file.grid for point in _product(axes)]
+    points = [
+        dict(zip(axes, values, strict=True))
+        for axes in file.grid
+        for values in itertools.product(*axes.values())
+    ]
     asked = [(chosen, point) for point in points for chosen in file.recipes]
     trained = [_training({**recipes[chosen], **file.train}, point) for chosen, point in asked]
     labels = [file.varying(chosen) for chosen, _ in asked]
@@ -200,11 +197,8 @@ def expand(
 def _refuse_few_questions(run: evaluation.RunConfig, shards: int) -> None:
     """Say before hours of training that a task is unknown, or has fewer questions than shards."""
     for task in chosen_benchmarks(run):
-        if task.rows is not None and question_count(task.rows, run.limit) < shards:
-            questions = question_count(task.rows, run.limit)
-            raise UserError(
-                f"shards: {shards} of {task.task}, which has {questions} questions only"
-            )
+        if task.rows is not None and (rows := question_count(task.rows, run.limit)) < shards:
+            raise UserError(f"shards: {shards} of {task.task}, which has {rows} questions only")
 
 
 def _untrained(file: GridFile, trained: Sequence[TrainConfig], folder: Path) -> Iterator[SweepCell]:
@@ -215,11 +209,6 @@ def _untrained(file: GridFile, trained: Sequence[TrainConfig], folder: Path) -> 
         chosen = {"model": model, "revision": revision}
         found = _evaluations(file, trained, chosen, folder / _folder_name(name), ())
         yield SweepCell(name, None, found)
-
-
-def _product(axes: Mapping[str, Sequence[Any]]) -> Iterator[Iterator[tuple[str, Any]]]:
-    for values in itertools.product(*axes.values()):
-        yield zip(axes, values, strict=True)
 
 
 def _training(options: Mapping[str, Any], point: Mapping[str, Any]) -> TrainConfig:

@@ -56,20 +56,15 @@ def run_missing(
                 if not (ended_well or _is_done(command, 0 if caught else launcher.patience)):
                     failed.append(command)
             room = 0 if caught else launcher.at_once - len(begun)
-            for command in _ready(waiting, begun, failed)[: max(room, 0)]:
+            undone = {*waiting, *failed}
+            ready = [c for c in waiting if c not in begun and undone.isdisjoint(c.needs)]
+            for command in ready[: max(room, 0)]:
                 tell(f"{len(commands) - len(waiting)} of {len(commands)} done: {command.typed}")
                 launcher.start(command)
                 begun.append(command)
             if not begun:
                 return ([], 128 + caught[0]) if caught else (failed, 0)
             time.sleep(launcher.pause)
-
-
-def _ready(
-    waiting: Sequence[Command], begun: Sequence[Command], failed: Sequence[Command]
-) -> list[Command]:
-    undone = {*waiting, *failed}
-    return [c for c in waiting if c not in begun and undone.isdisjoint(c.needs)]
 
 
 def _is_done(command: Command, patience: float) -> bool:
