@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,8 @@ from softeval.lmeval import load_tasks
 from softeval.lmeval.adapter import SoftEvalLM
 from softeval.model.language_model import LanguageModel, wrap_model
 from softeval.records import Generation, SampleKey, ScoreTuple
+from softeval.tasks.catalogue import find_benchmarks
+from softeval.tasks.local_data import find_file, read_rows
 
 CAPS = {"max_cot_tokens": 12, "max_answer_tokens": 6}
 
@@ -64,6 +67,15 @@ def write_data(folder: Path, rows: int = 5) -> str:
     for name, table in (("gsm8k_test", gsm8k), ("arc_easy_test", arc)):
         text = "".join(json.dumps(row) + "\n" for row in table)
         (folder / f"{name}.jsonl").write_text(text)
+    return str(folder)
+
+
+def first_rows(data: Path, folder: Path, names: Sequence[str], rows: int = 12) -> str:
+    """The first rows of real benchmarks, which a small limit asks; all take ten seconds to read."""
+    for benchmark in find_benchmarks(names):
+        whole, _ = find_file(data, benchmark.names, benchmark.test_split)
+        kept = [json.dumps(row) + "\n" for row in read_rows(whole, ())[:rows]]
+        (folder / f"{benchmark.names[0]}_{benchmark.test_split}.jsonl").write_text("".join(kept))
     return str(folder)
 
 

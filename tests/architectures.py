@@ -143,7 +143,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_ff_dim": 96},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "minimax": _LINEAR,
-    "kimi_linear": {**_LINEAR, **_MLA},
+    "kimi_linear": {**_LINEAR, **_MLA, "linear_num_heads": 2, "linear_head_dim": 16},
     "bailing_hybrid": {**_LINEAR, **_MLA},
     "lfm3": {"layer_types": ["conv", "full_attention"]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 8},

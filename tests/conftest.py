@@ -47,6 +47,12 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "drawn", lambda _draw, _name, *texts: described(*texts))
 
 
+@pytest.fixture
+def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval asks pip and the compiler about the machine after each evaluation, which takes seconds."""
+    monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "")
+
+
 LONGEST = ("test_slurm", "test_train_sharding", "test_sweep", "test_resume", "test_train_resume")
 
 

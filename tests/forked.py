@@ -2,7 +2,7 @@
 
 Not a test. Starting torch and transformers takes a process as long as what tests let it compute, and
 dozens of processes are killed, stopped, or talk to each other in tests. What a start of one's own
-and torchrun itself do to a run is tested with these (test_wheel, test_train_resume, test_resume).
+and torchrun itself do to a run is tested with these (test_wheel, test_train_resume).
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ def become(words: list[str], log: str, environment: Mapping[str, str]) -> None:
     (runpy.run_module if as_module else runpy.run_path)(sys.argv[0], run_name="__main__")
 
 
-def start_together(size: int, words: Sequence[str | Path], log: Path) -> list[ForkServerProcess]:
+def start_together(
+    size: int, words: Sequence[str | Path], log: Path, **environment: str
+) -> list[ForkServerProcess]:
     """Several, which find each other as torchrun's do."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
@@ -83,7 +85,7 @@ def start_together(size: int, words: Sequence[str | Path], log: Path) -> list[Fo
     shared |= {"MASTER_ADDR": "127.0.0.1"}
     places = [{"RANK": rank, "LOCAL_RANK": rank} for rank in range(size)]
     return [
-        start(words, log, **{name: str(value) for name, value in (shared | place).items()})
+        start(words, log, **environment, **{n: str(value) for n, value in (shared | place).items()})
         for place in places
     ]
 
@@ -107,9 +109,9 @@ def kill(running: Sequence[ForkServerProcess]) -> None:
         process.join()
 
 
-def together(size: int, *words: str | Path, log: Path) -> None:
+def together(size: int, *words: str | Path, log: Path, **environment: str) -> None:
     """Run a program in several processes to its end."""
-    finish(start_together(size, words, log), log)
+    finish(start_together(size, words, log, **environment), log)
 
 
 def kill_often(

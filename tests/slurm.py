@@ -1,4 +1,4 @@
-"""A Slurm of one node on this machine, for as long as a test wants it."""
+"""A Slurm of one node and one core on this machine, for as long as a test wants it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmctldLogFile={folder}/log/ctld.log
 SlurmdLogFile={folder}/log/d.log
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=4000 State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 CPUs=1 RealMemory=4000 State=UNKNOWN
 PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -85,12 +85,12 @@ def _start(folder: Path, environment: dict[str, str]) -> None:
         )
         if started.returncode:
             pytest.skip(f"no Slurm: {words[0]} says {started.stderr.strip()[-200:]}")
-    for _ in range(120):
+    for _ in range(600):
         words = ["sinfo", "--noheader", "--format=%T"]
         found = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
         if found.stdout.strip() == "idle":
             return
-        time.sleep(0.5)
+        time.sleep(0.1)
     pytest.skip(f"no Slurm: the node is {found.stdout.strip() or found.stderr.strip()[-200:]}")
 
 

@@ -39,7 +39,13 @@ KEY = ["doc_id", "mode", "sample"]
 def run(tmp_path_factory):
     """A run of the bundled checkpoint, attributed whole."""
     folder = tmp_path_factory.mktemp("attribution") / "run"
-    options = {"tasks": ["arithmetic"], "num_samples": 2, "limit": 3, "device": "cpu"}
+    options = {
+        "tasks": ["arithmetic"],
+        "num_samples": 2,
+        "limit": 3,
+        "max_cot_tokens": 60,
+        "device": "cpu",
+    }
     evaluate(model=BUNDLED_CHECKPOINT, modes=MODES, output_path=str(folder), **options)
     attribute(folder, samples=2, device="cpu")
     return load_run(folder)

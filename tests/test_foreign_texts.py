@@ -66,9 +66,10 @@ metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_defaults", "unasked")
 @pytest.mark.parametrize(("mode", "repeats"), [("hard_greedy", 1), ("soft_sample", 4)])
 def test_an_unfiltered_task_of_lm_eval_runs(
-    softeval: Callable[..., Ended], no_defaults: None, tmp_path: Path, mode: str, repeats: int
+    softeval: Callable[..., Ended], tmp_path: Path, mode: str, repeats: int
 ) -> None:
     model = save_lm(tmp_path / "tiny")
     data = tmp_path / "mine.jsonl"
@@ -94,6 +95,7 @@ def test_an_unfiltered_task_of_lm_eval_runs(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unasked")
 def test_examples_that_are_not_there_are_refused(tmp_path: Path) -> None:
     import lm_eval
 

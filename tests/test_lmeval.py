@@ -15,6 +15,7 @@ from adapter_cases import (
     MemoryStore,
     adapter,
     evaluate,
+    first_rows,
     request,
     roomy_lm,
     save_lm,
@@ -33,6 +34,8 @@ from softeval.protocol import CHAT, PAPER
 from softeval.records import SampleKey, ScoreTuple
 from softeval.tasks.catalogue import find_benchmarks
 from softeval.tasks.data import load_problems
+
+pytest_plugins = ("command_line_fixtures",)
 
 
 @pytest.fixture
@@ -76,7 +79,7 @@ def test_results_are_in_lm_evals_shape(data_dir: str) -> None:
     assert result["n-samples"]["gsm8k"] == {"original": 5, "effective": 5}
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("no_defaults", "unasked")
 def test_simple_evaluate_records_the_model(data_dir: str) -> None:
     tasks = load_tasks(["gsm8k"], data_dir=data_dir, num_samples=2, **CAPS)["tasks"]
     lm = adapter("hard_sample", 2)
@@ -190,10 +193,10 @@ def likelihoods(result: dict[str, Any], task: str) -> list[list[tuple[float, boo
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["hellaswag", "mmlu", "arc_challenge", "arc_easy"])
 def test_log_likelihoods_equal_lm_evals_hf_model(task: str, tmp_path: Path, shared: Path) -> None:
-    data_dir = str(shared / "data")
+    data_dir = first_rows(shared / "data", tmp_path, [task])
     lm = adapter(num_samples=1)
     ours = evaluate(lm, data_dir, task, limit=6)
-    theirs = HFLM(save_lm(tmp_path), device="cpu", batch_size=lm.batch_size)
+    theirs = HFLM(save_lm(tmp_path / "tiny"), device="cpu", batch_size=lm.batch_size)
     loaded = load_tasks([task], data_dir=data_dir)
     stock: Any = lm_eval.evaluate(lm=theirs, task_dict=loaded, limit=6, bootstrap_iters=0)
     assert likelihoods(ours, task) == likelihoods(stock, task)

@@ -6,15 +6,19 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from adapter_cases import CAPS, adapter, evaluate, save_lm, texts, write_data
+from command_line import Ended
 from forked import together
 
 from softeval.cli.lm_eval import completed
 from softeval.errors import UserError
 from softeval.lmeval import TASKS_DIR
+
+pytest_plugins = ("command_line_fixtures",)
 
 OURS = ["run", "--model", "softeval", "--tasks", "gsm8k"]
 
@@ -82,17 +86,20 @@ def run_python(code: str, *arguments: str) -> str:
 
 
 @pytest.mark.slow
-def test_lm_evals_command_line_writes_its_result_files(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("unasked")
+def test_lm_evals_command_line_writes_its_result_files(
+    softeval: Callable[..., Ended], tmp_path: Path
+) -> None:
+    """Beside lm-eval's own tasks, of which two have these names."""
     data_dir = write_data(tmp_path)
     path = save_lm(tmp_path / "tiny")
-    code = "import sys; from softeval.cli.main import main; main(['lm-eval', *sys.argv[1:]])"
     model = f"pretrained={path},mode=soft_sample,num_samples=3,data_dir={data_dir}"
     caps = ",".join(f"{name}={value}" for name, value in CAPS.items())
-    printed = run_python(
-        code, "run", "--model", "softeval", "--model_args", f"{model},{caps}",
-        "--tasks", "gsm8k,arc_easy", "--output_path", str(tmp_path / "out"), "--log_samples",
+    ended = softeval(
+        "lm-eval", "run", "--model", "softeval", "--model_args", f"{model},{caps}",
+        "--tasks", "gsm8k,arc_easy", "--output_path", tmp_path / "out", "--log_samples",
     )  # fmt: skip
-    assert "pass@2" in printed
+    assert "pass@2" in ended.out, ended.err
     (found,) = (tmp_path / "out").glob("*/results_*.json")
     results = json.loads(found.read_text())
     assert results["config"]["mode"] == "soft_sample"
@@ -109,7 +116,8 @@ def test_lm_evals_command_line_writes_its_result_files(tmp_path: Path) -> None:
 def test_import_softeval_is_enough_for_simple_evaluate(tmp_path: Path) -> None:
     path, data_dir = save_lm(tmp_path / "tiny"), write_data(tmp_path)
     code = """
-import sys, softeval, lm_eval
+import sys, softeval, lm_eval, torch.utils.collect_env
+torch.utils.collect_env.get_pretty_env_info = str  # asks pip and the compiler, for seconds
 from lm_eval.tasks import TaskManager
 from softeval.lmeval import TASKS_DIR
 arguments = dict(pretrained=sys.argv[1], data_dir=sys.argv[2], mode="hard_sample",

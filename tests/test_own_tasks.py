@@ -331,8 +331,9 @@ def test_a_bare_file_is_a_task(softeval: Callable[..., Ended]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_defaults", "unasked")
 def test_lm_evals_own_command_line_runs_a_task_of_ones_own(
-    softeval: Callable[..., Ended], no_defaults: None, mine: Path
+    softeval: Callable[..., Ended], mine: Path
 ) -> None:
     from adapter_cases import CAPS, save_lm
 

@@ -143,7 +143,7 @@ def test_the_readme_can_be_followed(softeval: Callable[..., Ended]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("undrawn", "no_defaults")
+@pytest.mark.usefixtures("undrawn", "no_defaults", "unasked")
 def test_every_other_command_of_the_readme_does_what_it_says(
     softeval: Callable[..., Ended],
 ) -> None:

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from forked import ForkServerProcess, finish, kill_often, signalled, start
+from forked import ForkServerProcess, finish, kill_often, signalled, start, together
 
 from softeval.cli import main as cli
 from softeval.runs.run import load_run
@@ -37,7 +33,7 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
     assert not (ours / SHARDS).exists()
 
 
-OPTIONS = ["--limit", "2", "-n", "8", "--batch-size", "5", "--max-cot-tokens", "60", "--quiet"]
+OPTIONS = ["--limit", "2", "-n", "4", "--batch-size", "3", "--max-cot-tokens", "40", "--quiet"]
 OPTIONS += ["--modes", "hard_sample,soft_sample", "--device", "cpu"]
 
 
@@ -55,10 +51,10 @@ def journalled(folder: Path) -> int:
 @pytest.mark.slow
 def test_stopped_or_killed_at_any_moment_the_samples_are_the_same(tmp_path: Path) -> None:
     """Ctrl-C, SIGTERM and SIGKILL; what is told is told of the first two."""
-    folders, amounts = kill_often(tmp_path, 8, begin, journalled, most=12, pause=0.03)
-    assert len(amounts) >= 3, "the kills must fall into the generation, not beside it"
+    folders, amounts = kill_often(tmp_path, 4, begin, journalled, most=5, pause=0.03)
+    assert len(amounts) >= 2, "the kills must fall into the generation, not beside it"
     stopped = tmp_path / "stopped"
-    for number, code, lines in ((signal.SIGINT, 130, 4), (signal.SIGTERM, 143, 20)):
+    for number, code, lines in ((signal.SIGINT, 130, 3), (signal.SIGTERM, 143, 8)):
         [process] = begin(stopped)
         while journalled(stopped) < lines:
             assert process.exitcode is None
@@ -79,17 +75,10 @@ def test_two_processes_make_the_samples_of_one(
     arguments = ["run", "--limit", "2", "--num-samples", "3", "--max-cot-tokens", "40"]
     arguments += ["--modes", "hard_greedy,soft_sample", "--quiet", "--device", "cpu"]
     assert cli.run([*arguments, "--output-path", str(tmp_path / "one")]) == 0
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "softeval"]
-    done = subprocess.run(
-        [sys.executable, *launcher, *arguments, "--output-path", str(tmp_path / "two")],
-        env=os.environ | QUIETLY | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    for shown in (capsys.readouterr().out, done.stdout):
+    log = tmp_path / "log"
+    words = ["-m", "softeval", *arguments, "--output-path", tmp_path / "two"]
+    together(2, *words, log=log, **QUIETLY)
+    for shown in (capsys.readouterr().out, log.read_text()):
         assert shown.count("Run directory:") == 1
     assert_same_run(tmp_path / "two", tmp_path / "one")
     assert json.loads((tmp_path / "two" / "run.json").read_text())["sessions"][0]["processes"] == 2

@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from adapter_cases import first_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 import softeval
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unasked")]
+
 TASKS = ["gsm8k", "math500", "olympiadbench", "hellaswag", "mmlu", "arc_challenge", "arc_easy"]
 CHOICE_TASKS = TASKS[3:]
-LIMIT, CAPS = 2, {"max_cot_tokens": 12, "max_answer_tokens": 6}
+LIMIT, CAPS = 2, {"max_cot_tokens": 6, "max_answer_tokens": 3}
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +58,10 @@ def stock(model_args: dict[str, Any], tasks: list[str], limit: int) -> dict[str,
     return dict(found)["results"]  # type: ignore[return-value]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "tasks"), [("hard_greedy", TASKS[:1]), ("soft_sample", TASKS)])
 def test_stock_lm_eval_gives_the_scores_of_softeval_run(checkpoint, shared, tmp_path, mode, tasks):
     """Tasks and log-likelihoods know no mode: one of the two asks for them all."""
-    data = str(shared / "data")
+    data = first_rows(shared / "data", tmp_path, tasks)
     run = softeval.evaluate(
         model=checkpoint,
         tasks=tasks,
@@ -84,7 +86,6 @@ def test_stock_lm_eval_gives_the_scores_of_softeval_run(checkpoint, shared, tmp_
     assert compared >= 2 * len(tasks)
 
 
-@pytest.mark.slow
 def test_scores_that_are_not_zero_agree_too(tmp_path):
     """On the bundled checkpoint, which does answer some questions."""
     from softeval.model.language_model import BUNDLED_CHECKPOINT

@@ -148,15 +148,16 @@ def test_what_does_not_fit_is_refused(options: dict[str, Any], remedy: str) -> N
 
 @pytest.mark.slow
 def test_each_algorithm_trains_its_own_way_and_a_run_keeps_to_one(tmp_path: Path) -> None:
+    options = METHODS["soft"] | MOVING["soft"] | {"max_steps": 2, "validation_modes": "none"}
     found = {}
     for name in ALGORITHMS:
-        run(tmp_path / name, algorithm=name, **METHODS["soft"], **MOVING["soft"])
+        run(tmp_path / name, algorithm=name, **options)
         found[name] = weights(tmp_path / name / "last")
     names = list(found)
     for number, name in enumerate(names):
         assert not any(same(found[name], found[other]) for other in names[:number])
     with pytest.raises(UserError, match="algorithm: grpo there, dapo now"):
-        run(tmp_path / "grpo", algorithm="dapo", **METHODS["soft"], **MOVING["soft"])
+        run(tmp_path / "grpo", algorithm="dapo", **options)
 
 
 @pytest.mark.slow

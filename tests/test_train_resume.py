@@ -105,7 +105,7 @@ def check_equal(killed: Path, whole: Path) -> None:
         [file.read_text() for file in folder.glob("samples.jsonl")] for folder in (killed, whole)
     ]
     assert samples[0] == samples[1]
-    state = "state/step-000007"
+    state = "state/step-000005"
     assert same(state_tensors(killed / state), state_tensors(whole / state))
     assert not list(killed.rglob("*.partial")) and not list(killed.rglob("*.retired"))
 
@@ -131,7 +131,7 @@ def test_a_run_killed_again_and_again_equals_one_left_alone(
     times: int,
 ) -> None:
     """Bit for bit; a run that outlives its fuse is compared, and the next kill hits a new one."""
-    options = options | {"max_steps": 7, "save_steps": 2, "eval_steps": 3}
+    options = options | {"max_steps": 5, "save_steps": 2, "eval_steps": 3, "prompts_per_step": 2}
     whole = tmp_path / "whole"
     run(whole, **options)
     assert any(line.get("gradient/norm") for line in timeless(whole))
@@ -139,7 +139,7 @@ def test_a_run_killed_again_and_again_equals_one_left_alone(
     folders = [tmp_path / "killed-0"]
     kills = 0
     while kills < times:
-        fuse, after = rng.randint(1, 60), rng.random() < 0.5
+        fuse, after = rng.randint(1, 45), rng.random() < 0.5
         if killed_run(folders[-1], fuse, after, monkeypatch, options):
             kills += 1
         else:
@@ -259,13 +259,13 @@ def test_two_processes_equal_one(tmp_path: Path, method: str) -> None:
 def test_a_torn_state_is_passed_over_and_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = METHODS["soft"] | {"max_steps": 4, "save_steps": 1}
+    options = METHODS["soft"] | {"max_steps": 3, "save_steps": 1, "prompts_per_step": 2}
     run(tmp_path / "whole", **options)
     run(tmp_path / "torn", **options)
-    state = tmp_path / "torn" / "state" / "step-000004" / "__0_0.distcp"
+    state = tmp_path / "torn" / "state" / "step-000003" / "__0_0.distcp"
     state.write_bytes(state.read_bytes()[:-1])
     train(tiny_config(output_path=str(tmp_path / "torn"), **options))
-    assert "step-000004 is torn; continuing from step 3" in capsys.readouterr().err
+    assert "step-000003 is torn; continuing from step 2" in capsys.readouterr().err
     assert timeless(tmp_path / "torn") == timeless(tmp_path / "whole")
     assert same(weights(tmp_path / "torn" / "last"), weights(tmp_path / "whole" / "last"))
 
@@ -327,6 +327,7 @@ def wait_for_updates(folder: Path, running: Callable[[], bool]) -> None:
 
 
 SIGNALLED = METHODS["soft"] | {"max_steps": 12, "save_steps": 100, "eval_steps": 100}
+SIGNALLED |= {"prompts_per_step": 1}
 
 
 @pytest.fixture(scope="module")
