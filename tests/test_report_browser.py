@@ -93,6 +93,11 @@ def test_dark_and_light_differ_and_the_page_fits_a_phone(browser, family):
         Visit(browser, family, color_scheme=s).page.evaluate(background) for s in ("light", "dark")
     }
     assert len(seen) == 2
+    dark = Visit(browser, family, color_scheme="dark").page
+    ink = "getComputedStyle(document.querySelector('h1')).color"
+    pale = dark.evaluate(ink)
+    dark.emulate_media(media="print")  # paper is white
+    assert dark.evaluate(ink) == Visit(browser, family).page.evaluate(ink) != pale
     page = Visit(browser, family, viewport={"width": 390, "height": 800}).page
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 

@@ -68,6 +68,13 @@ def test_the_forest_has_a_to_the_right_and_a_line_below_what_is_primary(arms):
     assert 0 < primary < len(found)
     dotted = [np.asarray(line.get_ydata())[0] for line in left.lines if line.get_linestyle() == ":"]
     assert primary - 0.5 in dotted
+    soft, hard = arms.mode("soft_sample"), arms.mode("hard_sample")
+    a, b = (
+        replace(found[0].a, name="m soft sample", mode=soft),
+        replace(found[0].b, name="m hard sample", mode=hard),
+    )
+    [label] = draw_forest([replace(found[0], a=a, b=b)], 0.02).axes[0].get_yticklabels()
+    assert label.get_text().startswith("m: soft sample − hard sample · ")
 
 
 @pytest.mark.usefixtures("undrawn")

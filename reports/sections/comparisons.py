@@ -201,9 +201,13 @@ def _draw_discordances(axes: Axes, comparisons: Sequence[Comparison]) -> None:
 
 
 def _row_name(c: Comparison) -> str:
-    """Matplotlib writes tick labels itself, so they are made fit here."""
+    """Matplotlib writes tick labels itself, so they are made fit here; an arm is named once."""
     longest = LONGEST_SIDE if a_row(2) == 2 else LONGEST_ON_PHONE
     a, b = (printed(side.name, longest) for side in (c.a, c.b))
+    modes = [side.mode.replace("_", " ") for side in (c.a, c.b)]
+    arm, other = (s.name.removesuffix(m) for s, m in zip((c.a, c.b), modes, strict=True))
+    if c.a.mode != c.b.mode and arm == other and arm:
+        a, b = f"{printed(arm.strip(), longest)}: {modes[0]}", modes[1]
     entered = c.contrast.problems
     fewer = f" ({entered} of {c.questions} questions)" if entered < c.questions else ""
     return f"{a} − {b} · {printed(c.metric_name)}{fewer}"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from markupsafe import Markup
 
-from softeval.reports.contrasts import mode_arms
+from softeval.reports.contrasts import Side, mode_arms
 from softeval.reports.differences import Curve, CurveDifference, lane_curve, order_parts
 from softeval.reports.drawing import (
     INK,
@@ -80,7 +80,13 @@ class Panel:
     @property
     def baseline(self) -> str:
         """What the differences are against; "" where there are none."""
-        return self.differences[0].b.name if self.differences else ""
+        return self.line_of(self.differences[0].b) if self.differences else ""
+
+    def line_of(self, side: Side) -> str:
+        """The line of a side of a difference: an arm's, or a mode's."""
+        if side.name in [curve.name for curve in self.curves]:
+            return side.name
+        return next(curve.name for curve in self.curves if curve.mode == side.mode)
 
 
 @dataclass(frozen=True, eq=False)
@@ -356,19 +362,11 @@ def _span(name: str, band: Band) -> pd.DataFrame:
 
 def _draw_differences(axes: Axes, panel: Panel, named: Looks) -> None:
     axes.axhline(0, color=INK, lw=0.8)
-    found = [(_line_of(d, panel), d) for d in panel.differences]
+    found = [(panel.line_of(d.a), d) for d in panel.differences]
     lines(axes, [_span(name, d.band) for name, d in found], named)
     for name, d in found:
         if d.order.word == "cross" and (meeting := d.meeting()) is not None:
             axes.plot(meeting, 0, "o", mfc="none", mec=named[name].colour, ms=9, mew=1.2)
-
-
-def _line_of(difference: CurveDifference, panel: Panel) -> str:
-    """The line of which a difference is shown: an arm's, or a mode's."""
-    names = [curve.name for curve in panel.curves]
-    if difference.a.name in names:
-        return difference.a.name
-    return next(curve.name for curve in panel.curves if curve.mode == difference.a.mode)
 
 
 SECTION = Section("curves", "pass@k", "pass@k", {"pass@k": _parts, "Extrapolation": beyond_parts})

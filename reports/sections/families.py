@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from markupsafe import Markup
 
-from softeval.reports.layout import Paragraph, Part, Section
+from softeval.reports.layout import QUIET, Paragraph, Part, Section
 from softeval.reports.material import Material
 from softeval.reports.measured.arms import Arm
 from softeval.reports.measured.attribution import REFERENCE, of_cell, read_attribution
@@ -58,8 +58,6 @@ UNKNOWN = TableCell("–", detail="not measured")
 def _parts(material: Material) -> Iterator[Part]:
     """A table of each task and arm."""
     arms, tried = material.arms, False
-    if arms.tasks:
-        yield Paragraph(EXPLANATION)
     for task in arms.tasks:
         for arm in arms.arms:
             frames = [read_attribution(c) for c in arm.checkpoints]
@@ -70,6 +68,8 @@ def _parts(material: Material) -> Iterator[Part]:
             if rows:
                 title = f"{task}, {name}"
                 yield Table(title, COLUMNS, rows, f"{title}: modes side by side")
+    if arms.tasks:
+        yield Paragraph(EXPLANATION, QUIET)
     if arms.tasks and not tried:
         yield Paragraph(NOT_TRIED)
 
