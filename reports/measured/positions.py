@@ -74,15 +74,12 @@ def read_chunks(
         UserError: the table is damaged.
     """
     for group in sequences(run.table_path(table), (*cell, "doc_id", "sample"), values):
-        code_RC = np.stack([_codes(group[name]) for name in cell], -1)
+        codes = (group[name].combine_chunks().dictionary_encode().indices for name in cell)
+        code_RC = np.stack([code.to_numpy() for code in codes], -1)
         changes = np.flatnonzero((code_RC[1:] != code_RC[:-1]).any(1)) + 1
         for first, last in zip([0, *changes], [*changes, len(code_RC)], strict=True):
             if last > first:
                 yield _chunk(group.slice(first, last - first).combine_chunks(), values, cell)
-
-
-def _codes(column: pa.ChunkedArray) -> np.ndarray:
-    return column.combine_chunks().dictionary_encode().indices.to_numpy()
 
 
 def _chunk(rows: pa.Table, values: Sequence[str], cell: Sequence[str]) -> Chunk:

@@ -290,18 +290,14 @@ def _draw_positions(
     axes: Axes, scores: Sequence[KLScore], named: Looks, floor: float | None
 ) -> None:
     axes.set_title(scores[0].kind, fontsize=9, fontweight="normal")
-    drawn = [(s.name, _middles(s.profile), s.profile) for s in scores]
+    halves = [(np.diff(s.profile.start[:2]).sum() or 1) / 2 + 0.5 for s in scores]  # of a bin
+    drawn = [(s.name, s.profile.start + h, s.profile) for s, h in zip(scores, halves, strict=True)]
     profiles(axes, drawn, named)
     axes.set_xlabel("position")
     axes.set_ylabel("nats")
     axes.set_yscale("symlog", linthresh=floor or LINEAR)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter("{x:g}")
-
-
-def _middles(profile: Profile) -> np.ndarray:
-    """Middle of each bin."""
-    return profile.start + (np.diff(profile.start[:2]).sum() or 1) / 2 + 0.5
 
 
 SECTION = Section("kl", "KL", "KL to the base model", {"KL": _parts})

@@ -38,9 +38,7 @@ def _answer(material: Material) -> Iterator[Part]:
     gained = gains(material.comparisons, mine[0].metric.task if mine else None)
     told = [lead_of_training(gained, material.differences[0])] if gained else []
     if mine and not all(c in gained for c in mine):
-        known = {(s.name, s.mode, c.metric.k) for c in gained for s in (c.a, c.b)}
-        repeated = all((s.name, s.mode, c.metric.k) in known for c in mine for s in (c.a, c.b))
-        told.append(lead(arms, mine, material.options.margin, repeated))
+        told.append(lead(arms, mine, material.options.margin, gained))
     told = told or [s.text for s in scores_told(arms)[:1]]
     if others := len(primary) - len(mine):
         told.append(f"{others} more primary comparison{'s'[: others > 1]}: see the verdict.")
@@ -105,8 +103,10 @@ def _order_told(d: CurveDifference) -> str:
             return "the same curve" if word == "coincide" else "curves not told apart"
 
 
-def lead(arms: Arms, mine: Sequence[Comparison], margin: float, repeated: bool = False) -> str:
-    """What the reference solves, and what solves more or less; `repeated`: the levels were just told."""
+def lead(
+    arms: Arms, mine: Sequence[Comparison], margin: float, gained: Sequence[Comparison] = ()
+) -> str:
+    """What the reference solves, and what solves more or less; nothing again of what was `gained`."""
     first, b = mine[0], mine[0].b
     of_modes = first.a.mode != b.mode
     names = [
@@ -117,8 +117,8 @@ def lead(arms: Arms, mine: Sequence[Comparison], margin: float, repeated: bool =
     where += "" if of_modes else f" under {b.mode.family} inference"
     where += f" with {side_name(whole(arms, b))}" if of_modes and len(arms.arms) > 1 else ""
     metric = "greedy pass@1" if first.metric.mode.is_greedy else f"pass@{first.metric.k}"
-    start = f"{where}, {names[0]} solves {points(first.contrast.mean_b)} % at {metric}; "
-    start = f"Against {names[0]} at {metric}, " if repeated else start
+    known = {(s.name, s.mode, c.metric.k) for c in gained for s in (c.a, c.b)}
+    repeated = all((s.name, s.mode, c.metric.k) in known for c in mine for s in (c.a, c.b))
     parts: list[str] = []
     for word, told in WORDS.items():
         those = [
@@ -127,7 +127,12 @@ def lead(arms: Arms, mine: Sequence[Comparison], margin: float, repeated: bool =
             if c.verdict.word == word
         ]
         parts += [told.format(listed(those, "and"), margin=margin_text(margin))] if those else []
-    return f"{start}{'; '.join(parts)}."
+    start = f"{names[0]} solves {points(first.contrast.mean_b)} % at {metric}; "
+    if repeated:
+        start = f"Against {names[0]} at {metric}, "
+    elif of_modes or not any(c.a.mode.family == b.mode.family for c in gained):
+        start = f"{where}, {start}"
+    return f"{start[0].upper()}{start[1:]}{'; '.join(parts)}."
 
 
 def levels(arms: Arms, comparisons: Sequence[Comparison], task: str) -> dict[str, Any]:
