@@ -187,6 +187,14 @@ def test_shards_and_diagnosis_are_commands_between_training_and_report(tmp_path:
     assert cell.reported == (train.folder, merge.folder)
 
 
+def test_shards_of_another_number_are_refused_before_anything_is_started(tmp_path: Path) -> None:
+    cells_of(tmp_path, grid={}, seeds=0, shards=2)
+    (tmp_path / "out" / "soft-seed-0" / "shards" / "shard-1-of-2").mkdir(parents=True)
+    cells_of(tmp_path, grid={}, seeds=0, shards=2)
+    with pytest.raises(UserError, match="shards holds shards of 2, not 3; divide as there, or give"):
+        cells_of(tmp_path, grid={}, seeds=0, shards=3)
+
+
 def test_recipes_to_choose_from_are_cells(tmp_path: Path) -> None:
     cells = cells_of(
         tmp_path, config=["demo", ["hard", "soft"]], grid={"limit": [10, 20]}, seeds=0, base=False

@@ -290,6 +290,29 @@ def test_a_training_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
     assert open_directory(tmp_path / "run", config, prints, record()) == run_id
 
 
+def test_a_training_belongs_to_what_config_json_says_and_to_its_mode_file(tmp_path: Path) -> None:
+    """A run that recorded neither goes on; one that did goes on with the same."""
+    modes = tmp_path / "modes.py"
+    modes.write_text("# none\n")
+    config, made = tiny_config(mode_file=str(modes)), record()
+    prints = dict.fromkeys(("base", "config", "train", "validation"), "")
+    before = {name: value for name, value in prints.items() if name != "config"}
+    run_id = open_directory(tmp_path / "run", config, before, made)
+    path = tmp_path / "run" / "train.json"
+    there = json.loads(path.read_text())
+    del there["identity"]["mode_source"]
+    path.write_text(json.dumps(there))
+    assert open_directory(tmp_path / "run", config, prints, made) == run_id
+    for prints["config"] in ("1", None):
+        assert open_directory(tmp_path / f"run-{prints['config']}", config, prints, made)
+        assert open_directory(tmp_path / f"run-{prints['config']}", config, prints, made)
+    with pytest.raises(UserError, match=r"config\.json or end tokens differ\); restore it, or give"):
+        open_directory(tmp_path / "run-1", config, prints | {"config": "2"}, made)
+    modes.write_text("# another\n")
+    with pytest.raises(UserError, match="mode_source"):
+        open_directory(tmp_path / "run-1", config, prints, made)
+
+
 def test_processes_wait_for_a_slow_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     import accelerate
 

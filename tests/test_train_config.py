@@ -115,6 +115,10 @@ def test_an_unknown_recipe_gets_a_suggestion() -> None:
     ("options", "match"),
     [
         ({"num_generations": 1}, "--group-size 2"),
+        (
+            {"num_generations": 1, "algorithm": "reinforce_plus_plus", "dynamic_sampling": True},
+            "--dynamic-sampling replaces groups of equal rewards, and one sample is always",
+        ),
         ({"num_iterations": 2, "method": "soft"}, "on-policy"),
         ({"num_iterations": 2, "method": "fuzzy"}, "1420 nats"),
         ({"num_iterations": 2, "method": "hard"}, "on-policy"),

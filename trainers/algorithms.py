@@ -265,6 +265,11 @@ def check_rollouts(config: TrainConfig) -> None:
         )
     if config.sequences < 2:
         raise ValueError("one sequence has nothing to be compared with; raise --prompts-per-step")
+    if config.dynamic_sampling and config.num_generations == 1:
+        raise ValueError(
+            "--dynamic-sampling replaces groups of equal rewards, and one sample is always such a "
+            "group; set --group-size 2 or more, or leave it out"
+        )
     _check_ratios(config)
     if config.overlong_cache > config.cot_cap:
         raise ValueError(

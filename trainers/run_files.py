@@ -23,6 +23,7 @@ from typing import Any
 from softeval.display import Screen, duration
 from softeval.errors import UserError
 from softeval.files import LOCK, beside, write_bytes, write_json
+from softeval.modes import mode_source
 from softeval.protocol import PAPER
 from softeval.publishing import begin_trackers, log_table
 from softeval.records import RANDOM_NUMBERS
@@ -63,6 +64,8 @@ def identity_of(config: TrainConfig) -> dict[str, Any]:
     rules = rules_name(Rules(config.scorer))
     drawn = {"random_numbers": RANDOM_NUMBERS}
     own = {} if config.reward is None else {"reward_source": source_hash(config.reward)}
+    if config.mode_file is not None:
+        own["mode_source"] = mode_source(config.mode_file)
     protocol = config.selected_protocol()
     fields |= {
         "apply_chat_template": protocol.chat,
@@ -76,14 +79,17 @@ def identity_of(config: TrainConfig) -> dict[str, Any]:
 
 
 def open_directory(
-    folder: Path, config: TrainConfig, fingerprints: Mapping[str, str], record: TrainingRecord
+    folder: Path,
+    config: TrainConfig,
+    fingerprints: Mapping[str, str | None],
+    record: TrainingRecord,
 ) -> str:
     """Make the directory of a run, or check that it holds this one; the run's id among trackers.
 
     Args:
         folder: the directory.
         config: must agree when the run is continued, but for what changes no number.
-        fingerprints: hashes of base and questions, which must agree too.
+        fingerprints: hashes of base and questions, which must agree too; None where there is none.
         record: also written to train.json.
 
     Raises:
@@ -93,7 +99,7 @@ def open_directory(
     identity = identity_of(config)
     if path.is_file():
         found = _read(path)
-        _check(folder, identity, _with_former_defaults(found["identity"]))
+        _check(folder, identity, _with_former_defaults(found["identity"], identity))
         _check_fingerprints(folder, fingerprints, found.get("fingerprints", {}))
         if (
             found["config"].get("max_steps") != config.max_steps
@@ -307,6 +313,8 @@ def _has_foreign_content(folder: Path) -> bool:
 _CHANGED = {
     "base": "the model is no longer the checkpoint that this run began with (its weights differ); "
     "restore it",
+    "config": "the model is no longer the checkpoint that this run began with (its config.json or end "
+    "tokens differ); restore it",
     "train": "the training questions, their labels or tokens are no longer those that this run "
     "began with; restore them",
     "validation": "the validation questions, their labels or tokens are no longer those that this "
@@ -314,10 +322,13 @@ _CHANGED = {
 }
 
 
-def _check_fingerprints(folder: Path, ours: Mapping[str, str], theirs: Mapping[str, str]) -> None:
+def _check_fingerprints(
+    folder: Path, ours: Mapping[str, str | None], theirs: Mapping[str, str | None]
+) -> None:
     """Compare hashes; a run that recorded none is taken at its word."""
     for name, changed in _CHANGED.items():
-        if theirs.get(name, ours[name]) != ours[name]:
+        now, there = ours.get(name), theirs.get(name)
+        if None not in (now, there) and now != there:
             raise UserError(f"{folder}: {changed}, or give another --output-path")
 
 
@@ -342,11 +353,12 @@ _ADDED = {
 """Fields that were added later, with what they were before."""
 
 
-def _with_former_defaults(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """An identity with what runs did before they recorded it."""
+def _with_former_defaults(identity: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity with what runs did before they recorded it; code that they did not, as it is now."""
     noisy = identity.get("method") != "hard"
     former = {"score_error": "recomputed"} if noisy else {}
     former |= {"random_numbers": "numpy"}
+    former |= {name: now[name] for name in ("mode_source",) if name in now}
     return former | {"scorer": "math-verify"} | _ADDED | dict(identity)
 
 

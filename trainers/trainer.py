@@ -22,7 +22,7 @@ from softeval.display import make_screen
 from softeval.errors import UserError
 from softeval.files import check_space, full_disk, locked, recover
 from softeval.model.checkpoint import torch_device
-from softeval.model.weights import weights_hash
+from softeval.model.weights import config_hash, weights_hash
 from softeval.modes import get_mode
 from softeval.processes import Interruption, Processes, Stopped
 from softeval.publishing import HubRepository, tracking
@@ -146,7 +146,8 @@ class Trainer:
         self.learner = learner(config, self.trainee, self.questions, processes)
         run_id = ""
         if processes.is_main:
-            prints = {"base": weights_hash(lm.model), **self.questions.fingerprints()}
+            prints = {"base": weights_hash(lm.model), "config": config_hash(lm)}
+            prints |= self.questions.fingerprints()
             run_id = run_files.open_directory(folder, config, prints, self.record)
             # One more of each while a new one is written beside the old.
             state, checkpoint = self.trainee.bytes_on_disk

@@ -323,14 +323,18 @@ def run_folder(config: RunConfig) -> Path:
     named = RUNS / f"{date.today():%Y-%m-%d}-{_name(config)}"
     folder = Path(config.output_path or named).expanduser()
     if config.shard is not None:
-        _refuse_other_shards(folder, config.shard)
+        refuse_other_shards(folder, config.shard)
         folder /= config.shard.folder
     rundir.check_place(folder)
     return folder
 
 
-def _refuse_other_shards(folder: Path, shard: Shard) -> None:
-    """Refuse to lay a shard beside those of another division, or into a run."""
+def refuse_other_shards(folder: Path, shard: Shard) -> None:
+    """Refuse to lay a shard beside those of another division, or into a run.
+
+    Raises:
+        UserError: naming the division that is there.
+    """
     others = {p.name.rpartition("-of-")[2] for p in folder.glob("shard-*-of-*")}
     others.discard(str(shard.count))
     if others:

@@ -34,6 +34,7 @@ from softeval.modes import MODES, mode_record
 from softeval.options import read_options, read_pairs
 from softeval.runs import config as evaluation
 from softeval.runs.cells import chosen_benchmarks, question_count
+from softeval.runs.request import refuse_other_shards
 from softeval.sweeps.chain import Command, SweepCell
 from softeval.trainers import config as training
 from softeval.trainers.config import TrainConfig
@@ -302,9 +303,11 @@ def _evaluation(
     if shards == 1:
         return [Command((*arguments, str(place)), place, needs)]
     parts = place.with_name(place.name.replace("run", "shards"))
+    divided = [evaluation.Shard(i, shards) for i in range(1, shards + 1)]
+    refuse_other_shards(parts, divided[0])
     found = [
         Command((*arguments, str(parts), "--shard", str(part)), parts / part.folder, needs)
-        for part in (evaluation.Shard(i, shards) for i in range(1, shards + 1))
+        for part in divided
     ]
     merge = ("merge", str(parts), "--output-path", str(place))
     return [*found, Command(merge, place, tuple(found))]

@@ -6,8 +6,8 @@ finite number:
     def short_and_right(sample: RewardInput) -> float:
         return sample.reward - 0.1 * sample.cot_tokens
 
-It runs in this process, unguarded: it is the user's own code. Its source is part of what must agree
-when a run is continued.
+It runs in this process, unguarded: it is the user's own code. The file in which it stands is part of
+what must agree when a run is continued; what that file imports is not.
 """
 
 from __future__ import annotations
