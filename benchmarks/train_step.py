@@ -221,7 +221,7 @@ class Clock:
 def our_steps(lm: Any, method: str, naive: bool = False) -> Iterator[dict[str, float]]:
     """Whole steps of ours: rollout, training pass, optimizer. Rewards are made up."""
     from softeval.decoding.decoder import Decoder, Question
-    from softeval.model.output_head import output_head
+    from softeval.model.output_head import can_share, output_head
     from softeval.model.stopping import Limits
     from softeval.modes import get_mode
     from softeval.trainers.algorithms import ALGORITHMS
@@ -236,7 +236,8 @@ def our_steps(lm: Any, method: str, naive: bool = False) -> Iterator[dict[str, f
     )
     weights = MasterWeights(lm.model)
     optimization = Optimization(weights, Schedule(1e-6, 0, 10**6))
-    passes = TrainingPass(lm, output_head(lm), weights, policy, micro_batch=MICRO)
+    share = can_share(lm.model)
+    passes = TrainingPass(lm, output_head(lm), weights, policy, micro_batch=MICRO, share=share)
     ids = [tuple(lm.tokenizer.encode(text)) for text in prompts()]
     step = 0
     while True:

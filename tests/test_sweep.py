@@ -191,7 +191,9 @@ def test_shards_of_another_number_are_refused_before_anything_is_started(tmp_pat
     cells_of(tmp_path, grid={}, seeds=0, shards=2)
     (tmp_path / "out" / "soft-seed-0" / "shards" / "shard-1-of-2").mkdir(parents=True)
     cells_of(tmp_path, grid={}, seeds=0, shards=2)
-    with pytest.raises(UserError, match="shards holds shards of 2, not 3; divide as there, or give"):
+    with pytest.raises(
+        UserError, match="shards holds shards of 2, not 3; divide as there, or give"
+    ):
         cells_of(tmp_path, grid={}, seeds=0, shards=3)
 
 

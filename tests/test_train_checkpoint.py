@@ -306,7 +306,9 @@ def test_a_training_belongs_to_what_config_json_says_and_to_its_mode_file(tmp_pa
     for prints["config"] in ("1", None):
         assert open_directory(tmp_path / f"run-{prints['config']}", config, prints, made)
         assert open_directory(tmp_path / f"run-{prints['config']}", config, prints, made)
-    with pytest.raises(UserError, match=r"config\.json or end tokens differ\); restore it, or give"):
+    with pytest.raises(
+        UserError, match=r"config\.json or end tokens differ\); restore it, or give"
+    ):
         open_directory(tmp_path / "run-1", config, prints | {"config": "2"}, made)
     modes.write_text("# another\n")
     with pytest.raises(UserError, match="mode_source"):

@@ -7,13 +7,16 @@ import math
 import pytest
 import torch
 from conftest import mostly_slow
+from tiny import CONFIGS, FAMILIES
 from torch import Tensor
 from train_cases import directional_derivative, made_generation, tiny_gpt2, tiny_lm
+from transformers import AutoModelForCausalLM
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from softeval.decoding.decoder import Decoder, Question
 from softeval.decoding.randomness import NoiseFeed, SampleRandomness
 from softeval.model.language_model import LanguageModel
-from softeval.model.output_head import output_head
+from softeval.model.output_head import can_share, last_hidden, output_head
 from softeval.model.stopping import Limits
 from softeval.modes import Draws, Mode, Randomness, Seen, Taken, get_mode
 from softeval.records import Generation
@@ -21,7 +24,6 @@ from softeval.trainers.losses import (
     Batch,
     LogProbs,
     Policy,
-    Reduction,
     Reference,
     collate,
     log_probs,
@@ -127,6 +129,32 @@ def test_gradient_equals_finite_differences(method: str, tied: bool) -> None:
             )
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_rows_have_in_common_is_computed_once_with_the_same_gradient(family: str) -> None:
+    """Of every weight and input; longer than the windows of those that slide."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(CONFIGS[family](), dtype=torch.float32).eval()
+    assert can_share(model)
+    layer = next(m for m in model.modules() if isinstance(m, GradientCheckpointingLayer))
+    positions: list[int] = []
+    layer.register_forward_pre_hook(lambda _, args: positions.append(args[0].shape[:2].numel()))
+    inputs = torch.randn(3, 22, 32)
+    inputs[:, :13] = inputs[0, :13]
+    found = []
+    for shared in (0, 13):
+        hidden = last_hidden(model, inputs.requires_grad_(), shared)
+        used = [inputs, *model.base_model.parameters()]
+        rows, *gradients = torch.autograd.grad(hidden.sin().sum(), used, allow_unused=True)
+        assert rows is not None
+        found.append([hidden.detach(), rows[:, :13].sum(0), rows[:, 13:], *gradients])
+    assert positions == [3 * 22, 13, 3 * 9]
+    for whole, once in zip(*found, strict=True):
+        if whole is None or once is None:
+            assert whole is once  # the embedding, whose rows are made outside
+        else:
+            assert float((once - whole).norm()) <= 1e-4 * float(whole.norm())
+
+
 def test_detaching_the_embedding_changes_its_gradient_only() -> None:
     lm = tiny_lm(torch.float64)
     mode = MODES["soft"]
@@ -148,7 +176,7 @@ def test_the_mean_over_elements_divides_the_cot_term_by_the_width() -> None:
     lm, mode = tiny_lm(), MODES["soft"]
     found = rollouts(lm, mode, 2)
     both = []
-    for reduction in Reduction:
+    for reduction in ("sum", "mean"):
         policy = policy_of(lm, mode, reduction=reduction)
         batch = batch_of(lm, found, policy)
         both.append(log_probs(lm, output_head(lm), batch, policy))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from itertools import chain
 from types import SimpleNamespace
 from typing import Any
@@ -118,8 +119,10 @@ def test_replaced_groups_count_among_what_was_drawn() -> None:
     assert metrics["reward/success_drawn"] == 0.25 and metrics["reward/success"] == 0
 
 
-def pass_over(micro_batch: int | None = None) -> tuple[TrainingPass, MasterWeights]:
-    lm = tiny_lm()
+def pass_over(
+    micro_batch: int | None = None, dtype: torch.dtype = torch.float32
+) -> tuple[TrainingPass, MasterWeights]:
+    lm = tiny_lm(dtype)
     mode = get_mode("soft_sample")
     weights = MasterWeights(lm.model)
     policy = Policy(mode)
@@ -173,6 +176,33 @@ def test_sequences_of_advantage_zero_are_left_out_unless_wanted() -> None:
     assert passes.run(made, nothing, PassPlan(4, keep_first=True)).sums["sequences"] == 1
     assert all(m.grad is None or not m.grad.any() for m in weights.masters)
     assert passes.run([], nothing, PassPlan(4, keep_first=False)).sums["sequences"] == 0
+
+
+def test_prompts_of_several_sequences_are_passed_once_a_part_with_the_same_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In parts of four; one sequence that is left is passed as it is."""
+    lm, prompts = tiny_lm(torch.float64), [0] * 6 + [1] * 5 + [2] * 2
+    asked = [made_generation(lm, (9, 1, 1, 1), sample=n).prompt_ids for n in range(3)]
+    made = [made_generation(lm, (9, n % 4 + 1, 1, 2), sample=n) for n in range(13)]
+    made = [replace(g, prompt_ids=asked[p]) for g, p in zip(made, prompts, strict=True)]
+    plain, parts = training_pass.collate, []
+
+    def watched(rollouts: Any, *rest: Any, **options: Any) -> Any:
+        batch = plain(rollouts, *rest, **options)
+        parts.append((len({g.prompt_ids.tobytes() for g in rollouts}), batch.rows, batch.shared))
+        return batch
+
+    monkeypatch.setattr(training_pass, "collate", watched)
+    gradients = []
+    for share in (False, True):
+        passes, weights = pass_over(4, torch.float64)
+        passes.share = share
+        passes.run(made, torch.linspace(-1, 1, 13), PassPlan(13))
+        gradients.append([m.grad for m in weights.masters if m.grad is not None])
+    assert [shared for _, _, shared in parts[:4]] == [0] * 4 and parts[0][0] > 1
+    assert sorted(parts[4:]) == [(1, 1, 0), (1, 2, 8), (1, 2, 8), (1, 4, 8), (1, 4, 8)]
+    assert relative_distance(*reversed(gradients)) < 1e-6  # norms are float32 all the same
 
 
 @pytest.mark.parametrize(("device", "size"), [("cuda", 10), ("cpu", 16)])

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from softeval.decoding.kl import exact_kl
 from softeval.model.embedding import InputEmbedding
-from softeval.model.output_head import HeadGradient, HeadRule, OutputHead, accumulate
+from softeval.model.output_head import HeadGradient, HeadRule, OutputHead, accumulate, wide_zeros
 
 
 class Mixture(NamedTuple):
@@ -191,7 +191,7 @@ class _Mixture(torch.autograd.Function):
         softmax = _Softmax(weight_WD, bias_W, ctx.temperature, ctx.rule)
         mixer = _Mixer(softmax, matrix_WD, scale)
         head = HeadGradient(weight_WD, bias_W, ctx.needs_input_grad[1:3])
-        grad_matrix = _wide_zeros(matrix_WD) if ctx.needs_input_grad[3] else None
+        grad_matrix = wide_zeros(matrix_WD) if ctx.needs_input_grad[3] else None
         grad_hidden_ND = torch.empty_like(hidden_ND)
         for rows in _chunks(len(hidden_ND), ctx.rule.chunk):
             grad_hidden_ND[rows] = mixer.pull_back(
@@ -276,10 +276,6 @@ def _chunks(rows: int, size: int) -> list[slice]:
 
 def _wide(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
-
-
-def _wide_zeros(tensor: Tensor) -> Tensor:
-    return torch.zeros_like(tensor, dtype=_wide(tensor))
 
 
 def _like(grad: Tensor | None, parameter: Tensor | None) -> Tensor | None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from enum import StrEnum
+from typing import Literal
 
 import numpy as np
 import torch
@@ -64,6 +64,7 @@ class Batch:
         fed_ND: vectors fed in the CoT, in the model's dtype; None where tokens were fed.
         record_NR: what the mode recorded for its log-probability, float32; None for nothing.
         drawn_NX: standard normals that the rollouts drew, float32; None where they drew none.
+        shared: first positions that are computed once, all rows having them in common.
     """
 
     ids_BT: Tensor
@@ -72,6 +73,7 @@ class Batch:
     fed_ND: Tensor | None
     record_NR: Tensor | None = None
     drawn_NX: Tensor | None = None
+    shared: int = 0
 
     @property
     def rows(self) -> int:
@@ -90,6 +92,7 @@ def collate(
     mode: Mode,
     draws: Draws,
     seed: int = 0,
+    one_prompt: bool = False,
 ) -> Batch:
     """Pad rollouts to one batch.
 
@@ -100,6 +103,7 @@ def collate(
         mode: that made the CoTs.
         draws: the random numbers of its steps.
         seed: of the rollouts' random numbers; the noise is keyed, so it is drawn again, not stored.
+        one_prompt: all are of one, which is computed once but for its last token, which chooses.
     """
     length = max(g.length for g in rollouts)
     ids_BT = np.zeros((len(rollouts), length), dtype=np.int64)
@@ -126,6 +130,7 @@ def collate(
         fed_ND=fed_ND,
         record_NR=record_NR,
         drawn_NX=drawn_NX,
+        shared=cot_starts[0] - 1 if one_prompt and len(rollouts) > 1 else 0,
     )
 
 
@@ -148,17 +153,6 @@ def _kept(values: Tensor | None) -> Tensor:
     return values
 
 
-class Reduction(StrEnum):
-    """How the D elements of a soft step make one log-probability.
-
-    SUM is the density (paper). MEAN divides it by D, which weighs the CoT against the answer
-    differently and changes nothing in a hard CoT.
-    """
-
-    SUM = "sum"
-    MEAN = "mean"
-
-
 @dataclass(frozen=True)
 class Policy:
     """What was sampled from; everything a log-probability depends on besides the weights.
@@ -166,7 +160,8 @@ class Policy:
     Attributes:
         mode: sampled mode of the CoT.
         answer_temperature: τ of the answer tokens.
-        reduction: over the D elements of a soft step.
+        reduction: of the D elements of a soft step to one log-probability. The sum is the density
+            (paper); the mean weighs the CoT against the answer differently and changes no hard CoT.
         detach_embedding: treat E as a constant in the mixture.
         recorded_noise: score a soft step by the noise that the rollout drew, rather than by its
             distance from the mixture that this pass makes (`softeval.modes.gaussian`).
@@ -175,7 +170,7 @@ class Policy:
 
     mode: Mode
     answer_temperature: float = 1.0
-    reduction: Reduction = Reduction.SUM
+    reduction: Literal["sum", "mean"] = "sum"
     detach_embedding: bool = False
     recorded_noise: bool = True
     seed: int = 0
@@ -258,7 +253,8 @@ def teacher_forced_inputs(embedding: InputEmbedding, batch: Batch) -> Tensor:
 
 def policy_hidden(lm: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """(N, D) and (M, D) last hidden states whose logits chose the CoT and the answer."""
-    hidden = last_hidden(lm.model, teacher_forced_inputs(lm.embedding, batch)).flatten(0, 1)
+    inputs_BTD = teacher_forced_inputs(lm.embedding, batch)
+    hidden = last_hidden(lm.model, inputs_BTD, batch.shared).flatten(0, 1)
     return hidden[batch.cot.source_N], hidden[batch.answer.source_N]
 
 
@@ -282,7 +278,7 @@ def log_probs(
     answer_M = token_log_probs(answer_MD, batch.answer.ids_N, head, policy.answer_temperature)
     steps = ChunkedSteps(cot_ND, head, lm.embedding, policy.recorded_noise, policy.detach_embedding)
     cot = steps.log_prob(policy.mode, batch.taken)
-    if policy.reduction is Reduction.MEAN and not policy.mode.feeds_tokens:
+    if policy.reduction == "mean" and not policy.mode.feeds_tokens:
         cot = replace(cot, log_prob_N=(1 / lm.embedding.width) * cot.log_prob_N)
     return LogProbs(cot, answer_M)
 

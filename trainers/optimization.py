@@ -178,7 +178,8 @@ class ShardedWeights(MasterWeights):
 
     def norm(self) -> float:
         """Euclidean norm of the gradient that all processes hold together."""
-        parts = [_local(m.grad) for m in self.masters if m.grad is not None]
+        gradients = [m.grad for m in self.masters]
+        parts = [g.to_local() for g in gradients if isinstance(g, DTensor)]
         return math.sqrt(self.processes.totals({"square": gradient_norm(parts) ** 2})["square"])
 
     @torch.no_grad()
@@ -223,10 +224,6 @@ def _shard(model: nn.Module, processes: Processes, dtype: torch.dtype) -> None:
             reshard_after_forward=False,
             ignored_params=frozen,
         )
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 FUSED_DEVICES = ("cuda",)

@@ -11,7 +11,6 @@ Only the main process writes. Knows nothing of training.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 import uuid
@@ -34,6 +33,7 @@ from softeval.trainers.config import TrainConfig
 from softeval.trainers.learners.rewards import source_hash
 from softeval.trainers.metrics import Metrics
 
+Fingerprints = Mapping[str, str | None]
 RECORD = "train.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"
@@ -79,17 +79,14 @@ def identity_of(config: TrainConfig) -> dict[str, Any]:
 
 
 def open_directory(
-    folder: Path,
-    config: TrainConfig,
-    fingerprints: Mapping[str, str | None],
-    record: TrainingRecord,
+    folder: Path, config: TrainConfig, fingerprints: Fingerprints, record: TrainingRecord
 ) -> str:
     """Make the directory of a run, or check that it holds this one; the run's id among trackers.
 
     Args:
         folder: the directory.
         config: must agree when the run is continued, but for what changes no number.
-        fingerprints: hashes of base and questions, which must agree too; None where there is none.
+        fingerprints: hashes of base and questions, which must agree too.
         record: also written to train.json.
 
     Raises:
@@ -99,13 +96,12 @@ def open_directory(
     identity = identity_of(config)
     if path.is_file():
         found = _read(path)
-        _check(folder, identity, _with_former_defaults(found["identity"], identity))
+        _check(folder, identity, found["identity"])
         _check_fingerprints(folder, fingerprints, found.get("fingerprints", {}))
-        if (
-            found["config"].get("max_steps") != config.max_steps
-        ):  # a constant schedule's can be raised
+        # A constant schedule's can be raised.
+        if found["config"].get("max_steps") != config.max_steps:
             write_json(path, found | {"config": record.config, "command": record.command})
-        return str(found.get("run_id") or _path_id(folder))
+        return str(found["run_id"])
     if folder.exists() and (not folder.is_dir() or _has_foreign_content(folder)):
         raise UserError(f"{folder} is not empty and no training run; give another --output-path")
     try:
@@ -122,11 +118,6 @@ def open_directory(
 
 
 _IN_RECORD = ("config", "command", "data", "mode", "self_check", "versions")
-
-
-def _path_id(folder: Path) -> str:
-    """Of a run that recorded none."""
-    return hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
 
 
 def truncate_lines(path: Path, last_step: int) -> None:
@@ -300,7 +291,7 @@ TABLE = ("question", "cot", "answer", "target", "reward", "advantage")
 def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return {**found, "identity": found["identity"]}
+        return {**found, "identity": found["identity"], "run_id": found["run_id"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error}); give another --output-path") from None
 
@@ -322,9 +313,7 @@ _CHANGED = {
 }
 
 
-def _check_fingerprints(
-    folder: Path, ours: Mapping[str, str | None], theirs: Mapping[str, str | None]
-) -> None:
+def _check_fingerprints(folder: Path, ours: Fingerprints, theirs: Fingerprints) -> None:
     """Compare hashes; a run that recorded none is taken at its word."""
     for name, changed in _CHANGED.items():
         now, there = ours.get(name), theirs.get(name)
@@ -332,40 +321,16 @@ def _check_fingerprints(
             raise UserError(f"{folder}: {changed}, or give another --output-path")
 
 
-_ADDED = {
-    "algorithm": "rloo",
-    "apply_chat_template": False,
-    "chat_date": None,
-    "compile": False,
-    "curriculum": {},
-    "epsilon": None,
-    "epsilon_high": None,
-    "lr_schedule": "cosine",
-    "max_pass_rate": 1.0,
-    "min_pass_rate": 0.0,
-    "overlong_cache": 0,
-    "overlong_penalty": None,
-    "pass_rate_samples": None,
-    "reward": None,
-    "select_by": "success",
-    "validation_sets": [],
-}
-"""Fields that were added later, with what they were before."""
-
-
-def _with_former_defaults(identity: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """An identity with what runs did before they recorded it; code that they did not, as it is now."""
-    noisy = identity.get("method") != "hard"
-    former = {"score_error": "recomputed"} if noisy else {}
-    former |= {"random_numbers": "numpy"}
-    former |= {name: now[name] for name in ("mode_source",) if name in now}
-    return former | {"scorer": "math-verify"} | _ADDED | dict(identity)
+_ADDED = {"compile": False}
+"""Fields that were added since states can be read by this version, with what they were before."""
 
 
 def _check(folder: Path, identity: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Compare identities; a run that recorded no code of its mode file is taken at its word."""
+    former = _ADDED | {name: now for name, now in identity.items() if name == "mode_source"}
     differing = [
         f"{name}: {there} there, {now} now"
-        for name, now, there in differing_fields(identity, found)
+        for name, now, there in differing_fields(identity, {**former, **found})
     ]
     if differing:
         raise UserError(

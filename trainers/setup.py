@@ -14,7 +14,6 @@ needed.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -102,22 +101,8 @@ def planned_model(config: TrainConfig) -> Any:
     return meta_model(found, dtype, config.trust_remote_code)
 
 
-def keep_embedding_size(lm: LanguageModel, rms: float) -> None:
-    """Take E's size from the state of a run, so that σ stays what it was to the last bit.
-
-    Raises:
-        UserError: the checkpoint at hand is not the one the run began with.
-    """
-    if not math.isclose(rms, lm.embedding.rms, rel_tol=1e-6):
-        raise UserError(
-            f"{lm.path} is no longer the checkpoint this run began with (its embeddings differ); "
-            "restore it or give another --output-path"
-        )
-    lm.embedding = SizedEmbedding(lm.embedding.module, lm.embedding.vocab, rms)
-
-
 class SizedEmbedding(InputEmbedding):
-    """An input embedding whose root mean square is given rather than measured."""
+    """An input embedding whose root mean square is given, so that σ stays what it was to the last bit."""
 
     def __init__(self, module: nn.Module, vocab: int, rms: float) -> None:
         super().__init__(module, vocab)

@@ -45,7 +45,7 @@ from softeval.trainers.metrics import Metrics, is_finite, peak_memory, time_metr
 from softeval.trainers.questions import QuestionSet, load_questions, longest_sequence
 from softeval.trainers.rollout import validate
 from softeval.trainers.setup import (
-    keep_embedding_size,
+    SizedEmbedding,
     load_for_training,
     make_trainee,
     training_record,
@@ -133,7 +133,8 @@ class Trainer:
         assert processes.device is not None
         lm = load_for_training(config, processes.device)
         if saved is not None:
-            keep_embedding_size(lm, saved.state.embedding_rms)
+            former = saved.state.embedding_rms
+            lm.embedding = SizedEmbedding(lm.embedding.module, lm.embedding.vocab, former)
         self.questions: QuestionSet = load_questions(config, lm.vocabulary.encode, lm.tokenizer)
         self.questions = within_pass_rates(config, self.questions, lm, processes)
         lengths = longest_sequence(config, lm, self.questions)

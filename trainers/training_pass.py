@@ -10,7 +10,7 @@ Knows nothing of how rollouts came about or of the optimizer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -54,6 +54,7 @@ SUMS = (
     "compared",
 )
 Result = TypeVar("Result")
+Parts = list[list[int]]
 
 CPU_MICRO_BATCH = 16
 """On a CPU larger passes are no faster and hold more activations."""
@@ -120,20 +121,22 @@ class MicroBatched:
         self.fitted: int | None = None
 
     def in_parts(
-        self, chosen: list[int], count: int, work: Callable[[Iterator[list[int]]], Result]
+        self, groups: Iterable[list[int]], count: int, work: Callable[[Parts], Result]
     ) -> Result:
-        """Do the work on the chosen of `count` sequences; anew in smaller parts if memory runs out.
+        """Do the work on groups of `count` sequences; anew in smaller parts if memory runs out.
 
         Raises:
             UserError: it runs out where the processes must go together.
         """
         while True:
-            size = self.micro_batch or self._fitting(max(1, count))
-            parts = list(_parts(chosen, size))
+            if self.fitted is None and self.micro_batch is None:
+                self.fitted = CPU_MICRO_BATCH if self.lm.device.type == "cpu" else max(1, count)
+            size = self.micro_batch or self.fitted or 1
+            parts = [g[n : n + size] for g in groups for n in range(0, len(g), size)]
             idle = self.weights.passes(len(parts)) - len(parts)
             try:
                 with self.weights.passing():
-                    found = work(iter(parts))
+                    found = work(parts)
                     for _ in range(idle):
                         self._idle()
                     return found
@@ -155,11 +158,6 @@ class MicroBatched:
         logits = self.lm.model.get_output_embeddings()(hidden)
         (0 * (hidden.sum() + logits.sum())).backward()
 
-    def _fitting(self, count: int) -> int:
-        if self.fitted is None:
-            self.fitted = CPU_MICRO_BATCH if self.lm.device.type == "cpu" else count
-        return self.fitted
-
 
 class TrainingPass(MicroBatched):
     """Computes gradients.
@@ -173,6 +171,7 @@ class TrainingPass(MicroBatched):
         reference: the initial model, where its KL is wanted.
         beta: coefficient of that KL.
         skip_zero: leave out sequences of advantage zero.
+        share: pass the sequences of each prompt by themselves, the prompt once for all of a part.
         algorithm: makes the loss.
     """
 
@@ -187,6 +186,7 @@ class TrainingPass(MicroBatched):
         reference: Reference | None = None,
         beta: float = 0.0,
         skip_zero: bool = True,
+        share: bool = False,
         algorithm: Algorithm = ALGORITHMS["rloo"],
     ) -> None:
         super().__init__(lm, weights, micro_batch)
@@ -195,6 +195,7 @@ class TrainingPass(MicroBatched):
         self.reference = reference
         self.beta = beta
         self.skip_zero = skip_zero
+        self.share = share
         self.algorithm = algorithm
         self._sampled: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -222,8 +223,13 @@ class TrainingPass(MicroBatched):
         # Long sequences together: less padding. Python's sort is stable, so the order is certain.
         chosen.sort(key=lambda b: -rollouts[b].length)
         scales_2B = torch.stack([advantages_B * weights_B, weights_B])
+        groups: dict[bytes, list[int]] = {}
+        for b in chosen:
+            groups.setdefault(rollouts[b].prompt_ids.tobytes() if self.share else b"", []).append(b)
         return self.in_parts(
-            chosen, len(rollouts), lambda parts: self._run(rollouts, scales_2B, plan, parts)
+            groups.values(),
+            len(rollouts),
+            lambda parts: self._run(rollouts, scales_2B, plan, parts),
         )
 
     def _run(
@@ -231,7 +237,7 @@ class TrainingPass(MicroBatched):
         rollouts: Sequence[Generation],
         scales_2B: Tensor,
         plan: PassPlan,
-        parts: Iterator[list[int]],
+        parts: Parts,
     ) -> PassResult:
         result = PassResult(dict.fromkeys(SUMS, 0.0))
         for part in parts:
@@ -242,6 +248,7 @@ class TrainingPass(MicroBatched):
                 self.policy.mode,
                 self.policy.mode.draws(self.lm.embedding),
                 seed=self.policy.seed,
+                one_prompt=self.share,
             )
             self._add(batch, part, scales_2B[:, part].to(self.lm.device), plan, result)
         for part in result.parts.values():
@@ -376,8 +383,3 @@ def _count(found: LogProbs, batch: Batch, sums: dict[str, float]) -> None:
         sums["ties"] += float(cot.tied_N.sum())
     if cot.mismatched_N is not None:
         sums["mismatches"] += float(cot.mismatched_N.sum())
-
-
-def _parts(chosen: list[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(chosen), size):
-        yield chosen[start : start + size]

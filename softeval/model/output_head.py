@@ -22,6 +22,7 @@ from torch.nn.functional import linear
 from softeval.errors import UserError
 from softeval.model.embedding import on_device
 from softeval.model.language_model import NEVER, LanguageModel, LogitsDtype
+from softeval.model.layers import has_states, prompt_cache
 from softeval.model.mends import long_rope_limit
 
 CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}
@@ -103,8 +104,8 @@ class HeadGradient:
     """
 
     def __init__(self, weight_WD: Tensor, bias_W: Tensor | None, wanted: tuple[bool, bool]) -> None:
-        self.weight_WD = _zeros(weight_WD) if wanted[0] else None
-        self.bias_W = _zeros(bias_W) if wanted[1] and bias_W is not None else None
+        self.weight_WD = wide_zeros(weight_WD) if wanted[0] else None
+        self.bias_W = wide_zeros(bias_W) if wanted[1] and bias_W is not None else None
 
     def add(self, grad_nV: Tensor, hidden_nD: Tensor) -> None:
         """Add one chunk; `grad_nV` in the dtype of the product."""
@@ -143,20 +144,43 @@ def output_head(lm: LanguageModel, chunk: int | None = None) -> OutputHead:
     return head
 
 
-def last_hidden(model: Any, inputs_BTD: Tensor) -> Tensor:
-    """(B, T, D) last hidden states, causal, without a cache; rows padded on the right if at all.
+def last_hidden(model: Any, inputs_BTD: Tensor, shared: int = 0) -> Tensor:
+    """(B, T, D) last hidden states, causal; rows padded on the right if at all.
 
     Each is that of the sequence that ends there: under LongRoPE, positions below the limit are those
     of a pass that ends below it, as they were when the row was decoded.
+
+    Args:
+        model: the transformers model.
+        inputs_BTD: what it is fed.
+        shared: first positions that all rows have in common: they are computed once, and every row
+            attends to their keys and values (`can_share`).
     """
 
-    def states(inputs_BTD: Tensor) -> Tensor:
-        return model.base_model(inputs_embeds=inputs_BTD, use_cache=False).last_hidden_state
+    def states(inputs_BTD: Tensor, **memory: Any) -> Tensor:
+        fed = {"inputs_embeds": inputs_BTD, "use_cache": bool(memory), **memory}
+        return model.base_model(**fed).last_hidden_state
 
+    if shared > 0:
+        cache = prompt_cache(model.config)
+        first_1SD = states(inputs_BTD[:1, :shared], past_key_values=cache)
+        cache.batch_repeat_interleave(len(inputs_BTD))
+        rest_BRD = states(inputs_BTD[:, shared:], past_key_values=cache)
+        return torch.cat([first_1SD.expand(len(rest_BRD), -1, -1), rest_BRD], 1)
     limit = long_rope_limit(model.config)
     if limit is None or inputs_BTD.shape[1] <= limit:
         return states(inputs_BTD)
     return torch.cat([states(inputs_BTD[:, :limit]), states(inputs_BTD)[:, limit:]], 1)
+
+
+def can_share(model: Any) -> bool:
+    """Whether `last_hidden` may compute once what rows have in common.
+
+    Keys and values carry gradients; a recurrence's state, and LongRoPE's factors, which depend on the
+    whole length, do not fit. On an accelerator the kernels for such a mask are others: not measured.
+    """
+    fits = not has_states(model.config) and long_rope_limit(model.config) is None
+    return fits and model.device.type == "cpu"
 
 
 def keep_float32_head_live(module: nn.Module) -> None:
@@ -202,5 +226,6 @@ def accumulate(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
-def _zeros(tensor: Tensor) -> Tensor:
+def wide_zeros(tensor: Tensor) -> Tensor:
+    """Zeros to add up gradients in, at least float32."""
     return torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))

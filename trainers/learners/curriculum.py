@@ -18,7 +18,7 @@ Shapes: B sequences, T positions, M text tokens, D width.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,7 +43,7 @@ from softeval.trainers.losses import Choices, choices
 from softeval.trainers.metrics import Metrics, Update
 from softeval.trainers.questions import DataOrder, QuestionSet, TrainingQuestion
 from softeval.trainers.setup import Trainee
-from softeval.trainers.training_pass import MicroBatched
+from softeval.trainers.training_pass import MicroBatched, Parts
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class LessonPass(MicroBatched):
         """
         chosen = sorted(range(len(lessons)), key=lambda b: -lessons[b].length)
 
-        def work(parts: Iterator[list[int]]) -> float:
+        def work(parts: Parts) -> float:
             total = 0.0
             for part in parts:
                 batch = collate_lessons([lessons[b] for b in part], self.lm.device)
@@ -153,7 +153,7 @@ class LessonPass(MicroBatched):
                 total += float(loss.detach())
             return total
 
-        return self.in_parts(chosen, len(lessons), work)
+        return self.in_parts([chosen], len(lessons), work)
 
 
 class StagedLearning:

@@ -20,13 +20,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from softeval.files import replacing_directory
-from softeval.model.output_head import output_head
+from softeval.model.output_head import can_share, output_head
 from softeval.modes import Mode
 from softeval.options import fixed_size
 from softeval.processes import Processes
 from softeval.trainers.algorithms import make_algorithm
 from softeval.trainers.config import TrainConfig
-from softeval.trainers.losses import Policy, Reduction, Reference
+from softeval.trainers.losses import Policy, Reference
 from softeval.trainers.metrics import (
     Metrics,
     Update,
@@ -161,15 +161,21 @@ def due(every: int, step: int) -> bool:
     return every > 0 and (step == 1 or step % every == 0)
 
 
+FEWEST_SHARING = 4
+"""Samples of a question that have passes of their own; of fewer, all questions' go together."""
+
+
 def _training_pass(config: TrainConfig, trainee: Trainee) -> TrainingPass:
     policy = Policy(
         config.mode,
         config.answer_temperature,
-        Reduction(config.cot_logprob_reduction),
+        config.cot_logprob_reduction,
         config.detach_embedding_in_mixture,
         recorded_noise=config.soft_score_error != "recomputed",
         seed=config.seed,
     )
+    # A layer that is computed again, or has FSDP's hooks, is passed once for each backward pass.
+    twice = not (config.gradient_checkpointing or trainee.weights.is_sharded)
     return TrainingPass(
         trainee.lm,
         trainee.head,
@@ -179,6 +185,7 @@ def _training_pass(config: TrainConfig, trainee: Trainee) -> TrainingPass:
         reference=_reference(config, trainee),
         beta=config.beta,
         skip_zero=config.skip_zero_advantage,
+        share=twice and can_share(trainee.lm.model) and config.num_generations >= FEWEST_SHARING,
         algorithm=make_algorithm(config),
     )
 
