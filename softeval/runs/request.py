@@ -330,11 +330,7 @@ def run_folder(config: RunConfig) -> Path:
 
 
 def refuse_other_shards(folder: Path, shard: Shard) -> None:
-    """Refuse to lay a shard beside those of another division, or into a run.
-
-    Raises:
-        UserError: naming the division that is there.
-    """
+    """Refuse, by a UserError, to lay a shard beside those of another division, or into a run."""
     others = {p.name.rpartition("-of-")[2] for p in folder.glob("shard-*-of-*")}
     others.discard(str(shard.count))
     if others:
