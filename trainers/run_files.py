@@ -63,7 +63,9 @@ def identity_of(config: TrainConfig) -> dict[str, Any]:
     fields = config.model_dump(mode="json", exclude={*COSMETIC_FIELDS, *TOLD_ELSEWHERE})
     rules = rules_name(Rules(config.scorer))
     drawn = {"random_numbers": RANDOM_NUMBERS}
-    own = {} if config.reward is None else {"reward_source": source_hash(config.reward)}
+    own: dict[str, Any] = {}
+    if config.reward is not None:
+        own["reward_source"] = source_hash(config.reward)
     if config.mode_file is not None:
         own["mode_source"] = mode_source(config.mode_file)
     protocol = config.selected_protocol()
