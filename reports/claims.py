@@ -70,8 +70,6 @@ class Difference:
     def word(self, level: float = LEVEL) -> str:
         """Inside the region, outside, or neither."""
         low, high = self.contrast.at_level(level)
-        if not self.contrast.bounded and self.contrast.se == 0.0:
-            return "undecided"  # equal on every question: no variation to judge another one by
         if self.low < low and high < self.high:
             return "supported"
         return "refuted" if high < self.low or low > self.high else "undecided"
@@ -134,7 +132,7 @@ def hard_inference(evidence: Evidence) -> Iterator[Difference | str]:
             there = [m for m in arms.modes if arm.having((task, m)) and m.family != REFERENCE]
             others = [m for m in there if m.is_greedy == mode.is_greedy]
             if not others:
-                yield f"soft, fuzzy or other inference beside {mode} of {arms.name(arm)}"
+                yield f"other inference than hard, greedy and sampled, of {arms.name(arm)}"
             for other in others:
                 sides = (arm, success(mode, hard.k, other)), (arm, success(other, hard.k, mode))
                 yield from _differences(evidence, arms.name(arm), sides, (-MARGIN, inf))
@@ -203,7 +201,7 @@ def _parts(arms: Arms, task: str) -> dict[str, set[int]]:
     """Questions of each part of a task; empty where it has none."""
     found: dict[str, set[int]] = {}
     for run in arms.runs:
-        if task in run.datasets() and run.has_column("prompts", "group"):
+        if run.cells and task in run.datasets() and run.has_column("prompts", "group"):
             rows = run.prompts(["task", "doc_id", "group"])
             for name, docs in rows[rows["task"] == task].groupby("group")["doc_id"]:
                 found.setdefault(str(name), set()).update(docs)
@@ -312,7 +310,8 @@ def _kind(arm: Arm) -> str:
         return "trained elsewhere"
     base, dataset = (last_part(record.get(name)) for name in ("base", "dataset"))
     updates = record["step"] if chosen == "last" else (record.get("config") or {}).get("max_steps")
-    told = [f"{base}, trained on {dataset}", updates and f"{updates} updates", chosen]
+    told = [f"{base}, trained on {dataset}", updates and f"{updates} updates"]
+    told += [chosen and f"{chosen} checkpoint"]
     return ", ".join(filter(None, told))
 
 

@@ -35,7 +35,7 @@ import argparse
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -93,15 +93,22 @@ class ArithmeticProblem:
         operations = re.findall(r"([-+*])(\d+)", question)
         return cls(int(start[0]), tuple((sign, int(operand)) for sign, operand in operations))
 
+    def steps(
+        self, is_sloppy: Callable[[int, int], bool] = lambda place, value: False
+    ) -> list[tuple[str, int]]:
+        """Text and result of each step; place and value it starts from decide which are sloppy."""
+        value, found = self.start, []
+        for place, (sign, operand) in enumerate(self.operations):
+            asked, sloppy = f"{value}{sign}{operand}", is_sloppy(place, value)
+            value = apply_operation(value, sign, operand) + sloppy
+            found.append((f"{asked}{'~' if sloppy else '='}{value};", value))
+        return found
+
     @property
     def careful_steps(self) -> tuple[str, ...]:
         """The worked solution without a sloppy step, one text a step, as it stands after the prompt."""
-        value, steps = self.start, []
-        for sign, operand in self.operations:
-            result = apply_operation(value, sign, operand)
-            steps.append(f"{'' if steps else ' '}{value}{sign}{operand}={result};")
-            value = result
-        return tuple(steps)
+        first, *others = (text for text, _ in self.steps())
+        return (f" {first}", *others)
 
     @property
     def question(self) -> str:
@@ -116,23 +123,17 @@ class ArithmeticProblem:
     @property
     def answer(self) -> int:
         """The value of the chain."""
-        return self._value()
+        return self.steps()[-1][1]
 
     @property
     def sloppy_answer(self) -> int:
         """Its value where the first step is sloppy and no other."""
-        return self._value(first_error=1)
+        return self.steps(lambda place, value: place == 0)[-1][1]
 
     @property
     def draw(self) -> int:
         """0 to 99, each equally likely: a hash, which no small model can compute from the text."""
         return int(hashlib.sha256(f"salt{self.question}".encode()).hexdigest(), 16) % 100
-
-    def _value(self, first_error: int = 0) -> int:
-        value = self.start
-        for place, (sign, operand) in enumerate(self.operations):
-            value = apply_operation(value, sign, operand) + first_error * (place == 0)
-        return value
 
 
 def apply_operation(value: int, sign: str, operand: int) -> int:
@@ -169,14 +170,9 @@ def worked_solution(problem: ArithmeticProblem, rng: Random) -> str:
 
     The text starts with the space that follows ``Assistant:`` and ends with the closing brace.
     """
-    value = problem.start
-    text = " "
-    for sign, operand in problem.operations:
-        result = apply_operation(value, sign, operand)
-        sloppy = rng.random() < sloppy_probability(value)
-        text += f"{value}{sign}{operand}" + (f"~{result + 1};" if sloppy else f"={result};")
-        value = result + sloppy
-    return text + rf" The final answer is: \boxed{{{value}}}"
+    steps = problem.steps(lambda place, value: rng.random() < sloppy_probability(value))
+    text = "".join(text for text, _ in steps)
+    return rf" {text} The final answer is: \boxed{{{steps[-1][1]}}}"
 
 
 def draw_splits(seed: int = SPLIT_SEED) -> dict[str, list[ArithmeticProblem]]:

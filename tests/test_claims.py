@@ -26,7 +26,7 @@ from softeval.reports.measured.arms import (
     MeasuredRun,
     measure,
 )
-from softeval.reports.sections.claims import claim_rows
+from softeval.reports.sections.claims import claim_tables
 from softeval.runs.run import RecordedMode, load_run
 from softeval.statistics.contrast import compare_methods
 
@@ -190,12 +190,17 @@ def test_a_claim_is_refuted_where_it_is_false_and_undecided_where_nothing_tells(
     assert false.missing == unclear.missing == ()
 
 
+def told(finding: Finding) -> tuple[str, ...]:
+    """On what a claim was judged, and the verdict, as shown."""
+    return claim_tables([finding])[finding.group][0][1:3]
+
+
 def test_one_checkpoint_a_side_says_that_it_is_about_these_only():
     found = find_claims(world(seeds=1))
     assert {f.verdict for f in found if f.claim.number in "246a"} == {"supported"}
     [coverage] = [f for f in found if f.claim.number == "2"]
     assert {one.contrast.scope for one in coverage.differences} == {"these checkpoints only"}
-    assert next(claim_rows([coverage]))[2] == "supported (these checkpoints only)"
+    assert told(coverage) == ("arithmetic, these checkpoints only", "supported")
 
 
 def test_what_is_missing_is_named():
@@ -206,9 +211,7 @@ def test_what_is_missing_is_named():
     assert found["8"].verdict == "missing" and found["8"].missing == ("the untrained model",)
     assert found["3"].verdict == "undecided" and found["3"].missing == ("the untrained model",)
     assert found["5"].missing == tuple(
-        f"soft, fuzzy or other inference beside {mode} of {name}"
-        for name in ("hard", "soft")
-        for mode in ("hard_greedy", "hard_sample")
+        f"other inference than hard, greedy and sampled, of {name}" for name in ("hard", "soft")
     )
     soft = {f.claim.number: f for f in find_claims(world(modes=("soft_sample",)))}
     assert {soft[number].verdict for number in "123578"} == {"missing"}
@@ -236,8 +239,6 @@ def test_a_difference_is_judged_by_where_its_interval_lies():
     assert Difference("", contrast, contrast.diff, high + 1).word() == "undecided"
     assert Difference("", contrast, high + 0.1, np.inf).word() == "refuted"
     assert Difference("", contrast, -np.inf, low - 0.1).word() == "refuted"
-    same = compare_methods(np.full((3, 5), 0.5), np.zeros((3, 5)), bounded=False)
-    assert Difference("", same, 0.0, np.inf).word() == "undecided"
 
 
 def test_one_look_of_many_refutes_a_claim_only_at_the_level_of_all():
@@ -278,7 +279,7 @@ EDGE_MODES = ("hard_greedy", "hard_sample", "soft_greedy", "soft_sample")
 @pytest.mark.slow
 def test_a_claim_on_the_edge_is_supported_in_at_most_one_case_of_twenty():
     """Other questions and other seeds every time; by chance alone a claim may pass that often."""
-    cases, supported = 60, Counter()
+    cases, supported = 40, Counter()
     for case in range(1, 1 + cases):
         for truths, numbers in EDGES:
             drawn = {name: replace(truths[name], noise=0.1) for name in ("base", "hard", "soft")}
@@ -464,10 +465,10 @@ def test_many_seeds_against_one_checkpoint_speak_of_these_only(tmp_path: Path):
         ran(tmp_path / f"s{s}", "soft", right=[32] * 12, training={"train_seed": s}) for s in (0, 1)
     ]
     base, hard = (ran(tmp_path / m, m, right=[0] * 12) for m in ("base", "hard"))
-    found = {number: next(claim_rows([f])) for (number, _), f in said(*seeds, hard, base).items()}
-    assert found["2"][2] == "supported (these checkpoints only)"
-    alone = {number: next(claim_rows([f])) for (number, _), f in said(*seeds, base).items()}
-    assert alone["8"][2] == "supported"
+    found = {number: told(f) for (number, _), f in said(*seeds, hard, base).items()}
+    assert found["2"] == ("arithmetic, these checkpoints only", "supported")
+    alone = {number: told(f) for (number, _), f in said(*seeds, base).items()}
+    assert alone["8"] == ("arithmetic", "supported")
 
 
 def test_seeds_and_questions_that_not_all_have_are_named(tmp_path: Path):

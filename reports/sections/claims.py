@@ -8,50 +8,50 @@ from math import isfinite
 from softeval.reports.claims import Difference, Finding, find_claims
 from softeval.reports.layout import Paragraph, Part, Section
 from softeval.reports.material import Material
-from softeval.reports.tables import Table, TableCell, points
+from softeval.reports.tables import Table, TableCell
 from softeval.statistics.contrast import SCOPE_CHECKPOINTS
 
 CAPTION = (
     "A difference is supported where its 95 % interval lies where the claim says, refuted where it lies"
     " wholly elsewhere; a claim of several is supported if all of them are, and refuted if one is at 95 %"
-    " for all together. Parts of a task are shown beside and decide nothing. Points, nats a token, or"
-    " times the untrained model's."
+    " for all together. A word in parentheses decides nothing. Nats are a token's; times, the base's."
 )
 COLUMNS = ("claim, and its differences", "says", "figure", "if true")
+UNITS = {"points": (100, 1), "nats": (1, 4), "times": (1, 2)}
+"""By how much a figure is multiplied where it is shown, and its digits."""
 
 
-def claim_rows(found: Sequence[Finding]) -> Iterator[tuple[str, ...]]:
-    """What is judged, on what, word, figure, region: each claim, its differences and what is missing."""
+def claim_tables(found: Sequence[Finding]) -> dict[str, list[tuple[str, ...]]]:
+    """By group, rows of claims and differences: which, on what, word, figure, interval, region."""
+    tables: dict[str, list[tuple[str, ...]]] = {}
     for finding in found:
-        on = " · ".join(filter(None, (finding.group, finding.task))) or "–"
         fixed = any(one.fixed for one in finding.differences)
-        scope = f" ({SCOPE_CHECKPOINTS})" if fixed else ""
-        yield f"{finding.claim.number} {finding.claim.text}", on, finding.verdict + scope, "", ""
+        on = f"{finding.task}, {SCOPE_CHECKPOINTS}" if fixed else finding.task
+        rows = tables.setdefault(finding.group, [])
+        rows += [(f"{finding.claim.number} {finding.claim.text}", on, finding.verdict, "", "", "")]
         for one in finding.differences:
+            counts = dict.fromkeys(n for n in (one.contrast.seeds_a, one.contrast.seeds_b) if n > 1)
+            seeds = f", {' and '.join(map(str, counts))} seeds" if counts else ""
             word = one.word() if one.decides else f"({one.word()})"
-            yield f"· {one.name}", "", word, _figure(one), _region(one)
-        for missing in finding.missing:
-            yield f"· missing: {missing}", "", "", "", ""
+            rows += [(f"· {one.name}{seeds}", "", word, *_figure(one), _region(one))]
+        rows += [(f"· missing: {missing}", *[""] * 5) for missing in finding.missing]
+    return tables
 
 
-def _figure(one: Difference) -> str:
-    found = one.contrast
-    low, high = (_number(end, one) for end in (found.low, found.high))
-    return f"{_number(found.diff, one, sign=one.unit != 'times')} [{low}, {high}]"
+def _figure(one: Difference) -> tuple[str, str]:
+    scale, digits = UNITS[one.unit]
+    ends = (one.contrast.diff, one.contrast.low, one.contrast.high)
+    value, low, high = (f"{round(scale * x, 9):.{digits}f}".replace("-", "−") for x in ends)
+    sign = "+" if one.unit != "times" and "−" not in value else ""
+    return f"{sign}{value} {one.unit}", f"[{low}, {high}]"
 
 
 def _region(one: Difference) -> str:
+    scale, _ = UNITS[one.unit]
     if one.low == -one.high:
-        return f"within ±{100 * one.high:g}"
+        return f"within ±{scale * one.high:g}"
     ends = [(word, end) for word, end in (("above", one.low), ("below", one.high)) if isfinite(end)]
-    scale = 100 if one.unit == "points" else 1
-    return ", ".join(f"{word} {scale * end:g}".replace("-", "−") for word, end in ends)
-
-
-def _number(value: float, one: Difference, sign: bool = False) -> str:
-    if one.unit == "points":
-        return points(value, sign=sign)
-    return f"{value:{'+' if sign else ''}.{2 if one.unit == 'times' else 4}f}".replace("-", "−")
+    return ", ".join(f"{word} {scale * end:g}" for word, end in ends).replace("-", "−")
 
 
 def _parts(material: Material) -> Iterator[Part]:
@@ -59,12 +59,13 @@ def _parts(material: Material) -> Iterator[Part]:
     if all(finding.verdict == "missing" for finding in found):
         return
     yield Paragraph(CAPTION)
-    rows = tuple(
-        (TableCell(name, on, strong=bool(on)), *map(TableCell, cells))
-        for name, on, *cells in claim_rows(found)
-    )
-    title = "What these runs say of the claims of Soft Tokens, Hard Truths."
-    yield Table(title, COLUMNS, rows, "claims", text_columns=(1, 3))
+    for group, rows in claim_tables(found).items():
+        cells = [
+            (TableCell(name, on), TableCell(word), TableCell(figure, interval), TableCell(region))
+            for name, on, word, figure, interval, region in rows
+        ]
+        title = f"What these runs say of the claims of Soft Tokens, Hard Truths: {group}."
+        yield Table(title, COLUMNS, (*cells,), f"claims, {group}", text_columns=(1, 3))
 
 
 SECTION = Section("claims", "Claims", "The claims", {"the claims": _parts})

@@ -176,7 +176,7 @@ def claims(
     from softeval.reports.measured.arms import measure
     from softeval.reports.notes import notes, rules_notes, unfinished_notes
     from softeval.reports.page import split_label
-    from softeval.reports.sections.claims import COLUMNS, claim_rows
+    from softeval.reports.sections.claims import CAPTION, COLUMNS, claim_tables
 
     arms = measure([split_label(run) for run in runs])
     for note in (*notes(arms), *unfinished_notes(arms), *rules_notes(arms)):
@@ -185,10 +185,13 @@ def claims(
     if as_json:
         say_json(list(claim_records(found)))
     else:
-        rows = [
-            [f"{name} [{on}]" if on else name, *cells] for name, on, *cells in claim_rows(found)
-        ]
-        print_table(TextTable(COLUMNS, rows, names=1))
+        for group, rows in claim_tables(found).items():
+            cells = [
+                [f"{name} [{on}]" if on else name, word, f"{figure} {interval}", region]
+                for name, on, word, figure, interval, region in rows
+            ]
+            print_table(TextTable(COLUMNS, cells, group, names=1, widest=33))
+        say(f"\n{CAPTION}")
 
 
 def plan(

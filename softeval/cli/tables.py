@@ -29,12 +29,14 @@ class TextTable:
         rows: texts, one a column.
         title: what stands above it; may be empty.
         names: leading columns that say what a row is; they stand again in every part.
+        widest: characters of a name that stand in one line on a terminal.
     """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     title: str = ""
     names: int = 2
+    widest: int | None = None
 
 
 def score_tables(scores: Sequence[Score]) -> list[TextTable]:
@@ -130,8 +132,8 @@ def _drawn(table: TextTable, start: int, size: int) -> Table:
     drawn = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     places = [*range(table.names), *range(start, min(start + size, len(table.columns)))]
     for place in places:
-        justify = "left" if place < table.names else "right"
-        drawn.add_column(Text(table.columns[place]), justify=justify)
+        justify, most = ("left", table.widest) if place < table.names else ("right", None)
+        drawn.add_column(Text(table.columns[place]), justify=justify, max_width=most)
     for row in table.rows:
         drawn.add_row(*(Text(clean(row[place]).replace(" [", "\n[")) for place in places))
     return drawn
