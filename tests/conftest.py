@@ -53,16 +53,16 @@ def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "")
 
 
-LONGEST = ("test_slurm", "test_train_sharding", "test_sweep", "test_resume", "test_train_resume")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest slow tests first: one that starts last leaves the other processes without work."""
+    """Files with slow tests first in each half of all tests, with one of which each of two begins.
 
-    def starts_last(item: pytest.Item) -> bool:
-        return item.get_closest_marker("slow") is None or item.path.stem not in LONGEST
-
-    items.sort(key=starts_last)
+    What is left at the end, and what one then takes from the other, is quick: none waits for long.
+    """
+    marks = ("slow", "browser")
+    slow = {item.path for item in items if any(map(item.get_closest_marker, marks))}
+    files = sorted(dict.fromkeys(item.path for item in items), key=lambda path: path not in slow)
+    halves = {path: (number % 2, path not in slow) for number, path in enumerate(files)}
+    items.sort(key=lambda item: halves[item.path])
 
 
 def mostly_slow(cases: Iterable[Any], quick: Collection[Any]) -> list[Any]:

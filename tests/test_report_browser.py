@@ -41,8 +41,9 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A report with every section, as a file address."""
     folder = tmp_path_factory.mktemp("family")
     runs = write_family(
-        folder, seeds=2, questions=32, samples=4, positions=36, likelihood_tasks=("arc",), kl=True
-    )
+        folder, ("base", "hard", "soft"), seeds=2, questions=32, samples=4, positions=36,
+        likelihood_tasks=("arc",), kl=True,
+    )  # fmt: skip
     return _write(folder, [*runs, write_training(folder / "training")])
 
 
@@ -53,6 +54,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> str:
     changes = {"command": f"softeval run {attack}", "model": {"path": f"m/{ATTACKS[1]}"}}
     run = write_checkpoint(
         folder / "run", questions=12, samples=2, texts=ATTACKS, record_changes=changes,
+        modes=("hard_greedy", "hard_sample", "soft_sample"),
         tasks=("a<b>$x$&amp;",),
     )  # fmt: skip
     return _write(folder, [f"<b onclick>\u202e{{{{7*7}}}}={run}"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 import sys
 import time
@@ -46,8 +45,8 @@ from softeval.trainers.training_pass import PassPlan, TrainingPass
 
 SEQUENCES = 7
 CASES: dict[str, dict[str, Any]] = {
-    "hard": {"method": "hard", "max_steps": 20},
-    "soft": {"method": "soft", "max_steps": 20},
+    "hard": {"method": "hard", "max_steps": 10},
+    "soft": {"method": "soft"},
     "fuzzy": {"method": "fuzzy", "temperature": 0.1},
     "tied": {"method": "soft", "family": "llama_tied"},
     "experts": {"method": "soft", "family": "mixtral"},
@@ -73,7 +72,7 @@ def case_model(family: str, dtype: str) -> LanguageModel:
 def case_trainee(case: dict[str, Any], processes: Processes, shard: bool) -> tuple[Trainee, Any]:
     family = case.get("family", "llama")
     options = {name: value for name, value in case.items() if name != "family"}
-    config = make_config({"max_steps": 3, **options, **LINEAR, "warmup_steps": 0})
+    config = make_config({"max_steps": 2, **options, **LINEAR, "warmup_steps": 0})
     lm = case_model(family, case.get("dtype", "float32"))
     trainee = make_trainee(config, lm, processes, shard)
     policy = Policy(get_mode(f"{config.method}_sample"))
@@ -134,14 +133,17 @@ def compare_cases(output: Path, names: Sequence[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 4])
-def test_gradients_and_twenty_updates_are_those_of_one_process(
-    tmp_path: Path, processes: int
+@pytest.mark.parametrize(("processes", "names"), [(2, CASES), (4, ("soft", "tied"))])
+def test_gradients_and_ten_updates_are_those_of_one_process(
+    tmp_path: Path, processes: int, names: Sequence[str]
 ) -> None:
-    """Passes of one sequence, of which the processes have differently many."""
-    together(processes, __file__, tmp_path / "found.json", *CASES, log=tmp_path / "log")
+    """Passes of one sequence, of which the processes have differently many.
+
+    How many there are changes what each holds, and not what a case does with it: four try two cases.
+    """
+    together(processes, __file__, tmp_path / "found.json", *names, log=tmp_path / "log")
     found = json.loads((tmp_path / "found.json").read_text())
-    assert tuple(found) == tuple(CASES)
+    assert tuple(found) == tuple(names)
     for name, case in found.items():
         assert max(case["distances"]) < TOLERANCE.get(name, 1e-4), name
         assert sum(case["held"]) == pytest.approx(1) and max(case["held"]) < 1 / processes + 0.15
@@ -155,7 +157,7 @@ def test_gradients_and_twenty_updates_are_those_of_one_process(
 def test_a_sharded_run_is_killed_and_goes_on_in_other_numbers(tmp_path: Path) -> None:
     """Two processes sharded, one alone, then four: together what one does that is left alone."""
     options = METHODS["soft"] | LINEAR | MOVING["soft"] | {"kl_steps": 0}
-    options |= {"max_steps": 6, "save_steps": 1, "gradient_split_steps": 0}
+    options |= {"max_steps": 4, "save_steps": 1, "gradient_split_steps": 0}
     model = str(save_tiny(tmp_path / "model"))
     run(tmp_path / "whole", **options, model=model)
     sharded = command(tmp_path / "run", **options, model=model, shard="full")
@@ -163,11 +165,10 @@ def test_a_sharded_run_is_killed_and_goes_on_in_other_numbers(tmp_path: Path) ->
     running = start_together(2, sharded, log)
     while not list(state.glob("step-*")):
         assert all(process.is_alive() for process in running), log.read_text()
-        time.sleep(0.05)
-    time.sleep(random.Random(0).random())
+        time.sleep(0.01)
     kill(running)
     kept = load_state(state)
-    assert kept is not None and 1 <= kept.state.step < 6
+    assert kept is not None and 1 <= kept.state.step < 4
     with pytest.raises(UserError, match="for several processes"):
         run(tmp_path / "run", **options, model=model, shard="full")
     alone = tmp_path / "alone"
@@ -176,7 +177,7 @@ def test_a_sharded_run_is_killed_and_goes_on_in_other_numbers(tmp_path: Path) ->
     together(4, *sharded, log=log)
     start = load_model(model).model.state_dict()
     for folder in (alone, tmp_path / "run"):
-        assert [line["step"] for line in read_metrics(folder)] == list(range(7))
+        assert [line["step"] for line in read_metrics(folder)] == list(range(5))
         for mine, theirs in zip(timeless(folder), timeless(tmp_path / "whole"), strict=True):
             known = {name: value for name, value in theirs.items() if value is not None}
             found = {name: value for name, value in mine.items() if value is not None}

@@ -284,15 +284,16 @@ def test_dropout_is_off_in_rollout_and_training_pass(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_dynamic_sampling_replaces_equal_groups(tmp_path: Path) -> None:
-    options = METHODS["hard"] | {"max_steps": 3, "prompts_per_step": 2, "num_generations": 3}
+    options = METHODS["hard"] | {"max_steps": 2, "prompts_per_step": 2, "num_generations": 3}
+    options |= {"save_steps": 100}
     run(tmp_path / "plain", **options)
-    run(tmp_path / "dynamic", **options, dynamic_sampling=True, max_refills=8)
+    run(tmp_path / "dynamic", **options, dynamic_sampling=True, max_refills=5)
     plain, dynamic = (read_metrics(tmp_path / name)[1:] for name in ("plain", "dynamic"))
     assert sum(line["groups/equal"] for line in plain) > sum(
         line["groups/equal"] for line in dynamic
     )
     assert {line["groups/drawn"] for line in plain} == {2.0}
-    assert sum(line["groups/drawn"] for line in dynamic) > 6
+    assert sum(line["groups/drawn"] for line in dynamic) > 4
     assert dynamic[-1]["data/epoch"] > plain[-1]["data/epoch"]
     for line in (*plain, *dynamic):
         assert line["rollout/tokens_drawn"] == pytest.approx(
@@ -349,13 +350,13 @@ def test_adapters_on_the_head_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_bfloat16_runs_keep_chi_square_and_resume(tmp_path: Path) -> None:
-    options = METHODS["soft"] | {"dtype": "bfloat16", "max_steps": 4, "save_steps": 2}
+    options = METHODS["soft"] | {"dtype": "bfloat16", "max_steps": 2, "save_steps": 2}
     run(tmp_path / "whole", **options, skip_zero_advantage=False)
     for line in read_metrics(tmp_path / "whole")[1:]:
         assert line["health/chi_square"] == pytest.approx(1, abs=0.1)
     exported = weights(tmp_path / "whole" / "last")
     assert {t.dtype for t in exported.values()} == {torch.bfloat16}
-    state = state_tensors(tmp_path / "whole" / "state" / "step-000004")
+    state = state_tensors(tmp_path / "whole" / "state" / "step-000002")
     masters = {n: t for n, t in state.items() if n.startswith("weight.")}
     assert {t.dtype for t in masters.values()} == {torch.float32}
 
