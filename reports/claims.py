@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from softeval.errors import UserError
 from softeval.modes import FAMILIES, MODES, mode_record
 from softeval.reports.contrasts import scored
 from softeval.reports.measured import scores
@@ -292,14 +293,16 @@ def _finding(claim: Claim, group: str, evidence: Evidence) -> Finding:
 def _groups(arms: Arms) -> dict[str, tuple[Arm, ...]]:
     """What may be compared: trainings of one base, set, length and choice of checkpoint, and the base."""
     untrained = [arm for arm in arms.arms if role_of(arm) == UNTRAINED]
+    names = ", ".join(arms.name(arm) for arm in untrained)
     found: dict[str, list[Arm]] = {}
     for arm in (arm for arm in arms.arms if arm not in untrained):
         name, base = _kind(arm), arm.training.get("base")
         bases = [
             u for u in untrained if not base or u.checkpoints[0].runs[0].name == last_part(base)
         ]
+        if not base and len(bases) > 1:
+            raise UserError(f"{names}: which is the base? Name the others by their mode, soft=RUN")
         found.setdefault(name, bases).append(arm)
-    names = ", ".join(arms.name(arm) for arm in untrained)
     return {name: (*group,) for name, group in found.items()} or {names: (*untrained,)}
 
 

@@ -409,6 +409,8 @@ def test_what_was_trained_elsewhere_is_known_by_its_label(tmp_path: Path):
         "soft − hard",
         "coconut − hard",
     ]
+    with pytest.raises(UserError, match="plain, other: which is the base"):
+        said(*runs, ("other", ran(tmp_path / "other", "base")))
     untrained = said(*runs[:2])
     assert {f.missing for (number, _), f in untrained.items() if number == "2"} == {
         ("continuous training",)

@@ -172,6 +172,13 @@ def test_discordance_counts_graded_scores():
     assert (counts.a_only, counts.b_only, counts.both, counts.neither) == (1, 1, 1, 1)
 
 
+@pytest.mark.parametrize("problems", range(2, 9))
+def test_the_same_difference_everywhere_is_sure_where_all_its_signs_are(problems: int):
+    """Two questions that only one side solves say nothing yet: the sign test wants six."""
+    found = compare_methods(np.ones(problems), np.zeros(problems))
+    assert (found.low > 0) == (2.0 ** (1 - problems) <= 0.05)
+
+
 def test_identical_answers_leave_room_for_a_rare_difference():
     x = np.random.default_rng(0).integers(0, 2, (1, 100))
     contrast = compare_methods(x, x)

@@ -106,13 +106,13 @@ class Contrast:
         """Confidence interval of the difference at another level, for example 0.90 for TOST.
 
         Where no problem shows any variation of the difference (identical answers), the standard
-        error is 0 but M problems cannot exclude a rare difference: the half width is then the
-        exact binomial bound 1 − ((1−level)/2)^{1/M} on the share of differing problems.
+        error is 0 but M problems cannot exclude a rare difference: of the exact binomial bound
+        1 − ((1−level)/2)^{1/M} on the share of differing problems, all may be −1, or all 1.
         """
         if self.se == 0.0 and self.bounded:
-            half = rare_difference(self.problems, level)
-        else:
-            half = float(t_quantile(0.5 + level / 2.0, self.df)) * self.se
+            share = rare_difference(self.problems, level)
+            return self.diff - share * (1.0 + self.diff), self.diff + share * (1.0 - self.diff)
+        half = float(t_quantile(0.5 + level / 2.0, self.df)) * self.se
         below, above = skewed_tails(self.skew, ndtri(0.5 + level / 2.0))
         low, high = self.diff - half - float(below), self.diff + half + float(above)
         return (max(low, -1.0), min(high, 1.0)) if self.bounded else (low, high)
