@@ -103,6 +103,9 @@ def test_levels_stand_beside_their_difference_from_one_reference(tmp_path):
     differences = [cells[name]["difference"] for name in ("base", "hard", "soft")]
     assert differences == ["−25.0", "", "+50.0"] and shown["against"] == "hard"
     assert cells["soft"]["sure"] and not cells["hard"]["sure"]
+    alike = [replace(c, verdict=replace(c.verdict, word="equivalent")) for c in found]
+    rows = levels(arms, alike, "arithmetic")["rows"].values()
+    assert not any(cell["sure"] for row in rows for cell in row.values())
 
 
 def test_models_are_row_groups_of_one_table_where_one_has_several_arms(tmp_path):
@@ -116,6 +119,20 @@ def test_models_are_row_groups_of_one_table_where_one_has_several_arms(tmp_path)
     (main,) = main_tables(replace(arms, arms=(*arms.arms, *renamed)))
     assert main.table.row_groups == {0: "base", 2: "two"}
     assert r"\multicolumn{3}{l}{\textit{two}} \\" in _latex(main.table)
+
+
+def test_the_best_is_shaded_among_the_arms_of_its_own_model(tmp_path):
+    models = []
+    for family, solved in (("one", {"base": 2, "soft": 8}), ("two", {"base": 1, "soft": 4})):
+        folders = [
+            write_counts(tmp_path / f"{family}-{m}", m, {"hard_sample": _counts(right)})
+            for m, right in solved.items()
+        ]
+        found = measure([(None, folder) for folder in folders], positions=False)
+        models.append(replace(found, arms=tuple(replace(a, family=family) for a in found.arms)))
+    (main,) = main_tables(replace(models[0], arms=(*models[0].arms, *models[1].arms)))
+    assert [row[1].text for row in main.table.rows] == ["100.0", "25.0", "50.0", "12.5"]
+    assert [row[1].strong for row in main.table.rows] == [True, False, True, False]
 
 
 def _latex(table) -> str:

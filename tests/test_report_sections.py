@@ -26,6 +26,7 @@ from softeval.reports.sections.samples import SECTION as SAMPLES
 from softeval.reports.sections.selection import find_pair
 from softeval.reports.sections.training import draw_training, read_training
 from softeval.reports.sections.validity import SECTION as VALIDITY
+from softeval.reports.sections.validity import find_validity
 from softeval.runs.run import load_run
 
 M, N = 12, 4
@@ -108,6 +109,9 @@ def test_a_ring_stands_where_the_drawn_curves_cross(tmp_path):
     lower = draw_curves(figure).axes[-1]
     rings = [line for line in lower.lines if line.get_markerfacecolor() == "none"]
     assert [np.asarray(line.get_xdata())[0] for line in rings] == [differences[0].meeting()]
+    [panel] = figure.panels
+    fewer = [f"{name}: {M} of {M + 1} questions" for name in ("base", "hard")]
+    assert figure.fewer(panel) == [] and replace(figure, questions=M + 1).fewer(panel) == fewer
 
 
 def test_entropies_that_differ_by_chance_are_not_told_apart(arms):
@@ -115,6 +119,9 @@ def test_entropies_that_differ_by_chance_are_not_told_apart(arms):
     told = entropy_told(arms, figure)
     assert told.startswith("Mean entropy of a CoT on arithmetic under hard sample, nats: base 0.")
     assert "not told apart: other 0." in told and "lower: hard 0." in told
+    pair = tuple(arm for arm in arms.arms if arms.name(arm) in ("base", "other"))
+    for two in (pair, pair[::-1]):  # whichever of them is larger
+        assert "; not told apart: " in entropy_told(replace(arms, arms=two), figure)
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -162,6 +169,9 @@ def test_validity_ranges_over_seeds_and_names_the_worst(tmp_path):
     greedy, sampled = tables["Validity of each mode"].rows
     cut = sampled[6]
     assert (cut.level, cut.detail) == ("red", "most in soft, seed 1") and "–" in cut.text
+    cell, shares = find_validity(arms)[0], (0.05, 0.06, 0.20, 0.21)
+    levels = [replace(cell, truncated=share).level("truncated") for share in shares]
+    assert levels == ["", "amber", "amber", "red"]
     assert greedy[9].text == "–" and sampled[9].text.endswith(" %")
     runs = tables["Provenance of the runs"]
     assert "checkpoint" in runs.columns and "status" not in runs.columns
