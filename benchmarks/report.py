@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from softeval import records
-from softeval.modes import MODES
+from softeval.modes import select_modes
 from softeval.runs import rundir
 
 GROUP = 2048  # generations a row group, as the run's own writer makes them
@@ -75,7 +75,7 @@ def write_run(folder: Path, questions: int, samples: int, positions: int) -> Non
     """Write a run directory of random numbers, row group by row group."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
-    modes = sorted(MODES)
+    modes = sorted(mode.name for mode in select_modes(("all",), {}))
     words = np.array([f" w{i}" for i in range(VOCAB)])
     text = "".join(words[rng.integers(0, VOCAB, positions)])
     tables = {

@@ -103,6 +103,8 @@ def test_blocks_are_stacked_to_their_weights_and_hold_any_token():
     assert [t.get_text() for t in above.texts] == ["⏎", "a", "b", "␣"]
     assert [t.get_text() for t in below.get_xticklabels()] == ["1", "2", "3"]
     assert [text.mixes(t) for t in range(3)] == [True, False, False]
+    nearly = SampleText(mode, told, ["a"], entropy[:1], mixtures=[[("a", 0.99), ("b", 0.01)]])
+    assert nearly.mixes(0)
     one = SampleText(mode, told, ["b"], entropy[:1], mixtures=mixtures[1:2])
     assert len(draw_mixture(one, "t").axes[0].patches) == 1
 

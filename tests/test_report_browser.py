@@ -244,6 +244,8 @@ def test_keys_filters_search_and_address(browser, family):
     assert page.get_by_role("status").inner_text() == "no question matches"
     page.get_by_label("Search").fill("")
     assert "that match" in page.get_by_role("status").inner_text()
+    odd = Visit(browser, family + "#samples?o=toString&z=valueOf&h=constructor&q=-3&a=99")
+    assert "that match" in odd.page.get_by_role("status").inner_text() and odd.problems == []
 
 
 def test_the_browser_of_samples_by_keyboard_alone(browser, family):

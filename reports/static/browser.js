@@ -149,7 +149,7 @@
     const given = new URLSearchParams(location.hash.replace(/^#samples\??/, ""));
     Object.assign(state, defaults);
     for (const [name, value] of given) {
-      if (!(name in state)) continue;
+      if (!Object.hasOwn(state, name)) continue;
       if (typeof state[name] === "number") state[name] = Math.max(0, parseInt(value, 10) || 0);
       else state[name] = value;
     }
@@ -158,9 +158,9 @@
     within("q", data.problems);
     for (const name of ["a", "b"]) within(name, data.arms);
     for (const name of ["m", "n"]) within(name, data.modes);
-    if (!(state.o in outcomes)) state.o = "any";
-    if (!(state.z in orders)) state.z = "order";
-    if (!(state.h in HEATS)) state.h = "e";
+    if (!Object.hasOwn(outcomes, state.o)) state.o = "any";
+    if (!Object.hasOwn(orders, state.z)) state.z = "order";
+    if (!Object.hasOwn(HEATS, state.h)) state.h = "e";
   };
 
   const writeAddress = () => {
