@@ -234,6 +234,7 @@ def interrupted_in_the_second_mode(lm: SoftEvalLM, *arguments: Any, **options: A
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_a_task_of_ones_own_gets_everything(
     softeval: Callable[..., Ended], mine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

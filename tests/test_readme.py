@@ -49,6 +49,7 @@ MEANT = {
     r"--doc 17": "--doc 2",
     r"(train .*)(--output-path \S+)$": rf"\1--model {BUNDLED_CHECKPOINT} \2 --dry-run",
     r"(lm-eval run .*)": r"\1 --limit 2",
+    r"num_samples=8": "num_samples=2,max_cot_tokens=60",
     r"--modes soft_sample --output-path RUN": "--modes all --output-path RUN",
     r"(sweep demo|ablate demo_f1)$": r"\1 --dry-run",
     r"notebook RUN": "notebook RUN --no-open",

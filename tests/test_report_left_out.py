@@ -67,16 +67,18 @@ def test_entropies_that_are_not_finite_are_named(tmp_path, strict, value, rows):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("value", UNFIT)
 @pytest.mark.parametrize(
-    "columns",
-    [
-        {"positions": "entropy", "kl": "forward", "likelihoods": "nll"},
-        {"positions": "mode_entropy", "kl": "reverse", "likelihoods": "nll_per_token"},
-        {"positions": "top1_prob"},
-        {"positions": "mixture_prob"},
+    ("columns", "value"),
+    [  # each with what is no number, and with one of the two infinities, which take one path
+        ({"positions": column, **more}, value)
+        for column, more, infinity in (
+            ("entropy", {"kl": "forward", "likelihoods": "nll"}, UNFIT[1]),
+            ("mode_entropy", {"kl": "reverse", "likelihoods": "nll_per_token"}, UNFIT[2]),
+            ("top1_prob", {}, UNFIT[1]),
+            ("mixture_prob", {}, UNFIT[2]),
+        )
+        for value in (UNFIT[0], infinity)
     ],
-    ids=lambda columns: columns["positions"],
 )
 def test_no_number_of_a_file_costs_the_page(tmp_path, strict, columns, value):
     """No section is made of two of the tables, so that one page shows what each costs."""
@@ -137,7 +139,7 @@ def test_long_names_neither_fail_nor_make_matplotlib_warn(tmp_path, strict):
             tmp_path / f"r{i}", positions=6, tasks=("t" * 200,), kl=True, **SMALL,
             record_changes={"model": {"path": f"hub/{i}{name}", "weights_hash": str(i)}},
         )
-        for i in range(3)
+        for i in range(2)
     ]  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)

@@ -623,6 +623,7 @@ def test_primary_contrasts_are_declared_once_and_outside_the_identity(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_the_report_of_an_interrupted_run_says_how_to_go_on(
     softeval: Callable[..., Ended], finished: Run, tmp_path: Path
 ) -> None:

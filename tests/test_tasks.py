@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import lm_eval
 import pytest
+from adapter_cases import first_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lm_eval.api.task import ConfigurableTask
@@ -86,8 +87,9 @@ def test_every_yaml_is_what_lm_eval_reads_and_names_its_file_and_a_version(path:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GENERATIVE)
 def test_generative_tasks_put_real_questions_into_the_papers_prompt(
-    name: str, data_dir: str
+    name: str, shared: Path, tmp_path: Path
 ) -> None:
+    data_dir = first_rows(shared / "data", tmp_path, [name])
     task = load_one(name, data_dir=data_dir)
     problems = load(find_benchmarks([name])[0], data_dir).problems
     assert len(task.eval_docs) == len(problems) == task.source.rows
@@ -128,10 +130,11 @@ def requests_of(task: Any, limit: int) -> list[tuple[Any, ...]]:
     ],
 )
 def test_likelihood_requests_are_those_of_lm_evals_own_task(
-    name: str, yaml: str, data_dir: str
+    name: str, yaml: str, shared: Path, tmp_path: Path
 ) -> None:
+    data_dir = first_rows(shared / "data", tmp_path, [name], rows=400)
     ours = load_one(name, data_dir=data_dir)
-    theirs = built_in(yaml, load_rows(name, data_dir)[:400])
+    theirs = built_in(yaml, load_rows(name, data_dir))
     theirs.config.num_fewshot = 0
     assert requests_of(ours, 400) == requests_of(theirs, 400)
     shared_metrics = {"acc", "acc_norm"}

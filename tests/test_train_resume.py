@@ -19,16 +19,19 @@ import torch
 from conftest import ROOT
 from forked import ForkServerProcess, kill_often, signalled, start, together
 from train_cases import (
+    BOXING,
     LINEAR,
     METHODS,
     MOVING,
     STAGED,
+    BoxJudge,
     command,
     moved_apart,
     own_questions,
     read_metrics,
     run,
     same,
+    save_boxing,
     save_tiny,
     state_tensors,
     timeless,
@@ -40,7 +43,7 @@ from softeval import files, processes
 from softeval.errors import UserError
 from softeval.model.language_model import load_model
 from softeval.processes import Interruption
-from softeval.trainers import run_files, trainer
+from softeval.trainers import rollout, run_files, trainer
 from softeval.trainers.optimization import MasterWeights, Optimization
 from softeval.trainers.rollout import RolloutCollector, Validation
 from softeval.trainers.trainer import train
@@ -131,7 +134,9 @@ def test_a_run_killed_again_and_again_equals_one_left_alone(
     times: int,
 ) -> None:
     """Bit for bit; a run that outlives its fuse is compared, and the next kill hits a new one."""
-    options = options | {"max_steps": 5, "save_steps": 2, "eval_steps": 3, "prompts_per_step": 2}
+    monkeypatch.setattr(rollout, "scorer", BoxJudge)
+    options = options | BOXING | {"model": str(save_boxing(tmp_path / "model"))}
+    options |= {"max_steps": 5, "save_steps": 2, "eval_steps": 3, "max_cot_tokens": 24}
     whole = tmp_path / "whole"
     run(whole, **options)
     assert any(line.get("gradient/norm") for line in timeless(whole))

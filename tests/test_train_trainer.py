@@ -11,13 +11,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from train_cases import (
+    BOXING,
     LINEAR,
     METHODS,
+    BoxJudge,
     moved_apart,
     own_questions,
     read_metrics,
     run,
     same,
+    save_boxing,
     save_tiny,
     state_tensors,
     tiny_lm,
@@ -30,7 +33,6 @@ from softeval.decoding.generate import generate
 from softeval.errors import UserError
 from softeval.model.language_model import load_model
 from softeval.model.output_head import last_hidden
-from softeval.scoring.judge import Verdict
 from softeval.trainers import rollout, run_files, training_pass
 from softeval.trainers.config import TrainConfig
 from softeval.trainers.demo_base import build_tokenizer
@@ -88,26 +90,15 @@ def test_checkpoints_are_ordinary_transformers_checkpoints(tmp_path: Path) -> No
     assert "up to this step" in card
 
 
-class BoxJudge:
-    """Any closed box is a wrong answer. Gibberish would keep the real scorer's workers busy."""
-
-    def __init__(self, rules: str) -> None:
-        self.rules = rules
-
-    def score_many(self, items: list[tuple[str | None, str, Any]]) -> list[Verdict]:
-        return [Verdict(False, "no_answer" if item[0] is None else "ok") for item in items]
-
-
 @pytest.fixture(scope="module")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny(tmp_path_factory.mktemp("tiny") / "model", initializer_range=0.05)
+    return save_boxing(tmp_path_factory.mktemp("tiny") / "model")
 
 
 @pytest.fixture
 def boxing(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Options of a tiny random model that is rewarded for a box, which some samples of a group close."""
     monkeypatch.setattr(rollout, "scorer", BoxJudge)
-    return {"model": str(tiny_checkpoint), "seed": 0, "max_cot_tokens": 16, "max_answer_tokens": 12}
+    return {"model": str(tiny_checkpoint)} | BOXING
 
 
 @pytest.mark.slow
@@ -119,7 +110,7 @@ def test_the_reward_rises_on_a_bandit_in_seconds(
     rows = [{"question": f"q{n}", "answer": "no number"} for n in range(12)]
     data = tmp_path / "own.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    model = save_tiny(tmp_path / "model", initializer_range=0.05)
+    model = save_boxing(tmp_path / "model")
     for method in ("hard", "soft"):
         folder = tmp_path / method
         run(

@@ -14,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from softeval.model.language_model import LanguageModel, wrap_model
 from softeval.records import AnswerStop, Generation, SampleKey, StopReason
+from softeval.scoring.judge import Verdict
 from softeval.trainers.checkpoints import TrainingRecord
 from softeval.trainers.config import TrainConfig, make_config
 from softeval.trainers.run_files import METRICS
@@ -171,6 +172,25 @@ def save_tiny(folder: Path, dtype: torch.dtype = torch.float32, **changes: Any) 
     lm.model.save_pretrained(str(folder))
     lm.tokenizer.save_pretrained(str(folder))
     return folder
+
+
+def save_boxing(folder: Path) -> Path:
+    """A tiny checkpoint that closes a box now and then: with `BoxJudge`, some samples are rewarded."""
+    return save_tiny(folder, initializer_range=0.05)
+
+
+BOXING: dict[str, Any] = {"seed": 0, "max_cot_tokens": 16, "max_answer_tokens": 12}
+"""Options with which both updates of that checkpoint move."""
+
+
+class BoxJudge:
+    """Any closed box is a wrong answer. Gibberish would keep the real scorer's workers busy."""
+
+    def __init__(self, rules: str) -> None:
+        self.rules = rules
+
+    def score_many(self, items: list[tuple[str | None, str, Any]]) -> list[Verdict]:
+        return [Verdict(False, "no_answer" if item[0] is None else "ok") for item in items]
 
 
 def own_questions(path: Path, count: int = 12, **changed: str) -> Path:
