@@ -461,6 +461,21 @@ def test_runs_that_differ_in_more_than_their_training_decide_nothing(
     assert coverage.missing == (missing.format(soft),)
 
 
+def test_a_run_without_tables_yet_stops_nothing(tmp_path: Path):
+    hard, soft = (ran(tmp_path / m, m, right=[1] * 12) for m in ("hard", "soft"))
+    begun = ran(tmp_path / "fuzzy", "fuzzy", record_changes={"status": "partial"})
+    for table in begun.glob("*.parquet"):
+        table.unlink()
+    [coverage] = [f for (number, _), f in said(hard, soft, begun).items() if number == "2"]
+    assert coverage.missing == ("hard_sample pass@32 of fuzzy",) and len(coverage.differences) == 1
+
+
+def test_two_questions_decide_nothing_however_they_differ(tmp_path: Path):
+    hard, soft = (ran(tmp_path / m, m, right=[n, n]) for m, n in (("hard", 0), ("soft", 32)))
+    [coverage] = [f for (number, _), f in said(hard, soft).items() if number == "2"]
+    assert coverage.verdict == "undecided"
+
+
 def test_many_seeds_against_one_checkpoint_speak_of_these_only(tmp_path: Path):
     """The untrained model is always one; a training of one seed says nothing of others."""
     seeds = [
