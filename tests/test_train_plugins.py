@@ -117,7 +117,7 @@ def test_a_reward_of_ones_own_and_overlong_shaping_reach_the_run(
         "own": {"reward": f"{rewards}:short"},
         "overlong": {"overlong_cache": 24, "overlong_penalty": 24.0},
     }.items():
-        run(tmp_path / name, max_steps=1, **options)
+        run(tmp_path / name, max_steps=1, prompts_per_step=2, **options)
         means[name] = read_metrics(tmp_path / name)[1]
     length = means["plain"]["rollout/cot_tokens"]
     for name in ("own", "overlong"):  # both take one for each token
@@ -177,6 +177,7 @@ def test_further_sets_and_modes_are_validated_and_one_of_them_chooses(
 
     monkeypatch.setattr(trainer, "validate", falling)
     options = {"validation_sets": str(other), "eval_steps": 1, "max_steps": 2}
+    options |= {"prompts_per_step": 1, "num_generations": 2}
     assert run(tmp_path / "own", **options).best_step == 2
     asked = [(4, "soft_greedy"), (4, "hard_greedy"), (3, "soft_greedy"), (3, "hard_greedy")]
     assert calls[:4] == asked and len(calls) == 12
@@ -271,7 +272,7 @@ def test_questions_too_easy_or_too_hard_are_left_out_and_measured_once(
 
 @pytest.mark.slow
 def test_a_constant_schedule_lets_a_run_go_on(tmp_path: Path) -> None:
-    options = {"lr_schedule": "constant", "method": "hard"}
+    options = {"lr_schedule": "constant", "method": "hard", "prompts_per_step": 2}
     run(tmp_path / "once", max_steps=4, **options)
     run(tmp_path / "twice", max_steps=2, **options)
     run(tmp_path / "twice", max_steps=4, **options)
@@ -283,9 +284,10 @@ def test_a_constant_schedule_lets_a_run_go_on(tmp_path: Path) -> None:
     assert recorded["config"]["max_steps"] == 4
     with pytest.raises(UserError, match="has 4 updates behind it"):
         run(tmp_path / "twice", max_steps=3, **options)
-    run(tmp_path / "cosine", max_steps=1, method="hard")
+    cosine = {"method": "hard", "prompts_per_step": 1, "num_generations": 2}
+    run(tmp_path / "cosine", max_steps=1, **cosine)
     with pytest.raises(UserError, match="max_steps: 1 there, 2 now"):
-        run(tmp_path / "cosine", max_steps=2, method="hard")
+        run(tmp_path / "cosine", max_steps=2, **cosine)
 
 
 COLUMNS = ("question", "reward")
