@@ -349,6 +349,9 @@ def test_a_record_of_before_there_were_protocols_is_the_papers_in_a_chat_or_not(
     assert recorded_protocol({"config": {"apply_chat_template": True}}) == replace(PAPER, chat=True)
     told = {"protocol": asdict(THINK) | {"of_a_later_softeval": 1}}
     assert recorded_protocol(told) == THINK
+    not_samples = {"name", "chat", "max_cot_tokens", "max_answer_tokens"}  # in the identity beside
+    differing = {name for name, value in asdict(THINK).items() if value != asdict(PAPER)[name]}
+    assert THINK.changes.keys() == differing - not_samples
 
 
 def test_caps_follow_the_protocol_where_none_are_given() -> None:

@@ -220,3 +220,6 @@ def test_training_is_drawn_as_means_of_windows(tmp_path):
     assert [(np.asarray(r.get_xdata())[0], np.asarray(r.get_ydata())[0]) for r in rings] == [
         curve.kept
     ]
+    worst = int(np.argmin(curve.validation))
+    kept = replace(curve, kept_step=int(curve.validation_steps[worst])).kept
+    assert kept == (curve.validation_steps[worst], curve.validation[worst])
