@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tiny import tiny_tokenizer
@@ -115,6 +117,13 @@ def test_longest_prefill_bounds_every_prefill(stopper):
     for cot in ("", "x", "x ", "x\n"):
         for reason in StopReason:
             assert len(stopper.prefill_ids(cot, reason)) <= stopper.longest_prefill
+
+
+def test_the_room_of_a_sample_holds_its_own_protocols_prefill():
+    model: Any = SimpleNamespace(tokenizer=tiny_tokenizer())
+    long = replace(PAPER, answer_prefix=f"{'word ' * 30}\\boxed{{")
+    assert Limits(9, 3, long).room(model) == 12 + Stopper(model.tokenizer, long).longest_prefill
+    assert Limits(9, 3, long).room(model) > Limits(9, 3).room(model) + 30
 
 
 @pytest.mark.parametrize(
