@@ -120,7 +120,7 @@ STAGES = STAGED | {"curriculum": {"updates": 2, "first": 2, "stages": 1, "mixing
 @pytest.mark.parametrize(
     ("options", "seed", "times"),
     [
-        (METHODS["hard"] | MEASURING, 0, 3),
+        (METHODS["hard"] | MEASURING | {"reward": "train_cases:drawn_reward"}, 0, 3),
         (METHODS["soft"] | MEASURING, 1, 4),  # fuzzy training is soft at other numbers
         (STAGES, 3, 3),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from softeval.records import AnswerStop, Generation, SampleKey, StopReason
 from softeval.scoring.judge import Verdict
 from softeval.trainers.checkpoints import TrainingRecord
 from softeval.trainers.config import TrainConfig, make_config
+from softeval.trainers.learners.rewards import RewardInput
 from softeval.trainers.run_files import METRICS
 from softeval.trainers.trainer import TrainResult, train
 
@@ -50,6 +52,11 @@ def tiny_lm(
     tokenizer = build_tokenizer()
     model = tiny_llama(vocab=len(tokenizer), **changes).to(dtype)
     return wrap_model(model, tokenizer, "tiny", logits_dtype=logits_dtype)
+
+
+def drawn_reward(sample: RewardInput) -> float:
+    """A reward that draws on the generators whose states a run keeps."""
+    return sample.reward + random.random()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
