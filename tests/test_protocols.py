@@ -373,6 +373,11 @@ def test_lm_eval_asks_by_the_same_protocol(data_dir: str, monkeypatch: pytest.Mo
     assert made.prefill_text.endswith("</think>") or made.cot_text.endswith("</think>")
     with pytest.raises(UserError, match="tell lm-eval so by --apply_chat_template"):
         evaluate(lm, data_dir, limit=1)
+    plain = adapter("hard_greedy", 1)
+    template = "{% for m in messages %}<{{ m.content }}>{% endfor %}"
+    monkeypatch.setattr(plain.tokenizer, "chat_template", template)
+    said = [{"role": role, "content": role} for role in ("system", "user")]
+    assert plain.apply_chat_template(said) == "<system><user>" and plain.options.uses_chat
     (task,) = load_tasks(["arithmetic"])["tasks"].values()
     task.set_config("num_fewshot", 2)
     assert len(task.examples) == 3 and task.config.num_fewshot == 2
