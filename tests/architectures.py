@@ -345,7 +345,7 @@ def traced(found: Verdict) -> Verdict:
     lm = wrap_model(model, tiny_tokenizer(), found.name, self_check=False)
     try:
         graphs, buckets = graphs_of(lm, MODES["fuzzy_sample"])
-    except torch._dynamo.exc.Unsupported as broken:
+    except torch._dynamo.exc.TorchDynamoException as broken:
         return replace(found, graph=False, reason=f"graph: {_line(broken)}")
     return replace(found, graph=graphs == buckets)
 
