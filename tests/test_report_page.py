@@ -21,7 +21,7 @@ from softeval.runs import rundir
 
 pytestmark = pytest.mark.slow
 
-VOID = {"meta", "link", "br", "input", "img", "hr"}
+VOID = {"meta", "link", "br", "input", "img", "hr", "wbr"}
 
 
 class Outline(HTMLParser):

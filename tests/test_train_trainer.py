@@ -246,20 +246,6 @@ def test_what_must_not_change_the_result(
 
 
 @pytest.mark.slow
-def test_a_run_from_before_the_option_goes_on_as_it_began(tmp_path: Path) -> None:
-    """Runs used to recompute the error without saying so."""
-    options = METHODS["soft"] | {"max_steps": 1, "limit": 6, "num_generations": 2}
-    run(tmp_path, **options, score_error="recomputed")
-    path = tmp_path / "train.json"
-    record = json.loads(path.read_text())
-    assert record["identity"].pop("score_error") == "recomputed"
-    path.write_text(json.dumps(record))
-    with pytest.raises(UserError, match="score_error: recomputed there, recorded now"):
-        run(tmp_path, **options)
-    run(tmp_path, **options, score_error="recomputed")
-
-
-@pytest.mark.slow
 def test_dropout_is_off_in_rollout_and_training_pass(tmp_path: Path) -> None:
     model = save_tiny(tmp_path / "model", attention_dropout=0.5, width=32)
     run(
