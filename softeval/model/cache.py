@@ -102,7 +102,8 @@ class Visibility:
         if self._kinds is None:  # one kind of layer: a plain mask, sliding where the config says so
             return self._form(self._slide(seen, slot_S, query))
         # A recurrence takes no mask; layers with both ask for one by their own name or by the part's.
-        forms: dict[str, Tensor | None] = dict.fromkeys(["linear_attention", *self._kinds])
+        # Some models take the first of a mapping: one that is there.
+        forms: dict[str, Tensor | None] = dict.fromkeys([*self._kinds, "linear_attention"])
         for kind in ("full_attention", "hybrid"):
             forms[kind] = self._form(seen)
         for kind in forms.keys() & {"sliding_attention", "hybrid_sliding"}:
