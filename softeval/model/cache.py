@@ -101,8 +101,7 @@ class Visibility:
         seen = slot_S <= query
         if self._kinds is None:  # one kind of layer: a plain mask, sliding where the config says so
             return self._form(self._slide(seen, slot_S, query))
-        # A recurrence takes no mask; layers with both ask for one by their own name or by the part's.
-        # Some models take the first of a mapping: one that is there.
+        # A recurrence's None comes last: some models take the first. Hybrids ask by either name.
         forms: dict[str, Tensor | None] = dict.fromkeys([*self._kinds, "linear_attention"])
         for kind in ("full_attention", "hybrid"):
             forms[kind] = self._form(seen)
