@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -55,6 +56,8 @@ def build(folder: Path) -> None:
     """Build the report and print what it took."""
     from softeval.reports.page import build_report
 
+    own = [0.0]
+    threading.Thread(target=watch_own_memory, args=[own], daemon=True).start()
     started = time.perf_counter()
     page = build_report([folder])
     seconds = time.perf_counter() - started
@@ -64,11 +67,22 @@ def build(folder: Path) -> None:
         "positions": sum(lengths["n_cot_tokens"].to_pylist()),
         "seconds": round(seconds, 1),
         "cpu_seconds": round(time.process_time(), 1),
+        # Pages of the mapped table among it, which the system may take back.
         "peak_gib": round(peak, 2),
+        "own_gib": round(max(own), 2),
         "page_mb": round(len(page.encode()) / 1e6, 2),
         "positions_parquet_gb": round((folder / "positions.parquet").stat().st_size / 1e9, 2),
     }
     print(json.dumps(result, indent=2))
+
+
+def watch_own_memory(found: list[float]) -> None:
+    """Append what the process holds besides mapped files, GiB, again and again."""
+    status = Path("/proc/self/status")
+    while status.exists():
+        kilobytes = status.read_text().split("RssAnon:")[1].split()[0]
+        found.append(int(kilobytes) / 2**20)
+        time.sleep(0.05)
 
 
 def write_run(folder: Path, questions: int, samples: int, positions: int) -> None:
