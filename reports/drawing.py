@@ -1,9 +1,7 @@
 """How every figure looks, and how it becomes inline SVG that follows the page.
 
-Seaborn gives theme and palette and draws lines with bands, points with intervals and bars. It would
-compute intervals by itself, from raw data; ours are simultaneous, or crossed over seeds and problems.
-So each point is handed over as three numbers, low, mean and high, of which seaborn draws the median
-as the point and the range as the interval.
+Seaborn gives theme and palette and draws lines and points. It would compute intervals by itself, from
+raw data; ours are simultaneous, or crossed over seeds and problems, and matplotlib draws them.
 
 Own drawing is what seaborn has no call for: one legend over all panels, axes of k and percent, pale
 stretches, zones and reference lines, hatching between models, and the SVG: small, the same bytes
@@ -189,56 +187,65 @@ def _figure_class() -> type[Figure]:
 def spans(
     name: str, at: ArrayLike, mean: ArrayLike, low: ArrayLike, high: ArrayLike
 ) -> pd.DataFrame:
-    """Points of one series with their intervals, three rows each, as `lines` and `dots` take them."""
+    """Points of one series with their intervals, as `lines` and `dots` take them.
+
+    What is not finite is not drawn: a point without its mean, an end without its point.
+    """
     import pandas as pd
 
-    ends = [np.atleast_1d(np.asarray(value, float)) for value in (low, mean, high)]
-    return pd.DataFrame({"name": name, "at": np.tile(at, 3), "value": np.concatenate(ends)})
+    columns = {"at": at, "mean": mean, "low": low, "high": high}
+    numbers = {key: np.atleast_1d(np.asarray(value, float)) for key, value in columns.items()}
+    table = pd.DataFrame(numbers).replace([np.inf, -np.inf], np.nan)
+    ends = {end: table[end].fillna(table["mean"]) for end in ("low", "high")}
+    return table.assign(**ends, name=name).dropna().sort_values("at", kind="stable")
 
 
-def lines(axes: Axes, series: Sequence[pd.DataFrame], named: Looks, **how: Any) -> None:
+def lines(
+    axes: Axes, series: Sequence[pd.DataFrame], named: Looks, bars: bool = False, **how: Any
+) -> None:
     """Lines with bands.
 
     Args:
         axes: to draw on.
         series: from `spans`.
         named: look of each name.
+        bars: intervals are bars in place of bands.
         **how: for `seaborn.lineplot`; `markers=False` leaves them out.
     """
     import pandas as pd
     import seaborn
 
-    if not series:
+    if not any(map(len, series)):
         return
     table = pd.concat(series)
     horizontal = how.get("orient") == "y"
-    markers = {name: look.marker for name, look in named.items()}
     shown: dict[str, Any] = {
-        "markers": markers,
+        "markers": {name: look.marker for name, look in named.items()},
         "dashes": {name: look.dashes for name, look in named.items()},
-        "errorbar": _ends,
-        "err_kws": {"elinewidth": 1} if how.get("err_style") else {"alpha": 0.13, "lw": 0},
         "markeredgewidth": 0,
         **how,
     }
     seaborn.lineplot(
-        x=table["value" if horizontal else "at"].to_numpy(),
-        y=table["at" if horizontal else "value"].to_numpy(),
+        x=table["mean" if horizontal else "at"].to_numpy(),
+        y=table["at" if horizontal else "mean"].to_numpy(),
         hue=table["name"].to_numpy(), style=table["name"].to_numpy(),
         palette={name: look.colour for name, look in named.items()},
-        estimator="median", legend=False, ax=axes, **shown,
+        estimator=None, legend=False, ax=axes, **shown,
     )  # fmt: skip
+    for name, part in table.groupby("name", sort=False):
+        at, low, high, colour = part["at"], part["low"], part["high"], named[str(name)].colour
+        if not bars:
+            axes.fill_between(at, low, high, color=colour, alpha=0.13, lw=0)
+        elif horizontal:
+            axes.hlines(at, low, high, colors=colour, lw=1)
+        else:
+            axes.vlines(at, low, high, colors=colour, lw=1)
 
 
 def dots(axes: Axes, series: Sequence[pd.DataFrame], named: Looks, **how: Any) -> None:
     """Points with intervals, horizontal ones with `orient="y"`."""
-    marks = {"err_style": "bars", "dashes": False, "linestyle": "", "markersize": 6}
+    marks = {"bars": True, "dashes": False, "linestyle": "", "markersize": 6}
     lines(axes, series, named, **{**marks, **how})
-
-
-def _ends(values: pd.Series) -> tuple[float, float]:
-    """The interval of a point, from its three numbers."""
-    return values.min(), values.max()
 
 
 def profiles(axes: Axes, drawn: Sequence[tuple[str, np.ndarray, Profile]], named: Looks) -> None:
