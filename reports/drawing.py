@@ -201,7 +201,7 @@ def spans(
 
 
 def lines(
-    axes: Axes, series: Sequence[pd.DataFrame], named: Looks, bars: bool = False, **how: Any
+    axes: Axes, series: Sequence[pd.DataFrame], named: Looks, bars: float = 0, **how: Any
 ) -> None:
     """Lines with bands.
 
@@ -209,7 +209,7 @@ def lines(
         axes: to draw on.
         series: from `spans`.
         named: look of each name.
-        bars: intervals are bars in place of bands.
+        bars: width of bars that show the intervals, in points; 0 shows bands.
         **how: for `seaborn.lineplot`; `markers=False` leaves them out.
     """
     import pandas as pd
@@ -237,14 +237,14 @@ def lines(
         if not bars:
             axes.fill_between(at, low, high, color=colour, alpha=0.13, lw=0)
         elif horizontal:
-            axes.hlines(at, low, high, colors=colour, lw=1)
+            axes.hlines(at, low, high, colors=colour, lw=bars)
         else:
-            axes.vlines(at, low, high, colors=colour, lw=1)
+            axes.vlines(at, low, high, colors=colour, lw=bars)
 
 
 def dots(axes: Axes, series: Sequence[pd.DataFrame], named: Looks, **how: Any) -> None:
     """Points with intervals, horizontal ones with `orient="y"`."""
-    marks = {"bars": True, "dashes": False, "linestyle": "", "markersize": 6}
+    marks = {"bars": 1.0, "dashes": False, "linestyle": "", "markersize": 6}
     lines(axes, series, named, **{**marks, **how})
 
 
