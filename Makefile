@@ -61,11 +61,12 @@ check: .venv/installed-dev ## lint, format and types
 quick: .venv/installed-dev ## unit tests, under two minutes on two cores
 	$(TEST_ENV) $(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow and not browser'
 
+# A worker more than cores: a quarter of their time tests wait for processes and browsers.
 all: .venv/installed-dev
-	$(TEST_ENV) $(BIN)/pytest -q -n 2 --dist worksteal --durations=30
+	$(TEST_ENV) $(BIN)/pytest -q -n 3 --dist worksteal --durations=30
 
 slow: .venv/installed-dev ## tests that run processes, browsers and whole evaluations
-	$(TEST_ENV) $(BIN)/pytest -q -n 2 --dist worksteal -m 'slow or browser'
+	$(TEST_ENV) $(BIN)/pytest -q -n 3 --dist worksteal -m 'slow or browser'
 
 format: .venv/installed-dev ## format and sort imports
 	$(BIN)/ruff check --fix .

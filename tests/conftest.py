@@ -54,15 +54,16 @@ def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first in each half of all tests, with one of which each of two begins.
+    """Files with slow tests first in each worker's share of all tests, with which it begins.
 
-    What is left at the end, and what one then takes from the other, is quick: none waits for long.
+    What is left at the end, and what one then takes from another, is quick: none waits for long.
     """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     marks = ("slow", "browser")
     slow = {item.path for item in items if any(map(item.get_closest_marker, marks))}
     files = sorted(dict.fromkeys(item.path for item in items), key=lambda path: path not in slow)
-    halves = {path: (number % 2, path not in slow) for number, path in enumerate(files)}
-    items.sort(key=lambda item: halves[item.path])
+    shares = {path: (number % workers, path not in slow) for number, path in enumerate(files)}
+    items.sort(key=lambda item: shares[item.path])
 
 
 def mostly_slow(cases: Iterable[Any], quick: Collection[Any]) -> list[Any]:
