@@ -9,6 +9,7 @@ import os
 import platform
 import sys
 from collections.abc import Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ VARIABLES = (
 )
 
 
+@cache  # what is read takes a tenth of a second, and does not change under a running process
 def package_versions() -> dict[str, str]:
     """Version of Python and of each installed package that can change a result."""
     versions = {"python": platform.python_version()}
