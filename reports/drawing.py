@@ -1,12 +1,11 @@
 """How every figure looks, and how it becomes inline SVG that follows the page.
 
-Seaborn gives theme and palette and draws lines and points. It would compute intervals by itself, from
-raw data; ours are simultaneous, or crossed over seeds and problems, and matplotlib draws them.
+Seaborn gives theme and palette and draws bars. Lines and points are drawn here: it would compute
+intervals by itself, from raw data; ours are simultaneous, or crossed over seeds and problems.
 
-Own drawing is what seaborn has no call for: one legend over all panels, axes of k and percent, pale
-stretches, zones and reference lines, hatching between models, and the SVG: small, the same bytes
-every time, with a text alternative, in the colours of the page, so that one drawing serves light,
-dark and print.
+Neither has it a call for one legend over all panels, axes of k and percent, pale stretches, zones and
+reference lines, hatching between models, and the SVG: small, the same bytes every time, with a text
+alternative, in the colours of the page, so that one drawing serves light, dark and print.
 """
 
 from __future__ import annotations
@@ -29,7 +28,6 @@ from softeval.reports.escaping import printed, visible
 from softeval.statistics.profiles import Profile
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -184,68 +182,47 @@ def _figure_class() -> type[Figure]:
 # Marks ---------------------------------------------------------------------------------------
 
 
-def spans(
-    name: str, at: ArrayLike, mean: ArrayLike, low: ArrayLike, high: ArrayLike
-) -> pd.DataFrame:
+Span = tuple[str, np.ndarray]
+"""A name, and rows of places, means, lower and upper ends."""
+
+
+def spans(name: str, at: ArrayLike, mean: ArrayLike, low: ArrayLike, high: ArrayLike) -> Span:
     """Points of one series with their intervals, as `lines` and `dots` take them.
 
     What is not finite is not drawn: a point without its mean, an end without its point.
     """
-    import pandas as pd
-
-    columns = {"at": at, "mean": mean, "low": low, "high": high}
-    numbers = {key: np.atleast_1d(np.asarray(value, float)) for key, value in columns.items()}
-    table = pd.DataFrame(numbers).replace([np.inf, -np.inf], np.nan)
-    ends = {end: table[end].fillna(table["mean"]) for end in ("low", "high")}
-    return table.assign(**ends, name=name).dropna().sort_values("at", kind="stable")
+    rows_4N = np.stack([np.atleast_1d(np.asarray(row, float)) for row in (at, mean, low, high)])
+    rows_4N = rows_4N[:, np.isfinite(rows_4N[:2]).all(0)]
+    rows_4N = np.where(np.isfinite(rows_4N), rows_4N, rows_4N[1])
+    return name, rows_4N[:, np.argsort(rows_4N[0], kind="stable")]
 
 
-def lines(
-    axes: Axes, series: Sequence[pd.DataFrame], named: Looks, bars: float = 0, **how: Any
-) -> None:
-    """Lines with bands.
+def lines(axes: Axes, series: Sequence[Span], named: Looks, bars: float = 0, **how: Any) -> None:
+    """Lines with bands, or points with bars.
 
     Args:
         axes: to draw on.
         series: from `spans`.
         named: look of each name.
         bars: width of bars that show the intervals, in points; 0 shows bands.
-        **how: for `seaborn.lineplot`; `markers=False` leaves them out.
+        **how: for `Axes.plot`; also `orient="y"` where the places are on the y axis.
     """
-    import pandas as pd
-    import seaborn
-
-    if not any(map(len, series)):
-        return
-    table = pd.concat(series)
-    horizontal = how.get("orient") == "y"
-    shown: dict[str, Any] = {
-        "markers": {name: look.marker for name, look in named.items()},
-        "dashes": {name: look.dashes for name, look in named.items()},
-        "markeredgewidth": 0,
-        **how,
-    }
-    seaborn.lineplot(
-        x=table["mean" if horizontal else "at"].to_numpy(),
-        y=table["at" if horizontal else "mean"].to_numpy(),
-        hue=table["name"].to_numpy(), style=table["name"].to_numpy(),
-        palette={name: look.colour for name, look in named.items()},
-        estimator=None, legend=False, ax=axes, **shown,
-    )  # fmt: skip
-    for name, part in table.groupby("name", sort=False):
-        at, low, high, colour = part["at"], part["low"], part["high"], named[str(name)].colour
+    horizontal = how.pop("orient", "x") == "y"
+    for name, (at, mean, low, high) in series:
+        look = named[name]
+        place = (mean, at) if horizontal else (at, mean)
+        shown = {"color": look.colour, "ls": look.line, "marker": look.marker, "mew": 0} | how
+        axes.plot(*place, **shown)
         if not bars:
-            axes.fill_between(at, low, high, color=colour, alpha=0.13, lw=0)
-        elif horizontal:
-            axes.hlines(at, low, high, colors=colour, lw=bars)
+            axes.fill_between(at, low, high, color=look.colour, alpha=0.13, lw=0)
         else:
-            axes.vlines(at, low, high, colors=colour, lw=bars)
+            draw = axes.hlines if horizontal else axes.vlines
+            draw(at, low, high, colors=look.colour, lw=bars)
 
 
-def dots(axes: Axes, series: Sequence[pd.DataFrame], named: Looks, **how: Any) -> None:
+def dots(axes: Axes, series: Sequence[Span], named: Looks, **how: Any) -> None:
     """Points with intervals, horizontal ones with `orient="y"`."""
-    marks = {"bars": 1.0, "dashes": False, "linestyle": "", "markersize": 6}
-    lines(axes, series, named, **{**marks, **how})
+    lines(axes, series, named, **{"bars": 1.0, "ls": "", "ms": 6, **how})
 
 
 def profiles(axes: Axes, drawn: Sequence[tuple[str, np.ndarray, Profile]], named: Looks) -> None:
@@ -263,15 +240,12 @@ def profiles(axes: Axes, drawn: Sequence[tuple[str, np.ndarray, Profile]], named
             for seed in profile.lines:
                 kept = np.where(profile.grey, np.nan, seed)
                 axes.plot(x, kept, color=named[name].colour, lw=0.4)
-    # Seaborn joins what lies on both sides of a gap, so each unbroken stretch is drawn for itself.
-    stretches = [list(_stretches(profile)) for _, _, profile in drawn]
-    for number in range(max(map(len, stretches), default=0)):
-        part = [
-            spans(name, x[rows], profile.mean[rows], profile.low[rows], profile.high[rows])
-            for (name, x, profile), found in zip(drawn, stretches, strict=True)
-            for rows in found[number : number + 1]
-        ]
-        lines(axes, part, named, markers=False)
+    stretches = [
+        spans(name, x[rows], profile.mean[rows], profile.low[rows], profile.high[rows])
+        for name, x, profile in drawn
+        for rows in _stretches(profile)
+    ]
+    lines(axes, stretches, named, marker="")
 
 
 def _stretches(profile: Profile) -> Iterator[slice]:

@@ -21,7 +21,7 @@ from softeval.errors import UserError
 from softeval.reports.escaping import visible
 from softeval.reports.layout import Part, Section
 from softeval.reports.material import PROBLEMS, Material, ReportOptions
-from softeval.reports.measured.arms import Arm, Arms, measure
+from softeval.reports.measured.arms import Arms, measure
 from softeval.reports.notes import unfinished_notes
 from softeval.reports.sections import OPENING, SECTIONS
 from softeval.reports.sections.samples import SCRIPT
@@ -87,9 +87,11 @@ def _facts(
 ) -> tuple[tuple[str, str], ...]:
     """What the page is about and how it was made, for the section on validity."""
     dates = sorted(str(run.info.get("started") or "?")[:10] for run in arms.runs)
+    seeds = {arm: f" ({arm.seeds} seeds)" if arm.seeds > 1 else "" for arm in arms.arms}
+    trained = [f"{arms.name(arm)}{told}" for arm, told in seeds.items()]
     return (
         ("Models", ", ".join(arms.families)),
-        ("Training", ", ".join(_arm_text(arms, arm) for arm in arms.arms)),
+        ("Training", ", ".join(trained)),
         ("Tasks", ", ".join(_tasks(arms))),
         ("Modes", ", ".join(mode.replace("_", " ") for mode in arms.modes) or "none"),
         ("Samples", f"{sum(len(c.doc_R) for r in arms.runs for c in r.cells.values()):,}"),
@@ -103,10 +105,6 @@ def _versions(arms: Arms) -> str:
     versions = [str((run.info.get("versions") or {}).get("softeval", "")) for run in arms.runs]
     known = [version for version in dict.fromkeys(versions) if version]
     return f"softeval {', '.join(known)}" if known else "softeval, version not recorded"
-
-
-def _arm_text(arms: Arms, arm: Arm) -> str:
-    return arms.name(arm) + (f" ({arm.seeds} seeds)" if arm.seeds > 1 else "")
 
 
 def _command(options: ReportOptions, folders: Sequence[str | Path]) -> str:

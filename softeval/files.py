@@ -1,8 +1,8 @@
-"""Files and directories that appear whole or not at all; locks; room on the disk.
+"""Files and directories that appear whole or not at all; locks; room on the disk; a user's code.
 
 What is written lies beside its place, is flushed, then renamed. A reader never sees half of it, a
 full disk or a kill leaves the earlier one, and what is renamed has reached the disk. Knows nothing of
-what the files hold.
+what they hold.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import errno
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from softeval.errors import UserError
@@ -26,6 +28,18 @@ GB = 10**9
 LOCK = ".lock"
 LOCK_PATIENCE = 0.2
 """Seconds after which a lock is somebody else's: its holder may be just removing the file."""
+
+
+def run_python(file: Path, name: str) -> ModuleType:
+    """Run a file as the module `name`, as it is now.
+
+    Python's own import would run bytecode of before where a file is edited within a second.
+    """
+    module = sys.modules[name] = ModuleType(name)  # a dataclass inside looks for its module there
+    module.__file__ = str(file)
+    code = compile(file.read_bytes(), file, "exec", dont_inherit=True)
+    exec(code, vars(module))  # noqa: S102 - the user asks for it
+    return module
 
 
 def beside(path: Path) -> Path:

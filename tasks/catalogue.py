@@ -344,8 +344,4 @@ class _Loader(yaml.SafeLoader):
     """Reads lm-eval's ``!function`` as the text behind it; nothing is imported."""
 
 
-def _function_name(loader: yaml.SafeLoader, node: Any) -> str:
-    return str(loader.construct_scalar(node))
-
-
-_Loader.add_constructor("!function", _function_name)
+_Loader.add_constructor("!function", lambda loader, node: str(loader.construct_scalar(node)))

@@ -82,13 +82,9 @@ def _parted(text: str, mark: str) -> tuple[str, str]:
     return before, after
 
 
-def _regex_replace(text: str, pattern: str, replacement: str = "") -> str:
-    return re.sub(pattern, replacement, text)
-
-
 _ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
 _ENVIRONMENT.filters |= {
     "after": lambda text, mark: _parted(text, mark)[1],
     "before": lambda text, mark: _parted(text, mark)[0],
-    "regex_replace": _regex_replace,
+    "regex_replace": lambda text, pattern, replacement="": re.sub(pattern, replacement, text),
 }

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from command_line import Ended
 
+from softeval.modes import MODES, get_mode, load_mode_file
+
 pytest_plugins = ("command_line_fixtures",)
 
 MODE_FILE = Path(__file__).with_name("outside_mode.py")
@@ -65,6 +67,20 @@ def test_a_mode_file_that_fails_is_one_line(softeval: Callable[..., Ended], tmp_
         ended = softeval("run", "--mode-file", str(file), "--limit", "1")
         assert ended.code == 2 and part in ended.err
         assert ended.err.count("\n") == 1
+
+
+def test_a_mode_file_that_was_edited_is_run_again(tmp_path: Path) -> None:
+    """In a notebook: its hash is in the identity of a run, so the code must be what was hashed."""
+    file, code = tmp_path / "mine.py", MODE_FILE.read_text().replace("zwoelf", "mine")
+    code = code.replace("from dataclasses", "from __future__ import annotations\nfrom dataclasses")
+    for loudness in (0.1, 0.4):
+        file.write_text(code.replace("loudness: float = 0.1", f"loudness: float = {loudness}"))
+        for _ in range(2):
+            load_mode_file(file)
+            assert get_mode("mine").options["loudness"] == loudness
+    file.write_text("")
+    load_mode_file(file)
+    assert "mine" not in MODES
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,18 @@ def test_noise_that_nothing_switches_off_is_refused_at_the_start(dtype: torch.dt
         check_training_pass(lm)
 
 
+def test_a_body_that_counts_anew_behind_a_prompt_is_refused_at_the_start() -> None:
+    """A checkpoint's own code may take no notice of what a cache holds, where rows share a prompt."""
+    lm = tiny_lm()
+    own = lm.model.model.forward
+    places = torch.arange(16)[None]
+    lm.model.model.forward = lambda inputs_embeds, **fed: own(
+        inputs_embeds=inputs_embeds, position_ids=places[:, : inputs_embeds.shape[1]], **fed
+    )
+    with pytest.raises(UserError, match=r"hidden states of a training pass differ"):
+        check_training_pass(lm)
+
+
 @pytest.mark.slow
 def test_chi_square_is_one_in_a_run_of_a_model_with_dropout(tmp_path: Path) -> None:
     tokenizer = build_tokenizer()

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from architectures import tiny_config
 from conftest import mostly_slow
 from tiny import CONFIGS, FAMILIES
 from torch import Tensor
@@ -129,28 +130,29 @@ def test_gradient_equals_finite_differences(method: str, tied: bool) -> None:
             )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "llama4_text"])
 def test_what_rows_have_in_common_is_computed_once_with_the_same_gradient(family: str) -> None:
     """Of every weight and input; longer than the windows of those that slide."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIGS[family](), dtype=torch.float32).eval()
+    config = CONFIGS[family]() if family in CONFIGS else tiny_config(family)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     assert can_share(model)
     layer = next(m for m in model.modules() if isinstance(m, GradientCheckpointingLayer))
     positions: list[int] = []
     layer.register_forward_pre_hook(lambda _, args: positions.append(args[0].shape[:2].numel()))
-    inputs = torch.randn(3, 22, 32)
+    inputs = torch.randn(3, 22, config.hidden_size)
     inputs[:, :13] = inputs[0, :13]
     found = []
     for shared in (0, 13):
         hidden = last_hidden(model, inputs.requires_grad_(), shared)
-        used = [inputs, *model.base_model.parameters()]
+        used = [inputs, *model.parameters()]
         rows, *gradients = torch.autograd.grad(hidden.sin().sum(), used, allow_unused=True)
         assert rows is not None
         found.append([hidden.detach(), rows[:, :13].sum(0), rows[:, 13:], *gradients])
     assert positions == [3 * 22, 13, 3 * 9]
     for whole, once in zip(*found, strict=True):
         if whole is None or once is None:
-            assert whole is once  # the embedding, whose rows are made outside
+            assert whole is once  # embedding and head, which stand outside
         else:
             assert float((once - whole).norm()) <= 1e-4 * float(whole.norm())
 

@@ -102,8 +102,9 @@ def test_a_run_belongs_to_its_rewards_source(rewards: Path) -> None:
     config = tiny_config(reward=f"{rewards}:short")
     before = identity_of(config)
     assert before["reward_source"] == source_hash(f"{rewards}:short")
-    rewards.write_text(SHORT + "# another\n")
+    rewards.write_text(SHORT + "short = str\n")  # what is hashed is what runs from here on
     assert identity_of(config) != before
+    assert load_reward(f"{rewards}:short") is str
     assert "reward_source" not in identity_of(tiny_config())
 
 

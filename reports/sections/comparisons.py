@@ -173,7 +173,7 @@ def _draw_effects(axes: Axes, comparisons: Sequence[Comparison]) -> None:
         width = 2.0 if primary else 1.1
         dots(
             axes, effects, {"": Look(colour, "", "o")}, orient="y", bars=width,
-            markerfacecolor=fill, markeredgecolor=INK if primary else MUTED, markeredgewidth=1,
+            mfc=fill, mec=INK if primary else MUTED, mew=1,
         )  # fmt: skip
     for y, contrast in ((y, c.contrast) for y, c in enumerate(comparisons)):
         if contrast.se > 0:

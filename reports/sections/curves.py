@@ -22,6 +22,7 @@ from softeval.reports.drawing import (
     SMALLEST,
     WIDTH,
     Looks,
+    Span,
     a_row,
     dots,
     k_axis,
@@ -51,7 +52,6 @@ from softeval.reports.tables import Table, on_questions, points, simple_table
 from softeval.statistics.curves import Band
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -344,7 +344,7 @@ def _draw_panel(axes: Axes, panel: Panel, named: Looks) -> None:
         if c.greedy is not None and (interval := c.greedy.mean.interval)
     ]
     if greedy:
-        dots(axes, greedy, named, markers=dict.fromkeys(named, "<"))
+        dots(axes, greedy, named, marker="<")
         axes.annotate(
             "greedy", (GREEDY_X, 0), (0, -3), ("data", "axes fraction"), "offset points",
             ha="center", va="top", fontsize=SMALLEST, color=MUTED,
@@ -356,7 +356,7 @@ def _greedy_x(index: int, panel: Panel) -> float:
     return GREEDY_X * 1.07 ** (index - (len(panel.curves) - 1) / 2)
 
 
-def _span(name: str, band: Band) -> pd.DataFrame:
+def _span(name: str, band: Band) -> Span:
     return spans(name, band.ks, band.mean, band.low, band.high)
 
 

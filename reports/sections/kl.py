@@ -20,6 +20,7 @@ from softeval.reports.drawing import (
     MUTED,
     SMALLEST,
     Looks,
+    Span,
     dots,
     legend,
     looks,
@@ -43,7 +44,6 @@ from softeval.statistics.positions import PositionSums
 from softeval.statistics.profiles import Profile, bin_width, position_profile
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -279,7 +279,7 @@ def draw_kl(scores: Sequence[KLScore]) -> Figure:
         return figure
 
 
-def _dot(score: KLScore, kinds: list[str], names: list[str]) -> pd.DataFrame:
+def _dot(score: KLScore, kinds: list[str], names: list[str]) -> Span:
     """The arms stand side by side within the row of a kind."""
     place = 0.5 * ((names.index(score.name) + 0.5) / len(names) - 0.5)
     mean, low, high = score.per_token.mean, score.per_token.low, score.per_token.high

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from softeval.reports.drawing import (
+    Span,
     a_row,
     dots,
     legend,
@@ -29,7 +30,6 @@ from softeval.statistics.contrast import Contrast, compare_methods
 from softeval.statistics.crossed import CrossedMean, crossed_mean
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.figure import Figure
 
 
@@ -203,7 +203,7 @@ def draw_out_of_domain(scores: Sequence[OutOfDomainScore]) -> Figure:
         return figure
 
 
-def _ends(score: OutOfDomainScore) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _ends(score: OutOfDomainScore) -> tuple[Span, Span]:
     """The point with its interval of accuracy, and again with that of NLL."""
     nll, accuracy = score.nll.interval, score.accuracy.interval
     return (

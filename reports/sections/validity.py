@@ -153,7 +153,10 @@ def other_rules_text(
 
 def judged_by_other(arms: Arms) -> Arms:
     """The same runs with the verdicts of the other rules, where these are recorded."""
-    runs = {id(run): _run_by_other(run) for run in arms.runs}
+    runs = {
+        id(run): replace(run, cells={key: cell.by_other_rules() for key, cell in run.cells.items()})
+        for run in arms.runs
+    }
 
     def checkpoint(one: MeasuredCheckpoint) -> MeasuredCheckpoint:
         return replace(one, runs=tuple(runs[id(run)] for run in one.runs))
@@ -162,10 +165,6 @@ def judged_by_other(arms: Arms) -> Arms:
         return replace(one, checkpoints=tuple(map(checkpoint, one.checkpoints)))
 
     return replace(arms, arms=tuple(map(arm, arms.arms)), runs=tuple(runs.values()))
-
-
-def _run_by_other(run: MeasuredRun) -> MeasuredRun:
-    return replace(run, cells={key: cell.by_other_rules() for key, cell in run.cells.items()})
 
 
 def _other_name(run: MeasuredRun) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
-import importlib.util
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from softeval.errors import UserError
+from softeval.files import run_python
 from softeval.modes.coconut import Coconut
 from softeval.modes.mixture_of_inputs import MixtureOfInputs
 from softeval.modes.multiplex import Multiplex
@@ -69,6 +69,9 @@ class _Modes(Mapping[str, Mode]):
             raise UserError(f"there is a mode {mode.name!r} already; give yours another name")
         self._known[mode.name] = mode
 
+    def forget(self, module: str) -> None:
+        self._known = {n: m for n, m in self._known.items() if type(m).__module__ != module}
+
     def __getitem__(self, name: str) -> Mode:
         if name not in self._known:
             self._ask()
@@ -91,7 +94,8 @@ class _Modes(Mapping[str, Mode]):
 
 _MODES = _Modes()
 MODES: Mapping[str, Mode] = _MODES
-_LOADED: set[Path] = set()
+_LOADED: dict[Path, str] = {}
+"""Files of modes that this process has run, and the hash of what it ran."""
 
 
 def register_mode(cls: _Class) -> _Class:
@@ -115,25 +119,25 @@ def register_mode(cls: _Class) -> _Class:
 
 
 def load_mode_file(path: str | Path) -> None:
-    """Run a Python file that registers modes, once a process.
+    """Run a Python file that registers modes; once edited it is run again, and its modes replaced.
 
     Raises:
         UserError: no such file, or whatever goes wrong in it, on one line.
     """
     file = Path(path).expanduser().resolve()
-    if file in _LOADED:
-        return
     if not file.is_file():
         raise UserError(f"--mode-file {path}: no such file")
-    spec = importlib.util.spec_from_file_location(f"softeval_mode_{file.stem}", file)
-    assert spec is not None and spec.loader is not None
+    source, name = mode_source(file), f"softeval modes of {file}"
+    if _LOADED.get(file) == source:
+        return
+    _MODES.forget(name)
     try:
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        run_python(file, name)
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"--mode-file {path}: {type(error).__name__}: {error}") from error
-    _LOADED.add(file)
+    _LOADED[file] = source
 
 
 def mode_source(path: str | Path) -> str:

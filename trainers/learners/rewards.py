@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
 import inspect
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -26,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from softeval.errors import UserError
+from softeval.files import run_python
 from softeval.terminal import one_line
 
 if TYPE_CHECKING:
@@ -143,12 +142,7 @@ def _module(place: str) -> Any:
     if not place.endswith(".py"):
         return importlib.import_module(place)
     file = Path(place).expanduser().resolve()
-    spec = importlib.util.spec_from_file_location(f"softeval_reward_{file.stem}", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # a dataclass inside looks for its module there
-    spec.loader.exec_module(module)
-    return module
+    return run_python(file, f"softeval rewards of {file}")
 
 
 def source_hash(name: str) -> str:
@@ -157,6 +151,10 @@ def source_hash(name: str) -> str:
     Raises:
         UserError: as `load_reward`.
     """
-    path = inspect.getsourcefile(inspect.unwrap(load_reward(name)))
+    load_reward.cache_clear()  # an edited file is run again, or its hash would tell of other code
+    try:
+        path = inspect.getsourcefile(inspect.unwrap(load_reward(name)))
+    except TypeError:  # an object that can be called has no source; the module that names it has
+        path = getattr(_module(name.rpartition(":")[0]), "__file__", None)
     content = Path(path).read_bytes() if path else name.encode()
     return hashlib.sha256(content).hexdigest()[:16]
