@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from softeval.model.language_model import LanguageModel, wrap_model
 from softeval.records import AnswerStop, Generation, SampleKey, StopReason
 from softeval.scoring.judge import Verdict
+from softeval.tasks import arithmetic
 from softeval.trainers.checkpoints import TrainingRecord
 from softeval.trainers.config import TrainConfig, make_config
 from softeval.trainers.learners.rewards import RewardInput
@@ -152,10 +156,26 @@ def directional_derivative(
     return (values[0] - values[1]) / (2 * step)
 
 
+@cache
+def few_questions() -> str:
+    """A file of the demo's first questions, which are read in no time."""
+    file = Path(mkdtemp(dir=os.environ.get("SOFTEVAL_CACHE"))) / "few.jsonl"
+    asked = arithmetic.draw_splits()["train"][:24]
+    write_questions(
+        file,
+        [
+            {"question": q.question, "answer": str(q.answer), "solution": "\n".join(q.careful_steps)}
+            for q in asked
+        ],
+    )
+    return str(file)
+
+
 def tiny_config(**changes: Any) -> TrainConfig:
     """Four questions of six samples, two steps, nothing beyond metrics.jsonl."""
     options = {
-        "dataset": "demo",
+        "dataset": few_questions(),
+        "exclude_tasks": (),
         "max_steps": 2,
         "prompts_per_step": 4,
         "num_generations": 6,
@@ -164,6 +184,7 @@ def tiny_config(**changes: Any) -> TrainConfig:
         "learning_rate": 1e-3,
         "warmup_steps": 1,
         "validation_size": 4,
+        "validation_modes": (),
         "limit": 24,
         "eval_steps": 2,
         "save_steps": 1,
@@ -203,6 +224,10 @@ class BoxJudge:
 def own_questions(path: Path, count: int = 12, **changed: str) -> Path:
     """A user's own questions; `changed` replaces labels, by question."""
     rows = [{"question": f"q{n}", "answer": changed.get(f"q{n}", "1")} for n in range(count)]
+    return write_questions(path, rows)
+
+
+def write_questions(path: Path, rows: Iterable[dict[str, str]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -252,13 +277,13 @@ def run(folder: Path, **changes: Any) -> TrainResult:
 def command(folder: Path, **changes: Any) -> list[str]:
     """The words after `python` that do the same as `run`."""
     values = tiny_config(output_path=str(folder), **changes)
-    words = ["-m", "softeval", "train", "--report-to", "none", "--quiet"]
+    words = ["-m", "softeval", "train", "--quiet"]
     for name, value in values.model_dump(mode="json", exclude_defaults=True).items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
-        elif not isinstance(value, list):
-            words += [f"--{flag}", str(value)]
+        else:
+            words += [f"--{flag}", ",".join(value) or "none" if isinstance(value, list) else str(value)]
     return words
 
 
