@@ -53,6 +53,17 @@ def unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "")
 
 
+@pytest.fixture
+def boxing(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Options of short trainings that move their weights, on a tiny checkpoint."""
+    from train_cases import BOXING, BoxJudge, boxing_model
+
+    from softeval.trainers import rollout
+
+    monkeypatch.setattr(rollout, "scorer", BoxJudge)
+    return {"model": boxing_model(), "save_steps": 100} | BOXING
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first in each worker's share of all tests, with which it begins.
 

@@ -95,6 +95,7 @@ def test_fused_experts_train_and_are_exported(tmp_path: Path) -> None:
     AutoModelForCausalLM.from_config(config).save_pretrained(model)
     tokenizer.save_pretrained(model)
     options = METHODS["soft"] | {"lora": True, "gradient_checkpointing": True, "max_steps": 2}
+    options |= {"prompts_per_step": 2, "max_cot_tokens": 12}
     run(tmp_path / "run", **options, model=model, reward_boxed=50.0, learning_rate=0.1)
     base, trained = (load_model(str(p)) for p in (model, tmp_path / "run" / "last"))
     ids = torch.arange(3, 15)[None]
@@ -118,6 +119,7 @@ def test_what_is_exported_is_what_was_validated_and_the_adapter_lies_beside_it(
     monkeypatch.setattr(trainer, "validate", watched)
     model = Path(BUNDLED_CHECKPOINT)
     options = METHODS["soft"] | {"lora": True, "lora_rank": 2, "max_steps": 2, "eval_steps": 1}
+    options |= {"prompts_per_step": 2, "save_steps": 100}
     options |= {"reward_boxed": 50.0, "learning_rate": 1e-2, "dtype": "bfloat16"}
     run(tmp_path / "run", **options)
     validated = {name.replace(".base_layer.", "."): t for name, t in seen[-1].items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,7 +59,7 @@ def test_an_unknown_algorithm_is_refused_with_the_known_ones() -> None:
 
 @pytest.mark.slow
 def test_an_algorithm_that_is_added_is_a_choice_and_makes_the_loss(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, boxing: dict[str, Any]
 ) -> None:
     """One class and one entry: rewards less their mean, a token's weight one over its length."""
 
@@ -74,7 +75,7 @@ def test_an_algorithm_that_is_added_is_a_choice_and_makes_the_loss(
     for name in ("rloo", "centred"):
         rewards = cycle([100.0, 10.0, 0.0])
         monkeypatch.setattr(rollout, "reward", lambda *_, rewards=rewards: next(rewards))
-        run(tmp_path / name, algorithm=name, max_steps=1, eval_steps=1)
+        run(tmp_path / name, algorithm=name, **boxing | {"max_steps": 1})
         losses[name] = read_metrics(tmp_path / name)[1]
     assert losses["rloo"]["reward/mean"] == losses["centred"]["reward/mean"]
     assert losses["rloo"]["gradient/norm"] > 2 * losses["centred"]["gradient/norm"] > 0

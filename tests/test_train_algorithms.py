@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from train_cases import (
     METHODS,
-    MOVING,
     made_generation,
     read_metrics,
     relative_distance,
@@ -147,8 +146,10 @@ def test_what_does_not_fit_is_refused(options: dict[str, Any], remedy: str) -> N
 
 
 @pytest.mark.slow
-def test_each_algorithm_trains_its_own_way_and_a_run_keeps_to_one(tmp_path: Path) -> None:
-    options = METHODS["soft"] | MOVING["soft"] | {"max_steps": 2, "validation_modes": "none"}
+def test_each_algorithm_trains_its_own_way_and_a_run_keeps_to_one(
+    tmp_path: Path, boxing: dict[str, Any]
+) -> None:
+    options = METHODS["soft"] | boxing | {"max_steps": 2}
     found = {}
     for name in ALGORITHMS:
         run(tmp_path / name, algorithm=name, **options)
@@ -161,9 +162,12 @@ def test_each_algorithm_trains_its_own_way_and_a_run_keeps_to_one(tmp_path: Path
 
 
 @pytest.mark.slow
-def test_further_updates_of_a_batch_move_on_and_are_clipped(tmp_path: Path) -> None:
+def test_further_updates_of_a_batch_move_on_and_are_clipped(
+    tmp_path: Path, boxing: dict[str, Any]
+) -> None:
     """A rate so large that ratios leave the range; a narrower one holds more of them."""
     options = {"method": "hard", "algorithm": "grpo", "max_steps": 1, "learning_rate": 1e-2}
+    options |= boxing
     for name, extra in {
         "one": {},
         "two": {"num_iterations": 2},

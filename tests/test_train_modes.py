@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from train_cases import read_metrics, run, tiny_config
@@ -35,8 +36,8 @@ def test_a_mode_without_a_density_is_refused(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLED)
-def test_three_steps(name, tmp_path: Path):
-    run(tmp_path, method=name, prompts_per_step=2, validation_modes="none", save_steps=100)
+def test_three_steps(name, tmp_path: Path, boxing: dict[str, Any]):
+    run(tmp_path, method=name, eval_steps=3, **boxing)
     lines = read_metrics(tmp_path)
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     norms = [line["gradient/norm"] for line in lines[1:]]

@@ -156,15 +156,24 @@ def directional_derivative(
     return (values[0] - values[1]) / (2 * step)
 
 
+def kept_folder() -> Path:
+    """An empty one for what several tests of this process read, and none changes."""
+    return Path(mkdtemp(dir=os.environ.get("SOFTEVAL_CACHE")))
+
+
 @cache
 def few_questions() -> str:
     """A file of the demo's first questions, which are read in no time."""
-    file = Path(mkdtemp(dir=os.environ.get("SOFTEVAL_CACHE"))) / "few.jsonl"
+    file = kept_folder() / "few.jsonl"
     asked = arithmetic.draw_splits()["train"][:24]
     write_questions(
         file,
         [
-            {"question": q.question, "answer": str(q.answer), "solution": "\n".join(q.careful_steps)}
+            {
+                "question": q.question,
+                "answer": str(q.answer),
+                "solution": "\n".join(q.careful_steps),
+            }
             for q in asked
         ],
     )
@@ -207,8 +216,13 @@ def save_boxing(folder: Path) -> Path:
     return save_tiny(folder, initializer_range=0.05)
 
 
-BOXING: dict[str, Any] = {"seed": 0, "max_cot_tokens": 16, "max_answer_tokens": 12}
+BOXING: dict[str, Any] = {"seed": 0, "max_cot_tokens": 6, "max_answer_tokens": 8}
 """Options with which both updates of that checkpoint move."""
+
+
+@cache
+def boxing_model() -> str:
+    return str(save_boxing(kept_folder() / "model"))
 
 
 class BoxJudge:
@@ -283,7 +297,10 @@ def command(folder: Path, **changes: Any) -> list[str]:
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            words += [f"--{flag}", ",".join(value) or "none" if isinstance(value, list) else str(value)]
+            words += [
+                f"--{flag}",
+                ",".join(value) or "none" if isinstance(value, list) else str(value),
+            ]
     return words
 
 
