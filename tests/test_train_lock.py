@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
-from train_cases import run
+from train_cases import LEAST, run
 
 from softeval.errors import UserError
 from softeval.files import LOCK, locked
@@ -50,12 +50,12 @@ def test_a_directory_in_use_is_refused_until_its_process_dies(tmp_path: Path) ->
     other = holder(folder)
     assert other.stdout.readline() == "held\n"
     with pytest.raises(UserError, match=r"another process is training in .*--output-path") as found:
-        run(folder, max_steps=1)
+        run(folder, **LEAST)
     assert "\n" not in str(found.value) and not (folder / "train.json").exists()
     other.kill()
     other.communicate()
     assert (folder / LOCK).exists()
-    run(folder, max_steps=1)
+    run(folder, **LEAST)
     assert not (folder / LOCK).exists()
 
 
@@ -68,7 +68,7 @@ def test_training_holds_its_directory(tmp_path: Path, monkeypatch: pytest.Monkey
         return plain(*args)
 
     monkeypatch.setattr(trainer, "validate", watched)
-    run(tmp_path, max_steps=1)
+    run(tmp_path, **LEAST)
     assert errors and all("another process is training" in error for error in errors)
 
 

@@ -202,7 +202,7 @@ def test_further_sets_and_modes_are_validated_and_one_of_them_chooses(
 def test_questions_of_a_validation_set_are_not_trained_on(tmp_path: Path) -> None:
     trained = own_questions(tmp_path / "train.jsonl", count=12)
     held = own_questions(tmp_path / "held.jsonl", count=3)
-    options = {"dataset": str(trained), "exclude_tasks": (), "limit": None, "validation_size": 2}
+    options = {"dataset": str(trained), "limit": None, "validation_size": 2}
     encode = tiny_lm().vocabulary.encode
     found = load_questions(tiny_config(**options, validation_sets=str(held)), encode)
     assert found.overlaps == {"held": 2} and len(found.further["held"]) == 2

@@ -92,7 +92,7 @@ def test_copies_are_known_under_another_dressing(
     assert against.overlaps == {"math500": int(copied)}
     assert (pair[1] in texts(against)) != copied
     path = write_rows(tmp_path / "both.jsonl", fillers + both)
-    within = load_questions(tiny_config(dataset=path, exclude_tasks=(), **options), encode)
+    within = load_questions(tiny_config(dataset=path, **options), encode)
     assert within.repeated == int(copied) and pair[0] in texts(within)
 
 
@@ -108,7 +108,7 @@ def test_the_hold_out_does_not_depend_on_seed_or_order(tmp_path: Path) -> None:
     held = []
     for seed, order in ((0, rows), (1, rows[::-1])):
         path = write_rows(tmp_path / f"{seed}.jsonl", order)
-        config = tiny_config(dataset=path, seed=seed, exclude_tasks=(), limit=None)
+        config = tiny_config(dataset=path, seed=seed, limit=None)
         found = load_questions(config, encode)
         held.append({q.problem.question for q in found.validation})
         assert not held[-1] & {q.problem.question for q in found.train}
@@ -119,7 +119,7 @@ def test_long_prompts_are_dropped_and_counted(tmp_path: Path) -> None:
     rows = [{"question": "q" * n, "answer": "1"} for n in range(1, 11)]
     path = write_rows(tmp_path / "own.jsonl", rows)
     longest = len(PAPER.ask("q" * 8))
-    config = tiny_config(dataset=path, exclude_tasks=(), max_prompt_tokens=longest, limit=None)
+    config = tiny_config(dataset=path, max_prompt_tokens=longest, limit=None)
     found = load_questions(config, encode)
     assert found.too_long == 2 and len(texts(found)) == 8
 
@@ -127,7 +127,7 @@ def test_long_prompts_are_dropped_and_counted(tmp_path: Path) -> None:
 def test_questions_without_a_label_are_dropped_and_counted(tmp_path: Path) -> None:
     rows = [{"question": f"q{n}", "answer": " " if n < 2 else "1"} for n in range(8)]
     path = write_rows(tmp_path / "own.jsonl", rows)
-    found = load_questions(tiny_config(dataset=path, exclude_tasks=(), limit=None), encode)
+    found = load_questions(tiny_config(dataset=path, limit=None), encode)
     assert found.unlabelled == 2 and "2 without a label" in found.summary()
     assert sorted(q.index for q in found.train + found.validation) == list(range(2, 8))
 
@@ -156,7 +156,7 @@ def test_bad_data(
 ) -> None:
     path = write_rows(tmp_path / "own.jsonl", rows)
     with pytest.raises(UserError, match=match):
-        load_questions(tiny_config(dataset=path, exclude_tasks=(), **options), encode)
+        load_questions(tiny_config(dataset=path, **options), encode)
 
 
 def test_an_unreachable_evaluation_set_says_why_it_is_wanted(tmp_path: Path) -> None:

@@ -7,8 +7,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,19 +17,18 @@ import torch
 from conftest import ROOT
 from forked import ForkServerProcess, kill_often, signalled, start, together
 from train_cases import (
-    BOXING,
+    LEAST,
     LINEAR,
     METHODS,
     MOVING,
     STAGED,
-    BoxJudge,
+    boxing_model,
     command,
     moved_apart,
     own_questions,
     read_metrics,
     run,
     same,
-    save_boxing,
     save_tiny,
     state_tensors,
     timeless,
@@ -43,7 +40,7 @@ from softeval import files, processes
 from softeval.errors import UserError
 from softeval.model.language_model import load_model
 from softeval.processes import Interruption
-from softeval.trainers import rollout, run_files, trainer
+from softeval.trainers import run_files, trainer
 from softeval.trainers.optimization import MasterWeights, Optimization
 from softeval.trainers.rollout import RolloutCollector, Validation
 from softeval.trainers.trainer import train
@@ -114,7 +111,10 @@ def check_equal(killed: Path, whole: Path) -> None:
 
 
 MEASURING = {"kl_steps": 2, "gradient_split_steps": 3, "log_completions_steps": 2}
-STAGES = STAGED | {"curriculum": {"updates": 2, "first": 2, "stages": 1, "mixing": 0.5}}
+STAGES = STAGED | {
+    "max_cot_tokens": 24,
+    "curriculum": {"updates": 2, "first": 2, "stages": 1, "mixing": 0.5},
+}
 
 
 @pytest.mark.parametrize(
@@ -129,14 +129,13 @@ STAGES = STAGED | {"curriculum": {"updates": 2, "first": 2, "stages": 1, "mixing
 def test_a_run_killed_again_and_again_equals_one_left_alone(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    boxing: dict[str, Any],
     options: dict[str, Any],
     seed: int,
     times: int,
 ) -> None:
     """Bit for bit; a run that outlives its fuse is compared, and the next kill hits a new one."""
-    monkeypatch.setattr(rollout, "scorer", BoxJudge)
-    options = options | BOXING | {"model": str(save_boxing(tmp_path / "model"))}
-    options |= {"max_steps": 5, "save_steps": 2, "eval_steps": 3, "max_cot_tokens": 24}
+    options = boxing | options | {"max_steps": 5, "save_steps": 2, "eval_steps": 3}
     whole = tmp_path / "whole"
     run(whole, **options)
     assert any(line.get("gradient/norm") for line in timeless(whole))
@@ -160,7 +159,7 @@ def test_a_kill_inside_the_first_record_is_no_foreign_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Without the self-check, whose result is the first thing that a training writes.
-    options = {"model": str(save_tiny(tmp_path / "model")), "max_steps": 1, "self_check": False}
+    options = LEAST | {"model": boxing_model(), "self_check": False}
     assert killed_run(tmp_path / "run", 1, False, monkeypatch, options)
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".train.json.partial"]
     run(tmp_path / "run", **options)
@@ -175,9 +174,7 @@ def test_the_best_is_never_of_updates_done_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, site: str, after: bool
 ) -> None:
     """Killed around its export; the second time the updates are not as good, as on a GPU."""
-    options = {"model": str(save_tiny(tmp_path / "model")), "max_steps": 3, "save_steps": 100}
-    options |= {"eval_steps": 1, "num_generations": 2, "prompts_per_step": 1}
-    options |= {"validation_modes": "none"}
+    options = LEAST | {"model": boxing_model(), "max_steps": 3, "eval_steps": 1, "save_steps": 100}
     plain_export, owner = trainer.Trainer._export, trainer.Trainer if site == "_export" else trainer
 
     def scripted(*successes: float) -> Any:
@@ -212,9 +209,7 @@ def test_the_best_is_never_of_updates_done_anew(
 def test_a_best_beyond_a_torn_state_is_chosen_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = {"model": str(save_tiny(tmp_path / "model")), "max_steps": 3, "save_steps": 1}
-    options |= {"eval_steps": 1, "num_generations": 2, "prompts_per_step": 1}
-    options |= {"validation_modes": "none"}
+    options = LEAST | {"model": boxing_model(), "max_steps": 3, "eval_steps": 1}
     left = iter([0.3, 0.1, 0.2, 0.9, 0.1, 0.15])
     monkeypatch.setattr(trainer, "validate", lambda *_: Validation(next(left), 0.0, 0.0, 0.0))
     run(tmp_path / "run", **options)
@@ -228,6 +223,7 @@ def test_a_best_beyond_a_torn_state_is_chosen_anew(
 def test_sigkill_at_any_moment(tmp_path: Path) -> None:
     """Of one method: what is killed and kept is the same in all, which die in process above."""
     options = METHODS["soft"] | {"max_steps": 6, "save_steps": 2, "eval_steps": 5}
+    options |= {"prompts_per_step": 2, "max_cot_tokens": 12}
 
     def begin(folder: Path) -> list[ForkServerProcess]:
         return [start(command(folder, **options), folder.with_suffix(".log"))]
@@ -244,12 +240,12 @@ def test_sigkill_at_any_moment(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["hard", "soft"])  # fuzzy training is soft at other numbers
 def test_two_processes_equal_one(tmp_path: Path, method: str) -> None:
-    """float32 sums in another order: three updates agree to rounding, as stated for the options that
+    """float32 sums in another order: two updates agree to rounding, as stated for the options that
     must not change the result (test_train_trainer)."""
     options = METHODS[method] | LINEAR | MOVING[method]
-    options |= {"max_steps": 3, "kl_steps": 2, "gradient_split_steps": 2}
+    options |= {"max_steps": 2, "kl_steps": 2, "gradient_split_steps": 2}
     run(tmp_path / "one", **options)
-    assert [line["gradient/norm"] > 0 for line in read_metrics(tmp_path / "one")[1:]] == [True] * 3
+    assert [line["gradient/norm"] > 0 for line in read_metrics(tmp_path / "one")[1:]] == [True] * 2
     together(2, *command(tmp_path / "two", **options), log=tmp_path / "log")
     one, two = (read_metrics(tmp_path / name) for name in ("one", "two"))
     assert [line["step"] for line in one] == [line["step"] for line in two]
@@ -264,11 +260,11 @@ def test_two_processes_equal_one(tmp_path: Path, method: str) -> None:
 
 
 def test_a_torn_state_is_passed_over_and_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], boxing: dict[str, Any]
 ) -> None:
-    options = METHODS["soft"] | {"max_steps": 3, "save_steps": 1, "prompts_per_step": 2}
+    options = METHODS["soft"] | boxing | {"max_steps": 3, "save_steps": 1}
     run(tmp_path / "whole", **options)
-    run(tmp_path / "torn", **options)
+    shutil.copytree(tmp_path / "whole", tmp_path / "torn")
     state = tmp_path / "torn" / "state" / "step-000003" / "__0_0.distcp"
     state.write_bytes(state.read_bytes()[:-1])
     train(tiny_config(output_path=str(tmp_path / "torn"), **options))
@@ -278,15 +274,15 @@ def test_a_torn_state_is_passed_over_and_said(
 
 
 def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
-    first = run(tmp_path, max_steps=1)
+    first = run(tmp_path, **LEAST)
     before = (tmp_path / "metrics.jsonl").read_bytes()
-    assert run(tmp_path, max_steps=1) == first
+    assert run(tmp_path, **LEAST) == first
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
 def test_another_base_in_place_of_the_first_is_refused(tmp_path: Path) -> None:
     model = save_tiny(tmp_path / "model")
-    options = {"model": str(model), "max_steps": 1}
+    options = LEAST | {"model": str(model)}
     run(tmp_path / "run", **options)
     save_tiny(tmp_path / "model", seed=1)
     with pytest.raises(UserError, match="no longer the checkpoint"):
@@ -295,7 +291,7 @@ def test_another_base_in_place_of_the_first_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_another_base_with_the_same_embeddings_is_refused(tmp_path: Path, lora: bool) -> None:
-    options = {"model": str(save_tiny(tmp_path / "model")), "max_steps": 1, "lora": lora}
+    options = LEAST | {"model": str(save_tiny(tmp_path / "model")), "lora": lora}
     run(tmp_path / "run", **options)
     run(tmp_path / "run", **options)
     lm = load_model(str(tmp_path / "model"))
@@ -309,8 +305,7 @@ def test_another_base_with_the_same_embeddings_is_refused(tmp_path: Path, lora: 
 
 def test_other_questions_in_place_of_the_first_are_refused(tmp_path: Path) -> None:
     data = own_questions(tmp_path / "own.jsonl")
-    options = {"model": str(save_tiny(tmp_path / "model")), "max_steps": 1, "dataset": str(data)}
-    options |= {"exclude_tasks": (), "num_generations": 2, "prompts_per_step": 1}
+    options = LEAST | {"model": boxing_model(), "dataset": str(data)}
     run(tmp_path / "run", **options)
     refused = set()
     for n in range(12):  # a label alone; the hold-out stays
@@ -334,7 +329,7 @@ def wait_for_updates(folder: Path, running: Callable[[], bool]) -> None:
 
 
 SIGNALLED = METHODS["soft"] | {"max_steps": 12, "save_steps": 100, "eval_steps": 100}
-SIGNALLED |= {"prompts_per_step": 1}
+SIGNALLED |= {"prompts_per_step": 1, "max_cot_tokens": 12}
 
 
 @pytest.fixture(scope="module")
@@ -363,21 +358,15 @@ def test_a_signal_ends_the_update_saves_and_says_how_to_continue(
 
 
 def test_processes_that_are_told_at_different_moments_stop_at_one_step(tmp_path: Path) -> None:
-    options = METHODS["hard"] | {"max_steps": 30, "save_steps": 100, "eval_steps": 100}
+    options = SIGNALLED | {"max_steps": 30}
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    process = subprocess.Popen(
-        [sys.executable, *launcher, *command(tmp_path, **options)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    wait_for_updates(tmp_path, lambda: process.poll() is None)
-    os.killpg(process.pid, signal.SIGTERM)
-    ended, shown = process.wait(240), process.communicate()[1]
-    (state,) = (tmp_path / "state").iterdir()
+    folder, log = tmp_path / "run", tmp_path / "log"
+    process = start([*launcher, *command(folder, **options)], log, PYTHONPATH=str(ROOT))
+    wait_for_updates(folder, process.is_alive)
+    ended, shown = signalled(process, signal.SIGTERM), log.read_text()
+    (state,) = (folder / "state").iterdir()
     step = int(state.name.split("-")[1])
-    assert ended != 0 and len(read_metrics(tmp_path)) == step + 1
+    assert ended != 0 and len(read_metrics(folder)) == step + 1
     assert shown.count(f"stopped at step {step}; the same command continues") == 2
 
 

@@ -220,6 +220,11 @@ BOXING: dict[str, Any] = {"seed": 0, "max_cot_tokens": 6, "max_answer_tokens": 8
 """Options with which both updates of that checkpoint move."""
 
 
+LEAST: dict[str, Any] = {"num_generations": 2, "prompts_per_step": 1, "max_cot_tokens": 4}
+LEAST |= {"max_steps": 1}
+"""Options of the least that is an update, whether or not it moves."""
+
+
 @cache
 def boxing_model() -> str:
     return str(save_boxing(kept_folder() / "model"))
