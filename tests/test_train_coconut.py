@@ -13,7 +13,16 @@ import tiny
 import torch
 from conftest import mostly_slow
 from torch.nn.functional import cross_entropy
-from train_cases import STAGED, directional_derivative, run, tiny_config, tiny_gpt2, tiny_lm
+from train_cases import (
+    STAGED,
+    directional_derivative,
+    own_questions,
+    run,
+    tiny_config,
+    tiny_gpt2,
+    tiny_lm,
+    write_rows,
+)
 
 from softeval.decoding.decoder import Decoder, Question
 from softeval.errors import UserError
@@ -108,8 +117,7 @@ def gsm8k_config(folder: Path, **changes: Any) -> Any:
     """Six questions in GSM8K's own form."""
     answer = "Ann has 3*2=<<3*2=6>>6 eggs.\n\nShe eats 2, so {n} are left.\n#### {n}"
     rows = [{"question": f"How many, {n}?", "answer": answer.format(n=n)} for n in range(6)]
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    (folder / "gsm8k_train.jsonl").write_text(text)
+    write_rows(folder / "gsm8k_train.jsonl", rows)
     options = {"dataset": "gsm8k", "data_dir": str(folder), "max_cot_tokens": 200}
     options |= {"exclude_tasks": "none", "limit": 6, "validation_size": 2, **STAGED}
     return tiny_config(**options | changes)
@@ -131,11 +139,10 @@ def test_solutions_that_do_not_fit_the_cap_are_dropped_and_counted(tmp_path: Pat
 
 def test_a_file_of_ones_own_has_a_field_solution(tmp_path: Path) -> None:
     rows = [{"question": f"q{n}", "answer": "1", "solution": "first\nthen"} for n in range(8)]
-    file = tmp_path / "own.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = gsm8k_config(tmp_path, dataset=str(file), data_dir=None)
+    file = write_rows(tmp_path / "own.jsonl", rows)
+    config = gsm8k_config(tmp_path, dataset=file, data_dir=None)
     assert load_questions(config, tiny_lm().vocabulary.encode).train[0].steps == (" first", " then")
-    file.write_text("".join(json.dumps({"question": x, "answer": "1"}) + "\n" for x in "abcdef"))
+    own_questions(tmp_path / "own.jsonl")
     with pytest.raises(UserError, match="solution"):
         load_questions(config, tiny_lm().vocabulary.encode)
 
@@ -444,7 +451,7 @@ def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> 
 
 def test_data_without_worked_solutions_are_refused(tmp_path: Path) -> None:
     rows = [{"problem": f"q{n}", "answer": "1"} for n in range(9)]
-    (tmp_path / "math.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(tmp_path / "math.jsonl", rows)
     config = gsm8k_config(tmp_path, dataset="math")
     with pytest.raises(UserError, match="no worked solutions"):
         load_questions(config, tiny_lm().vocabulary.encode)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from copy import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +72,17 @@ USABLE_80 = int(0.95 * 80 * GIB)
 LENGTHS = Lengths(prompt=200, cot=512, total=200 + 512 + 32)
 
 
+@cache
+def measured(name: str, lora: bool) -> MemoryModel:
+    config = make_config({"lora": lora}, read_recipes([f"{name}+math+soft"]))
+    return MemoryModel(meta_model(PUBLISHED[name](), torch.bfloat16), config, LENGTHS, "cuda")
+
+
 def of_recipe(name: str, **changes: Any) -> MemoryModel:
     config = make_config(changes, read_recipes([f"{name}+math+soft"]))
-    model = meta_model(PUBLISHED[name](), torch.bfloat16)
-    return MemoryModel(model, config, LENGTHS, "cuda")
+    memory = copy(measured(name, config.lora))
+    memory.config = config  # on which no measurement hangs
+    return memory
 
 
 @pytest.mark.slow

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from conftest import SHARED
-from train_cases import tiny_config, tiny_lm
+from train_cases import tiny_config, tiny_lm, write_rows
 
 from softeval.errors import UserError
 from softeval.protocol import PAPER
@@ -21,11 +20,6 @@ needs_shared = pytest.mark.skipif(
 
 def encode(text: str) -> list[int]:
     return list(text.encode())
-
-
-def write_rows(path: Path, rows: list[dict[str, str]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
 
 
 def texts(questions: QuestionSet) -> list[str]:

@@ -280,15 +280,6 @@ def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
-def test_another_base_in_place_of_the_first_is_refused(tmp_path: Path) -> None:
-    model = save_tiny(tmp_path / "model")
-    options = LEAST | {"model": str(model)}
-    run(tmp_path / "run", **options)
-    save_tiny(tmp_path / "model", seed=1)
-    with pytest.raises(UserError, match="no longer the checkpoint"):
-        run(tmp_path / "run", **options)
-
-
 @pytest.mark.parametrize("lora", [False, True])
 def test_another_base_with_the_same_embeddings_is_refused(tmp_path: Path, lora: bool) -> None:
     options = LEAST | {"model": str(save_tiny(tmp_path / "model")), "lora": lora}

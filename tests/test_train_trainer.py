@@ -21,7 +21,6 @@ from train_cases import (
     same,
     save_tiny,
     state_tensors,
-    tiny_lm,
     weights,
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -223,21 +222,6 @@ def test_what_must_not_change_the_result(
 
 
 @pytest.mark.slow
-def test_dropout_is_off_in_rollout_and_training_pass(tmp_path: Path) -> None:
-    model = save_tiny(tmp_path / "model", attention_dropout=0.5, width=32)
-    run(
-        tmp_path / "run",
-        **(METHODS["soft"] | {"temperature": 0.5}),
-        max_steps=1,
-        model=str(model),
-        gradient_checkpointing=True,
-        skip_zero_advantage=False,
-    )
-    line = read_metrics(tmp_path / "run")[1]
-    assert line["health/chi_square"] == pytest.approx(1, abs=0.1)
-
-
-@pytest.mark.slow
 def test_dynamic_sampling_replaces_equal_groups(tmp_path: Path) -> None:
     options = METHODS["hard"] | {"max_steps": 2, "prompts_per_step": 2, "num_generations": 3}
     options |= {"save_steps": 100}
@@ -407,10 +391,6 @@ def test_methods_train_from_the_same_rollout_noise() -> None:
         for s in range(2)
     }
     assert len(names) == 6
-
-
-def test_a_tiny_random_model_has_the_demos_tokenizer() -> None:
-    assert tiny_lm().vocab == load_model().vocab
 
 
 def save_architecture(folder: Path, name: str) -> Path:

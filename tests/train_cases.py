@@ -164,20 +164,11 @@ def kept_folder() -> Path:
 @cache
 def few_questions() -> str:
     """A file of the demo's first questions, which are read in no time."""
-    file = kept_folder() / "few.jsonl"
+    names = ("question", "answer", "solution")
     asked = arithmetic.draw_splits()["train"][:24]
-    write_questions(
-        file,
-        [
-            {
-                "question": q.question,
-                "answer": str(q.answer),
-                "solution": "\n".join(q.careful_steps),
-            }
-            for q in asked
-        ],
-    )
-    return str(file)
+    rows = [(q.question, str(q.answer), "\n".join(q.careful_steps)) for q in asked]
+    named = [dict(zip(names, row, strict=True)) for row in rows]
+    return write_rows(kept_folder() / "few.jsonl", named)
 
 
 def tiny_config(**changes: Any) -> TrainConfig:
@@ -243,12 +234,13 @@ class BoxJudge:
 def own_questions(path: Path, count: int = 12, **changed: str) -> Path:
     """A user's own questions; `changed` replaces labels, by question."""
     rows = [{"question": f"q{n}", "answer": changed.get(f"q{n}", "1")} for n in range(count)]
-    return write_questions(path, rows)
-
-
-def write_questions(path: Path, rows: Iterable[dict[str, str]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(path, rows)
     return path
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, str]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
 
 
 LINEAR = {"adam_epsilon": 1.0, "learning_rate": 0.1}
