@@ -50,12 +50,10 @@ def test_mistakes_are_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("extra", "status"), [([], {"passed", "cached"}), (["--no-self-check"], {"skipped"})]
-)
-def test_the_self_check_can_be_left_out(tmp_path: Path, extra: list[str], status: set[str]) -> None:
-    assert run(["train", *SMALL, *extra, "--output-path", str(tmp_path), "-q"]) == 0
-    assert json.loads((tmp_path / "train.json").read_text())["self_check"] in status
+def test_the_self_check_can_be_left_out(tmp_path: Path) -> None:
+    words = ["--no-self-check", "--output-path", str(tmp_path), "-q"]
+    assert run(["train", *SMALL, *words]) == 0
+    assert json.loads((tmp_path / "train.json").read_text())["self_check"] == "skipped"
 
 
 @pytest.mark.slow
@@ -65,6 +63,8 @@ def test_a_run_reports_its_best_checkpoint(
     assert run(["train", *SMALL, "--output-path", str(tmp_path), "--json", "-q"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["path"] == str(tmp_path) and 0 <= result["best_success"] <= 1
+    checked = json.loads((tmp_path / "train.json").read_text())["self_check"]
+    assert checked in ("passed", "cached")
     assert run(["train", *SMALL, "--output-path", str(tmp_path)]) == 0
     shown = capsys.readouterr()
     assert "Best validation" in shown.out and "10 training and 2 held-out" in shown.err
@@ -74,15 +74,14 @@ def test_a_run_reports_its_best_checkpoint(
 @pytest.mark.skipif(not (SHARED / "data").is_dir(), reason=f"no benchmark data in {SHARED}")
 @pytest.mark.parametrize("dataset", ["gsm8k", "math", "deepscaler"])
 def test_real_questions_end_to_end(tmp_path: Path, dataset: str) -> None:
-    """A tiny random model on the real training sets, three updates, with real labels."""
+    """A tiny random model on the real training sets, with real labels."""
     model = save_tiny(tmp_path / "model", max_position_embeddings=8192)
     arguments = ["--model", str(model), "--dataset", dataset, "--data-dir", str(SHARED / "data")]
-    arguments += ["--steps", "3", "--group-size", "2", "--max-cot-tokens", "4", "--limit", "40"]
+    arguments += ["--steps", "1", "--group-size", "2", "--max-cot-tokens", "4", "--limit", "40"]
     arguments += ["--max-answer-tokens", "4", "--validation-size", "4", "--learning-rate", "1e-3"]
     arguments += ["--output-path", str(tmp_path / "run"), "--report-to", "none", "-q"]
     assert run(["train", *arguments]) == 0
-    lines = read_metrics(tmp_path / "run")
-    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    assert [line["step"] for line in read_metrics(tmp_path / "run")] == [0, 1]
     record = json.loads((tmp_path / "run" / "train.json").read_text())
     assert record["data"]["origin"] == "local"
     assert record["data"]["train"] + record["data"]["validation"] == 40

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from hub_fixtures import FakeHub
-from train_cases import own_questions, read_metrics, run, same, tiny_config, tiny_lm, weights
+from train_cases import LEAST, own_questions, read_metrics, run, same, tiny_config, tiny_lm, weights
 
 from softeval.errors import UserError
 from softeval.lmeval.adapter import SoftEvalLM
@@ -177,9 +177,8 @@ def test_further_sets_and_modes_are_validated_and_one_of_them_chooses(
         return Validation(success, 0.0, 0.0, 0.0)
 
     monkeypatch.setattr(trainer, "validate", falling)
-    options = {"validation_sets": str(other), "eval_steps": 1, "max_steps": 2}
+    options = LEAST | {"validation_sets": str(other), "eval_steps": 1, "max_steps": 2}
     options |= {"validation_modes": "hard_greedy"}
-    options |= {"prompts_per_step": 1, "num_generations": 2}
     assert run(tmp_path / "own", **options).best_step == 2
     asked = [(4, "soft_greedy"), (4, "hard_greedy"), (3, "soft_greedy"), (3, "hard_greedy")]
     assert calls[:4] == asked and len(calls) == 12
@@ -289,10 +288,9 @@ def test_a_constant_schedule_lets_a_run_go_on(tmp_path: Path, boxing: dict[str, 
     assert recorded["config"]["max_steps"] == 4
     with pytest.raises(UserError, match="has 4 updates behind it"):
         run(tmp_path / "twice", max_steps=3, **options)
-    cosine = boxing | {"method": "hard", "prompts_per_step": 1, "num_generations": 2}
-    run(tmp_path / "cosine", max_steps=1, **cosine)
+    run(tmp_path / "cosine", **LEAST)
     with pytest.raises(UserError, match="max_steps: 1 there, 2 now"):
-        run(tmp_path / "cosine", max_steps=2, **cosine)
+        run(tmp_path / "cosine", **LEAST | {"max_steps": 2})
 
 
 COLUMNS = ("question", "reward")
@@ -338,7 +336,7 @@ def test_a_hub_that_refuses_is_one_line_with_a_remedy(hub: FakeHub, tmp_path: Pa
 @pytest.mark.slow
 def test_the_best_checkpoint_goes_to_the_hub_with_its_card(hub: FakeHub, tmp_path: Path) -> None:
     told = hub()
-    run(tmp_path / "run", max_steps=1, prompts_per_step=1, push_to_hub="me/it")
+    run(tmp_path / "run", **LEAST, push_to_hub="me/it")
     assert told[0] == ("create", "me/it", {"repo_type": "model", "private": True, "exist_ok": True})
     what, options = told[1]
     assert what == "upload" and options["repo_id"] == "me/it" and len(told) == 2

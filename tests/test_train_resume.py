@@ -111,10 +111,7 @@ def check_equal(killed: Path, whole: Path) -> None:
 
 
 MEASURING = {"kl_steps": 2, "gradient_split_steps": 3, "log_completions_steps": 2}
-STAGES = STAGED | {
-    "max_cot_tokens": 24,
-    "curriculum": {"updates": 2, "first": 2, "stages": 1, "mixing": 0.5},
-}
+STAGES = STAGED | {"curriculum": {"updates": 2, "first": 2, "stages": 1, "mixing": 0.5}}
 
 
 @pytest.mark.parametrize(
@@ -122,7 +119,7 @@ STAGES = STAGED | {
     [
         (METHODS["hard"] | MEASURING | {"reward": "train_cases:drawn_reward"}, 0, 3),
         (METHODS["soft"] | MEASURING, 1, 4),  # fuzzy training is soft at other numbers
-        (STAGES, 3, 3),
+        (STAGES | {"max_cot_tokens": 24}, 3, 3),
     ],
     ids=["hard", "soft", "coconut"],
 )

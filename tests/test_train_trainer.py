@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from train_cases import (
+    LEAST,
     LINEAR,
     METHODS,
     MOVING,
@@ -360,15 +361,14 @@ def test_bad_requests_end_in_one_line(tmp_path: Path, options: dict[str, Any], m
 
 @pytest.mark.slow
 def test_another_configuration_in_the_directory_is_refused(tmp_path: Path) -> None:
-    options = {"max_steps": 1, "prompts_per_step": 1, "num_generations": 2}
-    run(tmp_path / "run", **options)
+    run(tmp_path / "run", **LEAST)
     with pytest.raises(UserError, match=r"seed: 0 there, 1 now"):
-        run(tmp_path / "run", **options, seed=1)
+        run(tmp_path / "run", **LEAST, seed=1)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("")
     with pytest.raises(UserError, match="not empty"):
         run(tmp_path / "other")
-    run(tmp_path / "run", **options, save_steps=3)  # changes no number
+    run(tmp_path / "run", **LEAST, save_steps=3)  # changes no number
 
 
 @pytest.mark.slow
