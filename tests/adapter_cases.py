@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,19 @@ def write_data(folder: Path, rows: int = 5) -> str:
     return str(folder)
 
 
-def first_rows(data: Path, folder: Path, names: Sequence[str], rows: int = 12) -> str:
+def first_rows(
+    data: Path,
+    folder: Path,
+    names: Sequence[str],
+    rows: int = 12,
+    wanted: Callable[[dict[str, Any]], object] = bool,
+) -> str:
     """The first rows of real benchmarks, which a small limit asks; all take ten seconds to read."""
     for benchmark in find_benchmarks(names):
         whole, _ = find_file(data, benchmark.names, benchmark.test_split)
-        kept = [json.dumps(row) + "\n" for row in read_rows(whole, ())[:rows]]
-        (folder / f"{benchmark.names[0]}_{benchmark.test_split}.jsonl").write_text("".join(kept))
+        lines = (json.dumps(row) + "\n" for row in filter(wanted, read_rows(whole, ())))
+        name = f"{benchmark.names[0]}_{benchmark.test_split}.jsonl"
+        (folder / name).write_text("".join(islice(lines, rows)))
     return str(folder)
 
 

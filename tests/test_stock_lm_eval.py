@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -21,9 +22,9 @@ LIMIT, CAPS = 2, {"max_cot_tokens": 6, "max_answer_tokens": 3}
 
 @pytest.fixture(scope="module")
 def checkpoint(shared, tmp_path_factory):
-    """A random model with the real Qwen 2.5 tokenizer."""
-    path = tmp_path_factory.mktemp("stock") / "tiny-qwen"
-    tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / "qwen2.5")
+    """A random model with room for real questions, and a real tokenizer of few tokens."""
+    path = tmp_path_factory.mktemp("stock") / "tiny"
+    tokenizer = AutoTokenizer.from_pretrained(shared / "models" / "stories260K")
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=16,
@@ -32,7 +33,7 @@ def checkpoint(shared, tmp_path_factory):
         num_attention_heads=2,
         max_position_embeddings=4096,
         eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
+        bos_token_id=tokenizer.bos_token_id,
     )
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(path)
@@ -58,14 +59,12 @@ def stock(model_args: dict[str, Any], tasks: list[str], limit: int) -> dict[str,
     return dict(found)["results"]  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize(("mode", "tasks"), [("hard_greedy", TASKS[:1]), ("soft_sample", TASKS)])
-def test_stock_lm_eval_gives_the_scores_of_softeval_run(checkpoint, shared, tmp_path, mode, tasks):
-    """Tasks and log-likelihoods know no mode: one of the two asks for them all."""
-    data = first_rows(shared / "data", tmp_path, tasks)
+def test_stock_lm_eval_gives_the_scores_of_softeval_run(checkpoint, shared, tmp_path):
+    data = first_rows(shared / "data", tmp_path, TASKS)
     run = softeval.evaluate(
         model=checkpoint,
-        tasks=tasks,
-        modes=[mode],
+        tasks=TASKS,
+        modes=["soft_sample"],
         num_samples=2,
         limit=LIMIT,
         data_dir=data,
@@ -74,25 +73,25 @@ def test_stock_lm_eval_gives_the_scores_of_softeval_run(checkpoint, shared, tmp_
         **CAPS,
     )
     ours = json.loads((run.path / "results.json").read_text())["results"]
-    arguments = {"pretrained": checkpoint, "mode": mode, "num_samples": 2, "data_dir": data, **CAPS}
-    theirs = stock(arguments, tasks, LIMIT)
+    sampled = {"mode": "soft_sample", "num_samples": 2}
+    theirs = stock({"pretrained": checkpoint, "data_dir": data, **sampled, **CAPS}, TASKS, LIMIT)
     compared = 0
-    for task in tasks:
-        mine = ours[task if task in CHOICE_TASKS else f"{task}@{mode}"]
+    for task in TASKS:
+        mine = ours[task if task in CHOICE_TASKS else f"{task}@soft_sample"]
         for metric, value in theirs[task].items():
             if isinstance(value, float) and "stderr" not in metric:
                 assert mine[metric] == pytest.approx(value, rel=1e-5), (task, metric)
                 compared += 1
-    assert compared >= 2 * len(tasks)
+    assert compared >= 2 * len(TASKS)
 
 
 def test_scores_that_are_not_zero_agree_too(tmp_path):
-    """On the bundled checkpoint, which does answer some questions."""
+    """On the bundled checkpoint, which does answer some questions, sampled and greedily."""
     from softeval.model.language_model import BUNDLED_CHECKPOINT
 
     run = softeval.evaluate(
         tasks=["arithmetic"],
-        modes=["hard_sample"],
+        modes=["hard_greedy", "hard_sample"],
         num_samples=4,
         limit=12,
         max_cot_tokens=64,
@@ -100,15 +99,19 @@ def test_scores_that_are_not_zero_agree_too(tmp_path):
         output_path=str(tmp_path / "run"),
     )
     table = run.scores()
-    scores: dict[int, float] = dict(zip(table["k"], table["value"], strict=True))
-    arguments = {
-        "pretrained": BUNDLED_CHECKPOINT,
-        "mode": "hard_sample",
-        "num_samples": 4,
-        "max_cot_tokens": 64,
-    }
-    theirs = stock(arguments, ["arithmetic"], 12)["arithmetic"]
-    for k in (1, 2, 4):
-        (value,) = [v for name, v in theirs.items() if name.startswith(f"pass@{k},")]
-        assert scores[k] == pytest.approx(value, rel=1e-9)
-    assert 0 < scores[1] < 1
+    for mode, ks in (("hard_greedy", (1,)), ("hard_sample", (1, 2, 4))):
+        mine = table[table["mode"] == mode]
+        scores: dict[int, float] = dict(zip(mine["k"], mine["value"], strict=True))
+        arguments = {
+            "pretrained": BUNDLED_CHECKPOINT,
+            "mode": mode,
+            "num_samples": 4,
+            "max_cot_tokens": 64,
+        }
+        theirs = stock(arguments, ["arithmetic"], 12)["arithmetic"]
+        assert {name for name in theirs if re.match(r"pass@\d+,", name)} == {
+            f"pass@{k},none" for k in ks
+        }
+        for k in ks:
+            assert scores[k] == pytest.approx(theirs[f"pass@{k},none"], rel=1e-9)
+        assert 0 < scores[1] < 1
