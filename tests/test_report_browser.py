@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from report_browser import EVERY_RULE, Visit, axe_source, chromium, violations
+from report_browser import Visit, axe_source, chromium, violations
 from report_runs import write_checkpoint, write_family, write_training
 
 from softeval.reports.page import build_report
@@ -42,7 +42,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("family")
     runs = write_family(
         folder, ("base", "hard", "soft"), seeds=2, questions=32, samples=4, positions=36,
-        likelihood_tasks=("arc",), kl=True,
+        likelihood_tasks=("arc",), kl=True, modes=("hard_greedy", "hard_sample", "soft_sample"),
     )  # fmt: skip
     return _write(folder, [*runs, write_training(folder / "training")])
 
@@ -54,10 +54,15 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> str:
     changes = {"command": f"softeval run {attack}", "model": {"path": f"m/{ATTACKS[1]}"}}
     run = write_checkpoint(
         folder / "run", questions=12, samples=2, texts=ATTACKS, record_changes=changes,
-        modes=("hard_greedy", "hard_sample", "soft_sample"),
-        tasks=("a<b>$x$&amp;",),
+        modes=("hard_greedy", "soft_sample"), tasks=("a<b>$x$&amp;",),
     )  # fmt: skip
     return _write(folder, [f"<b onclick>\u202e{{{{7*7}}}}={run}"])
+
+
+@pytest.fixture(scope="module")
+def still(browser, family):
+    """The first of these pages in light, of which a test may change the colours alone, and back."""
+    return Visit(browser, family, color_scheme="light").page
 
 
 def _write(folder: Path, runs: list) -> str:
@@ -76,36 +81,31 @@ def _data(page) -> dict:
     return json.loads(page.locator("#samples-data").text_content())
 
 
-@pytest.mark.parametrize(
-    ("scheme", "rules"),
-    [("light", EVERY_RULE), ("dark", ["color-contrast"])],  # where alone the two differ
-    ids=["light", "dark"],
-)
-def test_every_section_is_accessible_and_quiet(browser, family, scheme, rules):
-    visit = Visit(browser, family, color_scheme=scheme)
+def test_every_section_is_accessible_and_quiet(browser, family):
+    visit = Visit(browser, family, color_scheme="light")
     visit.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
-    assert violations(visit.page, axe_source(), rules) == []
+    assert violations(visit.page, axe_source()) == []
+    visit.page.emulate_media(color_scheme="dark")
+    assert violations(visit.page, axe_source(), ["color-contrast"]) == []  # all that differs
     assert visit.problems == []
     assert visit.requests == [family]
 
 
-def test_dark_and_light_differ_and_the_page_fits_a_phone(browser, family):
-    background = "getComputedStyle(document.body).backgroundColor"
-    seen = {
-        Visit(browser, family, color_scheme=s).page.evaluate(background) for s in ("light", "dark")
-    }
-    assert len(seen) == 2
-    dark = Visit(browser, family, color_scheme="dark").page
+def test_dark_and_light_differ_and_paper_is_white(still):
     ink = "getComputedStyle(document.querySelector('h1')).color"
-    pale = dark.evaluate(ink)
-    dark.emulate_media(media="print")  # paper is white
-    assert dark.evaluate(ink) == Visit(browser, family).page.evaluate(ink) != pale
+    background = "getComputedStyle(document.body).backgroundColor"
+    light = [still.evaluate(ink), still.evaluate(background)]
+    still.emulate_media(color_scheme="dark")
+    dark = [still.evaluate(ink), still.evaluate(background)]
+    assert all(map(str.__ne__, light, dark))
+    still.emulate_media(color_scheme="dark", media="print")
+    assert still.evaluate(ink) == light[0]
+    still.emulate_media(color_scheme="light", media="screen")
+
+
+def test_the_page_fits_a_phone_its_panels_stacked_and_their_text_legible(browser, family):
     page = Visit(browser, family, viewport={"width": 390, "height": 800}).page
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-
-
-def test_on_a_phone_panels_are_stacked_and_their_text_is_legible(browser, family):
-    page = Visit(browser, family, viewport={"width": 390, "height": 800}).page
     sizes = page.evaluate(
         """() => [...document.querySelectorAll("figure svg")]
             .filter(svg => svg.getBoundingClientRect().width > 0)
@@ -120,16 +120,15 @@ def test_on_a_phone_panels_are_stacked_and_their_text_is_legible(browser, family
     assert visible.is_visible() and not page.locator("figure .wide").first.is_visible()
 
 
-def test_every_figure_has_a_text_alternative(browser, family):
-    page = Visit(browser, family).page
-    figures = page.locator("figure svg").all()
+def test_every_figure_has_a_text_alternative(still):
+    figures = still.locator("figure svg").all()
     assert len(figures) >= 8
     for figure in figures:
         assert figure.get_attribute("role") == "img"
         ids = (figure.get_attribute("aria-labelledby") or "").split()
         assert len(ids) == 2
         for name in ids:
-            assert len(page.evaluate("(id) => document.getElementById(id).textContent", name)) > 8
+            assert len(still.evaluate("(id) => document.getElementById(id).textContent", name)) > 8
 
 
 def test_without_javascript_all_but_the_samples_is_there(browser, family):
@@ -202,11 +201,9 @@ def test_the_policy_refuses_what_escaping_would_have_let_through(browser, family
 
 
 def test_tokens_on_the_page_are_those_of_the_data(browser, family):
-    page = Visit(browser, family).page
-    data, state = _data(page), "#samples?q=2&m=5&n=1"
-    page.goto(family + state)
-    page.reload()
-    left = next(s for s in data["samples"] if s["q"] == 2 and s["a"] == 0 and s["m"] == 5)
+    page = Visit(browser, f"{family}#samples?q=2&m=2&n=1").page
+    data = _data(page)
+    left = next(s for s in data["samples"] if s["q"] == 2 and s["a"] == 0 and s["m"] == 2)
     cot = page.locator("section[aria-label='Left side'] .cot")
     assert cot.locator("span").count() == left["n"]
     assert cot.text_content() == left["x"]
@@ -320,12 +317,12 @@ def test_sides_that_differ_do_differ(browser, family):
         page.keyboard.press("j")
 
 
-def test_heat_is_readable_on_every_colour(browser, family):
+def test_heat_is_readable_on_every_colour(still):
     """Contrast of text on the five heat colours, which axe cannot always tell."""
-    for scheme in ("light", "dark"):
-        page = Visit(browser, family, color_scheme=scheme).page
+    for scheme in ("dark", "light"):
+        still.emulate_media(color_scheme=scheme)
         for step in range(1, 5):
-            pair = page.locator(f".keyed .h{step}").evaluate(
+            pair = still.locator(f".keyed .h{step}").evaluate(
                 "e => [getComputedStyle(e).color, getComputedStyle(e).backgroundColor]"
             )
             assert _contrast(*map(_rgb, pair)) >= 4.5
