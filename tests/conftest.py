@@ -9,7 +9,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import tempfile
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,27 @@ def shared() -> Path:
 
 
 @pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages whose figures are their descriptions: for tests of words, of which drawing takes 9/10."""
+def drawing_only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Draw figures whose names begin so; the others are their descriptions, as drawing takes 9/10."""
     from markupsafe import Markup
 
     from softeval.reports import layout
 
-    described = Markup("<svg><title>{}</title><desc>{}</desc></svg>").format
-    monkeypatch.setattr(layout, "drawn", lambda _draw, _name, *texts: described(*texts))
+    described, drawn = Markup("<svg><title>{}</title><desc>{}</desc></svg>").format, layout.drawn
+
+    def only(*names: str) -> None:
+        def some(draw: Any, name: str, *texts: str) -> Markup:
+            return drawn(draw, name, *texts) if name.startswith(names) else described(*texts)
+
+        monkeypatch.setattr(layout, "drawn", some)
+
+    return only
+
+
+@pytest.fixture
+def undrawn(drawing_only: Callable[..., None]) -> None:
+    """Pages without a figure, for tests of words."""
+    drawing_only()
 
 
 @pytest.fixture

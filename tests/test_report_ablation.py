@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,10 @@ def test_trainings_of_other_modes_are_rows_whatever_they_are_called(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_the_page_lays_the_papers_values_beside(tmp_path: Path) -> None:
+def test_the_page_lays_the_papers_values_beside(
+    tmp_path: Path, drawing_only: Callable[..., None]
+) -> None:
+    drawing_only("ablation")
     named = [write_cell(tmp_path, f"γ {s}", 5, noise_scale=s) for s in (0.1, 0.33, 1.0, 2.0)]
     page = build_report(named)
     assert "arithmetic: noise scale of the training" in page

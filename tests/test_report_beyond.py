@@ -69,7 +69,8 @@ def test_a_meeting_is_where_the_measured_lead_ends():
 
 
 @pytest.mark.slow
-def test_the_report_keeps_it_out_of_every_table(folders):
+def test_the_report_keeps_it_out_of_every_table(folders, drawing_only):
+    drawing_only("beyond")
     plain, page = (build_report(folders, ReportOptions(extrapolate=k)) for k in (None, 24))
     assert "Extrapolation, not measurement" in page
     assert "Extrapolation, not measurement" not in plain

@@ -49,7 +49,7 @@ def _run(app, *words):
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_report_writes_one_file(app, folders, tmp_path):
     output = tmp_path / "new" / "r.html"
     done = _run(app, "report", folders[1], "--output", output, "--title", "T", "--json")
@@ -348,11 +348,15 @@ def test_the_shipped_notebook_holds_no_results_and_is_short():
 
 
 @pytest.mark.slow
-def test_the_notebook_runs_on_a_run(folders, tmp_path):
+def test_the_notebook_runs_on_a_run(tmp_path):
     import nbformat
     from nbclient import NotebookClient
 
-    notebook = nbformat.read(write_notebook(folders[1], tmp_path), 4)
+    run = write_checkpoint(
+        tmp_path / "run", questions=8, samples=2, positions=6, likelihood_tasks=("arc",), kl=True,
+        modes=("hard_greedy", "hard_sample", "soft_sample"),
+    )  # fmt: skip
+    notebook = nbformat.read(write_notebook(run, tmp_path), 4)
     NotebookClient(notebook, timeout=280, resources={"metadata": {"path": str(ROOT)}}).execute()
     shown = [o for c in notebook.cells for o in c.get("outputs", []) if "data" in o]
     images = [o for o in shown if "image/png" in o.data]

@@ -56,7 +56,9 @@ def test_a_run_of_short_chains_beside_one_of_long_ones_gives_a_page(tmp_path, st
 @pytest.mark.slow
 @pytest.mark.parametrize("value", UNFIT[:2])
 @pytest.mark.parametrize("rows", [slice(None), slice(3, 4)], ids=["all", "one"])
-def test_entropies_that_are_not_finite_are_named(tmp_path, strict, value, rows):
+def test_entropies_that_are_not_finite_are_named(tmp_path, strict, drawing_only, value, rows):
+    if rows != slice(None) and np.isnan(value):  # which matplotlib leaves out without a word
+        drawing_only()
     run = write_checkpoint(tmp_path / "run", positions=6, **SMALL)
     _spoil(run / "positions.parquet", "entropy", value, rows)
     found = find_entropy(measure([(None, run)]))
@@ -68,26 +70,24 @@ def test_entropies_that_are_not_finite_are_named(tmp_path, strict, value, rows):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("columns", "value"),
+    ("columns", "values", "shown"),
     [  # each with what is no number, and with one of the two infinities, which take one path
-        ({"positions": column, **more}, value)
-        for column, more, infinity in (
-            ("entropy", {"kl": "forward", "likelihoods": "nll"}, UNFIT[1]),
-            ("mode_entropy", {"kl": "reverse", "likelihoods": "nll_per_token"}, UNFIT[2]),
-            ("top1_prob", {}, UNFIT[1]),
-            ("mixture_prob", {}, UNFIT[2]),
-        )
-        for value in (UNFIT[0], infinity)
+        (("entropy", "forward", "nll"), UNFIT[:2], ("entropy", "kl", "ood")),
+        (("mode_entropy", "reverse", "nll_per_token"), UNFIT[::2], ("kl", "ood")),
+        (("top1_prob",), UNFIT[:2], ()),
+        (("mixture_prob",), UNFIT[::2], ()),
     ],
 )
-def test_no_number_of_a_file_costs_the_page(tmp_path, strict, columns, value):
+def test_no_number_of_a_file_costs_the_page(tmp_path, strict, drawing_only, columns, values, shown):
     """No section is made of two of the tables, so that one page shows what each costs."""
+    drawing_only(*shown)
     run = write_checkpoint(
         tmp_path / "run", positions=6, kl=True, likelihood_tasks=("arc",), **SMALL
     )
-    for table, column in columns.items():
-        _spoil(run / f"{table}.parquet", column, value)
-    assert "</html>" in build_report([run])
+    for value in values:
+        for table, column in zip(("positions", "kl", "likelihoods"), columns, strict=False):
+            _spoil(run / f"{table}.parquet", column, value)
+        assert "</html>" in build_report([run])
 
 
 @pytest.mark.slow
@@ -147,7 +147,8 @@ def test_long_names_neither_fail_nor_make_matplotlib_warn(tmp_path, strict):
 
 
 @pytest.mark.slow
-def test_training_values_that_are_not_finite_give_a_page(tmp_path, strict):
+def test_training_values_that_are_not_finite_give_a_page(tmp_path, strict, drawing_only):
+    drawing_only("training")
     training = write_training(tmp_path / "t")
     lines = [json.loads(line) for line in (training / "metrics.jsonl").read_text().splitlines()]
     text = "\n".join(json.dumps(line | {"reward/success": np.nan}) for line in lines)
