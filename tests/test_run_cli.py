@@ -523,7 +523,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     if shutil.which("unshare") is None or inside("mount -t tmpfs tmpfs disk").returncode:
         pytest.skip("this system lets no user mount a small disk")
-    options = ["run", "-o", "disk/run", "--limit", "4", "-n", "8", "--modes", "soft_sample"]
+    options = ["run", "-o", "disk/run", "--limit", "4", "-n", "16", "--modes", "soft_sample"]
     code = f"""
 import os
 from softeval.cli.main import run
@@ -532,7 +532,7 @@ os.system("wc -l < disk/run/shards/rank-0000.jsonl; mount -o remount,size=40m di
 print("second", run({options + SMALL[4:]}))
 """
     (tmp_path / "twice.py").write_text(code)
-    done = inside(f"mount -t tmpfs -o size=44k tmpfs disk && {sys.executable} twice.py")
+    done = inside(f"mount -t tmpfs -o size=72k tmpfs disk && {sys.executable} twice.py")
     lines = done.stdout.splitlines()
     assert "first 2" in lines, done.stderr
     assert int(lines[lines.index("first 2") + 1]) > 10
