@@ -188,6 +188,13 @@ def test_identical_answers_leave_room_for_a_rare_difference():
     assert contrast.at_level(0.9)[1] == pytest.approx(1 - 0.05 ** (1 / 100))
 
 
+@pytest.mark.parametrize("last", [1.0, 0.5])
+def test_an_interval_holds_its_estimate_where_gaps_are_reversed(last: float):
+    """Gaps between two modes lie in [−1, 1], so that two of them differ by up to 2."""
+    contrast = compare_methods([[-1.0] * 30], [[1.0] * 29 + [last]])
+    assert contrast.low <= contrast.diff <= contrast.high
+
+
 def test_means_that_differ_by_rounding_are_the_same():
     """Three seeds at 0.1 have the mean 0.1 + 1.4e-17; summed in another order, other last bits."""
     contrast = compare_methods(np.full((3, 40), 0.1), np.full((1, 40), 0.1))

@@ -109,13 +109,14 @@ class Contrast:
         error is 0 but M problems cannot exclude a rare difference: of the exact binomial bound
         1 − ((1−level)/2)^{1/M} on the share of differing problems, all may be −1, or all 1.
         """
+        most = max(1.0, abs(self.diff))  # gaps between modes may differ by up to 2
         if self.se == 0.0 and self.bounded:
             share = rare_difference(self.problems, level)
-            return self.diff - share * (1.0 + self.diff), self.diff + share * (1.0 - self.diff)
+            return self.diff - share * (most + self.diff), self.diff + share * (most - self.diff)
         half = float(t_quantile(0.5 + level / 2.0, self.df)) * self.se
         below, above = skewed_tails(self.skew, ndtri(0.5 + level / 2.0))
         low, high = self.diff - half - float(below), self.diff + half + float(above)
-        return (max(low, -1.0), min(high, 1.0)) if self.bounded else (low, high)
+        return (max(low, -most), min(high, most)) if self.bounded else (low, high)
 
 
 def contrast_variance(
