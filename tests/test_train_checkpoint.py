@@ -295,8 +295,8 @@ def test_a_training_belongs_to_what_config_json_says_and_to_its_mode_file(tmp_pa
     modes = tmp_path / "modes.py"
     modes.write_text("# none\n")
     config, made = tiny_config(mode_file=str(modes)), record()
-    prints = dict.fromkeys(("base", "config", "train", "validation"), "")
-    before = {name: value for name, value in prints.items() if name != "config"}
+    prints = dict.fromkeys(("base", "config", "train", "validation", "tolerances"), "")
+    before = {n: value for n, value in prints.items() if n not in ("config", "tolerances")}
     run_id = open_directory(tmp_path / "run", config, before, made)
     path = tmp_path / "run" / "train.json"
     there = json.loads(path.read_text())
@@ -310,6 +310,10 @@ def test_a_training_belongs_to_what_config_json_says_and_to_its_mode_file(tmp_pa
         UserError, match=r"config\.json or end tokens differ\); restore it, or give"
     ):
         open_directory(tmp_path / "run-1", config, prints | {"config": "2"}, made)
+    with pytest.raises(UserError, match="an answer may be from its label is no longer what it was"):
+        open_directory(
+            tmp_path / "run-1", config, prints | {"config": "1", "tolerances": "2"}, made
+        )
     modes.write_text("# another\n")
     with pytest.raises(UserError, match="mode_source"):
         open_directory(tmp_path / "run-1", config, prints, made)

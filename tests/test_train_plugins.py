@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -208,6 +209,17 @@ def test_questions_of_a_validation_set_are_not_trained_on(tmp_path: Path) -> Non
     assert len(found.train) == 12 - 2 - 2
     other = load_questions(tiny_config(**options), encode)
     assert other.fingerprints()["validation"] != found.fingerprints()["validation"]
+
+
+def test_how_far_an_answer_may_be_from_its_label_counts_by_itself(tmp_path: Path) -> None:
+    """It makes rewards; a run of before, which did not record it, keeps its other hashes."""
+    trained = own_questions(tmp_path / "train.jsonl", count=12)
+    found = load_questions(
+        tiny_config(dataset=str(trained), limit=None), tiny_lm().vocabulary.encode
+    )
+    looser = tuple(replace(q, problem=replace(q.problem, error=0.5)) for q in found.train)
+    changed = replace(found, train=looser).fingerprints().items() - found.fingerprints().items()
+    assert [name for name, _ in changed] == ["tolerances"]
 
 
 def test_a_question_of_a_validation_set_must_fit_the_context_too(tmp_path: Path) -> None:

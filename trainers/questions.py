@@ -89,7 +89,9 @@ class QuestionSet:
     def fingerprints(self) -> dict[str, str]:
         """Hashes of training and validation questions, which must agree when a run is continued."""
         validated = (*self.validation, *chain(*self.further.values()))
-        return {"train": fingerprint(self.train), "validation": fingerprint(validated)}
+        errors = json.dumps([q.problem.error for q in (*self.train, *validated)])
+        found = {"train": fingerprint(self.train), "validation": fingerprint(validated)}
+        return found | {"tolerances": hashlib.sha256(errors.encode()).hexdigest()}
 
     def counts(self) -> dict[str, Any]:
         """Source and numbers, for the record."""
@@ -271,12 +273,9 @@ def hold_out(
 
 def fingerprint(questions: Sequence[TrainingQuestion]) -> str:
     """sha256 over rows, texts, labels and prompt tokens of the questions, in order."""
-    digest = hashlib.sha256()
-    for q in questions:
-        row = [q.index, q.problem.question, q.problem.target, list(q.prompt_ids), *q.steps]
-        line = json.dumps(row)
-        digest.update(line.encode() + b"\n")
-    return digest.hexdigest()
+    asked = [(q.index, q.problem, q.prompt_ids, q.steps) for q in questions]
+    rows = [(index, p.question, p.target, ids, *steps) for index, p, ids, steps in asked]
+    return hashlib.sha256("".join(f"{json.dumps(row)}\n" for row in rows).encode()).hexdigest()
 
 
 def _worked_solutions(

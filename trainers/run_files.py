@@ -312,6 +312,7 @@ _CHANGED = {
     "began with; restore them",
     "validation": "the validation questions, their labels or tokens are no longer those that this "
     "run began with; restore them",
+    "tolerances": "how far an answer may be from its label is no longer what it was; restore it",
 }
 
 
