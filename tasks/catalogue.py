@@ -344,4 +344,4 @@ class _Loader(yaml.SafeLoader):
     """Reads lm-eval's ``!function`` as the text behind it; nothing is imported."""
 
 
-_Loader.add_constructor("!function", lambda loader, node: str(loader.construct_scalar(node)))
+_Loader.add_constructor("!function", _Loader.construct_scalar)
