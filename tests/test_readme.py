@@ -28,12 +28,12 @@ REPLACED = {
     "Qwen/Qwen2.5-0.5B-Instruct": BUNDLED_CHECKPOINT,
     "--tasks gsm8k": "--tasks arithmetic",
     "--dataset gsm8k": "--dataset demo --validation-size 4 --report-to none --num-generations 4",
-    "--limit 50": "--limit 5 --max-cot-tokens 60",
+    "--limit 50": "--limit 5 --max-cot-tokens 30",
     "--limit 20 --num": "--limit 4 --num",
     "--max-steps 100 --eval-steps 25": "--max-steps 2 --eval-steps 2",
 }
 TRAINED = Path(BUNDLED_CHECKPOINT).with_name("soft")
-SMALL = "--limit 3 --num-samples 2 --max-cot-tokens 60"
+SMALL = "--limit 3 --num-samples 2 --max-cot-tokens 16"
 # The reference behind the tutorial: what RUN stands for, and a size.
 MEANT = {
     r"softeval run$": f"softeval run {SMALL}",
@@ -44,12 +44,12 @@ MEANT = {
     r"--modes all --num-samples 32": f"--modes all {SMALL}",
     r"(--answer answer|--include-path my_tasks)$": rf"\1 {SMALL}",
     r"--max-cot-tokens 8192": f"--no-apply-chat-template --output-path think {SMALL}",
-    r"--docs 3,17": "--docs 0,1,2 --num-samples 2 --max-cot-tokens 60",
+    r"--docs 3,17": "--docs 0,1,2 --num-samples 2 --max-cot-tokens 16",
     r"--data-dir ./data --limit 20": "--output-path planned",
     r"--doc 17": "--doc 2",
     r"(train .*)(--output-path \S+)$": rf"\1--model {BUNDLED_CHECKPOINT} \2 --dry-run",
     r"(lm-eval run .*)": r"\1 --limit 2",
-    r"num_samples=8": "num_samples=2,max_cot_tokens=60",
+    r"num_samples=8": "num_samples=2,max_cot_tokens=16",
     r"--modes soft_sample --output-path RUN": "--modes all --output-path RUN",
     r"(sweep demo|ablate demo_f1)$": r"\1 --dry-run",
     r"notebook RUN": "notebook RUN --no-open",
