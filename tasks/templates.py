@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
@@ -42,8 +42,7 @@ class Template:
         self._bare = source.isidentifier() and source not in self._constants
         text = f"{{{{ {source} }}}}" if source.isidentifier() else source
         try:
-            self._tree = _ENVIRONMENT.parse(text)
-            self._template = _ENVIRONMENT.from_string(text)
+            self._tree, self._template = _compiled(text)
         except TemplateSyntaxError as error:
             raise UserError(f"{name} is no Jinja template ({error.message}); mend it") from None
 
@@ -73,6 +72,12 @@ class Template:
         for node in self._tree.find_all(nodes.Filter):
             if node.name in ("default", "d") and isinstance(node.node, nodes.Name):
                 yield node.node.name
+
+
+@cache
+def _compiled(text: str) -> tuple[nodes.Template, Any]:
+    """A grid's cells each read their benchmarks anew, and compiling is nearly all of that."""
+    return _ENVIRONMENT.parse(text), _ENVIRONMENT.from_string(text)
 
 
 def _parted(text: str, mark: str) -> tuple[str, str]:
