@@ -15,7 +15,6 @@ from report_runs import write_checkpoint
 from scipy.stats import norm, t
 
 from softeval.errors import UserError
-from softeval.model.language_model import BUNDLED_CHECKPOINT
 from softeval.records import CONTROLS, INTERVENTIONS, attribution_schema
 from softeval.replays.attribute import attribute
 from softeval.reports.layout import AMBER
@@ -39,14 +38,8 @@ KEY = ["doc_id", "mode", "sample"]
 def run(tmp_path_factory):
     """A run of the bundled checkpoint, attributed whole."""
     folder = tmp_path_factory.mktemp("attribution") / "run"
-    options = {
-        "tasks": ["arithmetic"],
-        "num_samples": 2,
-        "limit": 3,
-        "max_cot_tokens": 60,
-        "device": "cpu",
-    }
-    evaluate(model=BUNDLED_CHECKPOINT, modes=MODES, output_path=str(folder), **options)
+    options = {"num_samples": 2, "limit": 3, "max_cot_tokens": 24, "device": "cpu"}
+    evaluate(tasks=["arithmetic"], modes=MODES, output_path=str(folder), **options)
     attribute(folder, samples=2, device="cpu")
     return load_run(folder)
 

@@ -89,26 +89,15 @@ def test_scores_that_are_not_zero_agree_too(tmp_path):
     """On the bundled checkpoint, which does answer some questions, sampled and greedily."""
     from softeval.model.language_model import BUNDLED_CHECKPOINT
 
-    run = softeval.evaluate(
-        tasks=["arithmetic"],
-        modes=["hard_greedy", "hard_sample"],
-        num_samples=4,
-        limit=12,
-        max_cot_tokens=64,
-        device="cpu",
-        output_path=str(tmp_path / "run"),
-    )
+    how = {"num_samples": 4, "max_cot_tokens": 64, "device": "cpu"}
+    modes, path = ["hard_greedy", "hard_sample"], str(tmp_path / "run")
+    run = softeval.evaluate(tasks=["arithmetic"], modes=modes, limit=12, output_path=path, **how)
     table = run.scores()
-    for mode, ks in (("hard_greedy", (1,)), ("hard_sample", (1, 2, 4))):
+    for mode, ks in zip(modes, [(1,), (1, 2, 4)], strict=True):
         mine = table[table["mode"] == mode]
         scores: dict[int, float] = dict(zip(mine["k"], mine["value"], strict=True))
-        arguments = {
-            "pretrained": BUNDLED_CHECKPOINT,
-            "mode": mode,
-            "num_samples": 4,
-            "max_cot_tokens": 64,
-        }
-        theirs = stock(arguments, ["arithmetic"], 12)["arithmetic"]
+        named = {"pretrained": BUNDLED_CHECKPOINT, "mode": mode}
+        theirs = stock(named | how, ["arithmetic"], 12)["arithmetic"]
         assert {name for name in theirs if re.match(r"pass@\d+,", name)} == {
             f"pass@{k},none" for k in ks
         }
