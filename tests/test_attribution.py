@@ -224,6 +224,7 @@ def said_of(folder: Path, entry: dict) -> list[str]:
     return [str(p.text) for p in parts if p.kind == "paragraph" and p.look == AMBER]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_verdicts_of_another_scorer_and_cots_that_came_out_otherwise_are_told(tmp_path):
     folder = write_checkpoint(tmp_path / "run", questions=2, samples=2, positions=4)
     write_attribution(folder, np.zeros(2), np.ones(2), "soft_sample")
@@ -245,7 +246,8 @@ def test_effective_tokens_are_those_of_the_positions(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_page_shows_it_or_says_how_to_get_it(tmp_path):
+def test_the_page_shows_it_or_says_how_to_get_it(tmp_path, drawing_only):
+    drawing_only("attribution")
     modes = ("hard_greedy", "soft_sample")
     folder = write_checkpoint(tmp_path / "run", questions=8, samples=2, positions=4, modes=modes)
     assert "<code>softeval attribute RUN</code>" in build_report([folder])

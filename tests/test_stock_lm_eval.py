@@ -61,20 +61,11 @@ def stock(model_args: dict[str, Any], tasks: list[str], limit: int) -> dict[str,
 
 def test_stock_lm_eval_gives_the_scores_of_softeval_run(checkpoint, shared, tmp_path):
     data = first_rows(shared / "data", tmp_path, TASKS)
-    run = softeval.evaluate(
-        model=checkpoint,
-        tasks=TASKS,
-        modes=["soft_sample"],
-        num_samples=2,
-        limit=LIMIT,
-        data_dir=data,
-        device="cpu",
-        output_path=str(tmp_path / "run"),
-        **CAPS,
-    )
+    how = {"num_samples": 2, "data_dir": data, "device": "cpu", **CAPS}
+    asked = {"model": checkpoint, "modes": ["soft_sample"], "output_path": str(tmp_path / "run")}
+    run = softeval.evaluate(tasks=TASKS, limit=LIMIT, **asked, **how)
     ours = json.loads((run.path / "results.json").read_text())["results"]
-    sampled = {"mode": "soft_sample", "num_samples": 2}
-    theirs = stock({"pretrained": checkpoint, "data_dir": data, **sampled, **CAPS}, TASKS, LIMIT)
+    theirs = stock({"pretrained": checkpoint, "mode": "soft_sample", **how}, TASKS, LIMIT)
     compared = 0
     for task in TASKS:
         mine = ours[task if task in CHOICE_TASKS else f"{task}@soft_sample"]
