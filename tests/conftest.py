@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import tempfile
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,10 @@ def drawing_only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     described, drawn = Markup("<svg><title>{}</title><desc>{}</desc></svg>").format, layout.drawn
 
-    def only(*names: str) -> None:
-        def some(draw: Any, name: str, *texts: str) -> Markup:
-            return drawn(draw, name, *texts) if name.startswith(names) else described(*texts)
+    def some(names: tuple[str, ...], draw: Any, name: str, *texts: str) -> Markup:
+        return drawn(draw, name, *texts) if name.startswith(names) else described(*texts)
 
-        monkeypatch.setattr(layout, "drawn", some)
-
-    return only
+    return lambda *names: monkeypatch.setattr(layout, "drawn", partial(some, names))
 
 
 @pytest.fixture
