@@ -42,15 +42,14 @@ class Template:
         self._bare = source.isidentifier() and source not in self._constants
         text = f"{{{{ {source} }}}}" if source.isidentifier() else source
         try:
-            self._tree, self._template = _compiled(text)
+            self._tree, self._template = _parsed(text), _compiled(text)
         except TemplateSyntaxError as error:
             raise UserError(f"{name} is no Jinja template ({error.message}); mend it") from None
 
     @cached_property
     def fields(self) -> tuple[str, ...]:
         """Fields that every row must have, as they are met; not those with a ``default``."""
-        asked = meta.find_undeclared_variables(self._tree) - set(self._optional())
-        asked -= set(self._constants)
+        asked = meta.find_undeclared_variables(self._tree) - {*self._optional(), *self._constants}
         met = [node.name for node in self._tree.find_all(nodes.Name) if node.name in asked]
         return tuple(dict.fromkeys(met))
 
@@ -74,12 +73,6 @@ class Template:
                 yield node.node.name
 
 
-@cache
-def _compiled(text: str) -> tuple[nodes.Template, Any]:
-    """A grid's cells each read their benchmarks anew, and compiling is nearly all of that."""
-    return _ENVIRONMENT.parse(text), _ENVIRONMENT.from_string(text)
-
-
 def _parted(text: str, mark: str) -> tuple[str, str]:
     before, found, after = text.rpartition(mark)
     if not found:
@@ -93,3 +86,4 @@ _ENVIRONMENT.filters |= {
     "before": lambda text, mark: _parted(text, mark)[0],
     "regex_replace": lambda text, pattern, replacement="": re.sub(pattern, replacement, text),
 }
+_parsed, _compiled = cache(_ENVIRONMENT.parse), cache(_ENVIRONMENT.from_string)  # once a text
