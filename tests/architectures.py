@@ -494,7 +494,7 @@ def _compare_ids(lm: LanguageModel, found: Verdict) -> None:
 @torch.inference_mode()
 def _compare_generate(lm: LanguageModel, samples: list[Generation], found: Verdict) -> None:
     """hard_greedy against transformers' own greedy decoding, where that runs."""
-    for prompt, sample in zip(PROMPTS, samples, strict=True):
+    for prompt, sample in zip(PROMPTS[:2], samples[:2], strict=True):  # a short and a long one
         ids = torch.tensor([lm.tokenizer.encode(prompt)])
         ours = list(map(int, sample.shadow_ids))
         try:

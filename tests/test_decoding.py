@@ -89,7 +89,7 @@ def test_a_sample_is_bit_for_bit_the_same_in_any_batch_and_however_often_it_is_l
         decoder = Decoder(
             lm,
             MODES[mode],
-            Limits(12, 3),
+            Limits(9, 2),
             batch_size=size,
             keep_inputs=True,
             look_every=look_every,
