@@ -41,11 +41,6 @@ def test_equal_rewards_have_advantages_of_exactly_zero(value: float, size: int) 
     assert uninformative(rewards).tolist() == [True, False]
 
 
-def test_a_group_of_one_is_refused() -> None:
-    with pytest.raises(UserError, match="--group-size 2"):
-        make_config({"num_generations": 1})
-
-
 def test_an_unknown_algorithm_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UserError, match=r"rlo.*none of rloo.*did you mean"):
         make_config({"algorithm": "rlo"})

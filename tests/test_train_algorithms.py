@@ -132,6 +132,7 @@ def test_the_clip_range_is_the_algorithms_until_it_is_given() -> None:
         ({"algorithm": "dapo", "method": "hard", "epsilon": 0.1}, "--num-iterations 2"),
         ({"algorithm": "dapo", "method": "soft", "epsilon_high": 0.3}, "--num-iterations 2"),
         ({"algorithm": "grpo", "num_generations": 1}, "--group-size 2"),
+        ({"num_generations": 1}, "--group-size 2"),
         (
             {"algorithm": "reinforce_plus_plus", "num_generations": 1, "prompts_per_step": 1},
             "--prompts-per-step",

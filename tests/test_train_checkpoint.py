@@ -135,6 +135,15 @@ def damage_empty_manifest(state: Path) -> None:
     (state / "manifest.json").write_text("{}")
 
 
+def test_a_state_has_its_name_once_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("softeval.trainers.checkpoints._fingerprint", lambda path: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_state(tmp_path, TrainerState(step=1), {"x": torch.arange(3)}, keep=2)
+    assert not list(tmp_path.iterdir())
+
+
 DAMAGES = [
     damage_truncate,
     damage_flip,

@@ -441,7 +441,6 @@ def test_the_best_model_is_one_of_the_latest_stage(
             {"method": "soft", "num_generations": 6, "curriculum": "latents=1"},
             "for --method coconut",
         ),
-        ({"method": "soft_thinking", "num_generations": 6}, "no density"),
     ],
 )
 def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:

@@ -97,6 +97,12 @@ def unvalidated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("unvalidated")
+def test_of_equal_validations_the_first_is_the_best(tmp_path: Path) -> None:
+    assert run(tmp_path, **LEAST).best_step == 0
+
+
+@pytest.mark.slow
 def test_the_reward_rises_on_a_bandit_in_seconds(tmp_path: Path, boxing: dict[str, Any]) -> None:
     """One question that a tiny random model answers by luck; box or no box is the whole task."""
     data = own_questions(tmp_path / "own.jsonl", **{f"q{n}": "no number" for n in range(12)})
