@@ -133,7 +133,8 @@ def test_a_figure_of_what_is_not_there_is_refused(run, asked, message):
 
 
 def test_every_mode_says_what_it_feeds():
-    told = {name: mode.meaning for name, mode in MODES.items()}
+    ours = {n: m for n, m in MODES.items() if type(m).__module__.startswith("softeval.")}
+    told = {name: mode.meaning for name, mode in ours.items()}
     assert all(text and "\n" not in text and "(name" not in text for text in told.values())
     assert told["hard_greedy"] != told["hard_sample"]
     assert "σ" in told["soft_sample"] and "σ" not in told["soft_greedy"]

@@ -167,9 +167,8 @@ def test_an_unreachable_evaluation_set_says_why_it_is_wanted(tmp_path: Path) -> 
     ("dataset", "rows"), [("gsm8k", 7473), ("math", 12000), ("deepscaler", 3660)]
 )
 def test_real_training_sets(dataset: str, rows: int) -> None:
-    config = tiny_config(
-        dataset=dataset, data_dir=str(SHARED / "data"), limit=None, validation_size=100
-    )
+    data = {"dataset": dataset, "data_dir": str(SHARED / "data"), "exclude_tasks": None}
+    config = tiny_config(**data, limit=None, validation_size=100)
     found = load_questions(config, encode)
     dropped = sum(found.overlaps.values()) + found.repeated + found.unlabelled
     assert len(texts(found)) + dropped == rows == found.source.rows
