@@ -359,6 +359,8 @@ SHORTER = {"config": {"max_steps": 400}, "step": 400}
         ({"selected": "best", **SHORTER}, {"selected": "best", **SHORTER, "step": 250}, None),
         ({"config": {"device": "cpu"}}, {"config": {"device": "cuda"}}, None),
         ({"config": {"max_steps": 400}}, {}, None),
+        ({"config": {"apply_chat_template": False}}, {"config": {"apply_chat_template": None}}, None),
+        ({"config": {"apply_chat_template": False}}, {"config": {"protocol": "chat"}}, "chat"),
     ],
 )  # fmt: skip
 def test_what_differs_in_more_than_its_seed_is_no_seed_of_a_training(

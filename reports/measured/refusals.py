@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from softeval.errors import UserError
+from softeval.options import ProtocolOptions
 from softeval.reports.measured.cells import Key
 from softeval.runs.rundir import COSMETIC_FIELDS
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 FREE = COSMETIC_FIELDS | {"seed", "model", "dataset", "mode_file", "attn_implementation", "compile"}
 FREE |= {"trust_remote_code", "micro_batch_size", "loss_chunk_size", "gradient_checkpointing"}
-FREE |= {"kl_steps", "gradient_split_steps", "validation_sets"}
+FREE |= {"kl_steps", "gradient_split_steps", "validation_sets", "apply_chat_template"}
 """Fields of a training's configuration in which its seeds may differ."""
 
 
@@ -60,6 +61,7 @@ def _shape(training: Mapping[str, Any]) -> dict[str, Any]:
     last = ("step",) if training.get("selected") == "last" else ()
     told = {name: training[name] for name in ("method", "selected", *last) if name in training}
     config = training.get("config") or {}
+    told["chat"] = ProtocolOptions.model_construct(**config).uses_chat  # False or unasked
     return told | {name: value for name, value in config.items() if name not in FREE}
 
 
