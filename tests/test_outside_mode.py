@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from command_line import Ended
 
+from softeval.errors import UserError
 from softeval.modes import MODES, get_mode, load_mode_file
 
 pytest_plugins = ("command_line_fixtures",)
@@ -78,6 +79,13 @@ def test_a_mode_file_that_was_edited_is_run_again(tmp_path: Path) -> None:
         for _ in range(2):
             load_mode_file(file)
             assert get_mode("mine").options["loudness"] == loudness
+    code = file.read_text()
+    file.write_text("1 / 0")
+    with pytest.raises(UserError, match="ZeroDivisionError"):
+        load_mode_file(file)
+    file.write_text(code)
+    load_mode_file(file)
+    assert "mine" in MODES
     file.write_text("")
     load_mode_file(file)
     assert "mine" not in MODES

@@ -158,8 +158,7 @@ def last_hidden(model: Any, inputs_BTD: Tensor, shared: int = 0) -> Tensor:
     """
 
     def states(inputs_BTD: Tensor, **memory: Any) -> Tensor:
-        # Llama 4 has its body under another name than the one that it gives.
-        body = model.model if model.base_model is model else model.base_model
+        body = model.model if model.base_model is model else model.base_model  # the first: Llama 4
         fed = {"inputs_embeds": inputs_BTD, "use_cache": bool(memory), **memory}
         return body(**fed).last_hidden_state
 

@@ -130,6 +130,7 @@ def load_mode_file(path: str | Path) -> None:
     source, name = mode_source(file), f"softeval modes of {file}"
     if _LOADED.get(file) == source:
         return
+    _LOADED.pop(file, None)  # nothing is left of it, should the new one fail
     _MODES.forget(name)
     try:
         run_python(file, name)
