@@ -126,7 +126,7 @@ class _Batch:
         self._replays = Replays(lm.device, wanted=captured)
         usual = LOOK_EVERY if self._replays.captures else 1
         self._look_every = (decoder.look_every or usual) if self._feeder.repeats else 1
-        ahead = AHEAD if self._look_every == 1 else 0
+        ahead = 0 if self._replays.captures or self._look_every > 1 else AHEAD
         self._noise, self._answer_noise = (
             NoiseFeed(draws, passed, lm.device, stream, ahead)
             for draws, stream in ((mode.draws(lm.embedding), Stream.COT), (answers, Stream.ANSWER))

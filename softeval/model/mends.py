@@ -172,7 +172,7 @@ def _tiled_forward(module: Any, hidden_ND: Tensor, index_NK: Tensor, weight_NK: 
     tokens, chosen = index_NK.shape
     index_S = index_NK.reshape(-1)
     counts_E = torch.bincount(index_S, minlength=module.num_experts)
-    filling_F = torch.arange(len(counts_E)).repeat_interleave(-counts_E % ROW_TILE)
+    filling_F = torch.repeat_interleave(-counts_E % ROW_TILE)
     each_SD = hidden_ND.repeat_interleave(chosen, 0)
     found_SD = grouped_mm_experts_forward(
         module,
