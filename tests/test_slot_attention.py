@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from test_long_rope import LIMIT, long_rope_lm
 from test_static_step import tiny_lm
 
 import softeval
@@ -70,6 +71,23 @@ def test_rows_read_by_length_what_they_see_under_a_mask(family, windows, monkeyp
             torch.testing.assert_close(
                 torch.as_tensor(a.entropy), torch.as_tensor(b.entropy), atol=1e-5, rtol=1e-5
             )
+
+
+def test_a_row_that_is_run_again_past_longropes_limit_sees_all_that_stands_before(
+    monkeypatch, calls
+):
+    """In parts, each of them longer than one token: no kernel of lengths, and a mask of its own."""
+    monkeypatch.setattr(feeding, "PREFILL_POSITIONS", LIMIT // 3)
+    found = []
+    for by_length in (True, False):
+        monkeypatch.setattr(feeding, "reads_lengths", lambda model, told=by_length: told)
+        ((sample,),) = softeval.generate(
+            long_rope_lm(), "a" * 9 + "b", max_cot_tokens=26, max_answer_tokens=2
+        )
+        found.append(sample)
+    assert calls and len(found[0].shadow_ids) > LIMIT - 10
+    assert found[0].shadow_ids.tolist() == found[1].shadow_ids.tolist()
+    torch.testing.assert_close(*(torch.as_tensor(g.entropy) for g in found), atol=1e-5, rtol=1e-5)
 
 
 def test_heads_that_the_kernel_does_not_take_go_under_the_mask(calls):

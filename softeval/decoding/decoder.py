@@ -197,9 +197,8 @@ class _Batch:
     def step(self) -> list[Generation]:
         """Let rows go on until the host looks; those that have ended leave."""
         with torch.inference_mode():
-            with self._feeder.reading():
-                for _ in range(self._look_every):
-                    self._pass()
+            for _ in range(self._look_every):
+                self._pass()
             return self._look()
 
     def _pass(self) -> None:

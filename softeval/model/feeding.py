@@ -10,8 +10,8 @@ Shapes: B rows of the batch, N rows in use, P prompt length, D width, W rows of 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
@@ -207,9 +207,11 @@ class RowFeeder:
                 assert again.cache is not None
                 self._cache.fill([row], again.cache, len(again.inputs_PD))
         self._cache.point(positions_N, slots)
-        if self._by_length:
-            set_lengths(positions_N, self._by_length)
-        with self._bands.at(positions_N, slots):
+        # Around the step alone: prompts that are run again above have no lengths, but a mask.
+        reading = by_lengths(self._model) if self._by_length else nullcontext()
+        with reading, self._bands.at(positions_N, slots):
+            if self._by_length:
+                set_lengths(positions_N, self._by_length)
             output = self._run(
                 inputs_embeds=fed_ND[:, None],
                 attention_mask=self._visibility.masks(positions_N[:, None], slots),
@@ -227,15 +229,8 @@ class RowFeeder:
         places = [*positions, *[0] * (rows - len(positions))]
         idle_ID = fed_ND.new_zeros(rows - len(positions), fed_ND.shape[1])
         places_N = torch.tensor(places, device=fed_ND.device)
-        with self.reading():
-            shown = self.step(torch.cat([fed_ND[: len(positions)], idle_ID]), places_N, slots)
+        shown = self.step(torch.cat([fed_ND[: len(positions)], idle_ID]), places_N, slots)
         return Shown(*(part if part is None else part[: len(positions)] for part in shown))  # type: ignore[arg-type]
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Around passes: layers read their slots by length where they can."""
-        with by_lengths(self._model) if self._by_length else nullcontext():
-            yield
 
     def move(self, source: int, target: int, length: int) -> None:
         """Move a row of `length` positions to another place of the batch."""
