@@ -147,7 +147,7 @@ def cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     monkeypatch.setattr(torch.cuda, "graph", lambda graph, **how: nullcontext())
     return torch.device("cuda")
 
@@ -225,6 +225,19 @@ def test_what_cannot_be_captured_is_refused_with_the_remedy(cuda, monkeypatch):
         replays.run("bucket", lambda: None)
 
 
+def test_memory_that_runs_out_in_a_capture_is_no_fault_of_the_architecture(cuda, monkeypatch):
+    @contextmanager
+    def failing(graph, **how):
+        yield
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.cuda, "graph", failing)
+    replays = Replays(cuda)
+    replays.run("bucket", lambda: None)
+    with pytest.raises(torch.OutOfMemoryError):
+        replays.run("bucket", lambda: None)
+
+
 def test_work_is_done_on_the_stream_of_its_capture_before(cuda, monkeypatch):
     done, streams = [], []
 
@@ -244,6 +257,20 @@ def test_work_is_done_on_the_stream_of_its_capture_before(cuda, monkeypatch):
     for _ in range(3):
         replays.run(16, lambda: done.append("work"))
     assert done == ["work", True, "work", "replayed", "replayed"]
+
+
+def test_work_on_another_gpu_than_the_current_one_waits_for_that_gpu(cuda, monkeypatch):
+    """Or a first pass would begin before prompts are there, and the next before it has ended."""
+    asked, second = [], torch.device("cuda:1")
+    waits = lambda self, other: asked.append((self.device, other.device))
+    monkeypatch.setattr(Stream, "__init__", lambda self, of=cuda: setattr(self, "device", of))
+    monkeypatch.setattr(Stream, "wait_stream", waits)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=cuda: asked.append(device))
+    monkeypatch.setattr(Graph, "replay", lambda self: None, raising=False)
+    replays = Replays(second)
+    for _ in range(2):
+        replays.run(16, lambda: None)
+    assert asked == [(second, second), (second, second), second]
 
 
 def test_each_bucket_is_replayed_by_its_own_graph(cuda, monkeypatch):

@@ -251,6 +251,7 @@ class Replays:
     """
 
     def __init__(self, device: torch.device, *, wanted: bool = True) -> None:
+        self._device = device  # not always the one that torch calls current
         self.captures = wanted and device.type == "cuda"
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}
         self._pool = torch.cuda.graph_pool_handle() if self.captures else None
@@ -281,7 +282,7 @@ class Replays:
         What a library allocates for a stream must be there by then: cuBLAS otherwise fails now and
         then in a capture.
         """
-        here, aside = torch.cuda.current_stream(), self._stream
+        here, aside = torch.cuda.current_stream(self._device), self._stream
         assert aside is not None
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
@@ -290,12 +291,14 @@ class Replays:
 
     def _captured(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(self._device)
         try:
             with torch.cuda.graph(
                 graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
             ):
                 work()
+        except torch.OutOfMemoryError:
+            raise  # which is no fault of the architecture
         except RuntimeError as problem:
             raise UserError(
                 f"this architecture's step cannot be captured ({first_line(problem)}); use --no-graphs"
