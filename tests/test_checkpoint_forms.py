@@ -359,6 +359,16 @@ def test_whatever_is_raised_while_loading_is_one_line(
             load_model(path, device="cpu")
 
 
+def test_weights_that_do_not_fit_the_device_are_refused_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = _raiser(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB.\nmore"))
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", full)
+    message = refusal(lambda: load_model(folder(tmp_path / "m"), device="cpu"))
+    assert "does not fit cpu (CUDA out of memory" in message
+    assert message.endswith("try --dtype bfloat16")
+
+
 def _raiser(error: BaseException) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         raise error

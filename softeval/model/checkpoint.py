@@ -357,7 +357,7 @@ def one_line(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, MemoryError, KeyboardInterrupt, SystemExit):
+    except (UserError, MemoryError, torch.OutOfMemoryError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
         kind = type(error).__name__
