@@ -12,16 +12,18 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import architectures
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT
 from step_graphs import decoded, graphs_of, watched_passes
-from tiny import tiny_lm
+from tiny import tiny_lm, tiny_tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from softeval import UserError
 from softeval.model.feeding import Replays, RowFeeder, tiled
+from softeval.model.language_model import wrap_model
 from softeval.modes import MODES
 
 HOST = {"aten::_local_scalar_dense", "aten::lift_fresh", "aten::nonzero", "aten::equal"}
@@ -54,7 +56,14 @@ def without_reading():
         yield
 
 
-def test_a_step_asks_the_host_for_nothing_and_keeps_its_shapes():
+def scaled_by_a_number():
+    """A model whose embedding is scaled by a number of Python's, which is no tensor (BioGPT, XGLM)."""
+    model = architectures.tiny_model(architectures.tiny_config("biogpt"))
+    return wrap_model(model, tiny_tokenizer(), "biogpt")
+
+
+@pytest.mark.parametrize("make", [partial(tiny_lm, "llama"), scaled_by_a_number])
+def test_a_step_asks_the_host_for_nothing_and_keeps_its_shapes(make):
     passes = []
 
     def around(work, bucket):
@@ -64,7 +73,7 @@ def test_a_step_asks_the_host_for_nothing_and_keeps_its_shapes():
         passes.append(watch.seen)
 
     with watched_passes(around):
-        decoded(tiny_lm("llama"), MODES["soft_sample"], batch_size=4, look_every=3)
+        decoded(make(), MODES["soft_sample"], batch_size=4, look_every=3)
     later = passes[2:]
     assert len(later) > 20
     assert not {name for seen in later for name, _ in seen} & HOST

@@ -62,7 +62,9 @@ class InputEmbedding:
         scale = getattr(self.module, "embed_scale", None)
         if scale is None:
             return None
-        return torch.as_tensor(scale, device=self.device).to(self.dtype)
+        if not isinstance(scale, Tensor):  # filled in there: a captured step uploads nothing
+            scale = torch.full((), scale, device=self.device)
+        return scale.to(self.device, self.dtype)
 
     @property
     def dtype(self) -> torch.dtype:
