@@ -44,6 +44,18 @@ MAKERS = {
 """What makes a tensor on the CPU unless it is told a device."""
 
 
+class Places(TorchFunctionMode):
+    """Notes on which devices the tensors lie that functions are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.found |= {a.device.type for a in args if type(a) is torch.Tensor}
+        return func(*args, **(kwargs or {}))
+
+
 class NamelessDevices(TorchFunctionMode):
     """Notes where our code makes a tensor without saying on which device."""
 
@@ -109,6 +121,20 @@ def test_the_watch_sees_a_tensor_without_a_device():
         assert not watch.found
         torch.arange(3)
     assert len(watch.found) == 1
+
+
+def test_a_float32_head_moves_with_its_model():
+    model = copy.deepcopy(tiny_lm("llama").model).to(torch.bfloat16)
+    state = set(model.state_dict())
+    lm = wrap_model(model, tiny_tokenizer(), logits_dtype="float32", self_check=False)
+    hidden = torch.ones(2, 32, dtype=torch.bfloat16)
+    assert model.lm_head(hidden).dtype == torch.float32
+    lm.model.to("meta")
+    hidden = hidden.to("meta")
+    with Places() as places:
+        model.lm_head(hidden)
+    assert places.found == {"meta"}
+    assert set(model.state_dict()) == state
 
 
 @cache

@@ -300,6 +300,6 @@ def _notes(vocabulary: Vocabulary) -> list[str]:
 def _float32_head(model: Any) -> None:
     """Compute the output projection in float32 (what follows it, a softcap say, then is too)."""
     head = model.get_output_embeddings()
-    weight = head.weight.detach().float()
-    bias = None if head.bias is None else head.bias.detach().float()
-    head.forward = lambda hidden: nn.functional.linear(hidden.float(), weight, bias)
+    for name, part in (("wide_weight", head.weight), ("wide_bias", head.bias)):  # move with it
+        head.register_buffer(name, None if part is None else part.detach().float(), False)
+    head.forward = lambda x: nn.functional.linear(x.float(), head.wide_weight, head.wide_bias)
