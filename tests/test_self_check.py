@@ -26,6 +26,7 @@ from softeval.lmeval.adapter import SoftEvalLM
 from softeval.model import cache, layers
 from softeval.model.cache import row_bytes
 from softeval.model.language_model import load_model, wrap_model
+from softeval.model.self_check import _copys_disagreement
 
 SIZES: dict[str, Any] = {
     "vocab_size": PADDED,
@@ -231,3 +232,11 @@ def test_a_model_whose_bits_depend_on_the_batch_is_recorded_as_such():
     model.lm_head.register_forward_hook(lambda module, args, out: out * (1 + 1e-6 * len(out)))
     lm = wrap_model(model, tiny_tokenizer())
     assert (lm.self_check, lm.batch_invariant) == ("passed", False)
+
+
+def test_no_random_generator_is_left_otherwise(monkeypatch):
+    """Neither the host's nor a GPU's, from which a user may draw."""
+    model, before = tiny_lm("llama").model, torch.get_rng_state()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a GPU is seeded"))
+    assert _copys_disagreement(model) is None
+    assert torch.equal(torch.get_rng_state(), before)

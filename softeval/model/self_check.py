@@ -274,7 +274,7 @@ def _shrunk(model: Any, fewer_heads: bool) -> Any:
     config = _shrunk_config(model.config, fewer_heads)
     implementation = model.config._attn_implementation
     random = torch.random.get_rng_state()
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # a GPU's own are the user's, and draw nothing here
     small = type(model)._from_config(config, attn_implementation=implementation)
     small = small.to(device=model.device, dtype=torch.float32).eval()
     with torch.no_grad():
