@@ -22,8 +22,12 @@ from tiny import tiny_lm, tiny_tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from softeval import UserError
-from softeval.model.feeding import Replays, RowFeeder, tiled
+from softeval.decoding.decoder import Decoder, Question
+from softeval.model import feeding
+from softeval.model.feeding import Replays, RowFeeder, rounded_slots, tiled
 from softeval.model.language_model import wrap_model
+from softeval.model.layers import SlotLayer
+from softeval.model.stopping import Limits
 from softeval.modes import MODES
 
 HOST = {"aten::_local_scalar_dense", "aten::lift_fresh", "aten::nonzero", "aten::equal"}
@@ -302,10 +306,45 @@ def test_each_bucket_is_replayed_by_its_own_graph(cuda, monkeypatch):
     assert done == [*first, ("replay", "a"), ("replay", "b"), ("replay", "b")]
 
 
+class OnCuda(RowFeeder):
+    """Rows and slots as on CUDA, where graphs hold the addresses of keys and values."""
+
+    def __init__(self, model, batch, longest, **how):
+        super().__init__(model, batch, longest, **how)
+        self._cache.window.fewest = rounded_slots(longest, feeding.CUDA_SLOTS)
+
+    def bucket(self, rows, positions):
+        there = copy.copy(self)
+        there._model = SimpleNamespace(device=torch.device("cuda"))
+        return RowFeeder.bucket(there, rows, positions)
+
+
+@pytest.mark.parametrize("cap", [25, 29])
+def test_keys_stay_where_graphs_know_them_however_late_the_host_looks(cap, monkeypatch):
+    """Passes go on behind the last position of the longest row until the host has looked."""
+    lm, places = tiny_lm("llama"), []
+    monkeypatch.setattr(feeding, "CUDA_SLOTS", 16)
+    monkeypatch.setattr("softeval.decoding.decoder.RowFeeder", OnCuda)
+    how = {"look_every": 8, "answer_temperature": 1.0}
+    decoder = Decoder(lm, MODES["hard_greedy"], Limits(cap, 30), **how)
+    noted = SlotLayer.update
+
+    def update(layer, *args, **how):
+        found = noted(layer, *args, **how)
+        places.append((layer, layer.keys.data_ptr()))
+        return found
+
+    monkeypatch.setattr(SlotLayer, "update", update)
+    (sample,) = decoder.run([Question("t", 0, tuple(lm.tokenizer.encode("x")), (0,))])
+    assert sample.stop_reason == sample.answer_stop == "length"
+    assert len(set(places)) == len(lm.model.model.layers)
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_bucket_holds_every_row_and_slot_and_on_cuda_there_are_few(device):
     model = SimpleNamespace(device=torch.device(device))
-    feeder: Any = SimpleNamespace(_batch=100, _model=model, _by_length=0)
+    cache = SimpleNamespace(window=SimpleNamespace(fewest=768))
+    feeder: Any = SimpleNamespace(_batch=100, _model=model, _by_length=0, _cache=cache)
     found = {(n, n * 7): RowFeeder.bucket(feeder, n, n * 7) for n in range(1, 101)}
     assert all(tiled(100) >= r >= n and s >= p for (n, p), (r, s) in found.items())
     rows, slots = ({bucket[i] for bucket in found.values()} for i in (0, 1))

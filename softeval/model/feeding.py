@@ -187,7 +187,8 @@ class RowFeeder:
         if self._model.device.type != "cuda":
             return tiled(rows), rounded_slots(positions)
         power = max(ROW_TILE, 1 << (rows - 1).bit_length())
-        seen = self._by_length or rounded_slots(positions, CUDA_SLOTS)
+        most = self._cache.window.fewest  # passes go on behind it until the host looks
+        seen = self._by_length or min(rounded_slots(positions, CUDA_SLOTS), most)
         return min(power, tiled(self._batch)), seen
 
     def step(self, fed_ND: Tensor, positions_N: Tensor, slots: int) -> Shown:
