@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from command_line import Ended
 from conftest import ROOT
 from hypothesis import given
@@ -147,12 +148,16 @@ def test_a_bare_command_says_what_can_follow_and_nothing_of_an_error(
 
 @pytest.mark.parametrize(
     ("error", "code", "message"),
-    [(KeyboardInterrupt, 130, "interrupted"), (MemoryError, 1, "out of memory")],
+    [
+        (KeyboardInterrupt, 130, "interrupted"),
+        (MemoryError, 1, "out of memory"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nMore"), 1, "out of memory. More; take less"),
+    ],
 )
 def test_what_ends_the_imports_ends_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    error: type[BaseException],
+    error: type[BaseException] | BaseException,
     code: int,
     message: str,
 ) -> None:

@@ -220,6 +220,8 @@ def _run(argv: list[str]) -> int:
         where = f" ({error.filename})" if error.filename else ""
         return _fail(f"{error.strerror.lower()}{where}", FAILED)
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's own, which is imported late
+            return _fail(f"{one_line(str(error))[:200]}; take less at a time", FAILED)
         # Typer's own usage errors; it carries a private copy of click, so they have no public type.
         if not hasattr(error, "format_message"):
             raise

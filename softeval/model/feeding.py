@@ -272,9 +272,7 @@ class Replays:
             self._aside(work)
             self._graphs[bucket] = None
         else:
-            graph = self._graphs[bucket]
-            if graph is None:
-                graph = self._graphs[bucket] = self._captured(work)
+            graph = self._graphs[bucket] = self._graphs[bucket] or self._captured(work)
             graph.replay()
 
     def _aside(self, work: Callable[[], None]) -> None:
