@@ -16,7 +16,9 @@ from train_cases import relative_distance
 from transformers import AutoModelForCausalLM
 
 from softeval.decoding.decoder import Decoder, Question
+from softeval.model.embedding import InputEmbedding
 from softeval.model.language_model import LanguageModel, wrap_model
+from softeval.model.mends import RowFactors
 from softeval.model.output_head import output_head
 from softeval.model.stopping import Limits
 from softeval.modes import MODES
@@ -50,9 +52,14 @@ class Places(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.found: set[str] = set()
+        self.mixed: set[str] = set()
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        self.found |= {a.device.type for a in args if type(a) is torch.Tensor}
+        listed = [a for part in args for a in (part if isinstance(part, list) else [part])]
+        places = {a.device.type for a in listed if isinstance(a, torch.Tensor) and a.ndim}
+        if len(places) > 1 and func is not torch.Tensor.to:
+            self.mixed.add(func.__name__)
+        self.found |= places
         return func(*args, **(kwargs or {}))
 
 
@@ -135,6 +142,45 @@ def test_a_float32_head_moves_with_its_model():
         model.lm_head(hidden)
     assert places.found == {"meta"}
     assert set(model.state_dict()) == state
+
+
+class Elsewhere(torch.nn.Embedding):
+    """An embedding on a device of its own, to which a hook brings ids."""
+
+    def forward(self, ids):
+        return super().forward(ids.to(self.weight.device))
+
+
+def test_tables_of_a_model_that_is_spread_may_lie_on_two_devices(monkeypatch):
+    monkeypatch.setattr(InputEmbedding, "_verify", lambda self: None)
+    beside = InputEmbedding(Elsewhere(6, 4), 6)
+    both = InputEmbedding(Elsewhere(8, 4, device="meta"), 8, (), beside)
+    probs_NV, ids = torch.ones(3, 8), torch.arange(3)
+    with torch.no_grad(), Places() as places:
+        assert both.rows(ids).device.type == both.mix(probs_NV).device.type == "meta"
+    assert not places.mixed
+
+
+def test_longropes_factors_of_a_model_that_is_spread_may_lie_on_another_device():
+    def rotary(x, positions):
+        return tuple(part.to("meta") for part in (positions[..., None].cos(), positions[..., None]))
+
+    position_ids = torch.arange(6).expand(2, -1)
+    with Places() as places:
+        RowFactors(rotary, 4)(None, position_ids)
+    assert not places.mixed
+
+
+def test_a_head_comes_where_hidden_states_are_shown(monkeypatch):
+    """Its weights themselves on one device; a copy where the model is spread."""
+    monkeypatch.setattr("softeval.model.output_head._verify", lambda lm, head: None)
+    lm = copy.copy(tiny_lm("llama"))
+    assert output_head(lm).weight_WD is lm.model.lm_head.weight
+    lm.embedding = copy.copy(lm.embedding)
+    lm.embedding.module = Elsewhere(8, 4, device="meta")
+    with Places() as places:
+        output_head(lm).logits(torch.zeros(2, 32, device="meta"))
+    assert not places.mixed
 
 
 @cache

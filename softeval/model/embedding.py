@@ -60,11 +60,9 @@ class InputEmbedding:
     def scale(self) -> Tensor | None:
         """The architecture's factor in the embedding's dtype, or None."""
         scale = getattr(self.module, "embed_scale", None)
-        if scale is None:
-            return None
-        if not isinstance(scale, Tensor):  # filled in there: a captured step uploads nothing
-            scale = torch.full((), scale, device=self.device)
-        return scale.to(self.device, self.dtype)
+        if scale is None or isinstance(scale, Tensor):
+            return None if scale is None else scale.to(self.device, self.dtype)
+        return torch.full((), scale, device=self.device).to(self.dtype)  # a step uploads nothing
 
     @property
     def dtype(self) -> torch.dtype:
@@ -109,7 +107,7 @@ class InputEmbedding:
         if self.per_layer is None:
             return own
         known = torch.where(ids < self.per_layer.vocab, ids, 0)
-        return torch.cat([own, self.per_layer.rows(known)], -1)
+        return torch.cat([own, self.per_layer.rows(known).to(own.device)], -1)
 
     def mix(self, probs_NV: Tensor) -> Tensor:
         """(N, F) p·E in float32.
@@ -117,12 +115,12 @@ class InputEmbedding:
         A model in half precision multiplies in its own dtype (accumulating in float32), as its
         own layers do; a one-hot p is exact in every dtype.
         """
-        mixed_ND = probs_NV.to(self.dtype) @ self.weight
+        mixed_ND = probs_NV.to(self.weight) @ self.weight  # either table may be on its own device
         if self.scale is not None:
             mixed_ND = mixed_ND * self.scale
         if self.per_layer is not None:
             beside = self.per_layer.mix(_folded(probs_NV, self.per_layer.vocab))
-            return torch.cat([mixed_ND.float(), beside], -1)
+            return torch.cat([mixed_ND.float(), beside.to(mixed_ND.device)], -1)
         return mixed_ND.float()
 
     @torch.no_grad()

@@ -80,12 +80,13 @@ class RowFactors:
     def __call__(
         self, x: Tensor, position_ids: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, ...]:
-        """(N, Q, R) cosines and sines."""
-        long_N11 = (position_ids.amax(-1) >= self.limit)[:, None, None] | self.long
+        """(N, Q, R) cosines and sines, on the device where the module makes them."""
         short = self.forward(x, position_ids.clamp(max=self.limit - 1), *args, **kwargs)
         # One row beyond the limit asks for the long factors, and is dropped.
         beyond = torch.full_like(position_ids[:1], self.limit)
         long = self.forward(x, torch.cat([position_ids, beyond]), *args, **kwargs)
+        long_N = (position_ids.amax(-1) >= self.limit).to(long[0].device) | self.long
+        long_N11 = long_N[:, None, None]
         return tuple(torch.where(long_N11, b[:-1], a) for a, b in zip(short, long, strict=True))
 
 

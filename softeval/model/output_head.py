@@ -139,7 +139,8 @@ def output_head(lm: LanguageModel, chunk: int | None = None) -> OutputHead:
         chunk=chunk or max(16, CHUNK_ELEMENTS.get(lm.device.type, 2**24) // lm.vocab),
         gaps=lm.vocabulary.gaps,
     )
-    head = OutputHead(weight, getattr(module, "bias", None), rule)
+    bias = getattr(module, "bias", None)  # either is copied only where layers are spread
+    head = OutputHead(weight.to(lm.device), bias if bias is None else bias.to(lm.device), rule)
     _verify(lm, head)
     return head
 
@@ -204,7 +205,7 @@ def _verify(lm: LanguageModel, head: OutputHead) -> None:
     inputs = lm.embedding.rows(ids)
     expected = lm.logits(lm.model(inputs_embeds=inputs, use_cache=False).logits)[0].float()
     rule = head.rule
-    found = head.logits(last_hidden(lm.model, inputs)[0]).float()
+    found = head.logits(last_hidden(lm.model, inputs)[0].to(lm.device)).float()
     tolerance = 1e-4 if lm.dtype in (torch.float32, torch.float64) else 3e-2
     if rule.logits_dtype is LogitsDtype.BFLOAT16:
         tolerance = max(tolerance, 1e-2)
