@@ -15,6 +15,7 @@ from lm_eval.api.model import CachingLM
 
 from softeval.errors import UserError
 from softeval.lmeval.adapter import SoftEvalLM
+from softeval.lmeval.arguments import device_here
 
 
 @pytest.fixture
@@ -146,6 +147,18 @@ def test_the_model_is_known_whatever_is_imported_first(lines: list[str]) -> None
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no CUDA devices here; use --device auto or cpu"):
         SoftEvalLM(save_lm(tmp_path), device="cuda:0")
+
+
+@pytest.mark.parametrize(("seen", "wanted"), [(8, "cuda:3"), (1, "cuda:0"), (0, "auto")])
+def test_a_process_takes_the_gpu_that_accelerate_gives_it(
+    monkeypatch: pytest.MonkeyPatch, seen: int, wanted: str
+) -> None:
+    """Also where a launcher shows each process its own GPU alone, as Slurm can."""
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: seen > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: seen)
+    assert device_here("auto") == wanted
+    assert device_here("cuda:5") == "cuda:5"
 
 
 def test_every_pitfall_of_the_documentation_names_tests_that_exist() -> None:

@@ -83,13 +83,13 @@ def loaded_model(pretrained: str | LanguageModel, options: ModelOptions) -> Lang
 
 
 def device_here(device: str) -> str:
-    """Where to load: each of several processes on a machine takes a GPU of its own."""
+    """Where to load: each of several processes on a machine takes a GPU of its own, as accelerate has it."""
     local = os.environ.get("LOCAL_RANK")
     if device not in ("auto", "cuda") or local is None:
         return device
     import torch
 
-    return f"cuda:{local}" if torch.cuda.is_available() else device
+    return f"cuda:{int(local) % torch.cuda.device_count()}" if torch.cuda.is_available() else device
 
 
 def known_tokenizer(lm: LanguageModel | Checkpoint) -> Any:
