@@ -12,7 +12,7 @@ from test_divergence import moved
 from tiny import tiny_tokenizer
 
 from softeval.errors import UserError
-from softeval.model.language_model import BUNDLED_CHECKPOINT, load_model
+from softeval.model.language_model import BUNDLED_CHECKPOINT, LanguageModel, load_model
 from softeval.replays.diagnose import diagnose
 from softeval.reports.measured.kl import read_kl
 from softeval.runs import rundir
@@ -110,6 +110,18 @@ def test_a_checkpoint_that_was_moved_can_be_named(run, tmp_path, monkeypatch):
     monkeypatch.chdir(run.path.parent)
     found = diagnose(folder, BUNDLED_CHECKPOINT, model="near", **options)
     assert found.prefixes == {"own": 12} and found.differing == 0
+
+
+@pytest.mark.parametrize("config", [{}, {"graphs": False}, {"compile": True}])
+def test_steps_are_run_as_the_runs_were(run, tmp_path, monkeypatch, config):
+    """A mixture of experts asks the host, and its steps cannot be captured on a GPU."""
+    folder, asked = Path(shutil.copytree(run.path, tmp_path / "run")), []
+    record = rundir.read_record(folder)
+    rundir.write_record(folder, record | {"config": record["config"] | config})
+    monkeypatch.setattr(LanguageModel, "decode_by", lambda lm, **how: asked.append(how))
+    diagnose(folder, BUNDLED_CHECKPOINT, sets=["own"], limit=1, device="cpu", overwrite=True)
+    wanted = {"graphs": config.get("graphs", True), "fused": False}  # nothing is fused on a CPU
+    assert asked == [wanted, wanted]
 
 
 @pytest.mark.slow

@@ -113,7 +113,7 @@ def diagnose(
         "self_check": self_check,
     }
     checkpoint = run_checkpoint(folder, record, model, options)
-    comparison = ModelComparison(checkpoint, load_model(base, **options))
+    comparison = ModelComparison(checkpoint, stepping_as(record, load_model(base, **options)))
     data_dir = data_dir or record["config"].get("data_dir")
     session = _Session(folder, record, comparison, data_dir)
     if not overwrite:
@@ -124,9 +124,8 @@ def diagnose(
         found += session.own(questions, samples, tell)
     base_prefixes = session.base_prefixes(questions, samples) if "base" in sets else []
     found += session.measure("base", base_prefixes, len(base_prefixes), tell)
-    if "gold" in sets:
-        gold_prefixes = session.gold_prefixes(questions)
-        found += session.measure("gold", gold_prefixes, len(gold_prefixes), tell)
+    gold_prefixes = session.gold_prefixes(questions) if "gold" in sets else []
+    found += session.measure("gold", gold_prefixes, len(gold_prefixes), tell)
     if not found:
         raise UserError(
             f"{run} has nothing to replay for --sets {','.join(sets)}; choose others of own, base, gold"
@@ -161,7 +160,15 @@ def run_checkpoint(
             f"{path} is not the checkpoint of {folder} (other weights);"
             " restore it, say where it is with --model, or evaluate it anew"
         )
-    return own if options["dtype"] == record["model"]["dtype"] else load_model(path, **options)
+    lm = own if options["dtype"] == record["model"]["dtype"] else load_model(path, **options)
+    return stepping_as(record, lm)
+
+
+def stepping_as(record: Mapping[str, Any], lm: LanguageModel) -> LanguageModel:
+    """The model, its steps on a GPU run as the run's were: those of some cannot be captured."""
+    asked, on_gpu = record["config"].get, lm.device.type == "cuda"
+    lm.decode_by(graphs=asked("graphs", True), fused=asked("compile", False) and on_gpu)
+    return lm
 
 
 def run_questions(folder: Path, checkpoint: LanguageModel, limit: int | None) -> list[Question]:
@@ -200,17 +207,9 @@ class _Session:
     result: Diagnosis = field(default_factory=Diagnosis)
     floor_batch: int = 0
 
-    @property
-    def checkpoint(self) -> LanguageModel:
-        return self.comparison.checkpoint.lm
-
-    @property
-    def limits(self) -> Limits:
-        return run_limits(self.record)
-
-    @property
-    def seed(self) -> int:
-        return rundir.samples_seed(self.folder, self.record)
+    def decoder(self, lm: LanguageModel, mode: Mode, **how: Any) -> Decoder:
+        seed = rundir.samples_seed(self.folder, self.record)
+        return Decoder(lm, mode, run_limits(self.record), seed=seed, **how)
 
     def block(self, sets: Sequence[str], samples: int) -> dict[str, Any]:
         """What run.json says of this diagnosis."""
@@ -254,7 +253,7 @@ class _Session:
     def base_prefixes(self, questions: list[Question], samples: int) -> list[_Task]:
         """CoTs of the base model under hard_sample; the same for every checkpoint."""
         mode = get_mode("hard_sample")
-        decoder = Decoder(self.comparison.base.lm, mode, self.limits, seed=self.seed)
+        decoder = self.decoder(self.comparison.base.lm, mode)
         asked = [replace(q, samples=tuple(range(samples))) for q in questions]
         made = [_Task(g.key, mode, Prefix(g.prompt_ids, g.shadow_ids)) for g in decoder.run(asked)]
         return sorted(made, key=lambda task: astuple(task.key))
@@ -319,7 +318,7 @@ class _Session:
         self, questions: list[Question], mode: Mode, recorded: dict[SampleKey, np.ndarray]
     ) -> Iterator[_Task]:
         """The same samples once more, this time with what was fed."""
-        decoder = Decoder(self.checkpoint, mode, self.limits, seed=self.seed, keep_inputs=True)
+        decoder = self.decoder(self.comparison.checkpoint.lm, mode, keep_inputs=True)
         samples: dict[tuple[str, int], tuple[int, ...]] = {}
         for key in recorded:
             place = (key.task, key.doc_id)
@@ -332,8 +331,9 @@ class _Session:
             yield _Task(made.key, mode, prefix)
 
     def _solution_ids(self, solution: str) -> np.ndarray:
-        ids = self.checkpoint.tokenizer.encode(f" {solution.strip()}", add_special_tokens=False)
-        return np.array(ids[: self.limits.max_cot_tokens], dtype=np.int64)
+        tokenizer = self.comparison.checkpoint.lm.tokenizer
+        ids = tokenizer.encode(f" {solution.strip()}", add_special_tokens=False)
+        return np.array(ids[: run_limits(self.record).max_cot_tokens], dtype=np.int64)
 
 
 def recorded_shadows(folder: Path, mode: str, samples: int) -> dict[SampleKey, np.ndarray]:
