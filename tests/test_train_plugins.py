@@ -286,6 +286,27 @@ def test_questions_too_easy_or_too_hard_are_left_out_and_measured_once(
     assert within_pass_rates(tiny_config(limit=12), asked, lm, alone) is asked
 
 
+@pytest.mark.parametrize("config", [{"graphs": False}, {"compile": True}])
+def test_steps_that_measure_pass_rates_are_run_as_those_of_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: dict[str, bool]
+) -> None:
+    """On a GPU; the measurement leaves the model to the training as it was asked for."""
+    monkeypatch.chdir(tmp_path)
+    asked: list[Any] = []
+
+    def measured(config: Any, *_: Any, **__: Any) -> None:
+        asked.append({"graphs": config.graphs, "compile": config.compile})
+        raise UserError("measured")
+
+    monkeypatch.setattr(difficulty, "run_evaluation", measured)
+    trained = tiny_config(limit=12, min_pass_rate=0.1, **config)
+    lm = load_model(BUNDLED_CHECKPOINT, device="cpu")
+    questions = load_questions(trained, lm.vocabulary.encode)
+    with pytest.raises(UserError, match="measured"):
+        within_pass_rates(trained, questions, lm, Processes())
+    assert asked == [{"graphs": True, "compile": False} | config]
+
+
 @pytest.mark.slow
 def test_a_constant_schedule_lets_a_run_go_on(tmp_path: Path, boxing: dict[str, Any]) -> None:
     options = boxing | {"lr_schedule": "constant", "method": "hard"}

@@ -98,7 +98,7 @@ def _measure(config: TrainConfig, questions: QuestionSet, lm: LanguageModel, fol
     write_text(file, "".join(json.dumps(row) + "\n" for row in rows))
     asked = RunConfig.model_validate(
         {
-            **{name: getattr(config, name) for name in _SHARED},
+            **{name: getattr(config, name) for name in (*_SHARED, "graphs", "compile")},
             "mode_args": {k: str(v) for k, v in config.mode_options().items()},
             "modes": (config.mode.name,),
             "tasks": (str(file),),
