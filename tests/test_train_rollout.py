@@ -150,13 +150,48 @@ def test_a_full_memory_halves_the_pass_and_changes_no_gradient(
         fixed.run(made, advantages, PassPlan(11))
 
 
-def picky(add: Any, most: int) -> Any:
+@pytest.mark.parametrize("fault", ["CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_EXECUTION_FAILED"])
+def test_memory_that_a_library_asks_for_itself_halves_the_pass_too(
+    monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """torch's own cache is given back first: such a library cannot take from it."""
+    made = [made_generation(tiny_lm(), sample=n) for n in range(6)]
+    passes, _ = pass_over()
+    emptied: list[int | None] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(passes.fitted))
+    error = RuntimeError(f"CUDA error: {fault} when calling `cublasCreate(handle)`")
+    monkeypatch.setattr(passes, "_add", picky(passes._add, 3, error))
+    if "ALLOC" in fault:
+        passes.run(made, torch.linspace(-1, 1, 6), PassPlan(6))
+        assert passes.fitted == 2 and emptied == [16, 8, 4]
+    else:
+        with pytest.raises(RuntimeError, match=fault):
+            passes.run(made, torch.linspace(-1, 1, 6), PassPlan(6))
+        assert passes.fitted == 16 and not emptied
+
+
+def test_a_pass_that_a_gpu_began_goes_on_with_what_a_cpu_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = [made_generation(tiny_lm(), sample=n) for n in range(20)]
+    sizes: list[list[int]] = []
+    for kept in (64, 5):
+        passes, _ = pass_over()
+        passes.fitted = kept  # as a state says
+        monkeypatch.setattr(
+            passes, "_run", lambda _a, _b, _c, parts: sizes.append([*map(len, parts)])
+        )
+        passes.run(made, torch.ones(20), PassPlan(20))
+    assert sizes == [[16, 4], [5] * 4]
+
+
+def picky(add: Any, most: int, error: RuntimeError = torch.OutOfMemoryError()) -> Any:  # noqa: B008
     """`add` on a device that holds at most so many sequences, and fails after doing the work."""
 
     def wrapped(batch: Any, *rest: Any) -> None:
         add(batch, *rest)
         if batch.rows > most:
-            raise torch.OutOfMemoryError
+            raise error
 
     return wrapped
 

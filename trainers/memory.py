@@ -213,10 +213,9 @@ class MemoryModel:
             yield min(16 if size == "auto" else size, self.sequences)
             return
         size = self.sequences
-        while size > 1:
+        while size:
             yield size
             size //= 2
-        yield 1
 
     def _sequence(self, config: TrainConfig) -> int:
         saved = self._recomputed if config.gradient_checkpointing else self._plain
@@ -239,9 +238,7 @@ class MemoryModel:
         layer = size * self._plain // layers
         start = size * self._sequence(config) + layer * (1 + config.gradient_checkpointing)
         start += self._head(config, size) + earlier + parts + self._summing(config, self.layer)
-        if (
-            config.gradient_split_steps and config.shard != "full"
-        ):  # a term by itself: its gradient while all is still kept
+        if config.gradient_split_steps:  # a term by itself: its gradient while all is still kept
             start += half
         end = earlier + half if self._apart(config) else wide
         return max(start, parts + max(end, wide) + self._summing(config, self.outside))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -56,6 +57,7 @@ SUMS = (
 Result = TypeVar("Result")
 Parts = list[list[int]]
 
+_FULL = "_STATUS_ALLOC_FAILED"  # in a RuntimeError: cuBLAS' or cuDNN's own memory ran out
 CPU_MICRO_BATCH = 16
 """On a CPU larger passes are no faster and hold more activations."""
 
@@ -129,8 +131,9 @@ class MicroBatched:
             UserError: it runs out where the processes must go together.
         """
         while True:
-            if self.fitted is None and self.micro_batch is None:
-                self.fitted = CPU_MICRO_BATCH if self.lm.device.type == "cpu" else max(1, count)
+            if self.micro_batch is None:  # a GPU's may be too many for the CPU that goes on
+                most = CPU_MICRO_BATCH if self.lm.device.type == "cpu" else self.fitted or count
+                self.fitted = max(1, min(self.fitted or most, most))
             size = self.micro_batch or self.fitted or 1
             parts = [g[n : n + size] for g in groups for n in range(0, len(g), size)]
             idle = self.weights.passes(len(parts)) - len(parts)
@@ -140,23 +143,24 @@ class MicroBatched:
                     for _ in range(idle):
                         self._idle()
                     return found
-            except torch.OutOfMemoryError as error:
-                if self.weights.is_sharded:
+            except RuntimeError as error:
+                full = isinstance(error, torch.OutOfMemoryError) or _FULL in str(error)
+                if full and self.weights.is_sharded:
                     raise UserError(
                         f"memory ran out in a training pass of {size} sequences; sharded weights need "
                         f"the same passes everywhere: give --micro-batch-size {max(1, size // 2)}"
                     ) from error
-                if self.micro_batch is not None or size == 1:
+                if not full or self.micro_batch is not None or size == 1:
                     raise
             self.weights.clear()
+            torch.cuda.empty_cache()  # which libraries beside torch cannot take from
             self.fitted = max(1, size // 2)
 
     def _idle(self) -> None:
         """A pass whose gradient is zero in every weight."""
         ids = torch.zeros(1, 1, dtype=torch.long, device=self.lm.device)
         hidden = last_hidden(self.lm.model, self.lm.embedding.rows(ids))
-        logits = self.lm.model.get_output_embeddings()(hidden)
-        (0 * (hidden.sum() + logits.sum())).backward()
+        (0 * (hidden.sum() + self.lm.model.get_output_embeddings()(hidden).sum())).backward()
 
 
 class TrainingPass(MicroBatched):
@@ -214,8 +218,7 @@ class TrainingPass(MicroBatched):
             plan: what else to do.
             weights_B: the algorithm's weights of the sequences; None for 1.
         """
-        if weights_B is None:
-            weights_B = torch.ones_like(advantages_B)
+        weights_B = torch.ones_like(advantages_B) if weights_B is None else weights_B
         every = plan.measure_kl or self.beta > 0 or not self.skip_zero
         chosen = [b for b in range(len(rollouts)) if every or advantages_B[b] != 0]
         if not chosen and plan.keep_first:
@@ -226,11 +229,8 @@ class TrainingPass(MicroBatched):
         groups: dict[bytes, list[int]] = {}
         for b in chosen:
             groups.setdefault(rollouts[b].prompt_ids.tobytes() if self.share else b"", []).append(b)
-        return self.in_parts(
-            groups.values(),
-            len(rollouts),
-            lambda parts: self._run(rollouts, scales_2B, plan, parts),
-        )
+        work = partial(self._run, rollouts, scales_2B, plan)
+        return self.in_parts(groups.values(), len(rollouts), work)
 
     def _run(
         self,
@@ -265,8 +265,7 @@ class TrainingPass(MicroBatched):
             self._sampled |= zip(part, found.by_sequence(batch), strict=True)
         former: Any = (None, None)
         if plan.again:
-            kept = [self._sampled[b] for b in part]
-            former = tuple(torch.cat(parts) for parts in zip(*kept, strict=True))
+            former = tuple(map(torch.cat, zip(*(self._sampled[b] for b in part), strict=True)))
         cot, answer = policy_losses(
             found, batch, scales_2B[0], plan.sequences, self.algorithm, former
         )
