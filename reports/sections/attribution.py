@@ -60,6 +60,7 @@ NOT_REPLAYED = (
     " (rounding on another device, or a model whose batches change its results), so the shares of"
     " changed answers hold as much by themselves: see unchanged."
 )
+OTHERWISE = "CoTs that came out otherwise than recorded, measured as they are now: {runs}."
 NOT_MEASURED = Markup(
     "Not measured. <code>softeval attribute RUN</code> changes the recorded CoTs in one thing, decodes"
     " the answers again and writes them beside the run; then report again."
@@ -164,9 +165,10 @@ def _parts(material: Material) -> Iterator[Part]:
     stale = [run.path.name for run in material.arms.runs if _is_stale(run)]
     if stale:
         yield Paragraph(STALE.format(runs=", ".join(stale)), AMBER)
-    differing = [f"{run.path.name}, {n}" for run in material.arms.runs if (n := _differing(run))]
-    if differing:
-        yield Paragraph(NOT_REPLAYED.format(runs="; ".join(differing)), AMBER)
+    for text, name in ((OTHERWISE, "otherwise"), (NOT_REPLAYED, "differing")):
+        told = [f"{r.path.name}, {n}" for r in material.arms.runs if (n := _count(r, name))]
+        if told:
+            yield Paragraph(text.format(runs="; ".join(told)), AMBER)
     for index, task in enumerate(dict.fromkeys(effect.key[0] for effect in found)):
         mine = [effect for effect in found if effect.key[0] == task]
         told = [
@@ -201,8 +203,8 @@ def _is_stale(run: Run) -> bool:
     return any(entry.get("scorer", scorer) != scorer for entry in _entries(run))
 
 
-def _differing(run: Run) -> int:
-    return sum(int(entry.get("differing", 0)) for entry in _entries(run))
+def _count(run: Run, name: str) -> int:
+    return sum(int(entry.get(name, 0)) for entry in _entries(run))
 
 
 def _counted(effect: Effect) -> str:
@@ -210,8 +212,7 @@ def _counted(effect: Effect) -> str:
 
 
 def _what(effect: Effect) -> str:
-    mode = effect.key[1].replace("_", " ")
-    return f"{effect.change.replace('_', ' ')}, {mode}"
+    return f"{effect.change}, {effect.key[1]}".replace("_", " ")
 
 
 def _table(effects: Sequence[Effect], label: str) -> Table:

@@ -133,8 +133,8 @@ def attribute(
         return
     for mode, check in found.items():
         say(
-            f"{mode}: {check['replayed']} CoTs; {check['differing']} unchanged ones gave another"
-            " answer than recorded"
+            f"{mode}: {check['replayed']} CoTs, {check['otherwise']} of them otherwise than recorded"
+            f" (measured as they are now); {check['differing']} unchanged ones gave another answer"
         )
     say(f"Written: {run / NAME}")
 
