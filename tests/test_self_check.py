@@ -25,6 +25,7 @@ from softeval.errors import UserError
 from softeval.lmeval.adapter import SoftEvalLM
 from softeval.model import cache, layers
 from softeval.model.cache import row_bytes
+from softeval.model.check_cache import CheckCache
 from softeval.model.language_model import load_model, wrap_model
 from softeval.model.self_check import _copys_disagreement
 
@@ -191,6 +192,26 @@ def test_what_passed_once_is_not_tried_again(checkpoint, monkeypatch, tmp_path):
         changed.model.layers[0].mlp.up_proj.weight[0, 0] += 1
     changed.save_pretrained(checkpoint)
     assert load_model(checkpoint, device="cpu").self_check == "passed"
+
+
+@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+def test_what_one_processor_was_found_to_do_is_not_told_of_another(kind, monkeypatch, tmp_path):
+    """Kernels differ, and with them what a batch does to a row's bits; a cache may be shared."""
+    model, place = tiny_lm("llama").model, torch.device(kind)
+    monkeypatch.setenv("SOFTEVAL_CACHE", str(tmp_path))
+    monkeypatch.setattr(type(model), "device", place)
+    module, name = (
+        (torch.cuda, "get_device_name")
+        if kind == "cuda"
+        else (torch.backends.cpu, "get_cpu_capability")
+    )
+    found = []
+    for named in ("one", "other", "one"):
+        monkeypatch.setattr(module, name, lambda *_, named=named: named)
+        cache = CheckCache(model, 1)
+        found.append(cache.read())
+        cache.write(named == "one")
+    assert found == [None, None, True]
 
 
 def test_a_cache_that_cannot_be_written_or_read_costs_nothing(checkpoint, monkeypatch, tmp_path):

@@ -76,8 +76,7 @@ class CheckCache:
 
 def cache_folder() -> Path:
     """$SOFTEVAL_CACHE, else the platform's folder for caches."""
-    named = os.environ.get(FOLDER_VARIABLE)
-    if named:
+    if named := os.environ.get(FOLDER_VARIABLE):
         return Path(named)
     if sys.platform == "win32":
         return Path(os.environ["LOCALAPPDATA"]) / "softeval" / "Cache"
@@ -89,15 +88,15 @@ def cache_folder() -> Path:
 def _key(model: Any, version: int) -> str:
     import transformers
 
-    digest = hashlib.sha256()
+    place, cpu = model.device, torch.backends.cpu.get_cpu_capability()  # each rounds in its way
     facts = {
         "class": f"{type(model).__module__}.{type(model).__qualname__}",
         "config": model.config.to_json_string(use_diff=False),
         "attention": model.config._attn_implementation,
-        "device": str(model.device.type),
+        "device": [place.type, torch.cuda.get_device_name(place) if place.type == "cuda" else cpu],
         "versions": [version, torch.__version__, transformers.__version__],
     }
-    digest.update(json.dumps(facts, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|{_parity(tensor)}".encode())
     return digest.hexdigest()
