@@ -7,6 +7,7 @@ import sys
 from contextlib import nullcontext
 from functools import cache
 
+import architectures
 import pytest
 import torch
 from step_graphs import decoded, watched_passes
@@ -18,10 +19,12 @@ from transformers import AutoModelForCausalLM
 from softeval.decoding.decoder import Decoder, Question
 from softeval.model.embedding import InputEmbedding
 from softeval.model.language_model import LanguageModel, wrap_model
-from softeval.model.mends import RowFactors
+from softeval.model.mends import KeyCountBands, RowFactors
 from softeval.model.output_head import output_head
 from softeval.model.stopping import Limits
-from softeval.modes import MODES
+from softeval.modes import MODES, coconut
+from softeval.modes.coconut import Coconut
+from softeval.modes.seam import Seen
 from softeval.records import Generation
 from softeval.trainers.losses import Policy, collate, log_probs, policy_losses
 
@@ -142,6 +145,30 @@ def test_a_float32_head_moves_with_its_model():
         model.lm_head(hidden)
     assert places.found == {"meta"}
     assert set(model.state_dict()) == state
+
+
+def test_gpt_neos_bands_lie_where_its_layers_do():
+    model = architectures.tiny_model(architectures.tiny_config("gpt_neo"))
+    first, *_, last = (layer.attn.attention for layer in model.transformer.h)
+    last.bias = last.bias.to("meta")
+    own = first.bias, last.bias
+    with KeyCountBands(model).at(torch.tensor([2, 5]), 8):
+        assert [layer.bias.device.type for layer in (first, last)] == ["cpu", "meta"]
+        assert last.bias.shape == (2, 1, 8, 8)
+        assert first.bias[:, 0, -1].sum(-1).tolist() == [3, 6]
+    assert (first.bias is own[0]) and (last.bias is own[1])
+
+
+def test_realigning_goes_on_where_its_model_was_moved(monkeypatch):
+    """What was found of an embedding before it was moved lies on the other device."""
+    lm, mode = tiny_lm("llama"), Coconut(realign=True)
+    logits = torch.zeros(2, lm.vocab)
+    seen = Seen(logits, lm.embedding, torch.ones(2, lm.embedding.width), output_head(lm))
+    wanted = mode.thought(seen)
+    (found,) = [value for key, value in coconut._ALIGNMENTS.items() if key is lm.embedding]
+    left = {lm.embedding: found._replace(matrix_DD=found.matrix_DD.to("meta"))}
+    monkeypatch.setattr(coconut, "_ALIGNMENTS", left)
+    assert torch.equal(mode.thought(seen), wanted)
 
 
 class Elsewhere(torch.nn.Embedding):

@@ -247,9 +247,9 @@ class KeyCountBands:
             query = positions_N[:, None, None, None]
             seen = slot_S <= query
             local = seen & (slot_S > query - self._window)
-            shape = (-1, 1, slots, slots)
-            for layer in self._layers:
-                layer.bias = (local if layer.attention_type == "local" else seen).expand(shape)
+            for layer, bias in zip(self._layers, own, strict=True):  # each on its layer's device
+                band = local if layer.attention_type == "local" else seen
+                layer.bias = band.to(bias.device).expand(-1, 1, slots, slots)
         try:
             yield
         finally:

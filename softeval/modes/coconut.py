@@ -76,8 +76,7 @@ class Coconut(Mode):
         fed_ND, shadow_N = self.thought(seen), seen.logits_NV.argmax(-1)
         if state is None:
             return Step(fed_ND, shadow_N)
-        thinks_N1 = (state < self.latents)[:, None]
-        fed_ND = fed_ND.where(thinks_N1, seen.embedding.rows(shadow_N))
+        fed_ND = fed_ND.where((state < self.latents)[:, None], seen.embedding.rows(shadow_N))
         return Step(fed_ND, shadow_N, state=state + 1)
 
     def thought(self, seen: Seen) -> Tensor:
@@ -88,7 +87,7 @@ class Coconut(Mode):
         fed_ND = seen.thought_ND
         if self.realign:
             assert seen.head is not None, "realigning reads the output head"
-            alignment = _alignment(seen.head, seen.embedding)
+            alignment = _alignment(seen.head, seen.embedding, fed_ND.device)
             fed_ND = fed_ND.float() @ alignment.matrix_DD
             fed_ND = fed_ND * (alignment.length / fed_ND.norm(dim=-1, keepdim=True))
         return fed_ND.to(seen.embedding.dtype)
@@ -127,14 +126,15 @@ def forget_alignment(embedding: Embedding) -> None:
     _ALIGNMENTS.pop(embedding, None)
 
 
-def _alignment(head: Head, embedding: Embedding) -> Alignment:
-    """Made once for a loaded checkpoint, and usable where gradients are taken."""
+def _alignment(head: Head, embedding: Embedding, device: torch.device) -> Alignment:
+    """Made once for a checkpoint where it lies, and usable where gradients are taken."""
     import torch
 
-    if embedding not in _ALIGNMENTS:
+    found = _ALIGNMENTS.get(embedding)
+    if found is None or found.matrix_DD.device != device:
         with torch.inference_mode(False), torch.no_grad():
-            _ALIGNMENTS[embedding] = _align(head.matrix_VD, embedding)
-    return _ALIGNMENTS[embedding]
+            found = _ALIGNMENTS[embedding] = _align(head.matrix_VD, embedding)
+    return found
 
 
 def _align(head_VD: Tensor, embedding: Embedding) -> Alignment:
