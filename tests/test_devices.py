@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import sys
+import weakref
 from contextlib import nullcontext
 from functools import cache
 
@@ -145,6 +147,26 @@ def test_a_float32_head_moves_with_its_model():
         model.lm_head(hidden)
     assert places.found == {"meta"}
     assert set(model.state_dict()) == state
+
+
+def test_a_float32_head_stays_one_in_another_precision_and_in_a_copy_and_goes_with_its_model():
+    model = copy.deepcopy(tiny_lm("llama").model).to(torch.bfloat16)
+    wrap_model(model, tiny_tokenizer(), logits_dtype="float32", self_check=False)
+    hidden = torch.randn(2, 32, dtype=torch.bfloat16)
+    wanted = hidden.float() @ model.lm_head.weight.float().T
+    model.to("cpu", torch.bfloat16)
+    torch.testing.assert_close(model.lm_head(hidden), wanted)
+    other = copy.deepcopy(model)
+    other.lm_head.wide_weight.zero_()
+    assert model.lm_head(hidden).any() and not other.lm_head(hidden).any()
+    gc.collect()
+    gc.disable()
+    try:
+        head = weakref.ref(model.lm_head)
+        del model
+        assert head() is None  # a circle would keep its memory on the GPU
+    finally:
+        gc.enable()
 
 
 def test_gpt_neos_bands_lie_where_its_layers_do():

@@ -128,9 +128,7 @@ class LanguageModel:
         logits = hidden_or_logits[..., : self.vocab]
         if self.vocabulary.gaps:
             logits = logits.index_fill(-1, on_device(self.vocabulary.gaps, logits.device), NEVER)
-        if self.logits_dtype is LogitsDtype.BFLOAT16:
-            return logits.to(torch.bfloat16)
-        return logits
+        return logits.bfloat16() if self.logits_dtype is LogitsDtype.BFLOAT16 else logits
 
 
 def _fused(model: Any) -> Callable[..., Any]:
@@ -291,15 +289,21 @@ def _notes(vocabulary: Vocabulary) -> list[str]:
     if vocabulary.appended:
         tokens = vocabulary.tokenizer.convert_ids_to_tokens(list(vocabulary.appended))
         notes.append(f"the tokenizer appends {' '.join(tokens)} to a text; prompts go without it")
-    if vocabulary.gaps:
-        count = len(vocabulary.gaps)
+    if count := len(vocabulary.gaps):
         notes.append(f"{count} ids below {vocabulary.size} have no token; they are never chosen")
     return notes
 
 
 def _float32_head(model: Any) -> None:
     """Compute the output projection in float32 (what follows it, a softcap say, then is too)."""
+
+    def forward(own: Any, hidden: Tensor) -> Tensor:
+        wide: Any = [p if p is None else p.float() for p in (own.wide_weight, own.wide_bias)]
+        return nn.functional.linear(hidden.to(own.weight.device, torch.float32), *wide)
+
     head = model.get_output_embeddings()
     for name, part in (("wide_weight", head.weight), ("wide_bias", head.bias)):  # move with it
         head.register_buffer(name, None if part is None else part.detach().float(), False)
-    head.forward = lambda x: nn.functional.linear(x.float(), head.wide_weight, head.wide_bias)
+    vars(head).pop("forward", None)
+    # Not in the head itself, a circle that would keep both weights until Python looks for circles.
+    head.__class__ = type("Float32Head", (type(head),), {"forward": forward})
