@@ -175,6 +175,17 @@ def test_to_compile_takes_a_gpu():
         tiny_lm("llama").decode_by(graphs=True, fused=True)
 
 
+def test_to_compile_or_not_can_be_chosen_anew_for_a_model_that_has_decoded(monkeypatch):
+    lm = dataclasses.replace(tiny_lm("llama"))
+    monkeypatch.setattr(type(lm), "device", torch.device("cuda"))
+    found = []
+    for fused in (False, True, True, False):
+        lm.decode_by(graphs=True, fused=fused)
+        found.append(lm.runner)
+    assert found[0] is found[3] is lm.model
+    assert found[1] is found[2] is not lm.model  # not compiled twice
+
+
 @pytest.mark.slow
 def test_compiled_steps_are_two_graphs_for_all_rows_and_slots_and_take_the_same_steps(monkeypatch):
     """By torch's eager backend, which fuses nothing: what is compiled is what would have been run."""

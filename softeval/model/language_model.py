@@ -121,6 +121,8 @@ class LanguageModel:
         """
         if fused and not (graphs and self.device.type == "cuda"):
             raise UserError("--compile fuses what is captured on a GPU; leave it out here")
+        if fused != self.fused:
+            vars(self).pop("runner", None)
         self.graphs, self.fused = graphs, fused
 
     def logits(self, hidden_or_logits: Tensor) -> Tensor:
