@@ -128,6 +128,27 @@ def test_a_mode_that_asks_the_host_says_so():
         decoded(tiny_lm("llama"), MODES["dirichlet"], batch_size=4, look_every=3)
 
 
+def test_captured_steps_draw_nothing_ahead_however_often_the_host_looks(monkeypatch):
+    passes = 0
+
+    class Captured(Replays):
+        """Says that it captures, and lets no later pass read a number on the host."""
+
+        def __init__(self, device, **how):
+            super().__init__(device, **how)
+            self.captures = True
+
+        def run(self, bucket, work):
+            nonlocal passes
+            passes += 1
+            with nullcontext() if passes < 3 else without_reading():
+                work()
+
+    monkeypatch.setattr("softeval.decoding.decoder.Replays", Captured)
+    decoded(tiny_lm("llama"), MODES["soft_sample"], batch_size=4, look_every=1)
+    assert passes > 20
+
+
 def test_work_runs_as_it_is_where_nothing_is_captured():
     done = []
     for wanted in (True, False):
